@@ -1,0 +1,50 @@
+//! Protocol definitions and the code generated from them.
+//!
+//! The `.proto` files beside this crate are the source; `src/gen` is committed so that a build needs
+//! no protobuf compiler. `tests/bootstrap.rs` fails when the two differ and, run with
+//! `MAYFLY_BLESS=1`, writes them again.
+
+/// The SPIFFE Workload API (no protobuf package: paths are `/SpiffeWorkloadAPI/<Method>`).
+pub mod workload {
+    #![allow(
+        missing_docs,
+        unreachable_pub,
+        unused_qualifications,
+        clippy::all,
+        clippy::pedantic,
+        clippy::restriction,
+        reason = "generated"
+    )]
+    include!("gen/_.rs");
+}
+
+/// `mayfly.admin.v1`: what an operator asks and orders.
+pub mod admin {
+    #![allow(
+        missing_docs,
+        unreachable_pub,
+        unused_qualifications,
+        clippy::all,
+        clippy::pedantic,
+        clippy::restriction,
+        reason = "generated"
+    )]
+    include!("gen/mayfly.admin.v1.rs");
+}
+
+/// `mayfly.identity.v1`: what a process may learn about itself.
+pub mod identity {
+    #![allow(
+        missing_docs,
+        unreachable_pub,
+        unused_qualifications,
+        clippy::all,
+        clippy::pedantic,
+        clippy::restriction,
+        reason = "generated"
+    )]
+    include!("gen/mayfly.identity.v1.rs");
+}
+
+/// Serialised `FileDescriptorSet` of all of the above, for gRPC reflection.
+pub const DESCRIPTORS: &[u8] = include_bytes!("gen/descriptors.bin");

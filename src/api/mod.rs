@@ -1,0 +1,1 @@
+//! Everything that speaks gRPC: listener, connection guard, admission, status codes, one file a service.

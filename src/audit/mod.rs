@@ -1,0 +1,1 @@
+//! The audit log: hash-chained JSON Lines, one event for each decision.

@@ -1,0 +1,1 @@
+//! Files the agent trusts and files others must never see half-written.

@@ -1,0 +1,1 @@
+//! The durable table of unexpired leases; a row is committed before its credential leaves the agent.

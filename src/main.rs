@@ -1,0 +1,5 @@
+//! Entry point: everything happens in [`mayfly::cli`].
+
+fn main() -> std::process::ExitCode {
+    mayfly::cli::main()
+}

@@ -1,0 +1,1 @@
+//! Entries: which selectors earn which SPIFFE ID, and the pure function that decides.

@@ -1,0 +1,1 @@
+//! Taking back: the denylist, the certificate revocation list, and the times each step took.

@@ -1,0 +1,1 @@
+//! The shell around the lease core: drives it for each live process.
