@@ -1,1 +1,31 @@
 //! Pins a process and turns it into selectors. Knows nothing of SPIFFE IDs, policy or keys.
+//!
+//! A [`Process`] is one live process, held by a pidfd: nothing here is ever looked up by a bare process number
+//! twice. Whatever is read about it counts only if the process was still alive after the read.
+
+mod attestation;
+mod cgroup;
+pub mod failpoint;
+mod host;
+mod lineage;
+mod measure;
+mod process;
+mod selector;
+mod set;
+mod socket;
+pub mod sys;
+mod target;
+#[cfg(test)]
+mod testing;
+mod text;
+mod ticks;
+mod unix;
+
+pub use attestation::{Answer, Attestation, Fingerprint, Posture};
+pub use host::{BootId, BootIdError, Features, Host, HostError};
+pub use measure::{MeasureFigures, MeasureLimits, Measurer, WorkerCommand, measure_worker};
+pub use process::{
+    ExecMode, ExecNotice, ExecWatch, ExitCause, ExitNotice, PinError, Process, ProcessKey, Reaper, WatchLost,
+};
+pub use selector::{Selector, Strength, strength_of};
+pub use set::{AttestError, AttestSettings, AttestorSet};

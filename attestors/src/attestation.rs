@@ -1,0 +1,110 @@
+//! What came out of attesting one process: selectors, who answered, and what is odd about it.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use crate::measure::FileId;
+use crate::process::Live;
+use crate::selector::Selector;
+
+/// Everything learned about one process at one time.
+#[derive(Clone, Debug)]
+pub struct Attestation {
+    pub(crate) selectors: BTreeSet<Selector>,
+    pub(crate) answers: Vec<Answer>,
+    pub(crate) posture: Posture,
+    pub(crate) fingerprint: Fingerprint,
+}
+
+/// One attestor's part.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Answer {
+    /// Which attestor.
+    pub kind: &'static str,
+    /// How long it took.
+    pub took: Duration,
+    /// How many selectors it found, or why it has none to give.
+    pub outcome: Result<usize, String>,
+    /// Selectors it left out on purpose, each with the reason, such as `sha256: exe_fs_not_trusted (fuse)`.
+    pub notes: Vec<String>,
+}
+
+/// What policy may want to know beyond selectors. All false is the ordinary case.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Posture {
+    /// It is in another user namespace than ours: advisory selectors were left out.
+    pub foreign_userns: bool,
+    /// It is in another mount namespace than ours: its path is `unix:ns_path`.
+    pub foreign_mount_ns: bool,
+    /// Real, effective and saved uid differ: it has no `unix:uid` and no `unix:user`.
+    pub mixed_uid: bool,
+    /// Some thread is traced, or there were too many threads to tell.
+    pub traced: bool,
+    /// The program has no name in any directory (deleted, or a memfd): it has no path, and its hash is
+    /// `unix:anonymous_sha256`.
+    pub anonymous_exe: bool,
+    /// The program is on a file system that may stall or lie: neither path nor hash was taken.
+    pub exe_fs_not_trusted: bool,
+}
+
+/// What must stay the same for an attestation to stay true. Cheap to read again; equal means nothing was swapped
+/// as far as the kernel shows it.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub struct Fingerprint {
+    pub(crate) exe: ExeIdentity,
+    pub(crate) live: Live,
+    /// Where the pidfd does not tell the cgroup: the text of `/proc/PID/cgroup`.
+    pub(crate) cgroups: Option<Vec<u8>>,
+}
+
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub(crate) enum ExeIdentity {
+    File(FileId),
+    /// The file system would not say, or we may not look: by errno.
+    Hidden(i32),
+}
+
+impl Attestation {
+    /// All selectors, in order.
+    pub fn selectors(&self) -> &BTreeSet<Selector> {
+        &self.selectors
+    }
+
+    /// One for each attestor.
+    pub fn answers(&self) -> &[Answer] {
+        &self.answers
+    }
+
+    /// What is odd about the process.
+    pub fn posture(&self) -> &Posture {
+        &self.posture
+    }
+
+    /// To compare with a later [`crate::AttestorSet::fingerprint`].
+    pub fn fingerprint(&self) -> &Fingerprint {
+        &self.fingerprint
+    }
+
+    /// Whether every attestor answered; a selector left out on purpose does not count as silence.
+    pub fn is_complete(&self) -> bool {
+        self.answers.iter().all(|answer| answer.outcome.is_ok())
+    }
+
+    /// All values of one fact, in order.
+    pub fn values<'a>(&'a self, kind: &'a str, key: &'a str) -> impl Iterator<Item = &'a str> {
+        let fits = move |s: &&Selector| s.kind() == kind && s.key() == key;
+        self.selectors.iter().filter(fits).map(Selector::value)
+    }
+}
+
+impl Fingerprint {
+    /// Whether credentials (any of the six ids) are equal, whatever became of the program.
+    pub fn same_credentials(&self, other: &Self) -> bool {
+        (self.live.uids, self.live.gids) == (other.live.uids, other.live.gids)
+    }
+
+    /// Whether the program is the same file with the same content, as far as its metadata tells.
+    pub fn same_program(&self, other: &Self) -> bool {
+        self.exe == other.exe
+    }
+}

@@ -1,0 +1,167 @@
+//! The `process` attestor: where a process comes from and what is being done to it. All advice: any process can
+//! arrange most of it, so it narrows and never suffices.
+//!
+//! `exe_deleted:true`: its program has no name any more. `no_new_privs:true`: neither it nor its children gain rights
+//! by exec. `traced:true`: some thread has a tracer. `ancestor_sha256:HEX`: the program of each live ancestor, up to a
+//! number; each is pinned while it is read, and is an ancestor only if its child still called it parent after it was
+//! pinned, and it is older than its child. An ancestor that cannot be measured is left out, with a note.
+
+use std::io;
+use std::time::Instant;
+
+use crate::measure::Measurer;
+use crate::process::procfs::{self, Stat};
+use crate::process::{PinError, ProcDir, Process};
+use crate::selector::Selector;
+use crate::set::Found;
+use crate::target::{Exe, Target};
+use crate::{text, ticks};
+
+/// Looks at threads and ancestors.
+#[derive(Debug)]
+pub(crate) struct Lineage {
+    pub(crate) ancestors: usize,
+}
+
+/// What was found, and whether some thread is traced.
+#[derive(Debug)]
+pub(crate) struct LineageFound {
+    pub(crate) found: Found,
+    pub(crate) traced: bool,
+}
+
+impl Lineage {
+    /// Ends by itself at `until` at the latest, with what it has.
+    pub(crate) async fn attest(
+        &self,
+        target: &Target<'_>,
+        measurer: &Measurer,
+        with_ancestors: bool,
+        until: Instant,
+    ) -> Result<LineageFound, String> {
+        let mut found = Found::default();
+        if target.exe.as_ref().is_ok_and(|exe| exe.facts.anonymous) {
+            found.add("process", "exe_deleted", "true".to_owned());
+        }
+        if target.status.no_new_privs {
+            found.add("process", "no_new_privs", "true".to_owned());
+        }
+        let traced = match traced(target).map_err(|e| format!("/proc/PID/task: {e}"))? {
+            Some(traced) => traced,
+            None => {
+                found.note("traced", "too many threads to look at: taken as traced");
+                true
+            }
+        };
+        if traced {
+            found.add("process", "traced", "true".to_owned());
+        }
+        if with_ancestors {
+            self.ancestors(target, measurer, until, &mut found).await;
+        }
+        Ok(LineageFound { found, traced })
+    }
+
+    async fn ancestors(&self, target: &Target<'_>, measurer: &Measurer, until: Instant, found: &mut Found) {
+        let mut child = match target.dir.stat() {
+            Ok(stat) => Link { stat, dir: None },
+            Err(error) => return found.note("ancestor_sha256", &error.to_string()),
+        };
+        for _ in 0..self.ancestors {
+            let parent = match parent_of(target, &child) {
+                Ok(Some(parent)) => parent,
+                Ok(None) => return,
+                Err(why) => return found.note("ancestor_sha256", &why),
+            };
+            let left = until.saturating_duration_since(ticks::now());
+            match tokio::time::timeout(left, measure(&parent, target.process.uid(), measurer)).await {
+                Ok(Ok(selector)) => found.selectors.push(selector),
+                Ok(Err(why)) => {
+                    found.note("ancestor_sha256", &format!("process {}: {why}", parent.process.pid()))
+                }
+                Err(_) => return found.note("ancestor_sha256", "no time left for further ancestors"),
+            }
+            child = Link { stat: parent.stat, dir: Some(parent.dir) };
+        }
+    }
+}
+
+/// A process whose parent is looked for; without a directory it is the target itself.
+struct Link {
+    stat: Stat,
+    dir: Option<ProcDir>,
+}
+
+struct Ancestor {
+    process: Process,
+    dir: ProcDir,
+    stat: Stat,
+}
+
+/// Pins the parent. `None` at the top, or when the parent went meanwhile: its child then has another one, and the
+/// chain as it was is gone.
+fn parent_of(target: &Target<'_>, child: &Link) -> Result<Option<Ancestor>, String> {
+    let host = target.process.host();
+    let number = child.stat.parent;
+    if number == 0 {
+        return Ok(None);
+    }
+    let process = match Process::of_pid(host, number) {
+        Ok(process) => process,
+        Err(PinError::Exited) => return Ok(None),
+        Err(error) => return Err(format!("process {number}: {error}")),
+    };
+    let read = || -> io::Result<Option<(ProcDir, Stat)>> {
+        let dir = ProcDir::open(host, number)?;
+        let stat = dir.stat()?;
+        // Asked after the parent was pinned: so the one that was pinned is the parent, or was when it was pinned.
+        let still = child.dir.as_ref().unwrap_or(&target.dir).stat()?;
+        let is_parent = still.parent == number && stat.start_time <= still.start_time;
+        Ok((is_parent && process.is_alive()).then_some((dir, stat)))
+    };
+    match read() {
+        Ok(Some((dir, stat))) => Ok(Some(Ancestor { process, dir, stat })),
+        Ok(None) => Ok(None),
+        Err(error) => Err(format!("process {number}: {error}")),
+    }
+}
+
+async fn measure(parent: &Ancestor, uid: u32, measurer: &Measurer) -> Result<Selector, String> {
+    let open = || Exe::open(&parent.dir.live_task()?);
+    let subject = open().map_err(|e| e.to_string())?.subject(&parent.process, uid);
+    let sha256 = measurer.sha256(&subject).await.map_err(|e| e.to_string())?;
+    if !parent.process.is_alive() {
+        return Err("exited while it was measured".to_owned());
+    }
+    Ok(Selector::new("process", "ancestor_sha256", text::hex(&sha256)))
+}
+
+/// Whether any thread has a tracer; `None` when there are more than can be looked at.
+fn traced(target: &Target<'_>) -> io::Result<Option<bool>> {
+    if target.status.tracer != 0 {
+        return Ok(Some(true));
+    }
+    let tasks = target.dir.tasks()?;
+    if tasks.len() > MOST_THREADS {
+        return Ok(None);
+    }
+    if tasks.len() == 1 {
+        return Ok(Some(false));
+    }
+    for task in tasks {
+        match target.dir.read(&format!("task/{task}/status"), 1 << 16) {
+            Ok(text) => {
+                // A status without the line was cut off by very many groups.
+                if procfs::field(&text, b"TracerPid").and_then(procfs::integer) != Some(0) {
+                    return Ok(Some(true));
+                }
+            }
+            // The thread has ended meanwhile.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(Some(false))
+}
+
+const MOST_THREADS: usize = 1024;

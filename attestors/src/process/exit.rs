@@ -1,0 +1,383 @@
+//! The reaper: one epoll thread over the pidfds of all watched processes.
+//!
+//! Every watched token gets exactly one notice, unless it is forgotten first: the process exited, or the watch was
+//! lost. A lost watch must be treated as an exit; once the thread has failed, no new watch is accepted.
+//! A process whose first thread exited while others run has not exited: the pidfd stays silent.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::io::Errno;
+
+use super::Process;
+use crate::{failpoint, ticks};
+
+/// Watches processes; its thread ends when this is dropped, without further notices.
+pub struct Reaper {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Told once for each watched token, on the reaper's own thread: the receiver must be quick.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct ExitNotice {
+    /// What the watcher called the process.
+    pub token: u64,
+    /// What happened.
+    pub cause: ExitCause,
+    /// When the thread woke up for it.
+    pub seen: Instant,
+}
+
+/// Why a watch ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum ExitCause {
+    /// All threads of the process have exited.
+    Exited,
+    /// We no longer know: must be treated as an exit.
+    WatchLost,
+}
+
+/// The process cannot be watched, so it must not hold anything that its exit would revoke.
+#[derive(Debug, thiserror::Error)]
+#[error("the process cannot be watched")]
+pub struct WatchLost {
+    /// What epoll said, or that the thread is gone.
+    #[source]
+    source: io::Error,
+}
+
+struct Shared {
+    epoll: OwnedFd,
+    wake: OwnedFd,
+    table: Mutex<Table>,
+}
+
+/// Watches by an id that is never used twice: an event already in flight for a forgotten watch then finds nothing,
+/// even if the same token is watched again.
+#[derive(Default)]
+struct Table {
+    watches: HashMap<u64, Watch>,
+    ids: HashMap<u64, u64>,
+    last: u64,
+    lost: bool,
+    stop: bool,
+}
+
+struct Watch {
+    token: u64,
+    pidfd: Arc<OwnedFd>,
+}
+
+type Sink = Box<dyn Fn(ExitNotice) + Send>;
+
+impl Reaper {
+    /// Starts the thread. `sink` gets every notice, on that thread.
+    ///
+    /// # Errors
+    /// When epoll, eventfd or the thread cannot be had.
+    pub fn start(sink: Sink) -> io::Result<Self> {
+        let shared = Arc::new(Shared {
+            epoll: epoll::create(CreateFlags::CLOEXEC)?,
+            wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            table: Mutex::default(),
+        });
+        epoll::add(&shared.epoll, &shared.wake, EventData::new_u64(WAKE), EventFlags::IN)?;
+        let thread = std::thread::Builder::new().name("mayfly-reaper".to_owned());
+        let runs = Arc::clone(&shared);
+        let thread = thread.spawn(move || {
+            // Also when the sink panics: whoever is still watched learns that nobody looks any more.
+            let watcher = Watcher { shared: runs, sink };
+            watcher.run();
+        })?;
+        Ok(Self { shared, thread: Some(thread) })
+    }
+
+    /// Asks for one notice about `process`, named `token`. A process that is dead already gives its notice at
+    /// once. A token that is watched already is replaced.
+    ///
+    /// # Errors
+    /// When epoll refuses, or an earlier failure ended the thread.
+    pub fn watch(&self, process: &Process, token: u64) -> Result<(), WatchLost> {
+        let mut table = self.shared.table();
+        if table.lost {
+            return Err(WatchLost { source: io::Error::other("the reaper has stopped") });
+        }
+        table.forget(token, &self.shared.epoll);
+        table.last += 1;
+        let id = table.last;
+        let pidfd = self.shared.add(process.shared_pidfd(), id).map_err(|source| WatchLost { source })?;
+        table.watches.insert(id, Watch { token, pidfd });
+        table.ids.insert(token, id);
+        Ok(())
+    }
+
+    /// Ends the watch of `token`. A notice that is being delivered right now may still arrive.
+    pub fn forget(&self, token: u64) {
+        self.shared.table().forget(token, &self.shared.epoll);
+    }
+
+    /// How many processes are watched.
+    pub fn watched(&self) -> usize {
+        self.shared.table().watches.len()
+    }
+}
+
+impl Drop for Reaper {
+    fn drop(&mut self) {
+        self.shared.table().stop = true;
+        if rustix::io::write(&self.shared.wake, &1_u64.to_ne_bytes()).is_ok()
+            && let Some(thread) = self.thread.take()
+            && thread.thread().id() != std::thread::current().id()
+        {
+            drop(thread.join());
+        }
+    }
+}
+
+impl std::fmt::Debug for Reaper {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reaper").field("watched", &self.watched()).finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    /// A poisoned table is still a table: losing it would lose exits.
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// epoll takes one descriptor once; a second watch of the same process needs a copy.
+    fn add(&self, pidfd: Arc<OwnedFd>, id: u64) -> io::Result<Arc<OwnedFd>> {
+        let flags = EventFlags::IN | EventFlags::ONESHOT;
+        match epoll::add(&self.epoll, &pidfd, EventData::new_u64(id), flags) {
+            Ok(()) => Ok(pidfd),
+            Err(Errno::EXIST) => {
+                let copy = Arc::new(pidfd.try_clone()?);
+                epoll::add(&self.epoll, &copy, EventData::new_u64(id), flags)?;
+                Ok(copy)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+impl Table {
+    fn forget(&mut self, token: u64, epoll: &OwnedFd) {
+        if let Some(watch) = self.ids.remove(&token).and_then(|id| self.watches.remove(&id)) {
+            // Fails only if it is not registered, which is what is wanted.
+            epoll::delete(epoll, &watch.pidfd).ok();
+        }
+    }
+
+    /// The token of a watch whose event came, unless it was forgotten meanwhile.
+    fn take(&mut self, id: u64, epoll: &OwnedFd) -> Option<u64> {
+        let token = self.watches.get(&id)?.token;
+        self.forget(token, epoll);
+        Some(token)
+    }
+}
+
+struct Watcher {
+    shared: Arc<Shared>,
+    sink: Sink,
+}
+
+impl Watcher {
+    fn run(&self) {
+        let mut events: Vec<Event> = Vec::with_capacity(1024);
+        while !self.shared.table().stop {
+            events.clear();
+            match self.wait(&mut events) {
+                Ok(()) | Err(Errno::INTR) => {}
+                Err(_) => return,
+            }
+            let seen = ticks::now();
+            for event in &events {
+                let id = event.data.u64();
+                let token = self.shared.table().take(id, &self.shared.epoll);
+                if let Some(token) = token {
+                    (self.sink)(ExitNotice { token, cause: ExitCause::Exited, seen });
+                }
+            }
+        }
+    }
+
+    fn wait(&self, events: &mut Vec<Event>) -> rustix::io::Result<()> {
+        if failpoint::fails("reaper.wait") {
+            return Err(Errno::BADF);
+        }
+        epoll::wait(&self.shared.epoll, rustix::buffer::spare_capacity(events), None).map(drop)
+    }
+}
+
+impl Drop for Watcher {
+    /// Runs however the thread ends. Only a stop that was asked for is silent.
+    fn drop(&mut self) {
+        let mut table = self.shared.table();
+        table.lost = true;
+        if table.stop {
+            return;
+        }
+        table.ids.clear();
+        let orphans: Vec<Watch> = table.watches.drain().map(|(_, watch)| watch).collect();
+        drop(table);
+        let seen = ticks::now();
+        for watch in orphans {
+            (self.sink)(ExitNotice { token: watch.token, cause: ExitCause::WatchLost, seen });
+        }
+    }
+}
+
+/// Watches count from 1.
+const WAKE: u64 = 0;
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Child, Command};
+    use std::sync::mpsc::{Receiver, channel};
+    use std::time::Duration;
+
+    use super::*;
+    use crate::testing::{end, host};
+
+    const SOON: Duration = Duration::from_secs(10);
+
+    fn reaper() -> (Reaper, Receiver<ExitNotice>) {
+        let (sender, receiver) = channel();
+        let sink = Box::new(move |notice| sender.send(notice).unwrap());
+        (Reaper::start(sink).unwrap(), receiver)
+    }
+
+    fn sleeper() -> (Child, Process) {
+        let child = Command::new("/bin/sleep").arg("30").spawn().unwrap();
+        let process = Process::of_pid(&host(), child.id()).unwrap();
+        (child, process)
+    }
+
+    #[test]
+    fn an_exit_is_told_once_and_only_for_its_token() {
+        let (reaper, notices) = reaper();
+        let (a, pa) = sleeper();
+        let (b, pb) = sleeper();
+        reaper.watch(&pa, 7).unwrap();
+        reaper.watch(&pb, 8).unwrap();
+        end(a);
+        let notice = notices.recv_timeout(SOON).unwrap();
+        assert_eq!((notice.token, notice.cause), (7, ExitCause::Exited));
+        assert_eq!(reaper.watched(), 1);
+        assert!(notices.recv_timeout(Duration::from_millis(50)).is_err());
+        end(b);
+        assert_eq!(notices.recv_timeout(SOON).unwrap().token, 8);
+    }
+
+    #[test]
+    fn a_process_that_is_dead_already_is_told_at_once() {
+        let (reaper, notices) = reaper();
+        let (child, process) = sleeper();
+        end(child);
+        reaper.watch(&process, 1).unwrap();
+        assert_eq!(notices.recv_timeout(SOON).unwrap().token, 1);
+    }
+
+    #[test]
+    fn two_watches_of_one_process_are_both_told() {
+        let (reaper, notices) = reaper();
+        let (child, process) = sleeper();
+        reaper.watch(&process, 1).unwrap();
+        reaper.watch(&process, 2).unwrap();
+        end(child);
+        let mut tokens =
+            [notices.recv_timeout(SOON).unwrap().token, notices.recv_timeout(SOON).unwrap().token];
+        tokens.sort_unstable();
+        assert_eq!(tokens, [1, 2]);
+    }
+
+    #[test]
+    fn a_dropped_process_is_still_watched() {
+        let (reaper, notices) = reaper();
+        let (child, process) = sleeper();
+        reaper.watch(&process, 3).unwrap();
+        drop(process);
+        end(child);
+        assert_eq!(notices.recv_timeout(SOON).unwrap().token, 3);
+    }
+
+    #[test]
+    fn a_forgotten_token_is_silent_and_can_be_used_again() {
+        let (reaper, notices) = reaper();
+        let (a, pa) = sleeper();
+        let (b, pb) = sleeper();
+        reaper.watch(&pa, 5).unwrap();
+        reaper.forget(5);
+        reaper.watch(&pb, 5).unwrap();
+        end(a);
+        assert!(notices.recv_timeout(Duration::from_millis(50)).is_err());
+        end(b);
+        assert_eq!(notices.recv_timeout(SOON).unwrap().token, 5);
+    }
+
+    #[test]
+    fn a_process_whose_first_thread_exited_has_not_exited() {
+        let (reaper, notices) = reaper();
+        let code = "import threading,time,ctypes\nthreading.Thread(target=lambda:time.sleep(30)).start()\nctypes.CDLL(None).syscall(60,0)";
+        let child = Command::new("/usr/bin/python3").args(["-c", code]).spawn().unwrap();
+        let process = Process::of_pid(&host(), child.id()).unwrap();
+        reaper.watch(&process, 9).unwrap();
+        let stat = format!("/proc/{}/stat", child.id());
+        while !std::fs::read_to_string(&stat).unwrap().contains(") Z ") {
+            std::thread::yield_now();
+        }
+        assert!(notices.recv_timeout(Duration::from_millis(50)).is_err());
+        end(child);
+        assert_eq!(notices.recv_timeout(SOON).unwrap().token, 9);
+    }
+
+    #[test]
+    fn when_the_thread_fails_every_watch_is_lost_and_no_new_one_is_taken() {
+        let (sender, notices) = channel();
+        let shared = Arc::new(Shared {
+            // Not an epoll: waiting on it fails as a closed one would.
+            epoll: eventfd(0, EventfdFlags::CLOEXEC).unwrap(),
+            wake: eventfd(0, EventfdFlags::CLOEXEC).unwrap(),
+            table: Mutex::default(),
+        });
+        let (child, process) = sleeper();
+        for token in 1..=3 {
+            let watch = Watch { token, pidfd: process.shared_pidfd() };
+            shared.table().watches.insert(token + 100, watch);
+            shared.table().ids.insert(token, token + 100);
+        }
+        let watcher =
+            Watcher { shared: Arc::clone(&shared), sink: Box::new(move |n| sender.send(n).unwrap()) };
+        let thread = std::thread::spawn(move || watcher.run());
+        thread.join().unwrap();
+        let mut told: Vec<_> = notices.iter().map(|n| (n.token, n.cause)).collect();
+        told.sort_unstable_by_key(|(token, _)| *token);
+        assert_eq!(told, [1, 2, 3].map(|token| (token, ExitCause::WatchLost)));
+        let reaper = Reaper { shared, thread: None };
+        assert!(reaper.watch(&process, 4).is_err());
+        end(child);
+    }
+
+    #[test]
+    fn a_thousand_simultaneous_exits_are_all_told() {
+        let (reaper, notices) = reaper();
+        let children: Vec<Child> =
+            (0..1000).map(|_| Command::new("/bin/sleep").arg("60").spawn().unwrap()).collect();
+        let host = host();
+        for (token, child) in children.iter().enumerate() {
+            reaper.watch(&Process::of_pid(&host, child.id()).unwrap(), token as u64).unwrap();
+        }
+        children.into_iter().for_each(end);
+        let mut tokens: Vec<u64> = (0..1000).map(|_| notices.recv_timeout(SOON).unwrap().token).collect();
+        tokens.sort_unstable();
+        assert!(tokens.iter().copied().eq(0..1000));
+    }
+}

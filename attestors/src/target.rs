@@ -1,0 +1,142 @@
+//! One process opened for one attestation: everything the attestors share is read here, once, through handles that
+//! name the process and its program and not their numbers and paths.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use crate::attestation::{ExeIdentity, Fingerprint, Posture};
+use crate::host::Namespaces;
+use crate::measure::{FileFacts, Gate, Subject, mount_namespace};
+use crate::process::procfs::Status;
+use crate::process::{Live, ProcDir, Process};
+
+/// A process with its `/proc` directory open.
+#[derive(Debug)]
+pub(crate) struct Target<'a> {
+    pub(crate) process: &'a Process,
+    pub(crate) dir: ProcDir,
+    pub(crate) live: Live,
+    pub(crate) status: Status,
+    pub(crate) exe: Result<Exe, io::Error>,
+    pub(crate) namespaces: Namespaces,
+    cgroups: Option<Vec<u8>>,
+}
+
+/// The program, as a handle that was never opened.
+#[derive(Debug)]
+pub(crate) struct Exe {
+    pub(crate) handle: Arc<OwnedFd>,
+    pub(crate) facts: FileFacts,
+    pub(crate) gate: Gate,
+    pub(crate) path: io::Result<Vec<u8>>,
+}
+
+/// Why a process could not be read.
+#[derive(Debug)]
+pub(crate) enum OpenError {
+    Exited,
+    Failed(io::Error),
+}
+
+impl<'a> Target<'a> {
+    pub(crate) fn open(process: &'a Process) -> Result<Self, OpenError> {
+        let gone_or = |error| OpenError::of(error, process);
+        let dir = open_dir(process)?;
+        let live = process.live(|| open_dir_again(process)).map_err(gone_or)?;
+        let task = dir.live_task().map_err(gone_or)?;
+        Ok(Self {
+            process,
+            live,
+            status: dir.status().map_err(gone_or)?,
+            exe: Exe::open(&task),
+            namespaces: Namespaces::of(task.fd(), ""),
+            cgroups: cgroups_if_needed(&live, &dir).map_err(gone_or)?,
+            dir,
+        })
+    }
+
+    pub(crate) fn fingerprint(&self) -> Fingerprint {
+        let exe = match &self.exe {
+            Ok(exe) => ExeIdentity::File(exe.facts.id),
+            Err(error) => hidden(error),
+        };
+        Fingerprint { exe, live: self.live, cgroups: self.cgroups.clone() }
+    }
+
+    /// What is odd at first sight; tracing is found out later. A namespace that cannot be read counts as foreign.
+    pub(crate) fn posture(&self) -> Posture {
+        let ours = self.process.host().namespaces();
+        let foreign = |theirs: Option<u64>, ours: Option<u64>| theirs.is_none() || theirs != ours;
+        let gate = self.exe.as_ref().ok().map(|exe| exe.gate);
+        Posture {
+            foreign_userns: foreign(self.namespaces.user, ours.user),
+            foreign_mount_ns: foreign(self.namespaces.mount, ours.mount),
+            mixed_uid: !self.live.uids.agree(),
+            traced: false,
+            anonymous_exe: self.exe.as_ref().is_ok_and(|exe| exe.facts.anonymous),
+            exe_fs_not_trusted: !matches!(gate, Some(Gate::Open(_) | Gate::Ajar)),
+        }
+    }
+}
+
+impl Exe {
+    /// Of a process or one of its threads; touches no file system.
+    pub(crate) fn open(task: &ProcDir) -> io::Result<Self> {
+        let handle = Arc::new(task.open_path("exe")?);
+        let facts = FileFacts::of(handle.as_fd())?;
+        let namespace = || mount_namespace(task.open_namespace("ns/mnt").ok()?.as_fd());
+        Ok(Self { gate: facts.gate(namespace), path: task.link("exe"), handle, facts })
+    }
+
+    /// To measure it for `process`, on the share of `uid`.
+    pub(crate) fn subject(&self, process: &Process, uid: u32) -> Subject {
+        Subject {
+            handle: Arc::clone(&self.handle),
+            facts: self.facts,
+            gate: self.gate,
+            holder: process.shared_pidfd(),
+            process: process.key().pidfs_inode,
+            uid,
+        }
+    }
+}
+
+impl OpenError {
+    fn of(error: io::Error, process: &Process) -> Self {
+        if process.is_alive() { Self::Failed(error) } else { Self::Exited }
+    }
+}
+
+/// Reads again what an attestation hangs on: program, credentials, cgroup. Some ten system calls.
+pub(crate) fn fingerprint(process: &Process) -> Result<Fingerprint, OpenError> {
+    let gone_or = |error| OpenError::of(error, process);
+    let dir = open_dir(process)?;
+    let live = process.live(|| open_dir_again(process)).map_err(gone_or)?;
+    let cgroups = cgroups_if_needed(&live, &dir).map_err(gone_or)?;
+    let task = dir.live_task().map_err(gone_or)?;
+    let exe = match task.open_path("exe").and_then(|handle| FileFacts::of(handle.as_fd())) {
+        Ok(facts) => ExeIdentity::File(facts.id),
+        Err(error) => hidden(&error),
+    };
+    // After the last read: what was read of a process that has gone may be another's.
+    if process.is_alive() { Ok(Fingerprint { exe, live, cgroups }) } else { Err(OpenError::Exited) }
+}
+
+fn open_dir(process: &Process) -> Result<ProcDir, OpenError> {
+    let dir = open_dir_again(process).map_err(|error| OpenError::of(error, process))?;
+    // Only now is it known that the number still was this process's when the directory was opened.
+    if process.is_alive() { Ok(dir) } else { Err(OpenError::Exited) }
+}
+
+fn open_dir_again(process: &Process) -> io::Result<ProcDir> {
+    ProcDir::open(process.host(), process.pid())
+}
+
+fn cgroups_if_needed(live: &Live, dir: &ProcDir) -> io::Result<Option<Vec<u8>>> {
+    if live.cgroup_id.is_some() { Ok(None) } else { dir.read("cgroup", 1 << 16).map(Some) }
+}
+
+fn hidden(error: &io::Error) -> ExeIdentity {
+    ExeIdentity::Hidden(error.raw_os_error().unwrap_or_default())
+}

@@ -1,0 +1,103 @@
+//! The `unix` attestor: who runs what.
+//!
+//! `uid`, `user`, `gid`, `group`, `supplementary_gid`, `supplementary_group`: effective ids, from the pidfd where the
+//! kernel tells. None for the overflow id, which stands for everybody; no `uid` or `user` unless real, effective and
+//! saved uid are one (a setuid program acts for its caller), and the same for `gid` and `group`.
+//!
+//! `path`: of the program, only in our own mount namespace; elsewhere the same text is `ns_path`, because anybody
+//! can mount anything there. Not for a program without a name. `sha256`: of its content; of a program without a name
+//! it is `anonymous_sha256`, so that an entry must ask for that by name. All four are advice.
+
+mod names;
+
+use std::path::Path;
+
+use crate::attestation::Posture;
+use crate::host::Host;
+use crate::measure::{Gate, MeasureError};
+use crate::selector::Selector;
+use crate::set::Found;
+use crate::target::Target;
+use crate::text;
+use names::Names;
+
+/// Knows the names of users and groups.
+#[derive(Debug)]
+pub(crate) struct Unix {
+    users: Names,
+    groups: Names,
+}
+
+impl Unix {
+    pub(crate) fn new(passwd: &Path, group: &Path) -> Self {
+        Self { users: Names::at(passwd), groups: Names::at(group) }
+    }
+
+    /// Ids and names.
+    pub(crate) fn ids(&self, target: &Target<'_>, found: &mut Found) {
+        let host = target.process.host();
+        let (uids, gids) = (target.live.uids, target.live.gids);
+        if uids.agree() {
+            pair(host, &self.users, uids.effective, ("uid", "user"), found);
+        } else {
+            found.note("uid", "mixed_uid (real, effective and saved uid differ)");
+        }
+        if gids.agree() {
+            pair(host, &self.groups, gids.effective, ("gid", "group"), found);
+        } else {
+            found.note("gid", "mixed_gid (real, effective and saved gid differ)");
+        }
+        for gid in &target.status.groups {
+            pair(host, &self.groups, *gid, ("supplementary_gid", "supplementary_group"), found);
+        }
+    }
+
+    /// The program: its path, and the hash if there is one. `hash` is `None` when it was not asked for.
+    pub(crate) fn program(
+        target: &Target<'_>,
+        posture: &mut Posture,
+        hash: Option<Result<[u8; 32], MeasureError>>,
+        found: &mut Found,
+    ) {
+        let exe = match &target.exe {
+            Ok(exe) => exe,
+            Err(error) => {
+                found.note("path, sha256", &format!("exe_fs_not_trusted (cannot be looked at: {error})"));
+                return;
+            }
+        };
+        posture.exe_fs_not_trusted |= matches!(hash, Some(Err(MeasureError::NotTrusted(_))));
+        let trusted = matches!(exe.gate, Gate::Open(_) | Gate::Ajar) && !posture.exe_fs_not_trusted;
+        match &exe.path {
+            _ if exe.facts.anonymous => found.note("path", "the program has no name (deleted or in memory)"),
+            _ if !trusted => found.note("path", "exe_fs_not_trusted"),
+            Ok(path) => {
+                let key = if posture.foreign_mount_ns { "ns_path" } else { "path" };
+                found.add("unix", key, text::of_bytes(path));
+            }
+            Err(error) => found.note("path", &error.to_string()),
+        }
+        match hash {
+            Some(Ok(sha256)) => {
+                let key = if exe.facts.anonymous { "anonymous_sha256" } else { "sha256" };
+                found.add("unix", key, text::hex(&sha256));
+            }
+            Some(Err(error)) => found.note("sha256", &error.to_string()),
+            None => {}
+        }
+    }
+}
+
+/// A number and its name. A name that cannot be looked up is left out, the number stands.
+fn pair(host: &Host, names: &Names, number: u32, keys: (&'static str, &'static str), found: &mut Found) {
+    if host.is_overflow(number) {
+        found.note(keys.0, "the overflow id stands for everybody");
+        return;
+    }
+    found.selectors.push(Selector::new("unix", keys.0, number.to_string()));
+    match names.of(number) {
+        Ok(Some(name)) => found.add("unix", keys.1, name),
+        Ok(None) => {}
+        Err(error) => found.note(keys.1, &error.to_string()),
+    }
+}
