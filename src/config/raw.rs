@@ -1,0 +1,152 @@
+//! First stage: the file field for field, each value with its place. Nothing is compared with anything yet,
+//! and what is not written stays `None`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::settings::{JwtKeyType, X509KeyType};
+use crate::diag::{Found, Problems, Table, read_toml};
+use crate::id::TrustDomain;
+use crate::telemetry::{LogFormat, LogLevel};
+
+/// What the file says. Made by [`RawConfig::parse`], spent by [`RawConfig::resolve`].
+#[derive(Debug)]
+pub struct RawConfig {
+    pub(super) trust_domain: Option<Found<TrustDomain>>,
+    pub(super) data_dir: Option<Found<PathBuf>>,
+    pub(super) entries_dir: Option<Found<PathBuf>>,
+    pub(super) sockets: RawSockets,
+    pub(super) x509: RawX509,
+    pub(super) jwt: RawJwt,
+    pub(super) authority_ttl: Option<Found<Duration>>,
+    pub(super) revocation: RawRevocation,
+    pub(super) audit_path: Option<Found<PathBuf>>,
+    pub(super) attest: RawAttest,
+    pub(super) limits: RawLimits,
+    pub(super) log: RawLog,
+    pub(super) shutdown_grace: Option<Found<Duration>>,
+}
+
+#[derive(Debug)]
+pub(super) struct RawSockets {
+    pub(super) public: Option<Found<PathBuf>>,
+    pub(super) admin: Option<Found<PathBuf>>,
+}
+
+#[derive(Debug)]
+pub(super) struct RawX509 {
+    pub(super) ttl: Option<Found<Duration>>,
+    pub(super) key_type: Option<Found<X509KeyType>>,
+}
+
+#[derive(Debug)]
+pub(super) struct RawJwt {
+    pub(super) ttl: Option<Found<Duration>>,
+    pub(super) key_type: Option<Found<JwtKeyType>>,
+    pub(super) issuer: Option<Found<String>>,
+    pub(super) max_audiences: Option<Found<i64>>,
+}
+
+#[derive(Debug)]
+pub(super) struct RawRevocation {
+    pub(super) coalesce: Option<Found<Duration>>,
+    pub(super) next_update: Option<Found<Duration>>,
+}
+
+#[derive(Debug)]
+pub(super) struct RawAttest {
+    pub(super) proc: Option<Found<PathBuf>>,
+    pub(super) deadline: Option<Found<Duration>>,
+    pub(super) hash_deadline: Option<Found<Duration>>,
+    pub(super) hash_max_bytes: Option<Found<i64>>,
+    pub(super) per_second: Option<Found<i64>>,
+    pub(super) burst: Option<Found<i64>>,
+    pub(super) in_flight: Option<Found<i64>>,
+}
+
+#[derive(Debug)]
+pub(super) struct RawLimits {
+    pub(super) connections: Option<Found<i64>>,
+    pub(super) connections_per_uid: Option<Found<i64>>,
+    pub(super) connections_per_cgroup: Option<Found<i64>>,
+    pub(super) reserved_for_root: Option<Found<i64>>,
+    pub(super) streams_per_connection: Option<Found<i64>>,
+    pub(super) live_leases_per_uid: Option<Found<i64>>,
+    pub(super) jwt_leases_per_workload: Option<Found<i64>>,
+}
+
+#[derive(Debug)]
+pub(super) struct RawLog {
+    pub(super) format: Option<Found<LogFormat>>,
+    pub(super) level: Option<Found<LogLevel>>,
+}
+
+impl RawConfig {
+    /// Reads the text of a file called `file`. What is wrong goes to `problems`; `None` if it is not TOML
+    /// text at all.
+    pub fn parse(file: &str, bytes: &[u8], problems: &mut Problems) -> Option<Self> {
+        read_toml(file, bytes, problems, Self::read)
+    }
+
+    fn read(table: &mut Table<'_>) -> Self {
+        table.require("trust_domain", "write `trust_domain = \"example.org\"` with your own name");
+        Self {
+            trust_domain: table.parsed("trust_domain", str::parse::<TrustDomain>),
+            data_dir: table.path("data_dir"),
+            entries_dir: table.path("entries_dir"),
+            sockets: table
+                .section("sockets", |t| RawSockets { public: t.path("public"), admin: t.path("admin") }),
+            x509: table.section("x509", |t| RawX509 {
+                ttl: t.duration("ttl"),
+                key_type: t.choice("key_type", &X509KeyType::WORDS),
+            }),
+            jwt: table.section("jwt", |t| RawJwt {
+                ttl: t.duration("ttl"),
+                key_type: t.choice("key_type", &JwtKeyType::WORDS),
+                issuer: t.text("issuer"),
+                max_audiences: t.integer("max_audiences"),
+            }),
+            authority_ttl: table.section("authority", |t| t.duration("ttl")),
+            revocation: table.section("revocation", |t| RawRevocation {
+                coalesce: t.duration("coalesce"),
+                next_update: t.duration("next_update"),
+            }),
+            audit_path: table.section("audit", |t| t.path("path")),
+            attest: table.section("attest", RawAttest::read),
+            limits: table.section("limits", RawLimits::read),
+            log: table.section("log", |t| RawLog {
+                format: t.choice("format", &LogFormat::WORDS),
+                level: t.choice("level", &LogLevel::WORDS),
+            }),
+            shutdown_grace: table.section("shutdown", |t| t.duration("grace")),
+        }
+    }
+}
+
+impl RawAttest {
+    fn read(table: &mut Table<'_>) -> Self {
+        Self {
+            proc: table.path("proc"),
+            deadline: table.duration("deadline"),
+            hash_deadline: table.duration("hash_deadline"),
+            hash_max_bytes: table.integer("hash_max_bytes"),
+            per_second: table.integer("per_second"),
+            burst: table.integer("burst"),
+            in_flight: table.integer("in_flight"),
+        }
+    }
+}
+
+impl RawLimits {
+    fn read(table: &mut Table<'_>) -> Self {
+        Self {
+            connections: table.integer("connections"),
+            connections_per_uid: table.integer("connections_per_uid"),
+            connections_per_cgroup: table.integer("connections_per_cgroup"),
+            reserved_for_root: table.integer("reserved_for_root"),
+            streams_per_connection: table.integer("streams_per_connection"),
+            live_leases_per_uid: table.integer("live_leases_per_uid"),
+            jwt_leases_per_workload: table.integer("jwt_leases_per_workload"),
+        }
+    }
+}

@@ -1,0 +1,16 @@
+//! Files that decide who gets an identity, or hold keys: read only where nobody else could have written
+//! them, written so that a reader or a power cut never sees half of one.
+//!
+//! *Trusted* means, for the file and for every directory above it: owned by root or by us, not writable by
+//! group or others (a sticky directory of root's, such as `/tmp`, is let through as a parent), and no
+//! symbolic link anywhere. A file is moreover regular, has one name, and fits the size cap. Checks are made
+//! on the opened descriptor, never on a path that could change before it is opened. Blocking; meant for
+//! start, reload and command lines.
+
+mod trust;
+mod write;
+
+pub use self::trust::{
+    Fault, FileError, TrustRules, ensure_dir, ensure_private_dir, list_trusted_dir, read_trusted,
+};
+pub use self::write::write_atomic;

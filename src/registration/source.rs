@@ -1,0 +1,257 @@
+//! Where entries come from. A source gives a whole set or says everything that is wrong; what to do about a
+//! bad set (keep the last good one, say so) is the caller's affair.
+
+use std::fs::File;
+use std::io::Read as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+
+use super::entry::EntrySet;
+use super::load::{EntryRules, parse_files};
+use crate::diag::{MAX_TOML_BYTES, Problem, Problems};
+use crate::files::{TrustRules, list_trusted_dir, read_trusted};
+
+/// A place that entries come from.
+pub trait EntrySource: Send + Sync {
+    /// The whole set as it is now. Blocking.
+    fn load(&self) -> Result<EntrySet, Problems>;
+
+    /// The directory whose changes mean that the set may have changed; `None` for one that never changes.
+    fn directory(&self) -> Option<&Path>;
+}
+
+/// The `*.toml` files of one directory, in the order of their names. Names that start with a dot, and other
+/// files, are passed over.
+#[derive(Clone, Debug)]
+pub struct FileSource {
+    dir: PathBuf,
+    rules: EntryRules,
+}
+
+impl FileSource {
+    /// Reads nothing yet.
+    pub fn new(dir: impl Into<PathBuf>, rules: EntryRules) -> Self {
+        Self { dir: dir.into(), rules }
+    }
+
+    /// The contents of every file that belongs to the set, all of them trusted.
+    fn read(&self) -> Result<Vec<(String, Vec<u8>)>, Problems> {
+        let shown = self.dir.display().to_string();
+        let names = list_trusted_dir(&self.dir).map_err(|error| {
+            let advice = if error.is_not_found() { ": make the directory, or set `entries_dir`" } else { "" };
+            Problem::whole_file(&shown, format!("is not used: {error}{advice}"))
+        })?;
+        let names = names.into_iter().filter(|name| is_entry_file(name.as_bytes())).collect::<Vec<_>>();
+        if names.len() > MAX_FILES {
+            let message = format!("holds more than {MAX_FILES} files of entries: put more into each");
+            return Err(Problem::whole_file(&shown, message).into());
+        }
+        let (mut files, mut problems) = (Vec::with_capacity(names.len()), Problems::new());
+        for name in names {
+            let path = self.dir.join(name);
+            let shown = path.display().to_string();
+            match read_trusted(&path, &TrustRules::public(MAX_TOML_BYTES)) {
+                Ok(bytes) => files.push((shown, bytes)),
+                Err(error) => problems.push(Problem::whole_file(&shown, format!("is not used: {error}"))),
+            }
+        }
+        problems.into_result(Some(files))
+    }
+}
+
+impl EntrySource for FileSource {
+    fn load(&self) -> Result<EntrySet, Problems> {
+        let files = self.read()?;
+        parse_files(files.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())), &self.rules)
+    }
+
+    fn directory(&self) -> Option<&Path> {
+        Some(&self.dir)
+    }
+}
+
+/// A fixed set.
+impl EntrySource for EntrySet {
+    fn load(&self) -> Result<EntrySet, Problems> {
+        Ok(self.clone())
+    }
+
+    fn directory(&self) -> Option<&Path> {
+        None
+    }
+}
+
+/// Whether a file of that name in the directory of entries holds entries.
+pub(super) fn is_entry_file(name: &[u8]) -> bool {
+    name.ends_with(b".toml") && !name.starts_with(b".")
+}
+
+/// Checks files (of directories: their `*.toml`) as one set, for `mayfly entry check`, and counts their
+/// entries. Whose files they are is not looked at: they are drafts on somebody's desk.
+pub fn check_files(paths: &[PathBuf], rules: &EntryRules) -> Result<usize, Problems> {
+    let (mut files, mut problems) = (Vec::new(), Problems::new());
+    for path in paths {
+        let shown = path.display().to_string();
+        match expand(path) {
+            Err(error) => problems.push(Problem::whole_file(&shown, format!("cannot be read: {error}"))),
+            Ok(found) => {
+                for path in found {
+                    let shown = path.display().to_string();
+                    match read_draft(&path) {
+                        Ok(bytes) => files.push((shown, bytes)),
+                        Err(error) => {
+                            problems.push(Problem::whole_file(&shown, format!("cannot be read: {error}")));
+                        }
+                    }
+                }
+            }
+        }
+    }
+    let files = files.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice()));
+    match parse_files(files, rules) {
+        Ok(set) => problems.into_result(Some(set.len())),
+        Err(more) => {
+            problems.append(more);
+            problems.into_result(None)
+        }
+    }
+}
+
+fn expand(path: &Path) -> std::io::Result<Vec<PathBuf>> {
+    if !path.is_dir() {
+        return Ok(vec![path.to_path_buf()]);
+    }
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(path)? {
+        let entry = entry?;
+        if is_entry_file(entry.file_name().as_bytes()) {
+            found.push(entry.path());
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Reads a regular file up to one byte more than is allowed; the reader says so then.
+fn read_draft(path: &Path) -> std::io::Result<Vec<u8>> {
+    if !std::fs::metadata(path)?.is_file() {
+        return Err(std::io::Error::other("it is not a regular file"));
+    }
+    let mut bytes = Vec::new();
+    File::open(path)?.take(MAX_TOML_BYTES + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+const MAX_FILES: usize = 4096;
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+    use tempfile::TempDir;
+
+    use super::*;
+
+    fn entry(uid: u32) -> String {
+        format!("[[entries]]\nspiffe_id = \"spiffe://td/w\"\nselectors = [\"unix:uid:{uid}\"]\n")
+    }
+
+    fn dir_of(files: &[(&str, &str)]) -> (TempDir, FileSource) {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            put(&dir, name, text);
+        }
+        let source = FileSource::new(dir.path(), EntryRules::default());
+        (dir, source)
+    }
+
+    fn put(dir: &TempDir, name: &str, text: &str) {
+        fs::write(dir.path().join(name), text).unwrap();
+        fs::set_permissions(dir.path().join(name), fs::Permissions::from_mode(0o644)).unwrap();
+    }
+
+    #[test]
+    fn all_files_make_one_set() {
+        let (dir, source) = dir_of(&[
+            ("a.toml", &entry(1)),
+            ("b.toml", &(entry(2) + &entry(3))),
+            ("none.toml", "entries = []"),
+            (".hidden.toml", "garbage"),
+            ("README", "garbage"),
+        ]);
+        let set = source.load().unwrap();
+        assert_eq!(set.len(), 3);
+        assert_eq!(source.directory(), Some(dir.path()));
+        assert_eq!(set.load().unwrap().version(), set.version(), "a fixed set is a source too");
+    }
+
+    #[test]
+    fn an_empty_directory_is_an_empty_set_and_no_directory_is_an_error() {
+        let (dir, source) = dir_of(&[]);
+        assert!(source.load().unwrap().is_empty());
+        drop(dir);
+        let message = source.load().unwrap_err().to_string();
+        assert!(message.contains("make the directory, or set `entries_dir`"), "{message}");
+    }
+
+    #[test]
+    fn one_bad_file_means_no_set_and_all_bad_ones_are_told() {
+        let (_dir, source) =
+            dir_of(&[("a.toml", &entry(1)), ("b.toml", ""), ("c.toml", "x = "), ("d.toml", &entry(1))]);
+        let message = source.load().unwrap_err().to_string();
+        for part in ["b.toml: entries: is missing", "c.toml:1:", "d.toml:1:1: entries[0]: has the name"] {
+            assert!(message.contains(part), "{message}");
+        }
+    }
+
+    #[test]
+    fn j01_one_untrusted_file_means_no_set() {
+        let (dir, source) = dir_of(&[("a.toml", &entry(1)), ("b.toml", &entry(2))]);
+        let path = dir.path().join("b.toml");
+        assert_eq!(source.load().unwrap().len(), 2);
+        let refused = |part: &str| {
+            let message = source.load().unwrap_err().to_string();
+            assert!(message.contains("b.toml: is not used") && message.contains(part), "{part}: {message}");
+        };
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
+        refused("can be written by others");
+        fs::remove_file(&path).unwrap();
+        symlink("a.toml", &path).unwrap();
+        refused("symbolic link");
+        fs::remove_file(&path).unwrap();
+        fs::hard_link(dir.path().join("README"), &path).unwrap_err();
+        fs::write(dir.path().join("README"), entry(2)).unwrap();
+        fs::hard_link(dir.path().join("README"), &path).unwrap();
+        refused("hard links");
+        fs::remove_file(&path).unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RUSR).unwrap();
+        refused("FIFO");
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        refused("directory");
+        fs::remove_dir(&path).unwrap();
+        put(&dir, "b.toml", &"#".repeat((1 << 20) + 1));
+        refused("larger than 1048576 bytes");
+        fs::remove_file(&path).unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        let message = source.load().unwrap_err().to_string();
+        assert!(message.contains("can be written by others"), "{message}");
+    }
+
+    #[test]
+    fn a_check_reads_files_and_directories_as_one_set() {
+        let (dir, _source) = dir_of(&[("a.toml", &entry(1)), ("b.toml", &entry(2)), ("c.txt", "garbage")]);
+        let (whole, b) = (dir.path().to_path_buf(), dir.path().join("b.toml"));
+        let rules = EntryRules::default();
+        assert_eq!(check_files(std::slice::from_ref(&whole), &rules), Ok(2));
+        assert_eq!(check_files(&[dir.path().join("a.toml"), b.clone()], &rules), Ok(2));
+        let message = check_files(&[whole, b], &rules).unwrap_err().to_string();
+        assert!(message.contains("has the name"), "{message}");
+        let message =
+            check_files(&["/dev/null".into(), dir.path().join("absent")], &rules).unwrap_err().to_string();
+        assert!(message.contains("not a regular file") && message.contains("No such file"), "{message}");
+        let other = EntryRules { trust_domain: Some("other".parse().unwrap()), ..rules };
+        assert!(check_files(&[dir.path().join("a.toml")], &other).is_err());
+    }
+}
