@@ -1,1 +1,117 @@
-//! Issuance: each credential spends a permit and is released only against a ledger commit.
+//! Issuance: each function here spends a [`Permit`](crate::policy::Permit), and what it makes stays shut until
+//! the ledger has committed to it ([`Committed`](crate::ledger::Committed)). Signing only: no I/O, no clock.
+
+pub mod jwt;
+pub mod x509;
+
+use std::time::{Duration, SystemTime};
+
+use crate::authority::{AuthorityError, CryptoError};
+use crate::clock::{from_unix_seconds, unix_seconds};
+use crate::id::LeaseId;
+
+/// Why nothing was issued.
+#[derive(Debug, thiserror::Error)]
+pub enum IssueError {
+    /// The permit was for another kind of credential: our mistake.
+    #[error("the permit is for another kind of credential")]
+    WrongKind,
+    /// The authority's validity is over, or so nearly that nothing useful fits.
+    #[error("the signing authority has expired")]
+    AuthorityExpired,
+    /// The authority's validity has not begun: the clock was set back.
+    #[error("the signing authority is not valid yet, the clock is behind")]
+    AuthorityNotYetValid,
+    /// The authority refused or failed.
+    #[error(transparent)]
+    Authority(#[from] AuthorityError),
+    /// No key could be made.
+    #[error(transparent)]
+    Crypto(#[from] CryptoError),
+}
+
+/// A new lease identifier: 126 random bits, serial number and `jti` alike.
+///
+/// # Errors
+/// [`CryptoError`] when the machine has no randomness to give.
+pub fn new_lease() -> Result<LeaseId, CryptoError> {
+    let mut bytes = [0; 16];
+    aws_lc_rs::rand::fill(&mut bytes).map_err(|aws_lc_rs::error::Unspecified| CryptoError)?;
+    Ok(LeaseId::from_random(bytes))
+}
+
+/// The end of a validity that starts now: whole seconds, at most `ttl` away, never after the authority's own.
+fn not_after(
+    now: SystemTime,
+    ttl: Duration,
+    authority: (SystemTime, SystemTime),
+) -> Result<SystemTime, IssueError> {
+    let (from, until) = authority;
+    if now < from {
+        return Err(IssueError::AuthorityNotYetValid);
+    }
+    let wanted = now.checked_add(ttl).unwrap_or(until).min(until);
+    let end = from_unix_seconds(unix_seconds(wanted));
+    if end <= now { Err(IssueError::AuthorityExpired) } else { Ok(end) }
+}
+
+#[cfg(test)]
+pub(crate) mod testing {
+    use std::time::Duration;
+
+    use mayfly_attestors::{BootId, ProcessKey};
+
+    use crate::id::{EntryId, SpiffeId};
+    use crate::policy::{Engine, Kind, Permit, PermitRequest};
+
+    pub(crate) fn permit(kind: Kind, id: &str, ttl: u64, audience: &[&str]) -> Permit {
+        let request = PermitRequest {
+            entry: EntryId::new("web"),
+            spiffe_id: SpiffeId::parse(id.as_bytes()).unwrap(),
+            kind,
+            ttl: Duration::from_secs(ttl),
+            audience: audience.iter().map(|&one| one.to_owned()).collect(),
+            allowed_audiences: None,
+            dns_names: vec!["web.example.org".to_owned()],
+            hint: "internal".to_owned(),
+        };
+        Engine::without_policy().permit(request).unwrap()
+    }
+
+    pub(crate) fn process() -> ProcessKey {
+        let boot_id = BootId::from_bytes([1; 16]);
+        ProcessKey { boot_id, pid: 42, start_time: 4_711, pidfs_inode: None }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: u64) -> SystemTime {
+        from_unix_seconds(seconds)
+    }
+
+    #[test]
+    fn nothing_outlives_its_issuer() {
+        let authority = (at(100), at(1_000));
+        let end = |now, ttl| not_after(at(now), Duration::from_secs(ttl), authority).ok();
+        assert_eq!(end(200, 60), Some(at(260)));
+        assert_eq!(end(990, 60), Some(at(1_000)));
+        assert_eq!(end(200, u64::MAX), Some(at(1_000)));
+        assert!(matches!(
+            not_after(at(1_000), Duration::from_secs(60), authority),
+            Err(IssueError::AuthorityExpired)
+        ));
+        assert!(matches!(
+            not_after(at(99), Duration::from_secs(60), authority),
+            Err(IssueError::AuthorityNotYetValid)
+        ));
+    }
+
+    #[test]
+    fn leases_do_not_repeat() {
+        let all: std::collections::BTreeSet<_> = (0..1_000).map(|_| new_lease().unwrap()).collect();
+        assert_eq!(all.len(), 1_000);
+    }
+}

@@ -1,1 +1,178 @@
-//! What verifiers need: the bundles of this trust domain and of those it federates with.
+//! What verifiers need, as one immutable value shared by all streams: our bundles, the CRLs, and the bundles
+//! of federated trust domains. A change makes a new value with the next generation number; the bytes of what
+//! did not change are shared.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::watch;
+
+use crate::authority::{AuthoritySet, JwtBundle};
+use crate::id::{KeyId, TrustDomain};
+
+pub use crate::authority::JwtBundles;
+
+/// The trust of one moment.
+#[derive(Clone, Debug)]
+pub struct TrustSnapshot {
+    generation: u64,
+    trust_domain: TrustDomain,
+    x509_bundle: Bytes,
+    jwks: Bytes,
+    jwt_bundles: JwtBundles,
+    crls: BTreeMap<KeyId, Bytes>,
+    crl_list: Vec<Bytes>,
+    federated_x509: BTreeMap<TrustDomain, Bytes>,
+    federated_jwks: BTreeMap<TrustDomain, Bytes>,
+}
+
+impl TrustSnapshot {
+    /// The bundles of those authorities, without CRLs; generation 1.
+    pub fn new(trust_domain: &TrustDomain, authorities: &AuthoritySet) -> Self {
+        let own = JwtBundle::of(authorities.jwt().iter().map(Arc::as_ref));
+        let jwks = own.json().clone();
+        let mut jwt_bundles = JwtBundles::default();
+        jwt_bundles.insert(trust_domain.clone(), Arc::new(own));
+        let certificates = authorities.x509().iter().map(|authority| authority.certificate().as_ref());
+        Self {
+            generation: 1,
+            trust_domain: trust_domain.clone(),
+            x509_bundle: certificates.collect::<Vec<_>>().concat().into(),
+            jwks,
+            jwt_bundles,
+            crls: BTreeMap::new(),
+            crl_list: Vec::new(),
+            federated_x509: BTreeMap::new(),
+            federated_jwks: BTreeMap::new(),
+        }
+    }
+
+    /// The next generation, with this CRL (DER) in place of the authority's earlier one: a verifier that saw
+    /// two might believe the older.
+    #[must_use]
+    pub fn with_crl(&self, key_id: KeyId, crl: Bytes) -> Self {
+        let mut next = self.clone();
+        next.generation += 1;
+        next.crls.insert(key_id, crl);
+        next.crl_list = next.crls.values().cloned().collect();
+        next
+    }
+
+    /// Counts the changes since start.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Our trust domain.
+    pub fn trust_domain(&self) -> &TrustDomain {
+        &self.trust_domain
+    }
+
+    /// Our X.509 authorities: certificates, DER, concatenated.
+    pub fn x509_bundle(&self) -> &Bytes {
+        &self.x509_bundle
+    }
+
+    /// Our JWT authorities: a plain JWK Set, JSON; `{"keys":[]}` when there are none.
+    pub fn jwks(&self) -> &Bytes {
+        &self.jwks
+    }
+
+    /// The JWT keys of all trust domains, ready to verify.
+    pub fn jwt_bundles(&self) -> &JwtBundles {
+        &self.jwt_bundles
+    }
+
+    /// One complete CRL for each authority that has signed one, DER.
+    pub fn crls(&self) -> &[Bytes] {
+        &self.crl_list
+    }
+
+    /// X.509 bundles of other trust domains, in the form of [`Self::x509_bundle`]. Never holds our own.
+    pub fn federated_x509(&self) -> &BTreeMap<TrustDomain, Bytes> {
+        &self.federated_x509
+    }
+
+    /// JWT bundles of other trust domains, in the form of [`Self::jwks`]. Never holds our own.
+    pub fn federated_jwks(&self) -> &BTreeMap<TrustDomain, Bytes> {
+        &self.federated_jwks
+    }
+}
+
+/// The one writer of the trust and its readers; a reader always finds the latest value.
+pub fn channel(first: TrustSnapshot) -> (TrustPublisher, watch::Receiver<Arc<TrustSnapshot>>) {
+    let (sender, receiver) = watch::channel(Arc::new(first));
+    (TrustPublisher(sender), receiver)
+}
+
+/// Publishes new snapshots. Not `Clone`: one writer, so no update is lost.
+#[derive(Debug)]
+pub struct TrustPublisher(watch::Sender<Arc<TrustSnapshot>>);
+
+impl TrustPublisher {
+    /// The latest snapshot.
+    pub fn current(&self) -> Arc<TrustSnapshot> {
+        Arc::clone(&self.0.borrow())
+    }
+
+    /// Publishes a CRL of one authority; answers the generation that carries it.
+    pub fn publish_crl(&mut self, key_id: KeyId, crl: Bytes) -> u64 {
+        let next = Arc::new(self.current().with_crl(key_id, crl));
+        let generation = next.generation();
+        self.0.send_replace(next);
+        generation
+    }
+
+    /// A new reader.
+    pub fn subscribe(&self) -> watch::Receiver<Arc<TrustSnapshot>> {
+        self.0.subscribe()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::authority::{AuthoritySettings, KeyType, Memory, load_or_create};
+    use crate::clock::from_unix_seconds;
+
+    fn snapshot() -> (TrustSnapshot, AuthoritySet) {
+        let settings = AuthoritySettings {
+            trust_domain: "example.org".parse().unwrap(),
+            x509_key: KeyType::EcP256,
+            jwt_key: KeyType::EcP256,
+            ttl: Duration::from_secs(3_600),
+        };
+        let now = from_unix_seconds(1_800_000_000);
+        let set = load_or_create(&Memory::default(), &settings, now).unwrap();
+        (TrustSnapshot::new(&settings.trust_domain, &set), set)
+    }
+
+    #[test]
+    fn the_own_bundles_are_the_authorities() {
+        let (trust, set) = snapshot();
+        assert_eq!(trust.x509_bundle(), set.active_x509().certificate());
+        let jwks: serde_json::Value = serde_json::from_slice(trust.jwks()).unwrap();
+        assert_eq!(jwks, serde_json::json!({ "keys": [set.active_jwt().jwk()] }));
+        assert!(trust.crls().is_empty() && trust.federated_x509().is_empty());
+        assert!(trust.federated_jwks().is_empty());
+        let own = trust.jwt_bundles().get(trust.trust_domain()).unwrap();
+        assert!(own.key(set.active_jwt().kid()).is_some());
+    }
+
+    #[test]
+    fn an_authority_has_one_crl_at_a_time() {
+        let (trust, set) = snapshot();
+        let (mut publisher, mut reader) = channel(trust);
+        let own = set.active_x509().key_id();
+        assert_eq!(publisher.publish_crl(own, Bytes::from_static(b"one")), 2);
+        assert_eq!(publisher.publish_crl(own, Bytes::from_static(b"two")), 3);
+        assert_eq!(reader.borrow_and_update().crls(), [Bytes::from_static(b"two")]);
+        publisher.publish_crl(KeyId::from_bytes([9; 20]), Bytes::from_static(b"old key"));
+        assert!(reader.has_changed().unwrap());
+        assert_eq!(reader.borrow_and_update().crls().len(), 2);
+        assert_eq!(publisher.current().generation(), publisher.subscribe().borrow().generation());
+    }
+}

@@ -1,0 +1,302 @@
+//! The X.509 authority: a key, its certificate, and the profiles of everything it signs (conformance 1.6).
+//!
+//! The issuer is kept parsed: a leaf costs one encoding and one signature. Four rules make its CRLs work with
+//! every verifier: the subject is unique per key (webpki picks a CRL by issuer name alone), every authority key
+//! identifier equals the subject key identifier *in the certificate*, a CRL is complete and carries no
+//! distribution point, and no leaf outlives its issuer.
+
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName, DnType, DnValue,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyUsagePurpose, RevokedCertParams, SanType,
+    SerialNumber,
+};
+use time::OffsetDateTime;
+
+use super::State;
+use super::keys::{CryptoError, KeyType, SigningPair, WorkloadKey, verify};
+use crate::clock::{from_unix_seconds, unix_seconds};
+use crate::id::{KeyId, LeaseId, SpiffeId, TrustDomain};
+
+/// How far every validity reaches back, for verifiers whose clock is a little late.
+pub const BACKDATE: Duration = Duration::from_secs(10);
+
+/// Why nothing was signed.
+#[derive(Debug, thiserror::Error)]
+pub enum AuthorityError {
+    /// The key could not be made or used.
+    #[error(transparent)]
+    Crypto(#[from] CryptoError),
+    /// The profile cannot be written as DER.
+    #[error("cannot encode: {0}")]
+    Encode(#[from] rcgen::Error),
+    /// The claims cannot be written as JSON.
+    #[error("cannot encode claims: {0}")]
+    Claims(#[from] serde_json::Error),
+    /// A time is outside what a certificate can hold.
+    #[error("time is out of range")]
+    Time,
+    /// The validity asked for ends after the authority's own.
+    #[error("the credential would outlive its issuer")]
+    OutlivesIssuer,
+    /// The identity belongs to another trust domain, or is the trust domain itself.
+    #[error("the identity is not a workload of this trust domain")]
+    ForeignIdentity,
+}
+
+/// An X.509 signing key, its certificate and its state.
+#[derive(Debug)]
+pub struct X509Authority {
+    issuer: Issuer<'static, SigningPair>,
+    trust_domain: TrustDomain,
+    key_id: KeyId,
+    certificate: Bytes,
+    subject: Bytes,
+    not_before: SystemTime,
+    not_after: SystemTime,
+    state: State,
+}
+
+impl X509Authority {
+    /// Puts key and certificate together; the caller has checked that they belong together.
+    pub(super) fn assemble(
+        pair: SigningPair,
+        trust_domain: TrustDomain,
+        certificate: Bytes,
+        validity: (SystemTime, SystemTime),
+    ) -> Result<Self, AuthorityError> {
+        let key_id = pair.key_id();
+        let der = rustls::pki_types::CertificateDer::from(certificate.as_ref());
+        // Name and key identifier as they stand in the certificate, byte for byte, not as we would write them.
+        let issuer = Issuer::from_ca_cert_der(&der, pair)?;
+        let subject = x509_parser::parse_x509_certificate(&certificate)
+            .map(|(_, parsed)| Bytes::copy_from_slice(parsed.subject().as_raw()))
+            .map_err(|_error| rcgen::Error::CouldNotParseCertificate)?;
+        let (not_before, not_after) = validity;
+        let state = State::Active;
+        Ok(Self { issuer, trust_domain, key_id, certificate, subject, not_before, not_after, state })
+    }
+
+    /// Subject key identifier of the certificate; authority key identifier of all it signs.
+    pub fn key_id(&self) -> KeyId {
+        self.key_id
+    }
+
+    /// The self-signed certificate, DER.
+    pub fn certificate(&self) -> &Bytes {
+        &self.certificate
+    }
+
+    /// The certificate's subject, DER: issuer name of all it signs. No other key has the same.
+    pub fn subject(&self) -> &[u8] {
+        &self.subject
+    }
+
+    /// What a workload gets after its leaf: intermediates up to, not including, the trust anchor. Empty while
+    /// the authority itself is the anchor.
+    pub fn intermediates(&self) -> &[u8] {
+        &[]
+    }
+
+    /// Start of the certificate's validity.
+    pub fn not_before(&self) -> SystemTime {
+        self.not_before
+    }
+
+    /// End of the certificate's validity.
+    pub fn not_after(&self) -> SystemTime {
+        self.not_after
+    }
+
+    /// The type of its key, and of the keys it certifies.
+    pub fn algorithm(&self) -> KeyType {
+        self.issuer.key().kind()
+    }
+
+    /// The trust domain it signs for.
+    pub fn trust_domain(&self) -> &TrustDomain {
+        &self.trust_domain
+    }
+
+    /// Where it stands in its life.
+    pub fn state(&self) -> State {
+        self.state
+    }
+
+    /// Signs one X.509-SVID; DER.
+    ///
+    /// # Errors
+    /// [`AuthorityError::ForeignIdentity`] and [`AuthorityError::OutlivesIssuer`] when the profile asks for
+    /// what this authority must not sign; the rest when it cannot.
+    pub fn sign_leaf(&self, profile: &LeafProfile<'_>) -> Result<Bytes, AuthorityError> {
+        let id = profile.spiffe_id;
+        if id.trust_domain() != &self.trust_domain || id.path().is_empty() {
+            return Err(AuthorityError::ForeignIdentity);
+        }
+        if profile.not_after > self.not_after {
+            return Err(AuthorityError::OutlivesIssuer);
+        }
+        let mut params = CertificateParams::default();
+        params.serial_number = Some(SerialNumber::from_slice(profile.serial.as_bytes()));
+        params.not_before = date(profile.not_before)?;
+        params.not_after = date(profile.not_after)?;
+        params.distinguished_name = leaf_subject(profile.dns_names);
+        params.subject_alt_names = vec![SanType::URI(id.as_str().try_into()?)];
+        for name in profile.dns_names {
+            params.subject_alt_names.push(SanType::DnsName(name.as_str().try_into()?));
+        }
+        // Written out although it is the default: rust-spiffe refuses a leaf without it.
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.use_authority_key_identifier_extension = true;
+        let leaf = params.signed_by(profile.key.public(), &self.issuer)?;
+        Ok(Bytes::from(leaf.der().to_vec()))
+    }
+
+    /// Signs a complete CRL, DER; prefer [`crate::revocation::sign_and_lint`], which also reads it back.
+    ///
+    /// # Errors
+    /// [`AuthorityError::Time`] and [`AuthorityError::Encode`] for dates that make no CRL.
+    pub fn sign_crl(&self, profile: &CrlProfile<'_>) -> Result<Bytes, AuthorityError> {
+        let revoked_certs = profile.revoked.iter().map(|revoked| {
+            Ok(RevokedCertParams {
+                serial_number: SerialNumber::from_slice(revoked.serial.as_bytes()),
+                revocation_time: date(from_unix_seconds(revoked.at))?,
+                reason_code: None,
+                invalidity_date: None,
+            })
+        });
+        let params = CertificateRevocationListParams {
+            this_update: date(profile.this_update)?,
+            next_update: date(profile.next_update)?,
+            crl_number: SerialNumber::from(profile.number),
+            issuing_distribution_point: None,
+            revoked_certs: revoked_certs.collect::<Result<_, AuthorityError>>()?,
+            key_identifier_method: KeyIdMethod::PreSpecified(self.key_id.as_bytes().to_vec()),
+        };
+        Ok(Bytes::from(params.signed_by(&self.issuer)?.der().to_vec()))
+    }
+
+    /// Checks that a signature over `message`, as it stands in a certificate or CRL, is this authority's.
+    ///
+    /// # Errors
+    /// [`CryptoError`] when it is not.
+    pub fn verify(&self, message: &[u8], signature: &[u8]) -> Result<(), CryptoError> {
+        verify(self.issuer.key(), message, signature)
+    }
+}
+
+/// What to write into a leaf. Times are cut to whole seconds.
+#[derive(Debug)]
+pub struct LeafProfile<'a> {
+    /// Serial number.
+    pub serial: LeaseId,
+    /// The identity: the one URI in the subject alternative name.
+    pub spiffe_id: &'a SpiffeId,
+    /// DNS names beside it.
+    pub dns_names: &'a [String],
+    /// Start of validity.
+    pub not_before: SystemTime,
+    /// End of validity.
+    pub not_after: SystemTime,
+    /// The workload's key.
+    pub key: &'a WorkloadKey,
+}
+
+/// What to write into a CRL.
+#[derive(Debug)]
+pub struct CrlProfile<'a> {
+    /// CRL number.
+    pub number: u64,
+    /// Issue date.
+    pub this_update: SystemTime,
+    /// When the next one is there at the latest.
+    pub next_update: SystemTime,
+    /// All revoked serials that a verifier might still accept.
+    pub revoked: &'a [RevokedSerial],
+}
+
+/// One entry of a CRL.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct RevokedSerial {
+    /// The serial number.
+    pub serial: LeaseId,
+    /// When it was revoked, Unix seconds.
+    pub at: u64,
+}
+
+/// The certificate of a new authority, DER, signed by its own key.
+pub(super) fn self_sign(
+    pair: &SigningPair,
+    trust_domain: &TrustDomain,
+    usage: CertificateUse,
+    validity: (SystemTime, SystemTime),
+    serial: LeaseId,
+) -> Result<Bytes, AuthorityError> {
+    let key_id = pair.key_id();
+    let mut params = CertificateParams::default();
+    params.serial_number = Some(SerialNumber::from_slice(serial.as_bytes()));
+    (params.not_before, params.not_after) = (date(validity.0)?, date(validity.1)?);
+    params.distinguished_name = authority_subject(trust_domain, key_id)?;
+    params.subject_alt_names = vec![SanType::URI(trust_domain.id().as_str().try_into()?)];
+    params.key_identifier_method = KeyIdMethod::PreSpecified(key_id.as_bytes().to_vec());
+    (params.is_ca, params.key_usages) = match usage {
+        CertificateUse::X509 => (
+            IsCa::Ca(BasicConstraints::Constrained(0)),
+            vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign],
+        ),
+        CertificateUse::Jwt => (IsCa::ExplicitNoCa, vec![KeyUsagePurpose::DigitalSignature]),
+    };
+    Ok(Bytes::from(params.self_signed(pair)?.der().to_vec()))
+}
+
+/// What a self-signed certificate is for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum CertificateUse {
+    /// Trust anchor for X.509-SVIDs and their CRL.
+    X509,
+    /// Never shown to a verifier: it binds a JWT key on disk to its trust domain and validity.
+    Jwt,
+}
+
+/// Unique per key: the key identifier is part of it. Two keys under one name would make webpki check a CRL
+/// against the wrong key.
+fn authority_subject(trust_domain: &TrustDomain, key_id: KeyId) -> Result<DistinguishedName, AuthorityError> {
+    let mut subject = DistinguishedName::new();
+    subject.push(DnType::OrganizationName, "Mayfly");
+    if trust_domain.as_str().len() <= MAX_COMMON_NAME {
+        subject.push(DnType::CommonName, trust_domain.as_str());
+    }
+    let key_id = key_id.to_string();
+    subject.push(
+        DnType::CustomDnType(SERIAL_NUMBER_ATTRIBUTE.to_vec()),
+        DnValue::PrintableString(key_id.as_str().try_into()?),
+    );
+    Ok(subject)
+}
+
+/// Empty, which makes the alternative name critical; or the first DNS name, because servers such as PostgreSQL
+/// map users by common name and SPIRE does the same.
+fn leaf_subject(dns_names: &[String]) -> DistinguishedName {
+    let mut subject = DistinguishedName::new();
+    if let Some(name) = dns_names.first().filter(|name| name.len() <= MAX_COMMON_NAME) {
+        subject.push(DnType::CommonName, name.as_str());
+    }
+    subject
+}
+
+fn date(at: SystemTime) -> Result<OffsetDateTime, AuthorityError> {
+    i64::try_from(unix_seconds(at))
+        .ok()
+        .and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok())
+        .ok_or(AuthorityError::Time)
+}
+
+/// `serialNumber`, X.520.
+const SERIAL_NUMBER_ATTRIBUTE: [u64; 4] = [2, 5, 4, 5];
+/// `ub-common-name` of RFC 5280, appendix A.
+const MAX_COMMON_NAME: usize = 64;

@@ -1,0 +1,160 @@
+//! JWT-SVIDs: minted with the claims `sub aud exp iat iss jti` and no others, and validated strictly.
+
+mod strict;
+mod validate;
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::time::SystemTime;
+
+use aws_lc_rs::digest;
+use mayfly_attestors::ProcessKey;
+use serde::Serialize;
+
+use super::{IssueError, not_after};
+use crate::authority::{AuthorityError, BACKDATE, JwtAuthority};
+use crate::clock::{from_unix_seconds, unix_seconds};
+use crate::id::{EntryId, LeaseId, SpiffeId};
+use crate::ledger::{self, Committed, Row};
+use crate::policy::{self, Permit};
+
+pub use self::validate::{
+    JwtRefusal, MAX_AUDIENCES, MAX_LIFETIME_SECONDS, MAX_TOKEN_BYTES, NBF_LEEWAY_SECONDS, ValidatedJwt,
+    validate,
+};
+
+/// Signs a token for the audiences of the permit. One token serves one call of one workload. `issuer` is the
+/// `iss` claim. What comes out is shut.
+///
+/// # Errors
+/// [`IssueError`]; the permit is spent either way.
+pub fn mint(
+    permit: Permit,
+    authority: &JwtAuthority,
+    lease: LeaseId,
+    issuer: &str,
+    now: SystemTime,
+) -> Result<MintedJwt, IssueError> {
+    let grant = permit.spend();
+    if grant.kind != policy::Kind::Jwt {
+        return Err(IssueError::WrongKind);
+    }
+    let id = &grant.spiffe_id;
+    if id.trust_domain() != authority.trust_domain() || id.path().is_empty() {
+        return Err(AuthorityError::ForeignIdentity.into());
+    }
+    let not_after = not_after(now, grant.ttl, (authority.not_before(), authority.not_after()))?;
+    let token = authority.sign(&Claims {
+        sub: id.as_str(),
+        aud: &grant.audience,
+        exp: unix_seconds(not_after),
+        // Some validators allow no leeway here.
+        iat: unix_seconds(now.checked_sub(BACKDATE).unwrap_or(now)),
+        iss: issuer,
+        jti: lease.to_string(),
+    })?;
+    Ok(MintedJwt {
+        svid: JwtSvid {
+            id: lease,
+            spiffe_id: grant.spiffe_id,
+            hint: grant.hint,
+            token,
+            audience: grant.audience,
+            issued_at: from_unix_seconds(unix_seconds(now)),
+            not_after,
+        },
+        issuer: authority.kid().to_owned(),
+        entry: grant.entry,
+    })
+}
+
+/// In the order they are written. `aud` is a list even for one audience (WAPI-30).
+#[derive(Serialize)]
+struct Claims<'a> {
+    sub: &'a str,
+    aud: &'a [String],
+    exp: u64,
+    iat: u64,
+    iss: &'a str,
+    jti: String,
+}
+
+/// A token that nobody may see before its lease is in the ledger.
+#[must_use = "commit its row, then release it"]
+pub struct MintedJwt {
+    svid: JwtSvid,
+    issuer: String,
+    entry: EntryId,
+}
+
+impl MintedJwt {
+    /// The lease: the `jti`.
+    pub fn id(&self) -> LeaseId {
+        self.svid.id
+    }
+
+    /// The `exp`.
+    pub fn not_after(&self) -> SystemTime {
+        self.svid.not_after
+    }
+
+    /// SHA-256 of the token, for the audit log: the token itself stays shut.
+    pub fn token_sha256(&self) -> digest::Digest {
+        digest::digest(&digest::SHA256, self.svid.token.as_bytes())
+    }
+
+    /// The row to commit for the process that will hold it.
+    pub fn row(&self, process: ProcessKey, uid: u32) -> Row {
+        Row {
+            id: self.svid.id,
+            kind: ledger::Kind::Jwt,
+            issuer: self.issuer.clone(),
+            spiffe_id: self.svid.spiffe_id.to_string(),
+            entry: self.entry.clone(),
+            process,
+            uid,
+            audience: self.svid.audience.clone(),
+            issued_at: unix_seconds(self.svid.issued_at),
+            not_after: unix_seconds(self.svid.not_after),
+            state: ledger::State::Live,
+        }
+    }
+
+    /// Opens it, if that commit wrote its lease; else it is gone for good.
+    pub fn release(self, committed: &Committed) -> Option<JwtSvid> {
+        committed.covers(self.svid.id).then_some(self.svid)
+    }
+}
+
+impl fmt::Debug for MintedJwt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "MintedJwt({})", self.svid.id)
+    }
+}
+
+/// A released JWT-SVID. The token is a bearer secret: `Debug` leaves it out.
+#[derive(Clone)]
+pub struct JwtSvid {
+    /// The lease: the `jti`.
+    pub id: LeaseId,
+    /// Whose it is.
+    pub spiffe_id: SpiffeId,
+    /// The operator's hint; may be empty.
+    pub hint: String,
+    /// Compact JWS.
+    pub token: String,
+    /// For whom it is.
+    pub audience: Vec<String>,
+    /// When it was signed.
+    pub issued_at: SystemTime,
+    /// The `exp`.
+    pub not_after: SystemTime,
+}
+
+impl fmt::Debug for JwtSvid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "JwtSvid({}, {})", self.id, self.spiffe_id)
+    }
+}

@@ -1,0 +1,226 @@
+//! Numbers and dates of CRLs. Pure: no clock, no I/O.
+//!
+//! OpenSSL orders CRLs of one key by `thisUpdate` alone and takes either of two that are equal, so two
+//! revocations in one second need two dates. The dates therefore start ten minutes in the past and each CRL
+//! takes the next second: a burst of 600 CRLs, refilled by one a second, without a date in the future. When
+//! the burst is used up the planner says how long to wait, and the publisher collects revocations meanwhile.
+//!
+//! The number is milliseconds of wall time or the last plus one, so that it rises even where the last number
+//! is not known any more.
+//!
+//! A clock that steps back must not hold revocations up. The planner keeps its own estimate of the time, which
+//! never goes back: it runs at half speed until the clock has caught up. The estimate survives a restart in
+//! the number.
+
+use std::time::{Duration, SystemTime};
+
+use crate::clock::unix_millis;
+
+/// What the next CRL may be called, or when.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum CrlTurn {
+    /// Sign now.
+    Now {
+        /// CRL number.
+        number: u64,
+        /// `thisUpdate`, Unix seconds.
+        this_update: u64,
+    },
+    /// Ask again after that long; until then there is no date that is new and not in the future.
+    NotBefore(Duration),
+}
+
+/// Hands out numbers and dates of one authority's CRLs, both strictly rising.
+#[derive(Clone, Debug)]
+pub struct CrlNumbering {
+    last: Option<(u64, u64)>,
+    /// Milliseconds. Never goes back, and is never behind the clock.
+    estimate: u64,
+    /// The clock when it was last read, milliseconds.
+    read: u64,
+}
+
+impl CrlNumbering {
+    /// Goes on after the last CRL known to be published, `(number, this_update)`: the higher of what the
+    /// witness and the ledger say. Skips [`RESTART_MARGIN`] for CRLs that were pushed and not yet recorded.
+    pub fn resume(last: Option<(u64, u64)>, now: SystemTime) -> Self {
+        let read = unix_millis(now);
+        // A little ahead is a burst, whose numbers rise faster than milliseconds; more is a clock set back.
+        let ahead = last.map_or(0, |(number, _)| number).saturating_sub(read);
+        let estimate = if ahead > BURST_MILLIS { read + ahead } else { read };
+        // A CRL without a record came right after the last with one, or had the oldest date of its moment.
+        let last = last.map(|(number, this_update)| {
+            let number = number.max(estimate).saturating_add(RESTART_MARGIN);
+            let oldest = (estimate / 1000).saturating_sub(BURST);
+            (number, this_update.max(oldest).saturating_add(RESTART_MARGIN))
+        });
+        Self { last, estimate, read }
+    }
+
+    /// The turn of the next CRL. After [`CrlTurn::Now`] that number and date are used up, signed or not.
+    pub fn next(&mut self, now: SystemTime) -> CrlTurn {
+        self.observe(unix_millis(now));
+        let oldest = (self.estimate / 1000).saturating_sub(BURST);
+        let (number, this_update) = match self.last {
+            None => (self.estimate, oldest),
+            Some((number, this_update)) => ((number + 1).max(self.estimate), (this_update + 1).max(oldest)),
+        };
+        let due = this_update.saturating_mul(1000);
+        if due > self.estimate {
+            // While the estimate runs at half speed the wait is twice as long.
+            let speed = if self.estimate > self.read { 2 } else { 1 };
+            return CrlTurn::NotBefore(Duration::from_millis((due - self.estimate).saturating_mul(speed)));
+        }
+        self.last = Some((number, this_update));
+        CrlTurn::Now { number, this_update }
+    }
+
+    /// How far dates run ahead of the clock, when that is more than [`CLOCK_CONCERN`]: the clock was set back,
+    /// and verifiers with the same clock may take our CRLs for not yet valid.
+    pub fn clock_concern(&self, now: SystemTime) -> Option<Duration> {
+        let ahead = Duration::from_millis(self.estimate.saturating_sub(unix_millis(now)));
+        (ahead > CLOCK_CONCERN).then_some(ahead)
+    }
+
+    fn observe(&mut self, now: u64) {
+        let passed = now.saturating_sub(self.read);
+        self.read = now;
+        self.estimate = self.estimate.saturating_add(passed / 2).max(now);
+    }
+}
+
+/// A clock that is further back than this is worth an alarm and no readiness.
+pub const CLOCK_CONCERN: Duration = Duration::from_secs(600);
+/// How many CRLs may have been pushed without a record before a restart. (While a clock that was set back has not
+/// caught up, their numbers and dates may be met again, should the agent die just then.)
+pub const RESTART_MARGIN: u64 = 5;
+/// How many dates a burst has, in seconds of the past.
+const BURST: u64 = 600;
+/// By how much a burst, with restarts in it, can take numbers ahead of the time.
+const BURST_MILLIS: u64 = 2_000;
+
+#[cfg(test)]
+mod tests {
+    use std::time::UNIX_EPOCH;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const START: u64 = 1_800_000_000_000;
+
+    fn at(millis: u64) -> SystemTime {
+        UNIX_EPOCH + Duration::from_millis(millis)
+    }
+
+    fn go(numbering: &mut CrlNumbering, millis: u64) -> (u64, u64) {
+        match numbering.next(at(millis)) {
+            CrlTurn::Now { number, this_update } => (number, this_update),
+            CrlTurn::NotBefore(wait) => panic!("has to wait {wait:?}"),
+        }
+    }
+
+    #[test]
+    fn two_crls_in_one_second_differ_in_number_and_date() {
+        let mut numbering = CrlNumbering::resume(None, at(START));
+        let first = go(&mut numbering, START);
+        assert_eq!(first, (START, START / 1000 - 600));
+        assert_eq!(go(&mut numbering, START), (first.0 + 1, first.1 + 1));
+    }
+
+    #[test]
+    fn a_burst_has_600_dates_and_refills_one_a_second() {
+        let mut numbering = CrlNumbering::resume(None, at(START));
+        for _ in 0..=600 {
+            go(&mut numbering, START);
+        }
+        assert_eq!(numbering.next(at(START + 400)), CrlTurn::NotBefore(Duration::from_millis(600)));
+        go(&mut numbering, START + 1_000);
+        assert!(matches!(numbering.next(at(START + 1_000)), CrlTurn::NotBefore(_)));
+        for _ in 0..600 {
+            go(&mut numbering, START + 3_600_000);
+        }
+    }
+
+    #[test]
+    fn a_restart_skips_what_may_have_been_pushed() {
+        let mut numbering = CrlNumbering::resume(None, at(START));
+        let last = go(&mut numbering, START);
+        let unrecorded = (0..RESTART_MARGIN).map(|_| go(&mut numbering, START)).last().unwrap();
+        let mut restarted = CrlNumbering::resume(Some(last), at(START));
+        let next = go(&mut restarted, START);
+        assert!(next.0 > unrecorded.0 && next.1 > unrecorded.1);
+    }
+
+    #[test]
+    fn a_clock_set_back_a_day_holds_nothing_up() {
+        const DAY: u64 = 86_400_000;
+        let mut numbering = CrlNumbering::resume(None, at(START));
+        let before = go(&mut numbering, START);
+        assert_eq!(numbering.clock_concern(at(START)), None);
+        let after = go(&mut numbering, START - DAY);
+        assert_eq!(after, (before.0 + 1, before.1 + 1));
+        assert!(numbering.clock_concern(at(START - DAY)).is_some());
+        let mut restarted = CrlNumbering::resume(Some(after), at(START - DAY));
+        assert!(go(&mut restarted, START - DAY).1 > after.1);
+        assert!(restarted.clock_concern(at(START - DAY)).is_some(), "a restart does not forget");
+        go(&mut restarted, START + DAY);
+        assert_eq!(restarted.clock_concern(at(START + DAY)), None);
+    }
+
+    #[derive(Clone, Debug)]
+    enum Op {
+        Sign(u8),
+        Advance(u64),
+        StepBack(u64),
+        StepForth(u64),
+        Restart,
+    }
+
+    fn op() -> impl Strategy<Value = Op> {
+        prop_oneof![
+            6 => any::<u8>().prop_map(Op::Sign),
+            4 => (0_u64..100_000).prop_map(Op::Advance),
+            1 => (0_u64..200_000_000).prop_map(Op::StepBack),
+            1 => (0_u64..200_000_000).prop_map(Op::StepForth),
+            2 => Just(Op::Restart),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn numbers_and_dates_rise_over_restarts_and_clock_steps(ops in proptest::collection::vec(op(), 0..60)) {
+            let (mut now, mut highest) = (START, START);
+            let mut numbering = CrlNumbering::resume(None, at(now));
+            let mut made: Vec<(u64, u64)> = Vec::new();
+            let (mut stepped, mut forward) = (false, 0);
+            for op in ops {
+                match op {
+                    Op::Advance(by) | Op::StepForth(by) => (now, forward) = (now + by, forward + by),
+                    Op::StepBack(by) => (now, stepped) = (now - by, true),
+                    Op::Restart => numbering = CrlNumbering::resume(made.last().copied(), at(now)),
+                    Op::Sign(times) => for _ in 0..times {
+                        match numbering.next(at(now)) {
+                            CrlTurn::Now { number, this_update } => {
+                                if let Some(last) = made.last() {
+                                    prop_assert!(number > last.0 && this_update > last.1);
+                                }
+                                prop_assert!(stepped || this_update * 1000 <= now, "a date in the future");
+                                prop_assert!(this_update * 1000 <= highest.max(now) + forward / 2 + 60_000);
+                                made.push((number, this_update));
+                            }
+                            CrlTurn::NotBefore(wait) => {
+                                prop_assert!(!wait.is_zero());
+                                let wait = u64::try_from(wait.as_millis()).unwrap();
+                                (now, forward) = (now + wait, forward + wait);
+                                prop_assert!(matches!(numbering.next(at(now)), CrlTurn::Now { .. }), "waited in vain");
+                                made.push(numbering.last.unwrap());
+                            }
+                        }
+                    }
+                }
+                highest = highest.max(now);
+            }
+        }
+    }
+}

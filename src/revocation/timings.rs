@@ -1,0 +1,153 @@
+//! How long each step of a revocation took: the product's headline figure.
+
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+
+/// A gap between two moments of one revocation.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum Stage {
+    /// From the end of the process, where its moment is known, until the agent saw it.
+    ExitToSeen,
+    /// Until every request of that process was refused.
+    SeenToRefused,
+    /// Until a CRL with its serials was signed.
+    RefusedToSigned,
+    /// Until that CRL was with the subscribers.
+    SignedToPublished,
+    /// The whole way.
+    ExitToPublished,
+}
+
+impl Stage {
+    /// All stages, in the order they happen.
+    pub const ALL: [Self; 5] = [
+        Self::ExitToSeen,
+        Self::SeenToRefused,
+        Self::RefusedToSigned,
+        Self::SignedToPublished,
+        Self::ExitToPublished,
+    ];
+
+    /// A stable name for status answers and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::ExitToSeen => "exit_to_seen",
+            Self::SeenToRefused => "seen_to_refused",
+            Self::RefusedToSigned => "refused_to_signed",
+            Self::SignedToPublished => "signed_to_published",
+            Self::ExitToPublished => "exit_to_published",
+        }
+    }
+}
+
+/// One histogram for each stage, since start. Microseconds, two significant digits, longest one hour.
+#[derive(Clone, Debug)]
+pub struct Timings {
+    exit_to_seen: Histogram<u64>,
+    seen_to_refused: Histogram<u64>,
+    refused_to_signed: Histogram<u64>,
+    signed_to_published: Histogram<u64>,
+    exit_to_published: Histogram<u64>,
+}
+
+impl Timings {
+    /// Empty histograms.
+    #[expect(clippy::expect_used, reason = "the bounds are constants, and the library accepts them")]
+    pub fn new() -> Self {
+        let empty = Histogram::new_with_bounds(1, LONGEST_MICROS, 2).expect("constant bounds are sound");
+        Self {
+            exit_to_seen: empty.clone(),
+            seen_to_refused: empty.clone(),
+            refused_to_signed: empty.clone(),
+            signed_to_published: empty.clone(),
+            exit_to_published: empty,
+        }
+    }
+
+    /// Counts one measurement.
+    pub fn record(&mut self, stage: Stage, took: Duration) {
+        let micros = u64::try_from(took.as_micros()).unwrap_or(LONGEST_MICROS);
+        self.stage_mut(stage).saturating_record(micros.max(1));
+    }
+
+    /// The figures so far, one for each stage.
+    pub fn snapshot(&self) -> [(Stage, StageFigures); 5] {
+        Stage::ALL.map(|stage| {
+            let all = self.stage(stage);
+            let micros = |value| if all.is_empty() { Duration::ZERO } else { Duration::from_micros(value) };
+            let figures = StageFigures {
+                count: all.len(),
+                p50: micros(all.value_at_quantile(0.5)),
+                p99: micros(all.value_at_quantile(0.99)),
+                max: micros(all.max()),
+            };
+            (stage, figures)
+        })
+    }
+
+    fn stage(&self, stage: Stage) -> &Histogram<u64> {
+        match stage {
+            Stage::ExitToSeen => &self.exit_to_seen,
+            Stage::SeenToRefused => &self.seen_to_refused,
+            Stage::RefusedToSigned => &self.refused_to_signed,
+            Stage::SignedToPublished => &self.signed_to_published,
+            Stage::ExitToPublished => &self.exit_to_published,
+        }
+    }
+
+    fn stage_mut(&mut self, stage: Stage) -> &mut Histogram<u64> {
+        match stage {
+            Stage::ExitToSeen => &mut self.exit_to_seen,
+            Stage::SeenToRefused => &mut self.seen_to_refused,
+            Stage::RefusedToSigned => &mut self.refused_to_signed,
+            Stage::SignedToPublished => &mut self.signed_to_published,
+            Stage::ExitToPublished => &mut self.exit_to_published,
+        }
+    }
+}
+
+impl Default for Timings {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// What is shown of one stage. All zero while nothing was measured; accurate to 1 %.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct StageFigures {
+    /// How many measurements.
+    pub count: u64,
+    /// Half of them took no longer.
+    pub p50: Duration,
+    /// 99 of 100 took no longer.
+    pub p99: Duration,
+    /// The longest.
+    pub max: Duration,
+}
+
+const LONGEST_MICROS: u64 = 3_600_000_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_describe_what_was_recorded() {
+        let mut timings = Timings::new();
+        assert!(timings.snapshot().iter().all(|(_, figures)| *figures == StageFigures::default()));
+        for millis in 1..=100 {
+            timings.record(Stage::ExitToPublished, Duration::from_millis(millis));
+        }
+        timings.record(Stage::ExitToSeen, Duration::ZERO);
+        timings.record(Stage::SeenToRefused, Duration::MAX);
+        let of = |stage| timings.snapshot().into_iter().find(|(one, _)| *one == stage).unwrap().1;
+        let whole = of(Stage::ExitToPublished);
+        assert_eq!(whole.count, 100);
+        assert!((49..=51).contains(&whole.p50.as_millis()), "{whole:?}");
+        assert!((98..=100).contains(&whole.p99.as_millis()), "{whole:?}");
+        assert!((99..=101).contains(&whole.max.as_millis()), "{whole:?}");
+        assert_eq!(of(Stage::ExitToSeen).count, 1);
+        assert!(of(Stage::SeenToRefused).max >= Duration::from_secs(3_500));
+    }
+}
