@@ -1,0 +1,280 @@
+//! What is recorded: one value an event, turned into JSON by `line`.
+
+use std::time::{Duration, SystemTime};
+
+use mayfly_attestors::ProcessKey;
+
+use super::chain::Head;
+use crate::id::{EntryId, LeaseId};
+use crate::ledger::{Kind, Reason, Row};
+
+/// One audit event. Strings may come from anybody: they are escaped and cut when they are written. No
+/// variant carries a key, a token, or anything else that would let a reader act.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// The agent serves.
+    AgentStart {
+        /// Its version.
+        version: String,
+        /// What it works with: kernel features, fallbacks in force.
+        posture: Vec<String>,
+    },
+    /// The agent stops.
+    AgentStop {
+        /// Why.
+        reason: String,
+    },
+    /// A process asked and got nothing.
+    AttestDenied {
+        /// Who asked.
+        agent: Agent,
+        /// At which step, and why.
+        decision: Decision,
+    },
+    /// A connection was closed because it is no longer, or never was, its process's own.
+    AgentCut {
+        /// The process the connection was pinned to.
+        agent: Agent,
+        /// Which rule.
+        reason: Cut,
+    },
+    /// A first credential for this process and entry.
+    CredentialIssue {
+        /// Who holds it.
+        agent: Agent,
+        /// What it is.
+        credential: Credential,
+    },
+    /// A fresh credential in place of one that runs out.
+    CredentialRenew {
+        /// Who holds it.
+        agent: Agent,
+        /// What it is.
+        credential: Credential,
+    },
+    /// A credential ran out by itself.
+    CredentialExpire {
+        /// Who held it.
+        agent: Agent,
+        /// What it was.
+        credential: Credential,
+    },
+    /// A credential was taken back.
+    CredentialRevoke {
+        /// Who held it.
+        agent: Agent,
+        /// What it was.
+        credential: Credential,
+        /// Why, and how fast.
+        revocation: Revocation,
+    },
+    /// A new set of registration entries is in force.
+    EntriesChanged {
+        /// Where it came from.
+        source: String,
+        /// How many entries are in force now.
+        total: u64,
+        /// Which are new.
+        added: Vec<EntryId>,
+        /// Which are gone.
+        removed: Vec<EntryId>,
+    },
+    /// A set of registration entries was refused; the old one stays in force.
+    EntriesRejected {
+        /// Where it came from.
+        source: String,
+        /// What is wrong with it.
+        problems: Vec<String>,
+    },
+    /// A signing key is in use.
+    AuthorityLoaded {
+        /// What it signs.
+        kind: Kind,
+        /// Authority key identifier in hex, or `kid`.
+        id: String,
+        /// `ec-p256`, ….
+        algorithm: String,
+        /// When its certificate ends.
+        not_after: Option<SystemTime>,
+        /// Made now, rather than found on the disk.
+        created: bool,
+    },
+    /// The ledger could not be trusted, so every credential issued before left the bundle with its key.
+    LedgerLost {
+        /// What was found.
+        why: String,
+        /// Where the old files are now.
+        moved_to: Option<String>,
+    },
+    /// An operator asked for a revocation.
+    AdminRevoke {
+        /// The operator's process.
+        by: Agent,
+        /// The lease, process or SPIFFE ID asked for.
+        target: String,
+        /// How many leases matched.
+        credentials: u64,
+    },
+    /// Where the chain was: whoever keeps this line elsewhere can tell later whether lines were cut off.
+    Checkpoint {
+        /// The chain's end when this was made.
+        head: Head,
+        /// A signature over it, in a form that can be checked with the trust bundle.
+        proof: Option<String>,
+    },
+    /// The log was not whole when it was opened. Written by the log itself.
+    Recovered {
+        /// How much of an unfinished line was cut off.
+        cut_bytes: u64,
+        /// Where the old file is, if its lines did not add up.
+        moved_to: Option<String>,
+    },
+    /// Events are missing here, because the log could not be written for too long. Written by the log itself.
+    Gap {
+        /// How many.
+        lost: u64,
+    },
+}
+
+/// A process, as far as it is known. (The schema calls every workload an agent.)
+#[derive(Clone, Debug, PartialEq)]
+pub struct Agent {
+    /// Which process.
+    pub process: ProcessKey,
+    /// Its user.
+    pub uid: u32,
+    /// What it was given, or asked for.
+    pub spiffe_id: Option<String>,
+    /// Its cgroup path.
+    pub cgroup: Option<String>,
+    /// Its executable, hex.
+    pub exe_sha256: Option<String>,
+    /// Digest over its sorted selectors, hex.
+    pub selectors_hash: Option<String>,
+}
+
+/// Why something was refused.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Decision {
+    /// `pin`, `attest`, `match`, `policy`, `limit`, ….
+    pub phase: &'static str,
+    /// What was missing.
+    pub reason: String,
+}
+
+/// One credential, by name.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Credential {
+    /// X.509 or JWT.
+    pub kind: Kind,
+    /// Serial number or `jti`.
+    pub id: LeaseId,
+    /// Key that signed it.
+    pub issuer: String,
+    /// The registration entry it came from.
+    pub entry: EntryId,
+    /// Audiences of a JWT.
+    pub audience: Vec<String>,
+    /// How long it is good for, from issue.
+    pub ttl: Duration,
+    /// Only for a JWT, and only at issue.
+    pub token: Option<TokenPrint>,
+}
+
+/// First 8 bytes of a token's SHA-256: enough to find a leaked token's lease, useless otherwise.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct TokenPrint([u8; 8]);
+
+/// Why a credential was taken back, and when each step was done.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Revocation {
+    /// Why.
+    pub reason: Reason,
+    /// `kernel`, `entries`, `operator uid 0`, ….
+    pub initiator: String,
+    /// How many credentials ended for this one cause.
+    pub credentials: u64,
+    /// When the process ended, where the kernel says so.
+    pub exited: Option<SystemTime>,
+    /// When the agent knew.
+    pub seen: Option<SystemTime>,
+    /// When the CRL that lists it was signed.
+    pub signed: Option<SystemTime>,
+    /// When subscribers had that CRL.
+    pub published: Option<SystemTime>,
+    /// Its number; none for a JWT.
+    pub crl_number: Option<u64>,
+    /// From the first known step to the last, measured by the monotonic clock.
+    pub latency: Duration,
+}
+
+/// Why a connection was cut.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum Cut {
+    /// Another process wrote to the socket.
+    WriterMismatch,
+    /// The process became another program.
+    ExecMismatch,
+    /// The process changed its user or group.
+    CredentialsChanged,
+    /// The peer passed file descriptors.
+    DescriptorsPassed,
+    /// The peer went over a budget: bytes, streams, resets, time.
+    Budget,
+    /// The peer does not speak the protocol.
+    Protocol,
+}
+
+impl Agent {
+    /// The process and nothing else.
+    pub fn new(process: ProcessKey, uid: u32) -> Self {
+        Self { process, uid, spiffe_id: None, cgroup: None, exe_sha256: None, selectors_hash: None }
+    }
+
+    /// The holder of a lease, as the ledger knows it.
+    pub fn of(row: &Row) -> Self {
+        Self { spiffe_id: Some(row.spiffe_id.clone()), ..Self::new(row.process, row.uid) }
+    }
+}
+
+impl Credential {
+    /// The credential of a lease.
+    pub fn of(row: &Row) -> Self {
+        Self {
+            kind: row.kind,
+            id: row.id,
+            issuer: row.issuer.clone(),
+            entry: row.entry.clone(),
+            audience: row.audience.clone(),
+            ttl: Duration::from_secs(row.not_after.saturating_sub(row.issued_at)),
+            token: None,
+        }
+    }
+}
+
+impl Cut {
+    /// The stable name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::WriterMismatch => "writer_mismatch",
+            Self::ExecMismatch => "exec_mismatch",
+            Self::CredentialsChanged => "credentials_changed",
+            Self::DescriptorsPassed => "descriptors_passed",
+            Self::Budget => "budget",
+            Self::Protocol => "protocol",
+        }
+    }
+}
+
+impl TokenPrint {
+    /// The print of a token, from its SHA-256.
+    pub fn of_sha256(digest: &[u8]) -> Self {
+        // SHA-256 has 32 bytes, so there always is such a chunk.
+        Self(digest.first_chunk().copied().unwrap_or_default())
+    }
+
+    /// 16 hex digits.
+    pub(super) fn text(self) -> String {
+        super::text::hex(&self.0)
+    }
+}

@@ -1,0 +1,406 @@
+//! Turns an event into its JSON object. The order of the fields, and every name, are part of schema 1.
+
+use std::time::SystemTime;
+
+use mayfly_attestors::BootId;
+use serde::Serialize;
+use time::OffsetDateTime;
+use time::macros::format_description;
+
+use super::chain::{Head, VERSION};
+use super::event::{Agent, Credential, Decision, Event, Revocation, TokenPrint};
+use super::text::{PlainJson, capped};
+use crate::ledger::Kind;
+
+/// Who writes.
+#[derive(Clone, Debug)]
+pub(super) struct Origin {
+    pub(super) node: String,
+    pub(super) boot_id: BootId,
+}
+
+/// Appends the event's line to `out` and moves the chain on.
+pub(super) fn append(origin: &Origin, head: &mut Head, at: SystemTime, event: &Event, out: &mut Vec<u8>) {
+    let (name, severity) = name_and_severity(event);
+    let line = Line {
+        v: VERSION,
+        ts: timestamp(at),
+        seq: head.seq + 1,
+        node: capped(&origin.node),
+        boot_id: origin.boot_id.to_string(),
+        prev_hash: head.hash_text(),
+        event: name,
+        severity,
+        body: Body::of(event),
+    };
+    let mut object = Vec::with_capacity(512);
+    let mut json = serde_json::Serializer::with_formatter(&mut object, PlainJson);
+    // Numbers, texts and lists always have a JSON form, and memory takes every write.
+    line.serialize(&mut json).ok();
+    head.push(&String::from_utf8_lossy(&object), out);
+}
+
+/// RFC 3339 in UTC, always with nine decimals.
+pub(super) fn timestamp(at: SystemTime) -> String {
+    let format = format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:9]Z");
+    // Fails only beyond the year 9999.
+    OffsetDateTime::from(at).format(format).unwrap_or_default()
+}
+
+#[derive(Serialize)]
+struct Line {
+    v: u64,
+    ts: String,
+    seq: u64,
+    node: String,
+    boot_id: String,
+    prev_hash: String,
+    event: &'static str,
+    severity: &'static str,
+    #[serde(flatten)]
+    body: Body,
+}
+
+#[derive(Default, Serialize)]
+struct Body {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    agent: Option<AgentPart>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    decision: Option<DecisionPart>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    credential: Option<CredentialPart>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    revocation: Option<RevocationPart>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<Detail>,
+}
+
+#[derive(Serialize)]
+struct AgentPart {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    spiffe_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    instance: Option<String>,
+    pid: u32,
+    start_time: u64,
+    uid: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cgroup: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    exe_sha256: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    selectors_hash: Option<String>,
+}
+
+#[derive(Serialize)]
+struct DecisionPart {
+    result: &'static str,
+    phase: &'static str,
+    reason: String,
+}
+
+#[derive(Serialize)]
+struct CredentialPart {
+    format: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    serial: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    jti: Option<String>,
+    issuer: String,
+    entry: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    aud: Vec<String>,
+    /// Seconds.
+    ttl: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_sha256_16: Option<String>,
+}
+
+#[derive(Serialize)]
+struct RevocationPart {
+    reason: &'static str,
+    initiator: String,
+    credentials: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    exited_at: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    seen_at: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    signed_at: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    published_at: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    crl_number: Option<u64>,
+    /// Microsecond precision.
+    latency_ms: f64,
+}
+
+/// What belongs to one kind of event only.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Detail {
+    Start {
+        version: String,
+        posture: Vec<String>,
+    },
+    Reason {
+        reason: String,
+    },
+    Entries {
+        source: String,
+        total: u64,
+        added: Names,
+        removed: Names,
+    },
+    Rejected {
+        source: String,
+        problems: Names,
+    },
+    Authority {
+        kind: &'static str,
+        id: String,
+        algorithm: String,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        not_after: Option<String>,
+        created: bool,
+    },
+    Lost {
+        reason: String,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        moved_to: Option<String>,
+    },
+    Admin {
+        target: String,
+        credentials: u64,
+    },
+    Checkpoint {
+        seq: u64,
+        head: String,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        proof: Option<String>,
+    },
+    Recovered {
+        cut_bytes: u64,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        moved_to: Option<String>,
+    },
+    Gap {
+        lost: u64,
+    },
+}
+
+/// A list that a big installation could make long: the first of it, and how many there are.
+#[derive(Serialize)]
+struct Names {
+    count: usize,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    first: Vec<String>,
+}
+
+impl Body {
+    fn of(event: &Event) -> Self {
+        let with = |detail| Self { detail: Some(detail), ..Self::default() };
+        let of = |agent: &Agent| Self { agent: Some(agent.into()), ..Self::default() };
+        match event {
+            Event::AgentStart { version, posture } => {
+                with(Detail::Start { version: capped(version), posture: first(posture.iter()) })
+            }
+            Event::AgentStop { reason } => with(Detail::Reason { reason: capped(reason) }),
+            Event::AttestDenied { agent, decision } => Self { decision: Some(decision.into()), ..of(agent) },
+            Event::AgentCut { agent, reason } => {
+                Self { detail: Some(Detail::Reason { reason: reason.as_str().to_owned() }), ..of(agent) }
+            }
+            Event::CredentialIssue { agent, credential }
+            | Event::CredentialRenew { agent, credential }
+            | Event::CredentialExpire { agent, credential } => {
+                Self { credential: Some(credential.into()), ..of(agent) }
+            }
+            Event::CredentialRevoke { agent, credential, revocation } => {
+                Self { credential: Some(credential.into()), revocation: Some(revocation.into()), ..of(agent) }
+            }
+            Event::AdminRevoke { by, target, credentials } => {
+                let detail = Detail::Admin { target: capped(target), credentials: *credentials };
+                Self { detail: Some(detail), ..of(by) }
+            }
+            other => other.detail().map_or_else(Self::default, with),
+        }
+    }
+}
+
+impl Event {
+    /// What an event says that is about no process.
+    fn detail(&self) -> Option<Detail> {
+        Some(match self {
+            Self::EntriesChanged { source, total, added, removed } => Detail::Entries {
+                source: capped(source),
+                total: *total,
+                added: Names::of(added.iter().map(|id| id.as_str())),
+                removed: Names::of(removed.iter().map(|id| id.as_str())),
+            },
+            Self::EntriesRejected { source, problems } => Detail::Rejected {
+                source: capped(source),
+                problems: Names::of(problems.iter().map(String::as_str)),
+            },
+            Self::AuthorityLoaded { kind, id, algorithm, not_after, created } => Detail::Authority {
+                kind: kind.as_str(),
+                id: capped(id),
+                algorithm: capped(algorithm),
+                not_after: not_after.map(timestamp),
+                created: *created,
+            },
+            Self::LedgerLost { why, moved_to } => {
+                Detail::Lost { reason: capped(why), moved_to: moved_to.as_deref().map(capped) }
+            }
+            Self::Checkpoint { head, proof } => {
+                Detail::Checkpoint { seq: head.seq, head: head.hash_text(), proof: proof.clone() }
+            }
+            Self::Recovered { cut_bytes, moved_to } => {
+                Detail::Recovered { cut_bytes: *cut_bytes, moved_to: moved_to.as_deref().map(capped) }
+            }
+            Self::Gap { lost } => Detail::Gap { lost: *lost },
+            _ => return None,
+        })
+    }
+}
+
+impl Names {
+    fn of<'a>(names: impl ExactSizeIterator<Item = &'a str>) -> Self {
+        Self { count: names.len(), first: names.take(MAX_NAMES).map(capped).collect() }
+    }
+}
+
+impl From<&Agent> for AgentPart {
+    fn from(agent: &Agent) -> Self {
+        Self {
+            // A SPIFFE ID was parsed: plain ASCII, at most 2048 bytes, and cut it would be another one.
+            spiffe_id: agent.spiffe_id.clone(),
+            instance: agent.process.pidfs_inode.map(|inode| inode.to_string()),
+            pid: agent.process.pid,
+            start_time: agent.process.start_time,
+            uid: agent.uid,
+            cgroup: agent.cgroup.as_deref().map(capped),
+            exe_sha256: agent.exe_sha256.as_deref().map(capped),
+            selectors_hash: agent.selectors_hash.as_deref().map(capped),
+        }
+    }
+}
+
+impl From<&Decision> for DecisionPart {
+    fn from(decision: &Decision) -> Self {
+        Self { result: "deny", phase: decision.phase, reason: capped(&decision.reason) }
+    }
+}
+
+impl From<&Credential> for CredentialPart {
+    fn from(credential: &Credential) -> Self {
+        let id = Some(credential.id.to_string());
+        let (serial, jti) = match credential.kind {
+            Kind::X509 => (id, None),
+            Kind::Jwt => (None, id),
+        };
+        Self {
+            format: credential.kind.as_str(),
+            serial,
+            jti,
+            issuer: capped(&credential.issuer),
+            entry: capped(credential.entry.as_str()),
+            aud: first(credential.audience.iter()),
+            ttl: credential.ttl.as_secs(),
+            token_sha256_16: credential.token.map(TokenPrint::text),
+        }
+    }
+}
+
+impl From<&Revocation> for RevocationPart {
+    fn from(revocation: &Revocation) -> Self {
+        Self {
+            reason: revocation.reason.as_str(),
+            initiator: capped(&revocation.initiator),
+            credentials: revocation.credentials,
+            exited_at: revocation.exited.map(timestamp),
+            seen_at: revocation.seen.map(timestamp),
+            signed_at: revocation.signed.map(timestamp),
+            published_at: revocation.published.map(timestamp),
+            crl_number: revocation.crl_number,
+            latency_ms: (revocation.latency.as_secs_f64() * 1e6).round() / 1e3,
+        }
+    }
+}
+
+fn first<'a>(names: impl Iterator<Item = &'a String>) -> Vec<String> {
+    names.take(MAX_NAMES).map(|name| capped(name)).collect()
+}
+
+fn name_and_severity(event: &Event) -> (&'static str, &'static str) {
+    match event {
+        Event::AgentStart { .. } => ("agent.start", INFO),
+        Event::AgentStop { .. } => ("agent.stop", INFO),
+        Event::AttestDenied { .. } => ("agent.attest_denied", WARNING),
+        Event::AgentCut { .. } => ("agent.cut", WARNING),
+        Event::CredentialIssue { .. } => ("credential.issue", INFO),
+        Event::CredentialRenew { .. } => ("credential.renew", INFO),
+        Event::CredentialExpire { .. } => ("credential.expire", INFO),
+        Event::CredentialRevoke { .. } => ("credential.revoke", NOTICE),
+        Event::EntriesChanged { .. } => ("entries.changed", NOTICE),
+        Event::EntriesRejected { .. } => ("entries.rejected", WARNING),
+        Event::AuthorityLoaded { .. } => ("authority.loaded", NOTICE),
+        Event::LedgerLost { .. } => ("ledger.lost", CRITICAL),
+        Event::AdminRevoke { .. } => ("admin.revoke", NOTICE),
+        Event::Checkpoint { .. } => ("audit.checkpoint", INFO),
+        Event::Recovered { .. } => ("audit.recovered", WARNING),
+        Event::Gap { .. } => ("audit.gap", CRITICAL),
+    }
+}
+
+const INFO: &str = "info";
+const NOTICE: &str = "notice";
+const WARNING: &str = "warning";
+const CRITICAL: &str = "critical";
+/// Longer lists are given by their length and this many of their first names.
+const MAX_NAMES: usize = 32;
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{every_event, origin};
+    use super::*;
+    use crate::clock::from_unix_seconds;
+
+    /// Set `MAYFLY_BLESS=1` to write what the code does now; the difference is then part of the review.
+    #[test]
+    fn every_event_has_its_golden_line() {
+        let golden = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/audit.jsonl");
+        let (mut head, mut lines) = (Head::default(), Vec::new());
+        for event in every_event() {
+            append(&origin(), &mut head, from_unix_seconds(1_790_000_000), &event, &mut lines);
+        }
+        if std::env::var_os("MAYFLY_BLESS").is_some() {
+            std::fs::write(&golden, &lines).unwrap();
+        }
+        let (have, want) = (String::from_utf8(lines).unwrap(), std::fs::read_to_string(golden).unwrap());
+        for (have, want) in have.lines().zip(want.lines()) {
+            assert_eq!(have, want);
+        }
+        assert_eq!(have.lines().count(), want.lines().count());
+    }
+
+    #[test]
+    fn one_line_an_event_whatever_the_names() {
+        let nasty = "a\n{\"v\":1}\r\n\u{2028}\u{202e}\u{1b}[31m\"\\\u{0}".repeat(60);
+        let mut event = every_event().remove(2);
+        if let Event::AttestDenied { agent, decision } = &mut event {
+            (agent.cgroup, decision.reason) = (Some(nasty.clone()), nasty);
+        }
+        let (mut head, mut out) = (Head::default(), Vec::new());
+        append(&origin(), &mut head, from_unix_seconds(0), &event, &mut out);
+        let text = String::from_utf8(out).unwrap();
+        assert_eq!(text.lines().count(), 1);
+        assert!(text.ends_with('\n') && text.len() < 8192, "{}", text.len());
+        assert!(!text.trim_end().chars().any(|c| c.is_control() || c == '\u{202e}'));
+    }
+
+    #[test]
+    fn times_have_nine_decimals() {
+        let at = from_unix_seconds(1_790_000_000) + std::time::Duration::from_nanos(70);
+        assert_eq!(timestamp(at), "2026-09-21T14:13:20.000000070Z");
+    }
+}

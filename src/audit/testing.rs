@@ -1,0 +1,163 @@
+//! Events, clocks and a sink that fails, for tests.
+
+use std::io;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime};
+
+use mayfly_attestors::{BootId, ProcessKey};
+
+use super::LogOpenError;
+use super::chain::Head;
+use super::event::{Agent, Credential, Cut, Decision, Event, Revocation, TokenPrint};
+use super::line::Origin;
+use super::sink::{Opened, Sink};
+use crate::clock::{Clock, from_unix_seconds};
+use crate::id::EntryId;
+use crate::ledger::testing::row;
+use crate::ledger::{Kind, Reason, Row};
+
+/// Stands still.
+pub(crate) struct FixedClock;
+
+impl Clock for FixedClock {
+    fn wall(&self) -> SystemTime {
+        from_unix_seconds(1_790_000_000)
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "an Instant cannot be made up")]
+    fn monotonic(&self) -> Instant {
+        Instant::now()
+    }
+}
+
+pub(super) fn origin() -> Origin {
+    Origin { node: "node-1".to_owned(), boot_id: BootId::from_bytes([0xb0; 16]) }
+}
+
+/// One of each, in the order of the enum.
+pub(super) fn every_event() -> Vec<Event> {
+    let mut events = process_events();
+    events.extend(agent_events());
+    events
+}
+
+fn at(millis: u64) -> Option<SystemTime> {
+    Some(from_unix_seconds(1_790_000_000) + Duration::from_millis(millis))
+}
+
+fn bare() -> Agent {
+    Agent::new(ProcessKey { pidfs_inode: None, ..row(1, 0).process }, 0)
+}
+
+fn process_events() -> Vec<Event> {
+    let x509 = row(1, 1_790_000_900);
+    let jwt = Row {
+        kind: Kind::Jwt,
+        issuer: "kid-1".to_owned(),
+        audience: vec!["db".to_owned()],
+        ..row(2, 1_790_000_300)
+    };
+    let agent = Agent {
+        cgroup: Some("/system.slice/web\u{202e}.service".to_owned()),
+        exe_sha256: Some("ab".repeat(32)),
+        selectors_hash: Some("cd".repeat(32)),
+        ..Agent::of(&x509)
+    };
+    let token = Credential {
+        token: Some(TokenPrint::of_sha256(
+            aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, b"a.b.c").as_ref(),
+        )),
+        ttl: Duration::from_secs(300),
+        ..Credential::of(&jwt)
+    };
+    let revocation = Revocation {
+        reason: Reason::Exited,
+        initiator: "kernel".to_owned(),
+        credentials: 2,
+        exited: None,
+        seen: at(1),
+        signed: at(2),
+        published: at(3),
+        crl_number: Some(1_790_000_000_002),
+        latency: Duration::from_micros(2_345),
+    };
+    vec![
+        Event::AgentStart { version: "0.1.0".to_owned(), posture: vec!["linux 6.16".to_owned()] },
+        Event::AgentStop { reason: "SIGTERM".to_owned() },
+        Event::AttestDenied {
+            agent: bare(),
+            decision: Decision { phase: "match", reason: "no entry matches".to_owned() },
+        },
+        Event::AgentCut { agent: agent.clone(), reason: Cut::WriterMismatch },
+        Event::CredentialIssue { agent: agent.clone(), credential: Credential::of(&x509) },
+        Event::CredentialRenew { agent: agent.clone(), credential: token.clone() },
+        Event::CredentialExpire { agent: agent.clone(), credential: token },
+        Event::CredentialRevoke { agent, credential: Credential::of(&x509), revocation },
+    ]
+}
+
+fn agent_events() -> Vec<Event> {
+    let entries =
+        |range: std::ops::Range<u32>| range.map(|n| EntryId::new(format!("e{n}"))).collect::<Vec<_>>();
+    vec![
+        Event::EntriesChanged {
+            source: "/etc/mayfly/entries.d".to_owned(),
+            total: 50,
+            added: entries(0..40),
+            removed: entries(0..0),
+        },
+        Event::EntriesRejected {
+            source: "/etc/mayfly/entries.d".to_owned(),
+            problems: vec!["a.toml:1:2: no".to_owned()],
+        },
+        Event::AuthorityLoaded {
+            kind: Kind::X509,
+            id: "aa".repeat(20),
+            algorithm: "ec-p256".to_owned(),
+            not_after: at(0),
+            created: true,
+        },
+        Event::LedgerLost {
+            why: "check sum".to_owned(),
+            moved_to: Some("/var/lib/mayfly/lost-1".to_owned()),
+        },
+        Event::AdminRevoke { by: bare(), target: "spiffe://example.org/web".to_owned(), credentials: 3 },
+        Event::Checkpoint {
+            head: Head { seq: 12, hash: [0xcc; 32] },
+            proof: Some("e30.e30.c2ln".to_owned()),
+        },
+        Event::Recovered { cut_bytes: 17, moved_to: None },
+        Event::Gap { lost: 5 },
+    ]
+}
+
+/// Keeps lines in memory and fails when told to.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Memory(pub(super) Arc<Mutex<State>>);
+
+#[derive(Debug, Default)]
+pub(super) struct State {
+    pub(super) bytes: Vec<u8>,
+    pub(super) full: bool,
+    pub(super) appends: usize,
+}
+
+impl Sink for Memory {
+    fn open(&mut self, known: Option<Head>) -> Result<Opened, LogOpenError> {
+        Ok(Opened { head: known.unwrap_or_default(), ..Opened::default() })
+    }
+
+    fn is_gone(&self) -> bool {
+        false
+    }
+
+    fn append(&mut self, lines: &[u8]) -> io::Result<()> {
+        let mut state = self.0.lock().unwrap();
+        if state.full {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        state.appends += 1;
+        state.bytes.extend_from_slice(lines);
+        Ok(())
+    }
+}

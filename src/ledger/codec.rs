@@ -1,0 +1,300 @@
+//! How rows are stored: a version, the fields, and a check sum over key and value.
+//!
+//! Key: `not_after` (8 bytes, big endian, so that what expires first sorts first) and lease ID. Value:
+//! version byte, fields in order (numbers big endian, texts with a 2-byte length), then the first 8 bytes
+//! of SHA-256 over table name, key and value. The check sum finds what the store's own page sums cannot:
+//! a row under another key, and any fault of the store itself.
+
+use aws_lc_rs::digest::{Context, SHA256};
+use mayfly_attestors::{BootId, ProcessKey};
+
+use super::row::{Kind, Reason, Row, State};
+use super::{CrlMark, LedgerError};
+use crate::id::{EntryId, LeaseId};
+
+/// Key in the table of leases.
+pub(super) type Key = [u8; 24];
+
+/// What is wrong with a stored value.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub(super) enum DecodeError {
+    #[error("check sum does not match")]
+    Sum,
+    #[error("unknown version {0}")]
+    Version(u8),
+    #[error("field out of range")]
+    Field,
+}
+
+/// The key of a lease.
+pub(super) fn key(not_after: u64, id: LeaseId) -> Key {
+    let mut key = [0; 24];
+    let (time, name) = key.split_at_mut(8);
+    time.copy_from_slice(&not_after.to_be_bytes());
+    name.copy_from_slice(id.as_bytes());
+    key
+}
+
+/// The value of a row; refuses texts and lists that do not fit their length field.
+pub(super) fn encode(row: &Row) -> Result<Vec<u8>, LedgerError> {
+    let mut out = Writer(Vec::with_capacity(256));
+    out.byte(VERSION);
+    out.byte(kind_code(row.kind));
+    out.text(&row.issuer)?;
+    out.text(&row.spiffe_id)?;
+    out.text(row.entry.as_str())?;
+    out.bytes(row.process.boot_id.as_bytes());
+    out.bytes(&row.process.pid.to_be_bytes());
+    out.number(row.process.start_time);
+    out.option(row.process.pidfs_inode);
+    out.bytes(&row.uid.to_be_bytes());
+    out.count(row.audience.len())?;
+    for audience in &row.audience {
+        out.text(audience)?;
+    }
+    out.number(row.issued_at);
+    out.option(match row.state {
+        State::Live => None,
+        State::Revoked { at_millis, .. } => Some(at_millis),
+    });
+    if let State::Revoked { reason, .. } = row.state {
+        out.byte(reason_code(reason));
+    }
+    Ok(out.sealed(LEASES, &key(row.not_after, row.id)))
+}
+
+/// The row under `key`.
+pub(super) fn decode(key: &Key, value: &[u8]) -> Result<Row, DecodeError> {
+    let mut input = Reader::unseal(LEASES, key, value)?;
+    let kind = match input.byte()? {
+        0 => Kind::X509,
+        1 => Kind::Jwt,
+        _ => return Err(DecodeError::Field),
+    };
+    let (issuer, spiffe_id, entry) = (input.text()?, input.text()?, EntryId::new(input.text()?));
+    let process = ProcessKey {
+        boot_id: BootId::from_bytes(input.array()?),
+        pid: u32::from_be_bytes(input.array()?),
+        start_time: input.number()?,
+        pidfs_inode: input.option()?,
+    };
+    let uid = u32::from_be_bytes(input.array()?);
+    let audience = (0..input.count()?).map(|_| input.text()).collect::<Result<_, _>>()?;
+    let issued_at = input.number()?;
+    let state = match input.option()? {
+        None => State::Live,
+        Some(at_millis) => {
+            let code = usize::from(input.byte()?);
+            State::Revoked { at_millis, reason: *Reason::ALL.get(code).ok_or(DecodeError::Field)? }
+        }
+    };
+    input.end()?;
+    let mut name = Reader(key);
+    let not_after = name.number()?;
+    let id = LeaseId::from_bytes(name.array()?);
+    Ok(Row { id, kind, issuer, spiffe_id, entry, process, uid, audience, issued_at, not_after, state })
+}
+
+/// The value of an issuer's CRL mark.
+pub(super) fn encode_mark(issuer: &str, mark: CrlMark) -> Vec<u8> {
+    let mut out = Writer(Vec::with_capacity(32));
+    out.byte(VERSION);
+    out.number(mark.number);
+    out.number(mark.this_update);
+    out.sealed(MARKS, issuer.as_bytes())
+}
+
+/// The CRL mark stored for `issuer`.
+pub(super) fn decode_mark(issuer: &str, value: &[u8]) -> Result<CrlMark, DecodeError> {
+    let mut input = Reader::unseal(MARKS, issuer.as_bytes(), value)?;
+    let mark = CrlMark { number: input.number()?, this_update: input.number()? };
+    input.end()?;
+    Ok(mark)
+}
+
+struct Writer(Vec<u8>);
+
+impl Writer {
+    fn byte(&mut self, byte: u8) {
+        self.0.push(byte);
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) {
+        self.0.extend_from_slice(bytes);
+    }
+
+    fn number(&mut self, number: u64) {
+        self.bytes(&number.to_be_bytes());
+    }
+
+    fn option(&mut self, number: Option<u64>) {
+        self.byte(u8::from(number.is_some()));
+        if let Some(number) = number {
+            self.number(number);
+        }
+    }
+
+    fn count(&mut self, count: usize) -> Result<(), LedgerError> {
+        let count = u16::try_from(count).map_err(|_too_many| LedgerError::Row("a field is too long"))?;
+        self.bytes(&count.to_be_bytes());
+        Ok(())
+    }
+
+    fn text(&mut self, text: &str) -> Result<(), LedgerError> {
+        self.count(text.len())?;
+        self.bytes(text.as_bytes());
+        Ok(())
+    }
+
+    fn sealed(mut self, table: &str, key: &[u8]) -> Vec<u8> {
+        let sum = sum(table, key, &self.0);
+        self.bytes(&sum);
+        self.0
+    }
+}
+
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn unseal(table: &str, key: &[u8], value: &'a [u8]) -> Result<Self, DecodeError> {
+        let (body, have) = value.split_last_chunk::<SUM>().ok_or(DecodeError::Sum)?;
+        if sum(table, key, body) != *have {
+            return Err(DecodeError::Sum);
+        }
+        let mut input = Self(body);
+        match input.byte()? {
+            VERSION => Ok(input),
+            other => Err(DecodeError::Version(other)),
+        }
+    }
+
+    fn take(&mut self, n: usize) -> Result<&'a [u8], DecodeError> {
+        let (head, rest) = self.0.split_at_checked(n).ok_or(DecodeError::Field)?;
+        self.0 = rest;
+        Ok(head)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], DecodeError> {
+        let (head, rest) = self.0.split_first_chunk().ok_or(DecodeError::Field)?;
+        self.0 = rest;
+        Ok(*head)
+    }
+
+    fn byte(&mut self) -> Result<u8, DecodeError> {
+        self.array().map(u8::from_be_bytes)
+    }
+
+    fn number(&mut self) -> Result<u64, DecodeError> {
+        self.array().map(u64::from_be_bytes)
+    }
+
+    fn count(&mut self) -> Result<usize, DecodeError> {
+        self.array().map(|bytes| usize::from(u16::from_be_bytes(bytes)))
+    }
+
+    fn option(&mut self) -> Result<Option<u64>, DecodeError> {
+        match self.byte()? {
+            0 => Ok(None),
+            1 => self.number().map(Some),
+            _ => Err(DecodeError::Field),
+        }
+    }
+
+    fn text(&mut self) -> Result<String, DecodeError> {
+        let length = self.count()?;
+        let text = std::str::from_utf8(self.take(length)?).map_err(|_not_text| DecodeError::Field)?;
+        Ok(text.to_owned())
+    }
+
+    fn end(&self) -> Result<(), DecodeError> {
+        if self.0.is_empty() { Ok(()) } else { Err(DecodeError::Field) }
+    }
+}
+
+/// The check sum of a value: it covers the table's name and the key too.
+pub(super) fn sum(table: &str, key: &[u8], body: &[u8]) -> [u8; SUM] {
+    let mut context = Context::new(&SHA256);
+    for part in [table.as_bytes(), &[0], key, body] {
+        context.update(part);
+    }
+    // SHA-256 has 32 bytes, so there always is a first chunk.
+    context.finish().as_ref().first_chunk().copied().unwrap_or_default()
+}
+
+fn kind_code(kind: Kind) -> u8 {
+    match kind {
+        Kind::X509 => 0,
+        Kind::Jwt => 1,
+    }
+}
+
+fn reason_code(reason: Reason) -> u8 {
+    let at = Reason::ALL.iter().position(|known| *known == reason);
+    at.and_then(|at| u8::try_from(at).ok()).unwrap_or(u8::MAX)
+}
+
+/// Name of the table of leases.
+pub(super) const LEASES: &str = "leases";
+/// Name of the table of CRL marks.
+pub(super) const MARKS: &str = "crl_marks";
+const VERSION: u8 = 1;
+const SUM: usize = 8;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::ledger::testing::any_row;
+
+    proptest! {
+        #[test]
+        fn a_row_comes_back_as_it_was(row in any_row()) {
+            let value = encode(&row).unwrap();
+            prop_assert_eq!(decode(&key(row.not_after, row.id), &value), Ok(row));
+        }
+
+        #[test]
+        fn any_flipped_bit_is_found(row in any_row(), at in any::<prop::sample::Index>(), bit in 0..8) {
+            let (mut key, mut value) = (key(row.not_after, row.id), encode(&row).unwrap());
+            let at = at.index(key.len() + value.len());
+            let byte = if at < key.len() { &mut key[at] } else { &mut value[at - key.len()] };
+            *byte ^= 1u8 << bit;
+            prop_assert!(decode(&key, &value).is_err());
+        }
+
+        #[test]
+        fn foreign_bytes_never_panic(key in any::<Key>(), value in prop::collection::vec(any::<u8>(), 0..300)) {
+            prop_assert!(decode(&key, &value).is_err());
+            // Past the check sum too.
+            let sealed = Writer(value).sealed(LEASES, &key);
+            drop(decode(&key, &sealed));
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let mut row = crate::ledger::testing::row(1, 2);
+        row.audience = vec!["a".repeat(65_536)];
+        assert_eq!(encode(&row), Err(LedgerError::Row("a field is too long")));
+    }
+
+    #[test]
+    fn reason_codes_are_stable() {
+        let names = Reason::ALL.map(Reason::as_str);
+        assert_eq!(
+            names,
+            [
+                "exited",
+                "watch_lost",
+                "exec_mismatch",
+                "entry_withdrawn",
+                "operator",
+                "restart",
+                "issue_aborted",
+                "credentials_changed",
+                "superseded"
+            ]
+        );
+    }
+}

@@ -1,0 +1,132 @@
+//! One lease as the ledger keeps it.
+
+use std::fmt;
+
+use mayfly_attestors::ProcessKey;
+
+use crate::id::{EntryId, LeaseId};
+
+/// One issued credential.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Row {
+    /// X.509 serial number or `jti`.
+    pub id: LeaseId,
+    /// What was issued.
+    pub kind: Kind,
+    /// Key that signed it: authority key identifier in hex, or `kid`.
+    pub issuer: String,
+    /// The subject.
+    pub spiffe_id: String,
+    /// The registration entry it came from.
+    pub entry: EntryId,
+    /// The process that holds it.
+    pub process: ProcessKey,
+    /// That process's user.
+    pub uid: u32,
+    /// Audiences of a JWT; empty for X.509.
+    pub audience: Vec<String>,
+    /// Unix seconds.
+    pub issued_at: u64,
+    /// Unix seconds; it is worthless after that.
+    pub not_after: u64,
+    /// Whether it still stands.
+    pub state: State,
+}
+
+/// What kind of credential a lease is.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum Kind {
+    /// X.509-SVID.
+    X509,
+    /// JWT-SVID.
+    Jwt,
+}
+
+/// Whether a lease still stands.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum State {
+    /// In force until it expires.
+    Live,
+    /// Taken back.
+    Revoked {
+        /// When, Unix milliseconds.
+        at_millis: u64,
+        /// Why.
+        reason: Reason,
+    },
+}
+
+/// Why a lease was taken back. The text is stable: it is in the audit log and in admin answers.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum Reason {
+    /// The process ended.
+    Exited,
+    /// Nobody can say any more whether the process lives.
+    WatchLost,
+    /// The process became another program that the entry does not match.
+    ExecMismatch,
+    /// The entry is gone, or matches no longer.
+    EntryWithdrawn,
+    /// An operator asked for it.
+    Operator,
+    /// The process ended while the agent was down.
+    Restart,
+    /// It was never released: the caller left, or died, before it was ready.
+    IssueAborted,
+    /// The process changed its user or group.
+    CredentialsChanged,
+    /// A newer credential took its place.
+    Superseded,
+}
+
+impl Kind {
+    /// `x509` or `jwt`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::X509 => "x509",
+            Self::Jwt => "jwt",
+        }
+    }
+}
+
+impl Reason {
+    /// Every reason, in the order of its code in the ledger.
+    pub const ALL: [Self; 9] = [
+        Self::Exited,
+        Self::WatchLost,
+        Self::ExecMismatch,
+        Self::EntryWithdrawn,
+        Self::Operator,
+        Self::Restart,
+        Self::IssueAborted,
+        Self::CredentialsChanged,
+        Self::Superseded,
+    ];
+
+    /// The stable name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Exited => "exited",
+            Self::WatchLost => "watch_lost",
+            Self::ExecMismatch => "exec_mismatch",
+            Self::EntryWithdrawn => "entry_withdrawn",
+            Self::Operator => "operator",
+            Self::Restart => "restart",
+            Self::IssueAborted => "issue_aborted",
+            Self::CredentialsChanged => "credentials_changed",
+            Self::Superseded => "superseded",
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}

@@ -1,0 +1,210 @@
+//! The one thread that writes: drains the queue, makes one transaction of it, answers everybody.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{oneshot, watch};
+
+use super::row::{Reason, Row};
+use super::store::{Applied, Change, Revoked, Store};
+use super::{Committed, CrlMark, LedgerError, LedgerHealth};
+use crate::id::LeaseId;
+use crate::queue::{Receiver, Taken};
+
+/// One caller's wish, and where the answer goes.
+#[derive(Debug)]
+pub(super) enum Job {
+    Commit(Change, oneshot::Sender<Result<Committed, LedgerError>>),
+    Change(Change, oneshot::Sender<Result<usize, LedgerError>>),
+    Rows(oneshot::Sender<Result<Vec<Row>, LedgerError>>),
+}
+
+/// Marks shared with the readers of [`super::Ledger::crl_marks`].
+pub(super) type Marks = Arc<Mutex<BTreeMap<String, CrlMark>>>;
+
+/// How long to wait between attempts while the store refuses.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pauses {
+    /// Before an attempt that follows a failed one: gathers callers, so that a flood of them does not
+    /// become a flood of openings.
+    pub(super) gather: Duration,
+    /// Until the first attempt nobody asked for; doubles up to [`LONGEST_IDLE`].
+    pub(super) idle: Duration,
+}
+
+pub(super) struct Writer {
+    pub(super) store: Store,
+    pub(super) jobs: Receiver<Job>,
+    pub(super) health: watch::Sender<LedgerHealth>,
+    pub(super) marks: Marks,
+    pub(super) pauses: Pauses,
+    /// Revocations that were asked for, or are owed, and are not on the disk yet.
+    pub(super) owed: HashMap<LeaseId, Revoked>,
+    pub(super) failures: u32,
+}
+
+/// What the answers need, kept while the changes are in the transaction.
+enum Answer {
+    Commit { ids: Vec<LeaseId>, issued_at: u64, to: oneshot::Sender<Result<Committed, LedgerError>> },
+    Change(oneshot::Sender<Result<usize, LedgerError>>),
+    Mark(String, CrlMark, oneshot::Sender<Result<usize, LedgerError>>),
+    None,
+}
+
+impl Writer {
+    /// Works until the last handle is dropped and everything queued is done.
+    pub(super) fn run(mut self) {
+        loop {
+            let patience = (self.failures > 0).then(|| self.idle_pause());
+            match self.jobs.take(patience) {
+                Taken::Batch(mut jobs) => {
+                    if self.failures > 1 {
+                        std::thread::sleep(self.pauses.gather);
+                        if let Taken::Batch(more) = self.jobs.take(Some(Duration::ZERO)) {
+                            jobs.extend(more);
+                        }
+                    }
+                    self.work(jobs);
+                }
+                Taken::Idle => self.work(Vec::new()),
+                Taken::Closed => break,
+            }
+        }
+        if !self.owed.is_empty() {
+            self.work(Vec::new());
+        }
+    }
+
+    fn work(&mut self, jobs: Vec<Job>) {
+        let (mut changes, mut answers, mut readers) = (Vec::new(), Vec::new(), Vec::new());
+        for job in jobs {
+            match job {
+                Job::Rows(to) => readers.push(to),
+                Job::Commit(change, to) => {
+                    answers.push(commit_answer(&change, to));
+                    changes.push(change);
+                }
+                Job::Change(change, to) => {
+                    answers.push(match &change {
+                        Change::Mark { issuer, mark } => Answer::Mark(issuer.clone(), *mark, to),
+                        _ => Answer::Change(to),
+                    });
+                    changes.push(change);
+                }
+            }
+        }
+        // After the commits of this batch: a lease may be revoked in the batch that commits it.
+        if !self.owed.is_empty() {
+            changes.push(Change::Revoke(self.owed.iter().map(|(id, why)| (*id, *why)).collect()));
+            answers.push(Answer::None);
+        }
+        if self.failures > 0 {
+            changes.push(Change::Probe);
+            answers.push(Answer::None);
+        }
+        if !changes.is_empty() {
+            match self.store.apply(&changes) {
+                Ok(applied) => self.succeeded(answers, applied),
+                Err(why) => self.failed(why, &changes, answers),
+            }
+        }
+        for to in readers {
+            drop(to.send(self.store.rows().map_err(LedgerError::Unavailable)));
+        }
+    }
+
+    fn succeeded(&mut self, answers: Vec<Answer>, applied: Vec<Applied>) {
+        self.owed.clear();
+        self.failures = 0;
+        self.set_health(LedgerHealth::Good);
+        for (answer, applied) in answers.into_iter().zip(applied) {
+            let result = match applied {
+                Applied::Done => Ok(0),
+                Applied::Expired(count) => Ok(count),
+                Applied::Refused(error) => Err(error),
+            };
+            match answer {
+                Answer::Commit { ids, issued_at, to } => {
+                    if let Err(Ok(unclaimed)) = to.send(result.map(|_| Committed { ids })) {
+                        // The caller left; what it wanted can never be released now.
+                        self.owe(unclaimed.ids, issued_at);
+                    }
+                }
+                Answer::Change(to) => drop(to.send(result)),
+                Answer::Mark(issuer, mark, to) => {
+                    self.marks.lock().unwrap_or_else(PoisonError::into_inner).insert(issuer, mark);
+                    drop(to.send(result));
+                }
+                Answer::None => {}
+            }
+        }
+    }
+
+    fn failed(&mut self, why: String, changes: &[Change], answers: Vec<Answer>) {
+        self.failures = self.failures.saturating_add(1);
+        if self.failures == 1 {
+            tracing::warn!(%why, "ledger cannot be written, nothing is issued");
+        } else {
+            tracing::debug!(%why, failures = self.failures, "ledger still cannot be written");
+        }
+        for change in changes {
+            if let Change::Revoke(revoked) = change {
+                for (id, why) in revoked {
+                    self.owed.entry(*id).or_insert(*why);
+                }
+            }
+        }
+        let error = LedgerError::Unavailable(why.clone());
+        self.set_health(LedgerHealth::Failing { why });
+        for answer in answers {
+            match answer {
+                // It may be on the disk all the same, and was not released.
+                Answer::Commit { ids, issued_at, to } => {
+                    drop(to.send(Err(error.clone())));
+                    self.owe(ids, issued_at);
+                }
+                Answer::Change(to) | Answer::Mark(_, _, to) => drop(to.send(Err(error.clone()))),
+                Answer::None => {}
+            }
+        }
+    }
+
+    fn owe(&mut self, ids: Vec<LeaseId>, issued_at: u64) {
+        let revoked = Revoked { at_millis: issued_at.saturating_mul(1000), reason: Reason::IssueAborted };
+        for id in ids {
+            self.owed.entry(id).or_insert(revoked);
+        }
+    }
+
+    fn set_health(&self, next: LedgerHealth) {
+        self.health.send_if_modified(|health| {
+            let changed = *health != next;
+            *health = next;
+            changed
+        });
+    }
+
+    fn idle_pause(&self) -> Duration {
+        let doublings = self.failures.saturating_sub(1).min(10);
+        self.pauses.idle.saturating_mul(1 << doublings).min(LONGEST_IDLE)
+    }
+}
+
+fn commit_answer(change: &Change, to: oneshot::Sender<Result<Committed, LedgerError>>) -> Answer {
+    let rows = match change {
+        Change::Commit(rows) => rows.as_slice(),
+        _ => &[],
+    };
+    let issued_at = rows.iter().map(|row| row.issued_at).max().unwrap_or(0);
+    Answer::Commit { ids: rows.iter().map(|row| row.id).collect(), issued_at, to }
+}
+
+/// The longest pause between two attempts nobody asked for.
+const LONGEST_IDLE: Duration = Duration::from_secs(30);
+
+impl Default for Pauses {
+    fn default() -> Self {
+        Self { gather: Duration::from_millis(50), idle: Duration::from_secs(1) }
+    }
+}
