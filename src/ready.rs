@@ -1,16 +1,24 @@
 //! Readiness: a set of named concerns. The agent is ready while the set is empty.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+
+use tokio::sync::watch;
 
 /// Which components hold readiness back, and why.
-#[derive(Clone, Debug, Default)]
-pub struct Readiness(Arc<Mutex<BTreeMap<&'static str, String>>>);
+#[derive(Clone, Debug)]
+pub struct Readiness(Arc<watch::Sender<BTreeMap<&'static str, String>>>);
 
 /// Holds readiness back until dropped.
 #[derive(Debug)]
 #[must_use]
 pub struct Pending(Readiness, &'static str);
+
+impl Default for Readiness {
+    fn default() -> Self {
+        Self(Arc::new(watch::Sender::new(BTreeMap::new())))
+    }
+}
 
 impl Readiness {
     /// Holds readiness back under `name` until the guard is dropped.
@@ -21,26 +29,32 @@ impl Readiness {
 
     /// Records a concern; the agent is not ready until [`Readiness::clear`] is called with its name.
     pub fn raise(&self, name: &'static str, why: impl Into<String>) {
-        self.lock().insert(name, why.into());
+        let why = why.into();
+        let news =
+            self.0.send_if_modified(|concerns| concerns.insert(name, why.clone()) != Some(why.clone()));
+        if news && why != "starting" {
+            tracing::error!(concern = name, why, "the agent is not ready");
+        }
     }
 
     /// Withdraws a concern.
     pub fn clear(&self, name: &'static str) {
-        self.lock().remove(name);
+        self.0.send_if_modified(|concerns| concerns.remove(name).is_some());
     }
 
     /// Whether nothing holds readiness back.
     pub fn is_ready(&self) -> bool {
-        self.lock().is_empty()
+        self.0.borrow().is_empty()
     }
 
     /// Every concern as `name: why`, sorted by name.
     pub fn concerns(&self) -> Vec<String> {
-        self.lock().iter().map(|(name, why)| format!("{name}: {why}")).collect()
+        self.0.borrow().iter().map(|(name, why)| format!("{name}: {why}")).collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<&'static str, String>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Follows the concerns.
+    pub fn subscribe(&self) -> watch::Receiver<BTreeMap<&'static str, String>> {
+        self.0.subscribe()
     }
 }
 

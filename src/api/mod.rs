@@ -1,1 +1,25 @@
 //! Everything that speaks gRPC: listener, connection guard, admission, status codes, one file a service.
+
+pub mod admin;
+mod admission;
+pub mod bind;
+mod closer;
+pub mod facts;
+pub mod guard;
+pub mod health;
+pub mod identity;
+pub mod limits;
+pub mod listener;
+pub mod overview;
+pub mod peer;
+pub mod routes;
+pub mod seats;
+pub mod serve;
+mod status;
+#[cfg(test)]
+mod testkit;
+mod validate;
+pub mod wire;
+pub mod workload;
+
+pub use self::admission::Gate;

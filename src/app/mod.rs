@@ -1,1 +1,77 @@
-//! The composition root: the only module that knows every other one.
+//! The composition root: the only module that knows every other one. Parts are built inert, sockets are
+//! bound before anything starts, and one place starts it all.
+
+mod banner;
+mod build;
+mod concerns;
+mod entries;
+mod error;
+mod refused;
+mod run;
+
+mod signals;
+
+mod storage;
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::config::{self, Config};
+use crate::exit::Exit;
+
+pub use self::error::StartError;
+
+/// What `mayfly agent` was asked to run.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct AgentArgs {
+    /// The configuration file; `None` only with `dev`.
+    pub config: Option<PathBuf>,
+    /// Run without files and without root, in memory, for the caller's own uid.
+    pub dev: bool,
+    /// Where `dev` puts its sockets; `None` = `$XDG_RUNTIME_DIR/mayfly`, else `/tmp/mayfly-UID`.
+    pub runtime_dir: Option<PathBuf>,
+    /// X.509-SVID lifetime of `dev`; `None` = the default.
+    pub x509_ttl: Option<Duration>,
+}
+
+/// Runs the agent until it is told to stop, and says how that went.
+pub fn run_agent(args: AgentArgs) -> Exit {
+    // Before any key exists: no core dump and no tracer of the same user may ever see one.
+    if let Err(error) = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
+    {
+        return fail(&StartError::Harden(error.into()));
+    }
+    match start(args) {
+        Ok(exit) => exit,
+        Err(error) => fail(&error),
+    }
+}
+
+fn start(args: AgentArgs) -> Result<Exit, StartError> {
+    let dev = args.dev;
+    let config = resolve(args)?;
+    // Set up already only where several agents run in one process, in tests.
+    crate::telemetry::init(&config.log).ok();
+    let runtimes = build::Runtimes::new()?;
+    build::Agent::build(config, &runtimes)?.run(&runtimes, dev)
+}
+
+fn resolve(args: AgentArgs) -> Result<Config, StartError> {
+    match args.config {
+        Some(path) if !args.dev => config::load(&path).map_err(StartError::Config),
+        _ => {
+            let mut config = banner::dev_config(args.runtime_dir)?;
+            if let Some(ttl) = args.x509_ttl {
+                config.x509.ttl = ttl;
+            }
+            Ok(config)
+        }
+    }
+}
+
+fn fail(error: &StartError) -> Exit {
+    // Not a log line: the operator is at the terminal, or reads the unit's last words.
+    writeln!(std::io::stderr(), "mayfly: {error}").ok();
+    error.exit()
+}

@@ -1,1 +1,222 @@
 //! The shell around the lease core: drives it for each live process.
+//!
+//! Threads, and what each may wait for:
+//!
+//! - *reaper* (in `attestors`): tells of exits. It takes the state lock, refuses in memory, cuts the
+//!   connections, hands the rest to the revoker. It never waits for a disk or a socket.
+//! - *revoker*: ledger → sign → publish → audit, coalesced with a leading edge.
+//! - *lease timer*: sleeps until the core's next deadline.
+//! - *issuing runtime*: mints, commits, releases. The serving runtime only reads views.
+//!
+//! The state lock is held for table look-ups and the core's pure steps, never across I/O or an await.
+
+mod admit;
+mod denied;
+mod exits;
+mod issue;
+mod jwt;
+mod operator;
+mod reload;
+mod restore;
+mod revoker;
+mod state;
+mod subscribe;
+mod timer;
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak, mpsc};
+use std::time::Duration;
+
+use mayfly_attestors::{AttestError, AttestorSet, Host, Reaper};
+use tokio::sync::watch;
+
+pub use self::admit::Admission;
+pub use self::denied::Denied;
+pub use self::operator::{Explained, LeaseFilter, Revoked, Target};
+pub use self::restore::Restored;
+pub use self::revoker::{PublishedCrl, RevokerSettings};
+pub use self::state::View;
+pub use self::subscribe::{Attendance, Subscription};
+
+use self::revoker::RevokeJob;
+use self::state::State;
+use crate::audit;
+use crate::authority::AuthoritySet;
+use crate::clock::Clock;
+use crate::id::TrustDomain;
+use crate::ledger::{Ledger, LedgerError};
+use crate::policy::Engine;
+use crate::ready::Readiness;
+use crate::registration::EntrySet;
+use crate::revocation::Timings;
+use crate::trust::TrustSnapshot;
+
+/// A connection that can be closed from any thread, at once, without waiting.
+pub trait Connection: Send + Sync {
+    /// Not one more byte leaves after this returns.
+    fn cut(&self, why: audit::Cut);
+    /// The process the connection belongs to is gone.
+    fn end(&self);
+}
+
+/// Why a caller gets no credential. Exhaustive: `api::status` picks a code for each.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// The process ended, or became another, before its facts were read.
+    #[error("the caller ended during attestation")]
+    Exited,
+    /// The process is no longer the user it connected as.
+    #[error("the caller changed its user or group")]
+    CredentialsChanged,
+    /// The attestors could not answer.
+    #[error("workload attestation failed")]
+    Attest(#[source] AttestError),
+    /// No entry matches, the requested identity is not the caller's, or policy said no.
+    #[error("no identity issued")]
+    NotEntitled,
+    /// The ledger does not take writes; nothing may be issued.
+    #[error("ledger unavailable")]
+    Ledger(#[source] LedgerError),
+    /// The audit log does not take events; nothing may be issued.
+    #[error("audit log unavailable")]
+    Audit(#[source] audit::AuditError),
+    /// The authority could not sign.
+    #[error("authority unavailable")]
+    Authority(#[source] crate::issue::IssueError),
+    /// This user or process holds as many leases as it may.
+    #[error("too many live leases")]
+    TooManyLeases,
+    /// The watch on processes is lost; nobody could be revoked, so nobody is served.
+    #[error("process watch lost")]
+    WatchLost,
+}
+
+/// Numbers the shell holds to.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Own trust domain.
+    pub trust_domain: TrustDomain,
+    /// X.509-SVID lifetime where the entry names none.
+    pub x509_ttl: Duration,
+    /// JWT-SVID lifetime where the entry names none.
+    pub jwt_ttl: Duration,
+    /// `iss` of JWT-SVIDs.
+    pub jwt_issuer: String,
+    /// Live leases of one uid.
+    pub leases_per_uid: usize,
+    /// Live JWT leases of one process.
+    pub jwt_leases_per_workload: usize,
+}
+
+/// Everything the shell works with.
+pub struct Parts {
+    /// The machine.
+    pub host: Arc<Host>,
+    /// Turns a process into selectors.
+    pub attestors: AttestorSet,
+    /// Signs.
+    pub authorities: Arc<AuthoritySet>,
+    /// Leases, durable.
+    pub ledger: Ledger,
+    /// What happened, durable.
+    pub audit: audit::Log,
+    /// Entries in force.
+    pub entries: watch::Receiver<Arc<EntrySet>>,
+    /// Decides.
+    pub policy: Engine,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Concerns go here.
+    pub readiness: Readiness,
+    /// Runs issuances.
+    pub issuing: tokio::runtime::Handle,
+    /// What verifiers need; the revoker publishes into it.
+    pub trust: watch::Sender<Arc<TrustSnapshot>>,
+    /// Revoked before this run and not yet expired.
+    pub revoked: Denied,
+}
+
+impl std::fmt::Debug for Parts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Parts").finish_non_exhaustive()
+    }
+}
+
+/// All live workloads of this node. Clones share them.
+#[derive(Clone)]
+pub struct Workloads(Arc<Shared>);
+
+impl std::fmt::Debug for Workloads {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Workloads").finish_non_exhaustive()
+    }
+}
+
+struct Shared {
+    parts: Parts,
+    settings: Settings,
+    reaper: Reaper,
+    state: Mutex<State>,
+    /// Woken when the core's deadline moved.
+    timer: Condvar,
+    /// Refused from now on, in memory; the first thing a revocation touches.
+    denied: Arc<Mutex<Denied>>,
+    timings: Arc<Mutex<Timings>>,
+    jobs: mpsc::Sender<RevokeJob>,
+    crl: watch::Receiver<Option<PublishedCrl>>,
+}
+
+impl Workloads {
+    /// Starts the threads. Nothing is admitted before the first [`Workloads::admit`].
+    pub fn start(mut parts: Parts, settings: Settings, revoker: RevokerSettings) -> std::io::Result<Self> {
+        let hook: Arc<OnceLock<Weak<Shared>>> = Arc::default();
+        let on_exit = Arc::clone(&hook);
+        let reaper = Reaper::start(Box::new(move |notice| {
+            if let Some(shared) = on_exit.get().and_then(Weak::upgrade) {
+                shared.on_exit(&notice);
+            }
+        }))?;
+        let denied = Arc::new(Mutex::new(std::mem::take(&mut parts.revoked)));
+        let timings = Arc::new(Mutex::new(Timings::new()));
+        let (jobs, queue) = mpsc::channel();
+        let crl = revoker::start(&parts, revoker, queue, Arc::clone(&denied), Arc::clone(&timings))?;
+        let state = Mutex::new(State::default());
+        let timer = Condvar::new();
+        let shared = Arc::new(Shared { parts, settings, reaper, state, timer, denied, timings, jobs, crl });
+        // Nobody else sets it: the cell was made above.
+        hook.set(Arc::downgrade(&shared)).ok();
+        timer::start(&shared)?;
+        Ok(Self(shared))
+    }
+
+    /// Follows what verifiers need.
+    pub fn trust(&self) -> watch::Receiver<Arc<TrustSnapshot>> {
+        self.0.parts.trust.subscribe()
+    }
+
+    /// Follows the entries in force.
+    pub fn entries(&self) -> watch::Receiver<Arc<EntrySet>> {
+        self.0.parts.entries.clone()
+    }
+
+    /// Follows the ledger's health.
+    pub fn ledger_health(&self) -> watch::Receiver<crate::ledger::LedgerHealth> {
+        self.0.parts.ledger.health()
+    }
+
+    /// Whether a lease was taken back. Answers from memory: true from the moment the agent decided.
+    pub fn is_revoked(&self, lease: crate::id::LeaseId) -> bool {
+        lock(&self.0.denied).contains(lease)
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+}
+
+/// A poisoned lock means that a panic was caught somewhere (never in a release build, which aborts). The
+/// tables are changed in single steps, so they are still whole.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,134 @@
+//! From a request to [`Admitted`], once, in the order of conformance 1.3: header, readiness, (the handler
+//! checks its fields here), rate, attestation, identity. Every handler that gives something away takes an
+//! `Admitted`, so one that forgets a step does not compile.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tonic::{Request, Status};
+
+use super::limits::Admission as RateLimit;
+use super::peer::{Cut, Peer};
+use super::status::{BadRequest, Busy, of_refusal};
+use crate::audit;
+use crate::clock::Clock;
+use crate::workload::{Admission, Connection, Refusal, Workloads};
+
+const HEADER: &str = "workload.spiffe.io";
+
+/// What every service shares.
+#[derive(Clone)]
+pub struct Gate {
+    workloads: Workloads,
+    rate: Arc<RateLimit>,
+    clock: Arc<dyn Clock>,
+    open: Arc<AtomicBool>,
+}
+
+impl std::fmt::Debug for Gate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Gate").finish_non_exhaustive()
+    }
+}
+
+/// A well-formed call of a pinned process; nothing is known of it yet.
+pub(super) struct Call {
+    gate: Gate,
+    peer: Arc<Peer>,
+    method: &'static str,
+}
+
+/// Proof that the caller was pinned, attested and matched just now.
+#[must_use]
+pub(super) struct Admitted {
+    admission: Admission,
+}
+
+impl Gate {
+    /// A gate that answers `Unavailable` until [`Gate::open`].
+    pub fn new(workloads: Workloads, rate: Arc<RateLimit>, clock: Arc<dyn Clock>) -> Self {
+        Self { workloads, rate, clock, open: Arc::default() }
+    }
+
+    /// From now on calls are served: everybody who died while the agent was down is refused already.
+    pub fn open(&self) {
+        self.open.store(true, Ordering::Release);
+    }
+
+    pub(super) fn workloads(&self) -> &Workloads {
+        &self.workloads
+    }
+
+    /// Checks the header and that the agent serves.
+    pub(super) fn call<T>(&self, request: &Request<T>, method: &'static str) -> Result<Call, Status> {
+        let mut values = request.metadata().get_all(HEADER).iter();
+        let exactly_true = values.next().is_some_and(|v| v.as_bytes() == b"true") && values.next().is_none();
+        if !exactly_true {
+            return Err(BadRequest::SecurityHeader.into());
+        }
+        if !self.open.load(Ordering::Acquire) {
+            return Err(Busy::Starting.into());
+        }
+        // Only our own listener makes connections, and it pins every one.
+        let peer = request.extensions().get::<Arc<Peer>>();
+        let peer = peer.ok_or_else(|| Status::unauthenticated("connection is not pinned"))?;
+        Ok(Call { gate: self.clone(), peer: Arc::clone(peer), method })
+    }
+}
+
+impl Call {
+    pub(super) fn peer(&self) -> &Arc<Peer> {
+        &self.peer
+    }
+
+    /// Takes one attempt from the caller's budget without attesting it; for answers that are no secret.
+    pub(super) fn spend(&self) -> Result<(), Status> {
+        if !self.peer.process().is_alive() {
+            return Err(of_refusal(&Refusal::Exited));
+        }
+        let now = self.gate.clock.monotonic();
+        let ticket = self.gate.rate.try_start(self.peer.process().uid(), now);
+        ticket.map(drop).map_err(|_limited| Busy::RateLimited(self.method).into())
+    }
+
+    pub(super) async fn admit(&self) -> Result<Admitted, Status> {
+        let process = self.peer.process();
+        let connection: Arc<dyn Connection> = self.peer.clone();
+        if !process.is_alive() {
+            return Err(of_refusal(&Refusal::Exited));
+        }
+        if let Some(admission) = self.gate.workloads.recall(process, &connection) {
+            return Ok(Admitted { admission });
+        }
+        let now = self.gate.clock.monotonic();
+        let ticket = self.gate.rate.try_start(process.uid(), now);
+        let _ticket = ticket.map_err(|_limited| Status::from(Busy::RateLimited(self.method)))?;
+        match self.gate.workloads.admit(process, &connection).await {
+            Ok(admission) => Ok(Admitted { admission }),
+            Err(refusal) => {
+                tracing::debug!(method = self.method, pid = process.pid(), uid = process.uid(), %refusal, "refused");
+                Err(of_refusal(&refusal))
+            }
+        }
+    }
+}
+
+impl Connection for Peer {
+    fn cut(&self, why: audit::Cut) {
+        let reason = match why {
+            audit::Cut::CredentialsChanged => Cut::CredentialsChanged,
+            _ => Cut::Operator,
+        };
+        Self::cut(self, reason);
+    }
+
+    fn end(&self) {
+        Self::cut(self, Cut::Exited);
+    }
+}
+
+impl Admitted {
+    pub(super) fn admission(&self) -> &Admission {
+        &self.admission
+    }
+}

@@ -1,0 +1,145 @@
+//! What `mayfly status` says of the agent as a whole.
+
+use std::sync::Arc;
+
+use mayfly_attestors::{ExecMode, Host};
+use mayfly_proto::admin as proto;
+
+use super::facts;
+use crate::authority::AuthoritySet;
+use crate::clock::{Clock, unix_seconds};
+use crate::config::Config;
+use crate::ready::Readiness;
+use crate::workload::{PublishedCrl, Workloads};
+
+/// Everything a status answer is made of.
+pub struct Sources {
+    /// What the agent was told.
+    pub config: Config,
+    /// The machine.
+    pub host: Arc<Host>,
+    /// How exec is seen.
+    pub exec_mode: ExecMode,
+    /// Signing keys.
+    pub authorities: Arc<AuthoritySet>,
+    /// What holds readiness back.
+    pub readiness: Readiness,
+    /// Who is served.
+    pub workloads: Workloads,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Unix seconds.
+    pub started_at: u64,
+    /// Why the last reload of entries was refused; empty when it was not.
+    pub reload_error: Arc<arc_swap::ArcSwap<String>>,
+}
+
+impl std::fmt::Debug for Sources {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Sources").finish_non_exhaustive()
+    }
+}
+
+impl Sources {
+    /// The answer, from what is known at this moment.
+    pub fn status(&self) -> proto::StatusResponse {
+        let (workloads, live_leases) = self.workloads.counts();
+        proto::StatusResponse {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            trust_domain: self.config.trust_domain.to_string(),
+            pid: std::process::id(),
+            started_at: signed(self.started_at),
+            ready: self.readiness.is_ready(),
+            concerns: self.readiness.concerns(),
+            workloads: wide(workloads),
+            live_leases: wide(live_leases),
+            revoked_leases: wide(self.workloads.revoked()),
+            entries: wide(self.workloads.entries().borrow().len()),
+            authorities: self.authorities(),
+            crl: self.workloads.crl().map(|crl| published(&crl)),
+            revocation_latency: self.latencies(),
+            exec_watch: match &self.exec_mode {
+                ExecMode::ProcConnector => "proc-connector".to_owned(),
+                ExecMode::Unavailable { why } => format!("re-read only ({why})"),
+            },
+            platform: self.host.features().describe(),
+            audit_path: self.config.audit.path.to_string_lossy().into_owned(),
+            resident_bytes: facts::own_resident_bytes(),
+            open_descriptors: facts::own_descriptors(),
+            revocation_strengths: self.strengths(),
+            last_reload_error: self.reload_error.load().to_string(),
+        }
+    }
+
+    fn authorities(&self) -> Vec<proto::Authority> {
+        let (x509, jwt) = (self.authorities.active_x509(), self.authorities.active_jwt());
+        let now = self.clock.wall();
+        let state = |until| if until > now { "active" } else { "expired" };
+        vec![
+            proto::Authority {
+                kind: "x509".to_owned(),
+                state: state(x509.not_after()).to_owned(),
+                key_id: x509.key_id().to_string(),
+                algorithm: x509.algorithm().to_string(),
+                not_after: signed(unix_seconds(x509.not_after())),
+            },
+            proto::Authority {
+                kind: "jwt".to_owned(),
+                state: state(jwt.not_after()).to_owned(),
+                key_id: jwt.kid().to_owned(),
+                algorithm: jwt.algorithm().to_owned(),
+                not_after: signed(unix_seconds(jwt.not_after())),
+            },
+        ]
+    }
+
+    fn latencies(&self) -> Vec<proto::Latency> {
+        let rows = self.workloads.latencies().into_iter().map(|(stage, figures)| proto::Latency {
+            gap: stage.as_str().to_owned(),
+            count: figures.count,
+            p50_micros: micros(figures.p50),
+            p99_micros: micros(figures.p99),
+            max_micros: micros(figures.max),
+        });
+        rows.collect()
+    }
+
+    /// Architecture 5: three strengths, each with what bounds it.
+    fn strengths(&self) -> Vec<proto::RevocationStrength> {
+        let row = |name: &str, bound: String| proto::RevocationStrength { name: name.to_owned(), bound };
+        let coalesce = self.config.revocation.coalesce.as_millis();
+        let (x509, jwt) = (self.config.x509.ttl.as_secs(), self.config.jwt.ttl.as_secs());
+        vec![
+            row("in-path", "immediate: this agent is asked (Workload API, ValidateJWTSVID)".to_owned()),
+            row(
+                "informed",
+                format!(
+                    "new handshakes, after the next CRL (at most {coalesce} ms) has reached the verifier"
+                ),
+            ),
+            row("everyone else", format!("residual lifetime: at most {x509} s (X.509), {jwt} s (JWT)")),
+        ]
+    }
+}
+
+fn published(crl: &PublishedCrl) -> proto::Crl {
+    proto::Crl {
+        number: crl.number,
+        this_update: signed(crl.this_update),
+        next_update: signed(crl.next_update),
+        entries: wide(crl.entries),
+        bytes: wide(crl.bytes),
+    }
+}
+
+fn wide(count: usize) -> u64 {
+    u64::try_from(count).unwrap_or(u64::MAX)
+}
+
+fn signed(seconds: u64) -> i64 {
+    i64::try_from(seconds).unwrap_or(i64::MAX)
+}
+
+fn micros(took: std::time::Duration) -> u64 {
+    u64::try_from(took.as_micros()).unwrap_or(u64::MAX)
+}

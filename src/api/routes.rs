@@ -1,0 +1,66 @@
+//! Which services answer on which socket.
+
+use std::sync::Arc;
+
+use mayfly_proto::DESCRIPTORS;
+use mayfly_proto::admin::admin_server::AdminServer;
+use mayfly_proto::identity::identity_server::IdentityServer;
+use mayfly_proto::workload::spiffe_workload_api_server::SpiffeWorkloadApiServer;
+use tonic::service::Routes;
+use tonic_health::server::HealthReporter;
+use tonic_reflection::server::{Builder, Error as ReflectionError};
+
+use super::Gate;
+use super::admin::{AdminService, StatusSource};
+use super::identity::IdentityService;
+use super::workload::WorkloadService;
+use crate::audit;
+use crate::clock::Clock;
+use crate::drain::Watch;
+use crate::workload::Workloads;
+
+/// The largest request any service takes: a token of 16 KiB with room to spare.
+const MAX_REQUEST_BYTES: usize = 64 * 1024;
+
+/// The public socket: Workload API, identity, health, reflection of these.
+pub fn public(
+    gate: &Gate,
+    clock: &Arc<dyn Clock>,
+    drain: &Watch,
+    max_audiences: usize,
+) -> Result<(Routes, HealthReporter), ReflectionError> {
+    let workload = WorkloadService::new(gate.clone(), Arc::clone(clock), drain.clone(), max_audiences);
+    let identity = IdentityService::new(gate.clone(), drain.clone());
+    let (reporter, health) = tonic_health::server::health_reporter();
+    let names = ["SpiffeWorkloadAPI", "mayfly.identity.v1.Identity", "grpc.health.v1.Health"];
+    let routes =
+        Routes::new(SpiffeWorkloadApiServer::new(workload).max_decoding_message_size(MAX_REQUEST_BYTES))
+            .add_service(IdentityServer::new(identity).max_decoding_message_size(MAX_REQUEST_BYTES))
+            .add_service(health)
+            .add_service(reflection(&names).build_v1()?)
+            .add_service(reflection(&names).build_v1alpha()?);
+    Ok((routes.prepare(), reporter))
+}
+
+/// The admin socket: admin, health, reflection of these.
+pub fn admin(
+    workloads: &Workloads,
+    audit: &audit::Log,
+    status: StatusSource,
+) -> Result<(Routes, HealthReporter), ReflectionError> {
+    let service = AdminService::new(workloads.clone(), audit.clone(), status);
+    let (reporter, health) = tonic_health::server::health_reporter();
+    let names = ["mayfly.admin.v1.Admin", "grpc.health.v1.Health"];
+    let routes = Routes::new(AdminServer::new(service).max_decoding_message_size(MAX_REQUEST_BYTES))
+        .add_service(health)
+        .add_service(reflection(&names).build_v1()?)
+        .add_service(reflection(&names).build_v1alpha()?);
+    Ok((routes.prepare(), reporter))
+}
+
+fn reflection(names: &[&'static str]) -> Builder<'static> {
+    let builder = Builder::configure()
+        .register_encoded_file_descriptor_set(DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
+    names.iter().fold(builder, |builder, name| builder.with_service_name(*name))
+}

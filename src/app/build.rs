@@ -1,0 +1,211 @@
+//! Puts the agent together, runs it, drains it.
+
+use std::sync::Arc;
+
+use mayfly_attestors::{
+    AttestSettings as AttestorSettings, AttestorSet, ExecWatch, Host, MeasureLimits, Measurer, WorkerCommand,
+};
+use tokio::runtime::Runtime;
+use tokio::sync::watch;
+
+use super::StartError;
+use super::entries::Entries;
+use super::storage::{self, Stored};
+use crate::api::limits::AdmissionLimits;
+use crate::api::listener::{Access, Bound};
+use crate::api::overview::Sources;
+use crate::api::wire::budget::Rate;
+use crate::audit::{self, Event};
+use crate::clock::{Clock, SystemClock, unix_seconds};
+use crate::config::{Config, Storage};
+use crate::ledger::{Kind, Row};
+use crate::policy::Engine;
+use crate::ready::Readiness;
+use crate::trust::TrustSnapshot;
+use crate::workload::{Parts, RevokerSettings, Settings, Workloads};
+
+/// A fully wired agent: sockets are bound, nothing is served.
+pub(super) struct Agent {
+    pub(super) config: Config,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) host: Arc<Host>,
+    pub(super) readiness: Readiness,
+    pub(super) audit: audit::Log,
+    pub(super) workloads: Workloads,
+    pub(super) authorities: Arc<crate::authority::AuthoritySet>,
+    pub(super) rows: Vec<Row>,
+    pub(super) entries: Entries,
+    exec_watch: ExecWatch,
+    pub(super) public: Bound,
+    pub(super) admin: Bound,
+}
+
+/// The runtimes, kept apart from the agent: neither may be dropped inside the other.
+pub(super) struct Runtimes {
+    pub(super) serving: Runtime,
+    issuing: Runtime,
+}
+
+impl Runtimes {
+    /// Two threads each: what clients do to one never holds up the other.
+    pub(super) fn new() -> Result<Self, StartError> {
+        Ok(Self { serving: runtime("serving")?, issuing: runtime("issuing")? })
+    }
+}
+
+impl Agent {
+    pub(super) fn build(config: Config, runtimes: &Runtimes) -> Result<Self, StartError> {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let readiness = Readiness::default();
+        let host = Host::probe(&config.attest.proc)?;
+        for sentence in host.features().describe() {
+            tracing::info!(platform = sentence);
+        }
+        let (entries, in_force) = Entries::load(&config)?;
+        let stored = storage::open(&config, clock.wall())?;
+        let audit = open_audit(&config, &host, &clock)?;
+        let public = Bound::bind(&config.sockets.public, Access::Public, host.features())?;
+        let admin = Bound::bind(&config.sockets.admin, Access::Admin, host.features())?;
+        note_authorities(&audit, &stored);
+        let rows = stored.rows.clone();
+        let authorities = Arc::clone(&stored.authorities);
+        let workloads =
+            start_workloads(&config, &host, &clock, &readiness, &audit, stored, in_force, &runtimes.issuing)?;
+        let told = workloads.clone();
+        let exec_watch = ExecWatch::start(&host, Box::new(move |notice| told.on_exec(&notice)));
+        Ok(Self {
+            config,
+            clock,
+            host,
+            readiness,
+            audit,
+            workloads,
+            authorities,
+            rows,
+            entries,
+            exec_watch,
+            public,
+            admin,
+        })
+    }
+
+    pub(super) fn rate_limits(&self) -> AdmissionLimits {
+        let attest = &self.config.attest;
+        AdmissionLimits {
+            rate: Rate { per_second: attest.per_second, burst: attest.burst },
+            in_flight: wide(attest.in_flight),
+            ..AdmissionLimits::default()
+        }
+    }
+
+    pub(super) fn sources(&self) -> Sources {
+        Sources {
+            config: self.config.clone(),
+            host: Arc::clone(&self.host),
+            exec_mode: self.exec_watch.mode().clone(),
+            authorities: Arc::clone(&self.authorities),
+            readiness: self.readiness.clone(),
+            workloads: self.workloads.clone(),
+            clock: Arc::clone(&self.clock),
+            started_at: unix_seconds(self.clock.wall()),
+            reload_error: self.entries.last_error(),
+        }
+    }
+}
+
+fn open_audit(config: &Config, host: &Arc<Host>, clock: &Arc<dyn Clock>) -> Result<audit::Log, StartError> {
+    let node = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let settings =
+        audit::LogSettings { path: Some(config.audit.path.clone()), node, boot_id: host.boot_id() };
+    Ok(audit::Log::open(settings, Arc::clone(clock))?)
+}
+
+fn note_authorities(audit: &audit::Log, stored: &Stored) {
+    let (x509, jwt) = (stored.authorities.active_x509(), stored.authorities.active_jwt());
+    audit.note(vec![
+        Event::AuthorityLoaded {
+            kind: Kind::X509,
+            id: x509.key_id().to_string(),
+            algorithm: x509.algorithm().to_string(),
+            not_after: Some(x509.not_after()),
+            created: stored.created,
+        },
+        Event::AuthorityLoaded {
+            kind: Kind::Jwt,
+            id: jwt.kid().to_owned(),
+            algorithm: jwt.algorithm().to_owned(),
+            not_after: Some(jwt.not_after()),
+            created: stored.created,
+        },
+    ]);
+}
+
+#[expect(clippy::too_many_arguments, reason = "called once, with everything there is")]
+fn start_workloads(
+    config: &Config,
+    host: &Arc<Host>,
+    clock: &Arc<dyn Clock>,
+    readiness: &Readiness,
+    audit: &audit::Log,
+    stored: Stored,
+    entries: watch::Receiver<Arc<crate::registration::EntrySet>>,
+    issuing: &Runtime,
+) -> Result<Workloads, StartError> {
+    let trust = watch::Sender::new(Arc::new(TrustSnapshot::new(&config.trust_domain, &stored.authorities)));
+    let parts = Parts {
+        host: Arc::clone(host),
+        attestors: AttestorSet::new(Arc::clone(host), attest_settings(config), measurer(config)),
+        authorities: stored.authorities,
+        ledger: stored.ledger,
+        audit: audit.clone(),
+        entries,
+        policy: Engine::without_policy(),
+        clock: Arc::clone(clock),
+        readiness: readiness.clone(),
+        issuing: issuing.handle().clone(),
+        trust,
+        revoked: stored.denied,
+    };
+    let settings = Settings {
+        trust_domain: config.trust_domain.clone(),
+        x509_ttl: config.x509.ttl,
+        jwt_ttl: config.jwt.ttl,
+        jwt_issuer: config.jwt.issuer.clone(),
+        leases_per_uid: wide(config.limits.live_leases_per_uid),
+        jwt_leases_per_workload: wide(config.limits.jwt_leases_per_workload),
+    };
+    let revoker = RevokerSettings {
+        coalesce: config.revocation.coalesce,
+        next_update: config.revocation.next_update,
+        numbering: stored.numbering,
+        witness: matches!(config.storage, Storage::Disk(_)).then_some(stored.witness),
+    };
+    Ok(Workloads::start(parts, settings, revoker)?)
+}
+
+fn attest_settings(config: &Config) -> AttestorSettings {
+    AttestorSettings { deadline: config.attest.deadline, ..AttestorSettings::default() }
+}
+
+fn measurer(config: &Config) -> Measurer {
+    // The running program itself, even if its file has been replaced by an upgrade.
+    let worker = WorkerCommand::itself("measure-worker");
+    let limits = MeasureLimits {
+        deadline: config.attest.hash_deadline,
+        max_bytes: config.attest.hash_max_bytes,
+        ..MeasureLimits::default()
+    };
+    Measurer::new(worker, limits)
+}
+
+fn runtime(name: &'static str) -> Result<Runtime, StartError> {
+    Ok(tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name(name)
+        .enable_all()
+        .build()?)
+}
+
+pub(super) fn wide(count: u32) -> usize {
+    usize::try_from(count).unwrap_or(usize::MAX)
+}

@@ -1,0 +1,190 @@
+//! Runs a built agent: starts what serves, waits for signals, drains.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use mayfly_attestors::Host;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tonic::service::Routes;
+
+use super::build::{Agent, Runtimes, wide};
+use super::signals::{Signals, Told};
+use super::{StartError, banner};
+use crate::api::limits::Admission as RateLimit;
+use crate::api::listener::{AcceptSettings, AcceptThread, Bound, ConnectionLimits};
+use crate::api::peer::{Cut, Peer};
+use crate::api::serve::{self, ServeLimits};
+use crate::api::{Gate, health, routes};
+use crate::audit::{self, Event};
+use crate::clock::SystemClock;
+use crate::config::Config;
+use crate::drain::{self, Watch};
+use crate::exit::Exit;
+use crate::ready::Readiness;
+
+/// What was started.
+struct Running {
+    tasks: JoinSet<()>,
+    reload: Arc<Notify>,
+    /// Connections that could not end in time.
+    cut_off: Arc<AtomicUsize>,
+    /// Dropping them closes the sockets.
+    accepting: Vec<AcceptThread>,
+}
+
+impl Agent {
+    /// Serves until told to stop; the exit code says whether everybody could finish.
+    pub(super) fn run(self, runtimes: &Runtimes, dev: bool) -> Result<Exit, StartError> {
+        let audit = self.audit.clone();
+        let exit = runtimes.serving.block_on(self.serve(dev))?;
+        let stop = Event::AgentStop { reason: format!("told to stop, exit code {}", exit.code()) };
+        runtimes.serving.block_on(async {
+            // Bounded: a full disk must not keep the agent from stopping.
+            tokio::time::timeout(Duration::from_secs(2), audit.record(vec![stop])).await.ok();
+        });
+        Ok(exit)
+    }
+
+    async fn serve(self, dev: bool) -> Result<Exit, StartError> {
+        let starting = self.readiness.pending("start");
+        let mut signals = Signals::listen()?;
+        let (drain, watch) = drain::channel();
+        let config = self.config.clone();
+        let posture = self.host.features().describe();
+        let (audit, readiness) = (self.audit.clone(), self.readiness.clone());
+        let mut running = self.start(watch).await?;
+        drop(starting);
+        audit.note(vec![Event::AgentStart { version: env!("CARGO_PKG_VERSION").to_owned(), posture }]);
+        announce(&config, dev);
+        loop {
+            match signals.next().await {
+                Told::Stop(signal) => {
+                    tracing::info!(signal, "stopping");
+                    break;
+                }
+                Told::Reload => {
+                    audit.reopen();
+                    running.reload.notify_one();
+                }
+            }
+        }
+        sd_notify::notify(&[sd_notify::NotifyState::Stopping]).ok();
+        readiness.raise("stopping", "told to stop");
+        // A little more than the connections have, so that those cut off are counted.
+        let drained = drain.drain(config.shutdown.grace + Duration::from_millis(500)).await;
+        running.accepting.clear();
+        running.tasks.abort_all();
+        let cut_off = running.cut_off.load(Ordering::Acquire);
+        Ok(if drained && cut_off == 0 { Exit::Ok } else { Exit::CutOff })
+    }
+
+    /// Everybody who died while the agent was down is refused before the first connection is accepted.
+    async fn start(mut self, watch: Watch) -> Result<Running, StartError> {
+        let rate = Arc::new(RateLimit::new(self.rate_limits()));
+        let gate = Gate::new(self.workloads.clone(), rate, Arc::clone(&self.clock));
+        let sources = self.sources();
+        let status: crate::api::admin::StatusSource = Arc::new(move || sources.status());
+        let max_audiences = self.config.jwt.max_audiences;
+        let (public, public_health) = routes::public(&gate, &self.clock, &watch, max_audiences)?;
+        let (admin, admin_health) = routes::admin(&self.workloads, &self.audit, status)?;
+        let restored = self.workloads.restore(std::mem::take(&mut self.rows)).await;
+        tracing::info!(adopted = restored.adopted, revoked = restored.revoked, "leases of the run before");
+        let mut tasks = JoinSet::new();
+        let entries = self.entries.follow(self.readiness.clone(), self.audit.clone(), watch.clone());
+        let reload = entries.trigger();
+        tasks.spawn(entries.run());
+        tasks.spawn(self.workloads.clone().follow_entries(watch.clone()));
+        tasks.spawn(health::follow(public_health, self.readiness.clone(), watch.clone()));
+        tasks.spawn(health::follow(admin_health, self.readiness.clone(), watch.clone()));
+        let (ledger, audit) = (self.workloads.ledger_health(), self.audit.health());
+        tasks.spawn(super::concerns::follow(self.readiness.clone(), ledger, audit, watch.clone()));
+        let cut_off = Arc::new(AtomicUsize::new(0));
+        let mut running = Running { tasks, reload, cut_off, accepting: Vec::new() };
+        let shared = Shared { host: self.host, readiness: self.readiness, audit: self.audit, watch };
+        let limits = limits(&self.config);
+        running.serve(self.public, "public socket", public, connections(&self.config), limits, &shared)?;
+        running.serve(self.admin, "admin socket", admin, ConnectionLimits::default(), limits, &shared)?;
+        gate.open();
+        Ok(running)
+    }
+}
+
+/// What both sockets need.
+struct Shared {
+    host: Arc<Host>,
+    readiness: Readiness,
+    audit: audit::Log,
+    watch: Watch,
+}
+
+impl Running {
+    fn serve(
+        &mut self,
+        bound: Bound,
+        name: &'static str,
+        routes: Routes,
+        connections: ConnectionLimits,
+        limits: ServeLimits,
+        shared: &Shared,
+    ) -> Result<(), StartError> {
+        let on_refused = super::refused::recorder(shared.audit.clone(), Arc::clone(&shared.host));
+        let settings = AcceptSettings {
+            name,
+            limits: connections,
+            readiness: shared.readiness.clone(),
+            on_refused,
+            clock: Arc::new(SystemClock),
+        };
+        let (thread, accepted) = bound.accept(Arc::clone(&shared.host), settings)?;
+        self.accepting.push(thread);
+        let served =
+            serve::serve(accepted, routes, limits, shared.watch.clone(), ended(shared.audit.clone()));
+        let cut_off = Arc::clone(&self.cut_off);
+        self.tasks.spawn(async move {
+            cut_off.fetch_add(served.await, Ordering::AcqRel);
+        });
+        Ok(())
+    }
+}
+
+fn announce(config: &Config, dev: bool) {
+    tracing::info!(public = %config.sockets.public.display(), admin = %config.sockets.admin.display(), "serving");
+    if dev {
+        banner::announce(config);
+    }
+    // Without a service manager there is nobody to tell.
+    sd_notify::notify(&[sd_notify::NotifyState::Ready]).ok();
+}
+
+/// Connections that we cut for cause leave a line in the audit log.
+fn ended(audit: audit::Log) -> Arc<dyn serve::Ended> {
+    Arc::new(move |peer: &Arc<Peer>, cut: Option<Cut>| {
+        let reason = match cut {
+            Some(Cut::WriterMismatch { .. }) => audit::Cut::WriterMismatch,
+            Some(Cut::Overrun(_) | Cut::Greeting | Cut::Stalled) => audit::Cut::Budget,
+            _ => return,
+        };
+        let agent = audit::Agent::new(peer.process().key(), peer.process().uid());
+        audit.note(vec![Event::AgentCut { agent, reason }]);
+    })
+}
+
+fn limits(config: &Config) -> ServeLimits {
+    ServeLimits {
+        streams: config.limits.streams_per_connection,
+        grace: config.shutdown.grace,
+        ..ServeLimits::default()
+    }
+}
+
+fn connections(config: &Config) -> ConnectionLimits {
+    ConnectionLimits {
+        total: wide(config.limits.connections),
+        per_uid: wide(config.limits.connections_per_uid),
+        per_cgroup: wide(config.limits.connections_per_cgroup),
+        reserved_for_root: wide(config.limits.reserved_for_root),
+        ..ConnectionLimits::default()
+    }
+}

@@ -1,0 +1,437 @@
+//! The state machine itself.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Instant;
+
+use super::slot::{Current, Jitter, Slot};
+use super::timers::Timers;
+use super::{Action, Cause, Completion, Ends, Ticket, Wanted, WorkloadId};
+use crate::id::{EntryId, LeaseId};
+
+/// Every workload, slot and lease this agent knows.
+#[derive(Debug, Default)]
+pub struct Core {
+    workloads: HashMap<WorkloadId, Workload>,
+    leases: HashMap<LeaseId, Lease>,
+    flights: HashMap<Ticket, Flight>,
+    timers: Timers<Timer>,
+    next_ticket: u64,
+}
+
+/// Why nothing may be issued.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum Refused {
+    /// The workload has ended.
+    #[error("the process has ended")]
+    Ended,
+    /// The workload does not hold this entry, or an operator took it away.
+    #[error("the process does not hold this entry")]
+    NotHeld,
+}
+
+/// A lease as others may see it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct LeaseView {
+    /// Which.
+    pub id: LeaseId,
+    /// Under which entry it was issued.
+    pub entry: EntryId,
+    /// When it ends.
+    pub ends: Ends,
+}
+
+#[derive(Debug, Default)]
+struct Workload {
+    slots: BTreeMap<EntryId, Slot>,
+    leases: BTreeSet<LeaseId>,
+    flights: BTreeSet<Ticket>,
+    listeners: usize,
+    holds: usize,
+    barred: BTreeSet<EntryId>,
+    barred_all: bool,
+}
+
+#[derive(Debug)]
+struct Lease {
+    workload: WorkloadId,
+    entry: EntryId,
+    ends: Ends,
+}
+
+#[derive(Debug)]
+struct Flight {
+    workload: WorkloadId,
+    entry: EntryId,
+    fills_slot: bool,
+    doomed: Option<Cause>,
+}
+
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+enum Timer {
+    Expiry(LeaseId),
+    Slot(WorkloadId, EntryId),
+}
+
+impl Core {
+    /// Takes in a workload whose exit is being watched. Does nothing when it is known.
+    pub fn admit(&mut self, workload: WorkloadId) {
+        self.workloads.entry(workload).or_default();
+    }
+
+    /// Whether the workload is live here.
+    pub fn knows(&self, workload: WorkloadId) -> bool {
+        self.workloads.contains_key(&workload)
+    }
+
+    /// Says which entries the workload matches now. Leases of entries it no longer matches are revoked
+    /// for `cause`; new ones are issued if somebody listens.
+    pub fn set_entries(
+        &mut self,
+        workload: WorkloadId,
+        wanted: &[Wanted],
+        cause: Cause,
+        now: Instant,
+    ) -> Vec<Action> {
+        let mut actions = Vec::new();
+        let Some(state) = self.workloads.get_mut(&workload) else { return actions };
+        let allowed = |entry: &EntryId| !state.barred_all && !state.barred.contains(entry);
+        let keep: BTreeMap<&EntryId, u64> =
+            wanted.iter().filter(|w| allowed(&w.entry)).map(|w| (&w.entry, w.revision)).collect();
+        // Leases without a slot (adopted ones) count too.
+        let held = state.leases.iter().filter_map(|id| self.leases.get(id)).map(|l| &l.entry);
+        let gone: BTreeSet<EntryId> =
+            state.slots.keys().chain(held).filter(|e| !keep.contains_key(e)).cloned().collect();
+        let mut changed = !gone.is_empty();
+        for (entry, revision) in keep {
+            let slot = state.slots.entry(entry.clone()).or_insert_with(|| {
+                changed = true;
+                Slot::new(revision)
+            });
+            if slot.revision != revision {
+                slot.revision = revision;
+                slot.outdated = true;
+            }
+        }
+        for entry in gone {
+            self.drop_slot(workload, &entry, cause, &mut actions);
+        }
+        self.pursue(workload, now, &mut actions);
+        if changed {
+            actions.push(Action::Show { workload });
+        }
+        actions
+    }
+
+    /// Somebody listens for the workload's X.509-SVIDs.
+    pub fn listen(&mut self, workload: WorkloadId, now: Instant) -> Vec<Action> {
+        let mut actions = Vec::new();
+        let Some(state) = self.workloads.get_mut(&workload) else { return actions };
+        state.listeners += 1;
+        state.slots.values_mut().for_each(Slot::forgive);
+        self.pursue(workload, now, &mut actions);
+        actions
+    }
+
+    /// One listener fewer. Returns true when nothing ties the workload here any longer, so that the
+    /// shell may forget it (see [`Core::forget`]).
+    pub fn unlisten(&mut self, workload: WorkloadId) -> bool {
+        if let Some(state) = self.workloads.get_mut(&workload) {
+            state.listeners = state.listeners.saturating_sub(1);
+            if state.listeners == 0 {
+                for entry in state.slots.keys() {
+                    self.timers.cancel(&Timer::Slot(workload, entry.clone()));
+                }
+            }
+        }
+        self.is_idle(workload)
+    }
+
+    /// Somebody needs the workload to be watched, but not its X.509-SVIDs.
+    pub fn hold(&mut self, workload: WorkloadId) {
+        if let Some(state) = self.workloads.get_mut(&workload) {
+            state.holds += 1;
+        }
+    }
+
+    /// Undoes one [`Core::hold`]; answers as [`Core::unlisten`] does.
+    pub fn unhold(&mut self, workload: WorkloadId) -> bool {
+        if let Some(state) = self.workloads.get_mut(&workload) {
+            state.holds = state.holds.saturating_sub(1);
+        }
+        self.is_idle(workload)
+    }
+
+    /// Whether the workload has no listener, no lease and nothing in flight.
+    pub fn is_idle(&self, workload: WorkloadId) -> bool {
+        self.workloads.get(&workload).is_some_and(|w| {
+            let holds_nothing = w.leases.is_empty() && w.flights.is_empty();
+            w.listeners + w.holds == 0 && holds_nothing && !w.barred_all && w.barred.is_empty()
+        })
+    }
+
+    /// Drops an idle workload; does nothing when it is not idle.
+    pub fn forget(&mut self, workload: WorkloadId) -> bool {
+        self.is_idle(workload) && self.workloads.remove(&workload).is_some()
+    }
+
+    /// Begins an issuance that fills no slot (a JWT-SVID).
+    pub fn begin(&mut self, workload: WorkloadId, entry: &EntryId) -> Result<Ticket, Refused> {
+        let state = self.workloads.get(&workload).ok_or(Refused::Ended)?;
+        if !state.slots.contains_key(entry) {
+            return Err(Refused::NotHeld);
+        }
+        Ok(self.take_off(workload, entry.clone(), false))
+    }
+
+    /// The lease is durable; may its credential leave? `ends` is the lease's end, `jitter` any random
+    /// number.
+    pub fn complete(
+        &mut self,
+        ticket: Ticket,
+        lease: LeaseId,
+        ends: Ends,
+        jitter: Jitter,
+        now: Instant,
+    ) -> Completion {
+        let Some(flight) = self.land(ticket) else {
+            // A ticket the core does not know was never its own: refuse.
+            return Completion::RevokedAtBirth(Cause::Aborted, Vec::new());
+        };
+        let workload = flight.workload;
+        if let Some(cause) = flight.doomed {
+            let revoke = Action::Revoke { workload, leases: vec![lease], cause };
+            return Completion::RevokedAtBirth(cause, vec![revoke]);
+        }
+        let mut actions = Vec::new();
+        self.remember(workload, flight.entry.clone(), lease, ends);
+        if flight.fills_slot {
+            let slot = self.workloads.get_mut(&workload).and_then(|w| w.slots.get_mut(&flight.entry));
+            if let Some(slot) = slot {
+                slot.filled(Current { lease, ends, renew_at: jitter.renew_at(now, ends) });
+            }
+            self.pursue(workload, now, &mut actions);
+            actions.push(Action::Show { workload });
+        }
+        Completion::Release(actions)
+    }
+
+    /// The issuance failed. `written` is its lease when that had already been made durable.
+    pub fn fail(&mut self, ticket: Ticket, written: Option<LeaseId>, now: Instant) -> Vec<Action> {
+        let mut actions = Vec::new();
+        let Some(flight) = self.land(ticket) else { return actions };
+        let workload = flight.workload;
+        if let Some(lease) = written {
+            let cause = flight.doomed.unwrap_or(Cause::Aborted);
+            actions.push(Action::Revoke { workload, leases: vec![lease], cause });
+        }
+        if flight.fills_slot && flight.doomed.is_none() {
+            if let Some(slot) = self.workloads.get_mut(&workload).and_then(|w| w.slots.get_mut(&flight.entry))
+            {
+                slot.failed(now);
+            }
+            self.pursue(workload, now, &mut actions);
+            actions.push(Action::Show { workload });
+        }
+        actions
+    }
+
+    /// Takes over a lease that an earlier run of the agent issued to a process that still lives.
+    pub fn adopt(&mut self, workload: WorkloadId, entry: EntryId, lease: LeaseId, ends: Ends) {
+        self.admit(workload);
+        self.remember(workload, entry, lease, ends);
+    }
+
+    /// The workload is over: every lease it has is revoked, and so is every issuance in flight for it,
+    /// at birth.
+    pub fn end(&mut self, workload: WorkloadId, cause: Cause) -> Vec<Action> {
+        let Some(state) = self.workloads.remove(&workload) else { return Vec::new() };
+        for entry in state.slots.keys() {
+            self.timers.cancel(&Timer::Slot(workload, entry.clone()));
+        }
+        for ticket in &state.flights {
+            if let Some(flight) = self.flights.get_mut(ticket) {
+                flight.doomed.get_or_insert(cause);
+            }
+        }
+        let leases: Vec<LeaseId> = state.leases.into_iter().collect();
+        self.drop_leases(&leases);
+        if leases.is_empty() { Vec::new() } else { vec![Action::Revoke { workload, leases, cause }] }
+    }
+
+    /// An operator takes everything from a live workload; it gets nothing again until it restarts.
+    pub fn bar(&mut self, workload: WorkloadId) -> Vec<Action> {
+        let mut actions = Vec::new();
+        let Some(state) = self.workloads.get_mut(&workload) else { return actions };
+        state.barred_all = true;
+        let slots: Vec<EntryId> = state.slots.keys().cloned().collect();
+        for entry in slots {
+            self.drop_slot(workload, &entry, Cause::Operator, &mut actions);
+        }
+        self.drop_rest(workload, Cause::Operator, &mut actions);
+        actions.push(Action::Show { workload });
+        actions
+    }
+
+    /// An operator takes one lease, and with it the entry, from its workload.
+    pub fn revoke(&mut self, lease: LeaseId) -> Vec<Action> {
+        let mut actions = Vec::new();
+        let Some(found) = self.leases.get(&lease) else { return actions };
+        let (workload, entry) = (found.workload, found.entry.clone());
+        if let Some(state) = self.workloads.get_mut(&workload) {
+            state.barred.insert(entry.clone());
+        }
+        self.drop_slot(workload, &entry, Cause::Operator, &mut actions);
+        actions.push(Action::Show { workload });
+        actions
+    }
+
+    /// The earliest moment at which [`Core::on_timeout`] has something to do.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.timers.next()
+    }
+
+    /// Everything that is due.
+    pub fn on_timeout(&mut self, now: Instant) -> Vec<Action> {
+        let mut actions = Vec::new();
+        while let Some(timer) = self.timers.pop_due(now) {
+            match timer {
+                Timer::Slot(workload, _) => self.pursue(workload, now, &mut actions),
+                Timer::Expiry(lease) => self.expire(lease, now, &mut actions),
+            }
+        }
+        actions
+    }
+
+    /// Current and still valid X.509 lease of each slot, in entry order; `None` where a slot is empty.
+    pub fn shown(&self, workload: WorkloadId, now: Instant) -> Vec<(EntryId, Option<LeaseId>)> {
+        let Some(state) = self.workloads.get(&workload) else { return Vec::new() };
+        let lease = |slot: &Slot| slot.current.filter(|_| slot.is_valid(now)).map(|c| c.lease);
+        state.slots.iter().map(|(entry, slot)| (entry.clone(), lease(slot))).collect()
+    }
+
+    /// Every unexpired lease of the workload.
+    pub fn leases_of(&self, workload: WorkloadId) -> Vec<LeaseView> {
+        let held = self.workloads.get(&workload).map(|w| &w.leases);
+        held.into_iter()
+            .flatten()
+            .filter_map(|id| self.leases.get(id).map(|l| (id, l)))
+            .map(|(id, l)| LeaseView { id: *id, entry: l.entry.clone(), ends: l.ends })
+            .collect()
+    }
+
+    /// How many leases are live.
+    pub fn live_leases(&self) -> usize {
+        self.leases.len()
+    }
+}
+
+impl Core {
+    /// Issues what is due in each slot, or sets the timer for when it will be.
+    fn pursue(&mut self, workload: WorkloadId, now: Instant, actions: &mut Vec<Action>) {
+        let Some(state) = self.workloads.get(&workload) else { return };
+        if state.listeners == 0 {
+            return;
+        }
+        let due: Vec<_> = state
+            .slots
+            .iter()
+            .filter_map(|(entry, slot)| Some((entry.clone(), slot.due(now)?, slot.is_valid(now))))
+            .collect();
+        for (entry, at, renewal) in due {
+            if at > now {
+                self.timers.set(Timer::Slot(workload, entry), at);
+                continue;
+            }
+            let ticket = self.take_off(workload, entry.clone(), true);
+            if let Some(slot) = self.workloads.get_mut(&workload).and_then(|w| w.slots.get_mut(&entry)) {
+                slot.in_flight = Some(ticket);
+            }
+            self.timers.cancel(&Timer::Slot(workload, entry.clone()));
+            actions.push(Action::Issue { ticket, workload, entry, renewal });
+        }
+    }
+
+    fn take_off(&mut self, workload: WorkloadId, entry: EntryId, fills_slot: bool) -> Ticket {
+        let ticket = Ticket(self.next_ticket);
+        self.next_ticket += 1;
+        self.flights.insert(ticket, Flight { workload, entry, fills_slot, doomed: None });
+        if let Some(state) = self.workloads.get_mut(&workload) {
+            state.flights.insert(ticket);
+        }
+        ticket
+    }
+
+    fn land(&mut self, ticket: Ticket) -> Option<Flight> {
+        let flight = self.flights.remove(&ticket)?;
+        if let Some(state) = self.workloads.get_mut(&flight.workload) {
+            state.flights.remove(&ticket);
+        }
+        Some(flight)
+    }
+
+    fn remember(&mut self, workload: WorkloadId, entry: EntryId, lease: LeaseId, ends: Ends) {
+        if let Some(state) = self.workloads.get_mut(&workload) {
+            state.leases.insert(lease);
+            self.leases.insert(lease, Lease { workload, entry, ends });
+            self.timers.set(Timer::Expiry(lease), ends);
+        }
+    }
+
+    fn expire(&mut self, lease: LeaseId, now: Instant, actions: &mut Vec<Action>) {
+        let Some(Lease { workload, entry, .. }) = self.leases.remove(&lease) else { return };
+        if let Some(state) = self.workloads.get_mut(&workload) {
+            state.leases.remove(&lease);
+            let was_shown = state
+                .slots
+                .get_mut(&entry)
+                .is_some_and(|s| s.current.take_if(|c| c.lease == lease).is_some());
+            if was_shown {
+                self.pursue(workload, now, actions);
+                actions.push(Action::Show { workload });
+            }
+        }
+        actions.push(Action::Expire { workload, lease });
+    }
+
+    /// Removes a slot with every lease of its entry, and dooms what is in flight for it.
+    fn drop_slot(&mut self, workload: WorkloadId, entry: &EntryId, cause: Cause, actions: &mut Vec<Action>) {
+        self.timers.cancel(&Timer::Slot(workload, entry.clone()));
+        let Some(state) = self.workloads.get_mut(&workload) else { return };
+        for ticket in &state.flights {
+            if let Some(flight) = self.flights.get_mut(ticket).filter(|f| f.entry == *entry) {
+                flight.doomed.get_or_insert(cause);
+            }
+        }
+        state.slots.remove(entry);
+        let leases: Vec<LeaseId> = state
+            .leases
+            .iter()
+            .filter(|id| self.leases.get(id).is_some_and(|l| l.entry == *entry))
+            .copied()
+            .collect();
+        for id in &leases {
+            state.leases.remove(id);
+        }
+        self.drop_leases(&leases);
+        if !leases.is_empty() {
+            actions.push(Action::Revoke { workload, leases, cause });
+        }
+    }
+
+    /// Revokes leases that belong to no slot (adopted ones).
+    fn drop_rest(&mut self, workload: WorkloadId, cause: Cause, actions: &mut Vec<Action>) {
+        let Some(state) = self.workloads.get_mut(&workload) else { return };
+        let leases: Vec<LeaseId> = std::mem::take(&mut state.leases).into_iter().collect();
+        self.drop_leases(&leases);
+        if !leases.is_empty() {
+            actions.push(Action::Revoke { workload, leases, cause });
+        }
+    }
+
+    fn drop_leases(&mut self, leases: &[LeaseId]) {
+        for lease in leases {
+            self.leases.remove(lease);
+            self.timers.cancel(&Timer::Expiry(*lease));
+        }
+    }
+}

@@ -1,0 +1,412 @@
+//! Random histories against the core, and every history that once broke it, by name.
+//!
+//! A history is a list of steps: processes arrive, listen, gain and lose entries, die; issuances are
+//! answered late, in any order, well or badly; time passes. After each step the model checks the four
+//! rules of the module's contract. It does not check what the ledger or the CRL make of the actions.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use proptest::prelude::*;
+
+use super::{Action, Cause, Completion, Core, Jitter, Ticket, Wanted, WorkloadId};
+use crate::clock::{Clock, SystemClock};
+use crate::id::{EntryId, LeaseId};
+
+const TTL: Duration = Duration::from_secs(100);
+
+#[derive(Clone, Debug)]
+enum Step {
+    Admit(u8),
+    Entries(u8, u8, u8),
+    Listen(u8),
+    Unlisten(u8),
+    Jwt(u8, u8),
+    Answer(u8, u32),
+    Fail(u8, bool),
+    Exit(u8),
+    Bar(u8),
+    RevokeLease(u8),
+    Advance(u8),
+    Forget(u8),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let who = 0..5u8;
+    prop_oneof![
+        3 => who.clone().prop_map(Step::Admit),
+        4 => (who.clone(), 0..8u8, 0..2u8).prop_map(|(w, mask, rev)| Step::Entries(w, mask, rev)),
+        4 => who.clone().prop_map(Step::Listen),
+        2 => who.clone().prop_map(Step::Unlisten),
+        2 => (who.clone(), 0..3u8).prop_map(|(w, e)| Step::Jwt(w, e)),
+        8 => (any::<u8>(), any::<u32>()).prop_map(|(n, j)| Step::Answer(n, j)),
+        2 => (any::<u8>(), any::<bool>()).prop_map(|(n, written)| Step::Fail(n, written)),
+        2 => who.clone().prop_map(Step::Exit),
+        1 => who.clone().prop_map(Step::Bar),
+        1 => any::<u8>().prop_map(Step::RevokeLease),
+        5 => any::<u8>().prop_map(Step::Advance),
+        1 => who.prop_map(Step::Forget),
+    ]
+}
+
+/// What must be true, kept apart from the core.
+#[derive(Default)]
+struct Model {
+    core: Core,
+    elapsed: Duration,
+    live: BTreeSet<u64>,
+    generation: BTreeMap<u8, u64>,
+    listeners: BTreeMap<u64, usize>,
+    held: BTreeMap<u64, BTreeSet<EntryId>>,
+    barred: BTreeSet<u64>,
+    flights: Vec<(Ticket, u64, Option<EntryId>)>,
+    /// Released and neither revoked nor expired: whose, and until when.
+    out: BTreeMap<LeaseId, (u64, Instant)>,
+    ended: BTreeSet<LeaseId>,
+    next_lease: u64,
+}
+
+impl Model {
+    fn now(&self, epoch: Instant) -> Instant {
+        epoch + self.elapsed
+    }
+
+    fn id(&self, slot: u8) -> u64 {
+        u64::from(slot) << 32 | self.generation.get(&slot).copied().unwrap_or(0)
+    }
+
+    fn take(&mut self, actions: Vec<Action>, now: Instant) -> Result<(), TestCaseError> {
+        for action in actions {
+            match action {
+                Action::Issue { ticket, workload, entry, .. } => {
+                    prop_assert!(self.live.contains(&workload.0), "issued for the dead");
+                    prop_assert!(self.listeners.get(&workload.0).is_some_and(|n| *n > 0), "nobody listens");
+                    prop_assert!(self.held.get(&workload.0).is_some_and(|h| h.contains(&entry)), "not held");
+                    let twice =
+                        self.flights.iter().any(|(_, w, e)| *w == workload.0 && *e == Some(entry.clone()));
+                    prop_assert!(!twice, "two issuances in flight for one slot");
+                    self.flights.push((ticket, workload.0, Some(entry)));
+                }
+                Action::Revoke { leases, .. } => {
+                    prop_assert!(!leases.is_empty());
+                    for lease in leases {
+                        self.out.remove(&lease);
+                        prop_assert!(self.ended.insert(lease), "ended twice");
+                    }
+                }
+                Action::Expire { lease, .. } => {
+                    let (_, ends) = self.out.remove(&lease).expect("only a live lease expires");
+                    prop_assert!(ends <= now, "expired early");
+                    prop_assert!(self.ended.insert(lease), "ended twice");
+                }
+                Action::Show { .. } => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn lease(&mut self) -> LeaseId {
+        self.next_lease += 1;
+        let mut bytes = [0; 16];
+        bytes[8..].copy_from_slice(&self.next_lease.to_be_bytes());
+        LeaseId::from_bytes(bytes)
+    }
+
+    fn gone(&mut self, who: u64) {
+        self.live.remove(&who);
+        self.listeners.remove(&who);
+        self.held.remove(&who);
+    }
+
+    #[expect(clippy::too_many_lines, reason = "one arm a step; splitting would hide the list")]
+    fn apply(&mut self, step: &Step, epoch: Instant) -> Result<(), TestCaseError> {
+        let now = self.now(epoch);
+        match *step {
+            Step::Admit(w) => {
+                let id = self.id(w);
+                self.core.admit(WorkloadId(id));
+                self.live.insert(id);
+            }
+            Step::Entries(w, mask, revision) => {
+                let id = self.id(w);
+                let wanted: Vec<Wanted> = (0..3u8)
+                    .filter(|bit| mask & (1 << bit) != 0)
+                    .map(|bit| Wanted { entry: entry(bit), revision: revision.into() })
+                    .collect();
+                if self.live.contains(&id) && !self.barred.contains(&id) {
+                    self.held.insert(id, wanted.iter().map(|w| w.entry.clone()).collect());
+                }
+                let actions = self.core.set_entries(WorkloadId(id), &wanted, Cause::EntryWithdrawn, now);
+                self.disown_flights(id);
+                self.take(actions, now)?;
+            }
+            Step::Listen(w) => {
+                let id = self.id(w);
+                if self.live.contains(&id) {
+                    *self.listeners.entry(id).or_default() += 1;
+                }
+                let actions = self.core.listen(WorkloadId(id), now);
+                self.take(actions, now)?;
+            }
+            Step::Unlisten(w) => {
+                let id = self.id(w);
+                if let Some(n) = self.listeners.get_mut(&id) {
+                    *n = n.saturating_sub(1);
+                }
+                self.core.unlisten(WorkloadId(id));
+            }
+            Step::Jwt(w, e) => {
+                let id = self.id(w);
+                match self.core.begin(WorkloadId(id), &entry(e)) {
+                    Ok(ticket) => {
+                        prop_assert!(self.live.contains(&id), "began for the dead");
+                        self.flights.push((ticket, id, None));
+                    }
+                    Err(_) => return Ok(()),
+                }
+            }
+            Step::Answer(n, jitter) => self.answer(n, jitter, now)?,
+            Step::Fail(n, written) => {
+                if self.flights.is_empty() {
+                    return Ok(());
+                }
+                let (ticket, _, _) = self.flights.remove(usize::from(n) % self.flights.len());
+                let lease = written.then(|| self.lease());
+                let actions = self.core.fail(ticket, lease, now);
+                if let Some(lease) = lease {
+                    let told = actions
+                        .iter()
+                        .any(|a| matches!(a, Action::Revoke { leases, .. } if leases.contains(&lease)));
+                    prop_assert!(told, "a written lease of a failed issuance was not revoked");
+                }
+                self.take(actions, now)?;
+            }
+            Step::Exit(w) => {
+                let id = self.id(w);
+                self.gone(id);
+                let actions = self.core.end(WorkloadId(id), Cause::Exited);
+                self.take(actions, now)?;
+                prop_assert!(self.out.values().all(|(who, _)| *who != id), "a lease outlived its process");
+                *self.generation.entry(w).or_default() += 1;
+            }
+            Step::Bar(w) => {
+                let id = self.id(w);
+                if self.live.contains(&id) {
+                    self.barred.insert(id);
+                    self.held.remove(&id);
+                }
+                self.disown_flights(id);
+                let actions = self.core.bar(WorkloadId(id));
+                self.take(actions, now)?;
+                prop_assert!(self.out.values().all(|(who, _)| *who != id), "a barred process kept a lease");
+            }
+            Step::RevokeLease(n) => {
+                let Some(lease) = self.out.keys().nth(usize::from(n) % self.out.len().max(1)).copied() else {
+                    return Ok(());
+                };
+                let actions = self.core.revoke(lease);
+                self.take(actions, now)?;
+                prop_assert!(!self.out.contains_key(&lease), "the operator's lease lives on");
+                self.resync();
+            }
+            Step::Advance(seconds) => {
+                self.elapsed += Duration::from_secs(seconds.into());
+                let now = self.now(epoch);
+                let actions = self.core.on_timeout(now);
+                self.take(actions, now)?;
+                prop_assert!(self.out.values().all(|(_, ends)| *ends > now), "an expired lease is kept");
+                prop_assert!(self.core.deadline().is_none_or(|at| at > now), "something due was left");
+            }
+            Step::Forget(w) => {
+                let id = self.id(w);
+                if self.core.forget(WorkloadId(id)) {
+                    prop_assert!(self.out.values().all(|(who, _)| *who != id), "forgot a holder");
+                    self.gone(id);
+                    *self.generation.entry(w).or_default() += 1;
+                }
+            }
+        }
+        prop_assert_eq!(self.core.live_leases(), self.out.len());
+        Ok(())
+    }
+
+    /// An issuance for an entry that is no longer held is doomed; it no longer occupies the slot.
+    fn disown_flights(&mut self, who: u64) {
+        let held = self.held.get(&who).cloned().unwrap_or_default();
+        for (_, workload, entry) in &mut self.flights {
+            if *workload == who {
+                entry.take_if(|e| !held.contains(e));
+            }
+        }
+    }
+
+    /// After an operator took an entry, ask the core what is still held: the model only checks that
+    /// nothing outside that is ever issued.
+    fn resync(&mut self) {
+        for id in &self.live {
+            let shown = self.core.shown(WorkloadId(*id), start());
+            self.held.insert(*id, shown.into_iter().map(|(entry, _)| entry).collect());
+        }
+        for id in self.live.clone() {
+            self.disown_flights(id);
+        }
+    }
+
+    fn answer(&mut self, n: u8, jitter: u32, now: Instant) -> Result<(), TestCaseError> {
+        if self.flights.is_empty() {
+            return Ok(());
+        }
+        let (ticket, who, _) = self.flights.remove(usize::from(n) % self.flights.len());
+        let lease = self.lease();
+        match self.core.complete(ticket, lease, now + TTL, Jitter(jitter), now) {
+            Completion::Release(actions) => {
+                prop_assert!(self.live.contains(&who), "released to the dead");
+                prop_assert!(!self.barred.contains(&who), "released to the barred");
+                self.out.insert(lease, (who, now + TTL));
+                self.take(actions, now)
+            }
+            Completion::RevokedAtBirth(_, actions) => {
+                let told = actions
+                    .iter()
+                    .any(|a| matches!(a, Action::Revoke { leases, .. } if leases.contains(&lease)));
+                prop_assert!(told, "revoked at birth without a word to the verifiers");
+                self.take(actions, now)
+            }
+        }
+    }
+}
+
+/// Any moment will do: histories only look at differences.
+fn start() -> Instant {
+    SystemClock.monotonic()
+}
+
+fn entry(n: u8) -> EntryId {
+    EntryId::new(format!("entry-{n}"))
+}
+
+fn run(steps: &[Step]) -> Result<(), TestCaseError> {
+    let epoch = start();
+    let mut model = Model::default();
+    steps.iter().try_for_each(|step| model.apply(step, epoch))
+}
+
+fn histories() -> u32 {
+    if std::env::var_os("MAYFLY_FULL").is_some() { 100_000 } else { 2_000 }
+}
+
+mod tests {
+    use super::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: histories(), failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn no_history_breaks_a_rule(steps in proptest::collection::vec(step(), 1..80)) {
+            run(&steps)?;
+        }
+    }
+
+    fn one_live(core: &mut Core, now: Instant) -> (WorkloadId, Ticket) {
+        let workload = WorkloadId(1);
+        core.admit(workload);
+        core.set_entries(workload, &[Wanted { entry: entry(0), revision: 0 }], Cause::EntryWithdrawn, now);
+        let actions = core.listen(workload, now);
+        let [Action::Issue { ticket, renewal: false, .. }] = actions.as_slice() else {
+            panic!("{actions:?}")
+        };
+        (workload, *ticket)
+    }
+
+    #[test]
+    fn exit_during_issuance_is_revoked_at_birth() {
+        let now = start();
+        let mut core = Core::default();
+        let (workload, ticket) = one_live(&mut core, now);
+        assert!(core.end(workload, Cause::Exited).is_empty());
+        let lease = LeaseId::from_bytes([7; 16]);
+        let Completion::RevokedAtBirth(Cause::Exited, actions) =
+            core.complete(ticket, lease, now + TTL, Jitter(0), now)
+        else {
+            panic!("released to a dead process")
+        };
+        assert_eq!(actions, [Action::Revoke { workload, leases: vec![lease], cause: Cause::Exited }]);
+    }
+
+    #[test]
+    fn renews_between_forty_and_sixty_percent_and_revokes_both_on_exit() {
+        let now = start();
+        for jitter in [0, 100, 200, 201, u32::MAX] {
+            let mut core = Core::default();
+            let (workload, ticket) = one_live(&mut core, now);
+            let first = LeaseId::from_bytes([1; 16]);
+            let _released = core.complete(ticket, first, now + TTL, Jitter(jitter), now);
+            let due = core.deadline().unwrap().duration_since(now);
+            assert!((TTL * 2 / 5..=TTL * 3 / 5).contains(&due), "{due:?}");
+            let actions = core.on_timeout(now + due);
+            let [Action::Issue { ticket, renewal: true, .. }] = actions.as_slice() else {
+                panic!("{actions:?}")
+            };
+            let second = LeaseId::from_bytes([2; 16]);
+            let _released = core.complete(*ticket, second, now + due + TTL, Jitter(jitter), now + due);
+            let revoke = core.end(workload, Cause::Exited);
+            assert_eq!(
+                revoke,
+                [Action::Revoke { workload, leases: vec![first, second], cause: Cause::Exited }]
+            );
+        }
+    }
+
+    #[test]
+    fn a_failed_renewal_is_tried_again_while_the_old_lease_is_valid() {
+        let now = start();
+        let mut core = Core::default();
+        let (workload, ticket) = one_live(&mut core, now);
+        let first = LeaseId::from_bytes([1; 16]);
+        let _released = core.complete(ticket, first, now + TTL, Jitter(0), now);
+        let mut at = core.deadline().unwrap();
+        for _ in 0..5 {
+            let actions = core.on_timeout(at);
+            let Some(Action::Issue { ticket, .. }) = actions.first() else { panic!("{actions:?}") };
+            core.fail(*ticket, None, at);
+            assert_eq!(core.shown(workload, at), [(entry(0), Some(first))], "the valid one stays");
+            at = core.deadline().unwrap();
+        }
+        assert!(at < now + TTL);
+    }
+
+    #[test]
+    fn nothing_is_renewed_while_nobody_listens() {
+        let now = start();
+        let mut core = Core::default();
+        let (workload, ticket) = one_live(&mut core, now);
+        let _released = core.complete(ticket, LeaseId::from_bytes([1; 16]), now + TTL, Jitter(0), now);
+        core.unlisten(workload);
+        assert_eq!(core.on_timeout(now + TTL * 3 / 4), []);
+        let again = core.listen(workload, now + TTL * 3 / 4);
+        assert!(matches!(again.as_slice(), [Action::Issue { renewal: true, .. }]), "{again:?}");
+    }
+
+    #[test]
+    fn an_operator_s_word_binds_until_the_process_restarts() {
+        let now = start();
+        let mut core = Core::default();
+        let (workload, ticket) = one_live(&mut core, now);
+        let _released = core.complete(ticket, LeaseId::from_bytes([1; 16]), now + TTL, Jitter(0), now);
+        assert!(matches!(core.bar(workload).as_slice(), [Action::Revoke { .. }, Action::Show { .. }]));
+        let wanted = [Wanted { entry: entry(0), revision: 0 }];
+        assert_eq!(core.set_entries(workload, &wanted, Cause::EntryWithdrawn, now), []);
+        assert_eq!(core.listen(workload, now), []);
+        assert!(!core.forget(workload), "forgetting would lift the ban");
+    }
+
+    #[test]
+    fn an_adopted_lease_of_a_process_that_no_longer_matches_is_revoked() {
+        let now = start();
+        let mut core = Core::default();
+        let lease = LeaseId::from_bytes([1; 16]);
+        core.adopt(WorkloadId(1), entry(0), lease, now + TTL);
+        let actions = core.set_entries(WorkloadId(1), &[], Cause::NoLongerMatches, now);
+        assert!(matches!(&actions[0], Action::Revoke { leases, .. } if *leases == [lease]), "{actions:?}");
+    }
+}

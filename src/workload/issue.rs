@@ -1,0 +1,219 @@
+//! X.509 issuance: mint → commit → look again → release.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use mayfly_attestors::{Attestation, Process, failpoint};
+
+use super::{Refusal, Shared, View};
+use crate::audit::{self, Event};
+use crate::clock::unix_seconds;
+use crate::id::{EntryId, LeaseId};
+use crate::issue;
+use crate::issue::x509::MintedX509;
+use crate::lease::{Completion, Jitter, Ticket, WorkloadId};
+use crate::ledger::{Committed, Row};
+use crate::policy::{Kind, PermitRequest};
+use crate::registration::Identity;
+
+/// Everything an issuance needs to know of its workload, copied out of the state lock.
+pub(super) struct Subject {
+    pub(super) process: Arc<Process>,
+    pub(super) attestation: Arc<Attestation>,
+    pub(super) identity: Identity,
+}
+
+impl Shared {
+    pub(super) fn spawn_issue(
+        self: &Arc<Self>,
+        ticket: Ticket,
+        id: WorkloadId,
+        entry: EntryId,
+        renewal: bool,
+    ) {
+        let shared = Arc::clone(self);
+        self.spawn(async move { shared.issue_x509(ticket, id, &entry, renewal).await });
+    }
+
+    async fn issue_x509(self: Arc<Self>, ticket: Ticket, id: WorkloadId, entry: &EntryId, renewal: bool) {
+        let Some(subject) = self.subject(id, entry) else {
+            self.abandon(ticket, id, None);
+            return;
+        };
+        if !self.is_unchanged(&subject) {
+            self.abandon(ticket, id, None);
+            self.suspect(id);
+            return;
+        }
+        let (minted, row) = match self.mint_x509(&subject) {
+            Ok(minted) => minted,
+            Err(refusal) => {
+                tracing::warn!(entry = %entry, error = %refusal, "an X.509-SVID could not be minted");
+                self.abandon(ticket, id, None);
+                return;
+            }
+        };
+        let lease = row.id;
+        match self.write_down(vec![(row.clone(), issue_event(&subject, &row, renewal, None))]).await {
+            Ok(committed) => self.release_x509(ticket, id, &subject, minted, row, &committed),
+            Err((refusal, written)) => {
+                tracing::warn!(entry = %entry, error = %refusal, "an X.509-SVID could not be written down");
+                self.abandon(ticket, id, written.then_some(lease).map(|_| row));
+            }
+        }
+    }
+
+    pub(super) fn subject(&self, id: WorkloadId, entry: &EntryId) -> Option<Subject> {
+        let state = self.lock();
+        let member = state.members.get(&id)?;
+        Some(Subject {
+            process: Arc::clone(&member.process),
+            attestation: Arc::clone(&member.attestation),
+            identity: member.identity(entry)?.clone(),
+        })
+    }
+
+    /// Whether the process is alive and still the program, user and cgroup that were attested.
+    pub(super) fn is_unchanged(&self, subject: &Subject) -> bool {
+        subject.process.is_alive()
+            && self
+                .parts
+                .attestors
+                .fingerprint(&subject.process)
+                .is_ok_and(|f| f == *subject.attestation.fingerprint())
+    }
+
+    fn mint_x509(&self, subject: &Subject) -> Result<(MintedX509, Row), Refusal> {
+        let entry = &subject.identity.entry;
+        let request = PermitRequest {
+            entry: entry.id.clone(),
+            spiffe_id: subject.identity.spiffe_id.clone(),
+            kind: Kind::X509,
+            ttl: entry.terms.x509_ttl.unwrap_or(self.settings.x509_ttl),
+            audience: Vec::new(),
+            allowed_audiences: None,
+            dns_names: entry.terms.dns_names.clone(),
+            hint: subject.identity.hint.clone(),
+        };
+        let permit = self.parts.policy.permit(request).map_err(|_denied| Refusal::NotEntitled)?;
+        let now = self.parts.clock.wall();
+        let lease = new_lease()?;
+        let authority = self.parts.authorities.active_x509();
+        let minted = issue::x509::mint(permit, authority, lease, now).map_err(Refusal::Authority)?;
+        let row = minted.row(subject.process.key(), subject.process.uid());
+        Ok((minted, row))
+    }
+
+    /// Ledger and audit log, both at once; a credential leaves only when both have it. The error says
+    /// whether the ledger has the rows nevertheless.
+    pub(super) async fn write_down(&self, rows: Vec<(Row, Event)>) -> Result<Committed, (Refusal, bool)> {
+        let (rows, events): (Vec<Row>, Vec<Event>) = rows.into_iter().unzip();
+        failpoint::hit("issue.before_commit");
+        let (committed, recorded) =
+            tokio::join!(self.parts.ledger.commit(rows), self.parts.audit.record(events));
+        let committed = committed.map_err(|e| (Refusal::Ledger(e), false))?;
+        failpoint::hit("issue.after_commit");
+        recorded.map_err(|e| (Refusal::Audit(e), true))?;
+        Ok(committed)
+    }
+
+    fn release_x509(
+        self: &Arc<Self>,
+        ticket: Ticket,
+        id: WorkloadId,
+        subject: &Subject,
+        minted: MintedX509,
+        row: Row,
+        committed: &Committed,
+    ) {
+        failpoint::hit("issue.before_release");
+        if !self.is_unchanged(subject) {
+            self.abandon(ticket, id, Some(row));
+            self.suspect(id);
+            return;
+        }
+        let lease = row.id;
+        let now = self.parts.clock.monotonic();
+        let ends = now + remaining(&row, self.parts.clock.wall());
+        let Some(svid) = minted.release(committed) else {
+            self.abandon(ticket, id, Some(row));
+            return;
+        };
+        let mut state = self.lock();
+        state.add_row(row);
+        match state.core.complete(ticket, lease, ends, Jitter(random_u32()), now) {
+            Completion::Release(actions) => {
+                if let Some(member) = state.members.get_mut(&id) {
+                    member.svids.insert(lease, Arc::new(svid));
+                    member.failing = false;
+                }
+                self.perform(&mut state, actions, now);
+            }
+            // Dropping the SVID wipes its key.
+            Completion::RevokedAtBirth(_, actions) => self.perform(&mut state, actions, now),
+        }
+    }
+
+    /// Gives a ticket back. `written` is the row when the ledger has it already: it is revoked.
+    pub(super) fn abandon(self: &Arc<Self>, ticket: Ticket, id: WorkloadId, written: Option<Row>) {
+        let now = self.parts.clock.monotonic();
+        let mut state = self.lock();
+        let lease = written.as_ref().map(|row| row.id);
+        if let Some(row) = written {
+            state.add_row(row);
+        }
+        if let Some(member) = state.members.get_mut(&id) {
+            let has_valid = matches!(*member.view.borrow(), View::Ready(_));
+            member.failing = !has_valid;
+        }
+        let actions = state.core.fail(ticket, lease, now);
+        self.perform(&mut state, actions, now);
+    }
+}
+
+/// The audit event of an issuance. `token`: its print, only for a JWT.
+pub(super) fn issue_event(
+    subject: &Subject,
+    row: &Row,
+    renewal: bool,
+    token: Option<audit::TokenPrint>,
+) -> Event {
+    let first = |kind, key| subject.attestation.values(kind, key).next().map(str::to_owned);
+    let agent = audit::Agent {
+        cgroup: first("cgroup", "path"),
+        exe_sha256: first("unix", "sha256"),
+        selectors_hash: Some(selectors_hash(&subject.attestation)),
+        ..audit::Agent::of(row)
+    };
+    let credential = audit::Credential { token, ..audit::Credential::of(row) };
+    if renewal {
+        Event::CredentialRenew { agent, credential }
+    } else {
+        Event::CredentialIssue { agent, credential }
+    }
+}
+
+fn selectors_hash(attestation: &Attestation) -> String {
+    use aws_lc_rs::digest;
+    let mut context = digest::Context::new(&digest::SHA256);
+    for selector in attestation.selectors() {
+        context.update(selector.to_string().as_bytes());
+        context.update(b"\n");
+    }
+    crate::id::hex_text(context.finish().as_ref())
+}
+
+pub(super) fn remaining(row: &Row, now: std::time::SystemTime) -> Duration {
+    Duration::from_secs(row.not_after.saturating_sub(unix_seconds(now)))
+}
+
+pub(super) fn new_lease() -> Result<LeaseId, Refusal> {
+    issue::new_lease().map_err(|error| Refusal::Authority(error.into()))
+}
+
+/// Spreads timers; a failing generator only makes it less random.
+fn random_u32() -> u32 {
+    let mut bytes = [0; 4];
+    aws_lc_rs::rand::fill(&mut bytes).ok();
+    u32::from_le_bytes(bytes)
+}

@@ -1,0 +1,158 @@
+//! What an operator asks and orders.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mayfly_attestors::{Attestation, Process};
+
+use super::revoker::Initiator;
+use super::{PublishedCrl, Refusal, Workloads, lock};
+use crate::id::LeaseId;
+use crate::lease::{Action, WorkloadId};
+use crate::ledger::{Reason, Row};
+use crate::registration::Identity;
+use crate::registration::matching::{self, NearMiss};
+use crate::revocation::{Stage, StageFigures};
+
+/// Which leases to list.
+#[derive(Clone, Debug, Default)]
+pub struct LeaseFilter {
+    /// Only this identity.
+    pub spiffe_id: Option<String>,
+    /// Only this process.
+    pub pid: Option<u32>,
+}
+
+/// What to revoke.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Target {
+    /// One lease, and with it the entry for its process until that restarts.
+    Lease(LeaseId),
+    /// Everything a process has; it gets nothing again until it restarts.
+    Pid(u32),
+    /// Every lease of an identity on this node.
+    SpiffeId(String),
+}
+
+/// What a revocation did.
+#[derive(Clone, Debug, Default)]
+pub struct Revoked {
+    /// The leases; empty when nothing matched.
+    pub leases: Vec<LeaseId>,
+    /// The CRL that lists them; 0 when none had to be published.
+    pub crl_number: u64,
+    /// From the order to its publication.
+    pub took: Duration,
+}
+
+/// What a process would get.
+#[derive(Debug)]
+pub struct Explained {
+    /// What the attestors said.
+    pub attestation: Attestation,
+    /// What it matches.
+    pub identities: Vec<Identity>,
+    /// What it just misses, nearest first.
+    pub near_misses: Vec<NearMiss>,
+}
+
+impl Workloads {
+    /// Live leases, soonest end first.
+    pub fn leases(&self, filter: &LeaseFilter) -> Vec<Row> {
+        let state = self.0.lock();
+        sorted(state.rows.values().filter(|row| filter.fits(row)))
+    }
+
+    /// Revoked leases that have not expired, soonest end first.
+    pub fn revoked_leases(&self, filter: &LeaseFilter) -> Vec<Row> {
+        let denied = lock(&self.0.denied);
+        sorted(denied.rows().filter(|row| filter.fits(row)))
+    }
+
+    /// Live workloads and live leases.
+    pub fn counts(&self) -> (usize, usize) {
+        let state = self.0.lock();
+        (state.members.len(), state.core.live_leases())
+    }
+
+    /// Revoked and not yet expired.
+    pub fn revoked(&self) -> usize {
+        lock(&self.0.denied).len()
+    }
+
+    /// The CRL in force.
+    pub fn crl(&self) -> Option<PublishedCrl> {
+        self.0.crl.borrow().clone()
+    }
+
+    /// How long each step of the revocations so far took.
+    pub fn latencies(&self) -> [(Stage, StageFigures); 5] {
+        lock(&self.0.timings).snapshot()
+    }
+
+    /// Revokes and resolves when the CRL is published.
+    pub async fn revoke(&self, target: &Target) -> Revoked {
+        let start = self.0.parts.clock.monotonic();
+        let (done, published) = tokio::sync::oneshot::channel();
+        let leases = {
+            let mut state = self.0.lock();
+            let mut actions = Vec::new();
+            match target {
+                Target::Lease(lease) => actions.extend(state.core.revoke(*lease)),
+                Target::Pid(pid) => {
+                    let ids: Vec<WorkloadId> = state.by_pid.get(pid).into_iter().flatten().copied().collect();
+                    for id in ids {
+                        actions.extend(state.core.bar(id));
+                    }
+                }
+                Target::SpiffeId(spiffe_id) => {
+                    let matching: BTreeSet<LeaseId> =
+                        state.rows.values().filter(|r| r.spiffe_id == *spiffe_id).map(|r| r.id).collect();
+                    for lease in matching {
+                        actions.extend(state.core.revoke(lease));
+                    }
+                }
+            }
+            let leases = revoked_by(&actions);
+            self.0.perform(&mut state, actions, start);
+            leases
+        };
+        // Queued behind the revocations above, so its answer comes with or after their publication.
+        self.0.refuse(Vec::new(), Reason::Operator, Initiator::Operator, start, Some(done));
+        let crl_number = published.await.unwrap_or_default();
+        let took = self.0.parts.clock.monotonic().saturating_duration_since(start);
+        Revoked { leases, crl_number, took }
+    }
+
+    /// Attests a process as if it had called.
+    pub async fn explain(&self, pid: u32) -> Result<Explained, Refusal> {
+        let process = Process::of_pid(&self.0.parts.host, pid).map_err(|_gone| Refusal::Exited)?;
+        let (attestation, identities) = self.look_at(&Arc::new(process)).await?;
+        let entries = self.0.parts.entries.borrow().clone();
+        let facts = super::admit::facts(&attestation);
+        let near_misses = matching::near_misses(&entries, facts, self.0.parts.clock.wall());
+        Ok(Explained { attestation, identities, near_misses })
+    }
+}
+
+impl LeaseFilter {
+    fn fits(&self, row: &Row) -> bool {
+        self.spiffe_id.as_ref().is_none_or(|id| *id == row.spiffe_id)
+            && self.pid.is_none_or(|pid| pid == row.process.pid)
+    }
+}
+
+fn sorted<'a>(rows: impl Iterator<Item = &'a Row>) -> Vec<Row> {
+    let mut rows: Vec<Row> = rows.cloned().collect();
+    rows.sort_by_key(|row| (row.not_after, row.id));
+    rows
+}
+
+fn revoked_by(actions: &[Action]) -> Vec<LeaseId> {
+    let leases = actions.iter().filter_map(|action| match action {
+        Action::Revoke { leases, .. } => Some(leases.iter().copied()),
+        _ => None,
+    });
+    leases.flatten().collect()
+}

@@ -1,0 +1,62 @@
+//! Entries come, go, change, and end at their date: every live workload is matched again.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use super::{Shared, State, Workloads};
+use crate::drain::Watch;
+use crate::lease::{Cause, WorkloadId};
+use crate::registration::EntrySet;
+
+impl Workloads {
+    /// Follows the entries until the drain starts.
+    pub async fn follow_entries(self, mut drain: Watch) {
+        let mut entries = self.entries();
+        loop {
+            let set = Arc::clone(&entries.borrow_and_update());
+            self.0.match_all_again();
+            let next_end = next_end(&set, self.0.parts.clock.wall());
+            tokio::select! {
+                changed = entries.changed() => if changed.is_err() { return },
+                () = wait(next_end) => {}
+                () = drain.stopping() => return,
+            }
+        }
+    }
+}
+
+async fn wait(duration: Option<Duration>) {
+    match duration {
+        Some(duration) => tokio::time::sleep(duration).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// How long until the first dated entry ends; at most a day, so that a clock that was set is noticed.
+fn next_end(set: &EntrySet, now: SystemTime) -> Option<Duration> {
+    set.iter()
+        .filter_map(|entry| entry.conditions.until?.duration_since(now).ok())
+        .filter(|left| !left.is_zero())
+        .min()
+        .map(|left| left.min(Duration::from_secs(86_400)) + Duration::from_millis(1))
+}
+
+impl Shared {
+    fn match_all_again(self: &Arc<Self>) {
+        let ids: Vec<WorkloadId> = self.lock().members.keys().copied().collect();
+        for id in ids {
+            // One lock for each, so that a reload of many workloads holds up no exit.
+            self.match_again(&mut self.lock(), id);
+        }
+    }
+
+    fn match_again(self: &Arc<Self>, state: &mut State, id: WorkloadId) {
+        let Some(member) = state.members.get_mut(&id) else { return };
+        member.identities = self.match_now(&member.attestation);
+        let wanted = member.wanted();
+        let now = self.parts.clock.monotonic();
+        let actions = state.core.set_entries(id, &wanted, Cause::EntryWithdrawn, now);
+        self.perform(state, actions, now);
+        state.show(id, now);
+    }
+}

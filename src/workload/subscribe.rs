@@ -1,0 +1,165 @@
+//! Listening to a workload's X.509-SVIDs.
+
+use std::sync::{Arc, MutexGuard};
+
+use tokio::sync::watch;
+
+use super::{Admission, Shared, State, View, Workloads};
+use crate::lease::WorkloadId;
+use crate::trust::TrustSnapshot;
+
+/// One open stream. While it lives the workload's SVIDs are kept fresh.
+pub struct Subscription {
+    shared: Arc<Shared>,
+    id: WorkloadId,
+    view: watch::Receiver<View>,
+    trust: watch::Receiver<Arc<TrustSnapshot>>,
+}
+
+impl std::fmt::Debug for Subscription {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Subscription").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+impl Workloads {
+    /// Opens a subscription; the first SVIDs are made if there are none.
+    pub fn subscribe(&self, admission: &Admission) -> Subscription {
+        let id = admission.id();
+        let mut state = self.0.lock();
+        let view = match state.members.get(&id) {
+            Some(member) => member.view.subscribe(),
+            None => watch::Sender::new(View::Ended).subscribe(),
+        };
+        let now = self.0.parts.clock.monotonic();
+        let actions = state.core.listen(id, now);
+        self.0.perform(&mut state, actions, now);
+        state.show(id, now);
+        drop(state);
+        Subscription { shared: Arc::clone(&self.0), id, view, trust: self.0.parts.trust.subscribe() }
+    }
+}
+
+impl Subscription {
+    /// Waits until there is something to tell, then says what: latest state wins. The process was found
+    /// to be the attested one for exactly this state.
+    pub async fn next(&mut self) -> (View, Arc<TrustSnapshot>) {
+        loop {
+            let trust = Arc::clone(&self.trust.borrow_and_update());
+            let view = self.view.borrow_and_update().clone();
+            match view {
+                View::Pending => {}
+                View::Ready(_) if !self.shared.may_push(self.id, trust.generation()) => {}
+                other => return (other, trust),
+            }
+            self.changed().await;
+        }
+    }
+
+    /// Resolves when the view or the trust snapshot has changed since [`Subscription::next`] answered.
+    pub async fn changed(&mut self) {
+        tokio::select! {
+            // An error means the sender is gone: the workload ended, and the view says so.
+            _ = self.view.changed() => {}
+            _ = self.trust.changed() => {}
+        }
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        let mut state = self.shared.lock();
+        let idle = state.core.unlisten(self.id);
+        self.shared.forget_if(idle, self.id, state);
+    }
+}
+
+/// One open stream of something that is not secret (bundles): it ends with the identity, like any other.
+pub struct Attendance {
+    shared: Arc<Shared>,
+    id: WorkloadId,
+    view: watch::Receiver<View>,
+    trust: watch::Receiver<Arc<TrustSnapshot>>,
+}
+
+impl std::fmt::Debug for Attendance {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Attendance").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+impl Workloads {
+    /// Attends: the workload is watched while the answer lives, and no SVID is made for it.
+    pub fn attend(&self, admission: &Admission) -> Attendance {
+        let id = admission.id();
+        let mut state = self.0.lock();
+        let view = match state.members.get(&id) {
+            Some(member) => member.view.subscribe(),
+            None => watch::Sender::new(View::Ended).subscribe(),
+        };
+        state.core.hold(id);
+        drop(state);
+        Attendance { shared: Arc::clone(&self.0), id, view, trust: self.0.parts.trust.subscribe() }
+    }
+}
+
+impl Attendance {
+    /// The trust snapshot now, or `None` when the process has no identity any more.
+    pub fn now(&mut self) -> Option<Arc<TrustSnapshot>> {
+        let trust = Arc::clone(&self.trust.borrow_and_update());
+        let ended = matches!(*self.view.borrow_and_update(), View::NoIdentity | View::Ended);
+        (!ended).then_some(trust)
+    }
+
+    /// Resolves when [`Attendance::now`] may answer otherwise.
+    pub async fn changed(&mut self) {
+        tokio::select! {
+            // An error means the workload ended; `now` says so.
+            _ = self.view.changed() => {}
+            _ = self.trust.changed() => {}
+        }
+    }
+}
+
+impl Drop for Attendance {
+    fn drop(&mut self) {
+        let mut state = self.shared.lock();
+        let idle = state.core.unhold(self.id);
+        self.shared.forget_if(idle, self.id, state);
+    }
+}
+
+impl Shared {
+    fn forget_if(&self, idle: bool, id: WorkloadId, mut state: MutexGuard<'_, State>) {
+        if idle && state.core.forget(id) {
+            state.remove(id);
+            drop(state);
+            self.reaper.forget(id.0);
+        }
+    }
+
+    /// Whether the workload's program is still the attested one; asked once for each trust generation.
+    fn may_push(self: &Arc<Self>, id: WorkloadId, generation: u64) -> bool {
+        let (process, attestation) = {
+            let state = self.lock();
+            let Some(member) = state.members.get(&id) else { return false };
+            if member.suspect {
+                return false;
+            }
+            if member.checked_for == Some(generation) {
+                return true;
+            }
+            (Arc::clone(&member.process), Arc::clone(&member.attestation))
+        };
+        let unchanged = process.is_alive()
+            && self.parts.attestors.fingerprint(&process).is_ok_and(|f| f == *attestation.fingerprint());
+        if !unchanged {
+            self.suspect(id);
+            return false;
+        }
+        if let Some(member) = self.lock().members.get_mut(&id) {
+            member.checked_for = Some(generation);
+        }
+        true
+    }
+}
