@@ -1,0 +1,258 @@
+//! Benchmarks against a real agent, as one program: `tests/bench/run`. Prints numbers, and ratios to what the
+//! cryptography alone costs on the same cores in the same run; asserts nothing.
+
+#![expect(clippy::disallowed_methods, reason = "measures real time")]
+
+use std::io::Write as _;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, anyhow};
+use mayfly_harness::tools::Tool;
+use mayfly_harness::wire::Client;
+use mayfly_harness::{Agent, Crl, Entry, Plan};
+use tokio::task::JoinSet;
+
+/// The driver's own uid: subscriber and holder of many streams.
+const DRIVER: u32 = 0;
+/// Uid of the processes that make up the population.
+const CROWD: u32 = 20_901;
+/// Uid of the processes that die to be measured.
+const VICTIM: u32 = 20_902;
+
+/// How long anything may take.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+const SETTINGS: &str = "[x509]\nttl = \"1h\"\n[jwt]\nttl = \"1h\"\n[revocation]\nnext_update = \"2h\"\n\
+    [attest]\nper_second = 1000000\nburst = 1000000\nin_flight = 256\n\
+    [limits]\nconnections = 16384\nconnections_per_uid = 16384\nconnections_per_cgroup = 16384\n\
+    streams_per_connection = 64\nlive_leases_per_uid = 1000000\njwt_leases_per_workload = 1000000\n";
+
+fn main() -> Result<()> {
+    anyhow::ensure!(nix::unistd::geteuid().is_root(), "run as root: the clients have uids of their own");
+    let quick = std::env::args().any(|argument| argument == "--quick");
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let crypto = crypto_limit(if quick { 500 } else { 3_000 })?;
+    runtime.block_on(async {
+        mint_rates(&crypto, quick).await?;
+        first_svid(quick)?;
+        for (processes, entries) in [(10, 1), (100, 10), (250, 40)] {
+            if quick && processes == 250 {
+                continue;
+            }
+            exit_to_crl(processes, entries, if quick { 20 } else { 200 }).await?;
+        }
+        resident(if quick { &[1_000] } else { &[1_000, 10_000] }).await
+    })
+}
+
+/// One line of the report.
+fn line(what: &str, value: &str) -> Result<()> {
+    Ok(writeln!(std::io::stdout().lock(), "{what:<58} {value}")?)
+}
+
+/// Certificates a second that the cryptography alone allows.
+struct Crypto {
+    one_core: f64,
+    both_cores: f64,
+}
+
+/// P-256 key generation and one signature, with the library and the certificate shape of the product.
+fn crypto_limit(rounds: u32) -> Result<Crypto> {
+    let one_core = mint_loop(rounds)?;
+    let both_cores = std::thread::scope(|scope| {
+        let threads = [scope.spawn(|| mint_loop(rounds)), scope.spawn(|| mint_loop(rounds))];
+        threads.into_iter().map(|t| t.join().map_err(|_panic| anyhow!("thread"))?).sum::<Result<f64>>()
+    })?;
+    line("crypto alone: P-256 key and certificate, one core", &format!("{one_core:.0} /s"))?;
+    line("crypto alone, two threads", &format!("{both_cores:.0} /s"))?;
+    Ok(Crypto { one_core, both_cores })
+}
+
+fn mint_loop(rounds: u32) -> Result<f64> {
+    let issuer_key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
+    let mut params = rcgen::CertificateParams::default();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let issuer = rcgen::Issuer::new(params, issuer_key);
+    let start = Instant::now();
+    for _ in 0..rounds {
+        let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
+        let mut leaf = rcgen::CertificateParams::default();
+        leaf.subject_alt_names = vec![rcgen::SanType::URI("spiffe://example.org/bench".try_into()?)];
+        std::hint::black_box(leaf.signed_by(&key, &issuer)?);
+    }
+    Ok(f64::from(rounds) / start.elapsed().as_secs_f64())
+}
+
+/// `count` entries for the crowd, one each for victim and driver.
+fn entries(count: usize) -> Vec<Entry> {
+    let crowd = format!("unix:uid:{CROWD}");
+    let mut all: Vec<Entry> = (0..count).map(|n| Entry::new(&format!("/crowd/{n}"), &[&crowd])).collect();
+    all.extend([Entry::for_uid(VICTIM), Entry::for_uid(DRIVER)]);
+    all
+}
+
+fn start(count: usize) -> Agent {
+    Plan::with_entries(&entries(count)).settings(SETTINGS).start()
+}
+
+fn socket(agent: &Agent) -> Result<String> {
+    Ok(agent.public().to_str().context("UTF-8 path")?.to_owned())
+}
+
+/// Certificates and tokens a second, through everything: attestation, ledger, audit log.
+async fn mint_rates(crypto: &Crypto, quick: bool) -> Result<()> {
+    let (processes, each) = if quick { (20, 20) } else { (100, 40) };
+    let agent = start(each);
+    let begin = Instant::now();
+    let _crowd = crowd(&agent, processes)?;
+    let rate = count(processes * each) / begin.elapsed().as_secs_f64();
+    line(
+        &format!("X.509-SVIDs issued, {processes} new processes x {each} entries"),
+        &format!(
+            "{rate:.0} /s  ({:.2} of one core's crypto, {:.2} of both)",
+            rate / crypto.one_core,
+            rate / crypto.both_cores
+        ),
+    )?;
+    let client = Client::connect(&agent.public()).await?;
+    let tokens = if quick { 500 } else { 4_000 };
+    let begin = Instant::now();
+    let mut calls = JoinSet::new();
+    for worker in 0..16 {
+        let client = client.clone();
+        calls.spawn(async move {
+            for n in 0..tokens / 16 {
+                client.jwt(vec![format!("audience-{worker}-{n}")], String::new()).await?;
+            }
+            Ok::<_, tonic::Status>(())
+        });
+    }
+    while let Some(done) = calls.join_next().await {
+        done??;
+    }
+    let rate = count(tokens) / begin.elapsed().as_secs_f64();
+    line("JWT-SVIDs issued, 16 at a time on one connection", &format!("{rate:.0} /s"))
+}
+
+/// Processes that hold every crowd entry.
+fn crowd(agent: &Agent, processes: usize) -> Result<Tool> {
+    let args = ["storm", &socket(agent)?, &processes.to_string()];
+    let mut tool = Tool::run(agent, CROWD, "press", &args);
+    tool.expect_within("ready", PATIENCE).context("the crowd was not served")?;
+    Ok(tool)
+}
+
+/// From before `connect()` to the first certificate.
+fn first_svid(quick: bool) -> Result<()> {
+    let agent = start(0);
+    let rounds = if quick { "50" } else { "500" };
+    for (mode, what) in
+        [("first", "connect to first X.509-SVID, new process"), ("again", "the same, process that has one")]
+    {
+        let mut tool = Tool::run(&agent, VICTIM, "press", &[mode, &socket(&agent)?, rounds]);
+        let mut samples = Vec::new();
+        // The first of all pays for the hash of the program.
+        let skip = tool.expect_within("us", PATIENCE).context("not served")?;
+        while samples.len() + 1 < rounds.parse::<usize>()? {
+            samples.push(tool.expect_within("us", PATIENCE).context("not served")?.parse::<f64>()?);
+        }
+        line(what, &format!("{}  (very first {skip} us)", percentiles(&mut samples)))?;
+    }
+    Ok(())
+}
+
+/// From the `kill` of a small process to the CRL with its serial in a subscriber's hands.
+async fn exit_to_crl(processes: usize, each: usize, samples: usize) -> Result<()> {
+    let agent = start(each);
+    let _crowd = crowd(&agent, processes)?;
+    let client = Client::connect(&agent.public()).await?;
+    let mut bundles = client.bundles().await?;
+    bundles.message().await?.context("a first message")?;
+    let mut took = Vec::new();
+    for _ in 0..samples {
+        let mut victim = Tool::run(&agent, VICTIM, "peer", &["call", &socket(&agent)?]);
+        let serial = victim.expect_within("svid", PATIENCE).context("the victim was not served")?;
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(victim.pid())?);
+        let begin = Instant::now();
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL)?;
+        loop {
+            let message = tokio::time::timeout(PATIENCE, bundles.message()).await??.context("stream end")?;
+            let elapsed = begin.elapsed();
+            if message.crl.iter().any(|der| Crl::parse(der).serials.contains(&serial)) {
+                took.push(elapsed.as_secs_f64() * 1e6);
+                break;
+            }
+        }
+        // One at a time, past the window in which revocations are gathered.
+        tokio::time::sleep(Duration::from_millis(60)).await;
+    }
+    let live = processes * each;
+    line(&format!("kill to CRL at a subscriber, {live} live leases"), &percentiles(&mut took))?;
+    let status = agent.admin();
+    let rows = tokio::task::block_in_place(|| status.status()).revocation_latency;
+    for row in rows {
+        line(
+            &format!("  {} (as the agent measures it)", row.gap),
+            &format!("p50 {} us, p99 {} us, max {} us", row.p50_micros, row.p99_micros, row.max_micros),
+        )?;
+    }
+    tokio::task::block_in_place(move || drop(status));
+    Ok(())
+}
+
+/// Memory with many streams over 200 connections.
+async fn resident(sizes: &[usize]) -> Result<()> {
+    const CONNECTIONS: usize = 200;
+    let agent = start(0);
+    let empty = resident_kib(agent.pid())?;
+    line("resident, nobody connected", &format!("{:.1} MiB", empty / 1024.0))?;
+    let mut connections = Vec::new();
+    for _ in 0..CONNECTIONS {
+        connections.push(Client::connect(&agent.public()).await?);
+    }
+    let mut streams = Vec::new();
+    for size in sizes {
+        while streams.len() < *size {
+            let client = connections.get(streams.len() % CONNECTIONS).context("a connection")?;
+            let mut stream = client.x509().await?;
+            stream.message().await?.context("a first message")?;
+            streams.push(stream);
+        }
+        let now = resident_kib(agent.pid())?;
+        line(
+            &format!("resident, {size} streams over {CONNECTIONS} connections"),
+            &format!("{:.1} MiB  ({:.2} KiB a stream)", now / 1024.0, (now - empty) / count(*size)),
+        )?;
+    }
+    let before = cpu_ticks(agent.pid())?;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    line(
+        "CPU of the idle agent with all streams open, 5 s",
+        &format!("{} ticks", cpu_ticks(agent.pid())? - before),
+    )
+}
+
+fn resident_kib(pid: u32) -> Result<f64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let row = status.lines().find_map(|row| row.strip_prefix("VmRSS:")).context("VmRSS")?;
+    Ok(row.trim().trim_end_matches(" kB").parse()?)
+}
+
+fn cpu_ticks(pid: u32) -> Result<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let fields: Vec<&str> = stat.rsplit(')').next().context("stat")?.split_whitespace().collect();
+    let tick = |n: usize| -> Result<u64> { Ok(fields.get(n).context("stat")?.parse()?) };
+    Ok(tick(11)? + tick(12)?)
+}
+
+fn count(n: usize) -> f64 {
+    u32::try_from(n).map_or(f64::MAX, f64::from)
+}
+
+/// `p50`, `p99` and maximum of microseconds.
+fn percentiles(samples: &mut [f64]) -> String {
+    samples.sort_by(f64::total_cmp);
+    let at = |percent: usize| samples.get(samples.len() * percent / 100).or_else(|| samples.last()).copied();
+    let [p50, p99, max] = [at(50), at(99), samples.last().copied()].map(Option::unwrap_or_default);
+    format!("p50 {p50:.0} us, p99 {p99:.0} us, max {max:.0} us  (n = {})", samples.len())
+}

@@ -1,0 +1,101 @@
+//! The admin socket, blocking.
+
+use std::path::{Path, PathBuf};
+
+use hyper_util::rt::TokioIo;
+use mayfly_proto::admin::admin_client::AdminClient;
+use mayfly_proto::admin::revoke_leases_request::Target;
+use mayfly_proto::admin::{
+    ExplainRequest, ExplainResponse, Lease, ListEntriesRequest, ListEntriesResponse, ListLeasesRequest,
+    RevokeLeasesRequest, RevokeLeasesResponse, StatusRequest, StatusResponse,
+};
+use tokio::net::UnixStream;
+use tokio::runtime::Runtime;
+use tonic::Status;
+use tonic::transport::{Channel, Endpoint, Uri};
+
+/// One connection, made anew for each call.
+#[derive(Debug)]
+pub struct Admin {
+    socket: PathBuf,
+    runtime: Runtime,
+}
+
+impl Admin {
+    /// For that socket.
+    ///
+    /// # Panics
+    /// When no runtime can be made.
+    pub fn new(socket: &Path) -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+        Self { socket: socket.to_owned(), runtime }
+    }
+
+    async fn client(&self) -> Result<AdminClient<Channel>, Status> {
+        let path = self.socket.clone();
+        let connector = tower::service_fn(move |_: Uri| {
+            let path = path.clone();
+            async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(path).await?)) }
+        });
+        let channel = Endpoint::from_static("http://localhost").connect_with_connector(connector).await;
+        channel.map(AdminClient::new).map_err(|why| Status::unavailable(why.to_string()))
+    }
+
+    /// `Status`.
+    ///
+    /// # Panics
+    /// When it is refused.
+    pub fn status(&self) -> StatusResponse {
+        let call = async { self.client().await?.status(StatusRequest {}).await };
+        self.runtime.block_on(call).expect("admin status").into_inner()
+    }
+
+    /// `ListLeases`.
+    ///
+    /// # Panics
+    /// When it is refused.
+    pub fn leases(&self, request: ListLeasesRequest) -> Vec<Lease> {
+        self.runtime.block_on(async {
+            let mut client = self.client().await.expect("admin socket");
+            let mut stream = client.list_leases(request).await.expect("list leases").into_inner();
+            let mut leases = Vec::new();
+            while let Some(lease) = stream.message().await.expect("a lease") {
+                leases.push(lease);
+            }
+            leases
+        })
+    }
+
+    /// Every live lease of a process.
+    pub fn live_leases_of(&self, pid: u32) -> Vec<Lease> {
+        self.leases(ListLeasesRequest { pid, ..ListLeasesRequest::default() })
+    }
+
+    /// `RevokeLeases`.
+    ///
+    /// # Errors
+    /// The call's status.
+    pub fn revoke(&self, target: Target) -> Result<RevokeLeasesResponse, Status> {
+        let request = RevokeLeasesRequest { target: Some(target), reason: "test".to_owned() };
+        let call = async { self.client().await?.revoke_leases(request).await };
+        self.runtime.block_on(call).map(tonic::Response::into_inner)
+    }
+
+    /// `ListEntries`.
+    ///
+    /// # Panics
+    /// When it is refused.
+    pub fn entries(&self) -> ListEntriesResponse {
+        let call = async { self.client().await?.list_entries(ListEntriesRequest {}).await };
+        self.runtime.block_on(call).expect("list entries").into_inner()
+    }
+
+    /// `Explain`.
+    ///
+    /// # Errors
+    /// The call's status.
+    pub fn explain(&self, pid: u32) -> Result<ExplainResponse, Status> {
+        let call = async { self.client().await?.explain(ExplainRequest { pid }).await };
+        self.runtime.block_on(call).map(tonic::Response::into_inner)
+    }
+}

@@ -1,0 +1,51 @@
+//! Test support: a real agent in a directory of its own, real client processes under any uid, and readers
+//! for what they exchange. Everything is started by this process, ended by its process id, and waited for
+//! by an event or a bounded wait that says what it was waiting for.
+
+pub mod admin;
+pub mod agent;
+pub mod files;
+pub mod holder;
+pub mod pki;
+#[cfg(test)]
+mod stand_in;
+pub mod tools;
+pub mod wire;
+
+use std::time::{Duration, Instant};
+
+pub use agent::{Agent, Entry, Plan};
+pub use holder::{Holder, Refusal, Svid, Token};
+pub use pki::Crl;
+
+/// How long anything may take before a test gives up. Not a performance bound: nothing is asserted about
+/// time but that it comes to an end.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Looks until `found` answers, every 2 ms, for at most [`PATIENCE`].
+///
+/// # Panics
+/// When it never does; `what` says what was awaited.
+pub fn until<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        if let Some(answer) = found() {
+            return answer;
+        }
+        assert!(Instant::now() < end, "waited {PATIENCE:?} in vain: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Whether the long version of a test was asked for (`tests/run` without `--quick`).
+pub fn full() -> bool {
+    std::env::var_os("MAYFLY_FULL").is_some_and(|v| v == "1")
+}
+
+/// Fails, never skips, without root.
+///
+/// # Panics
+/// When the effective uid is not 0.
+pub fn require_root() {
+    assert!(nix::unistd::geteuid().is_root(), "this test needs root: other uids, namespaces, mounts");
+}

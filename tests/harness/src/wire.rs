@@ -1,0 +1,79 @@
+//! A plain Workload API client over a Unix socket: generated stubs, nothing clever, so that what tests see
+//! is what the agent sent. Also compiled into the holder program (`tests/it/bin/holder.rs`).
+
+use std::path::{Path, PathBuf};
+
+use hyper_util::rt::TokioIo;
+use mayfly_proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
+use mayfly_proto::workload::{
+    JwtsvidRequest, JwtsvidResponse, ValidateJwtsvidRequest, ValidateJwtsvidResponse, X509BundlesRequest,
+    X509BundlesResponse, X509svidRequest, X509svidResponse,
+};
+use tokio::net::UnixStream;
+use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::{Request, Status, Streaming};
+
+/// The header every Workload API call carries.
+const HEADER: &str = "workload.spiffe.io";
+
+/// One connection to the public socket.
+#[derive(Clone, Debug)]
+pub struct Client {
+    api: SpiffeWorkloadApiClient<Channel>,
+}
+
+impl Client {
+    /// Connects now, in the calling process.
+    ///
+    /// # Errors
+    /// The socket cannot be reached.
+    pub async fn connect(socket: &Path) -> Result<Self, tonic::transport::Error> {
+        let path = PathBuf::from(socket);
+        let connector = tower::service_fn(move |_: Uri| {
+            let path = path.clone();
+            async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(path).await?)) }
+        });
+        let channel = Endpoint::from_static("http://localhost").connect_with_connector(connector).await?;
+        Ok(Self { api: SpiffeWorkloadApiClient::new(channel) })
+    }
+
+    /// `FetchX509SVID`.
+    ///
+    /// # Errors
+    /// The call's status.
+    pub async fn x509(&self) -> Result<Streaming<X509svidResponse>, Status> {
+        Ok(self.api.clone().fetch_x509svid(with_header(X509svidRequest {})).await?.into_inner())
+    }
+
+    /// `FetchX509Bundles`.
+    ///
+    /// # Errors
+    /// The call's status.
+    pub async fn bundles(&self) -> Result<Streaming<X509BundlesResponse>, Status> {
+        Ok(self.api.clone().fetch_x509_bundles(with_header(X509BundlesRequest {})).await?.into_inner())
+    }
+
+    /// `FetchJWTSVID`.
+    ///
+    /// # Errors
+    /// The call's status.
+    pub async fn jwt(&self, audience: Vec<String>, spiffe_id: String) -> Result<JwtsvidResponse, Status> {
+        let request = with_header(JwtsvidRequest { audience, spiffe_id });
+        Ok(self.api.clone().fetch_jwtsvid(request).await?.into_inner())
+    }
+
+    /// `ValidateJWTSVID`.
+    ///
+    /// # Errors
+    /// The call's status: `InvalidArgument` for a token that is refused.
+    pub async fn validate(&self, audience: String, svid: String) -> Result<ValidateJwtsvidResponse, Status> {
+        let request = with_header(ValidateJwtsvidRequest { audience, svid });
+        Ok(self.api.clone().validate_jwtsvid(request).await?.into_inner())
+    }
+}
+
+fn with_header<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.metadata_mut().insert(HEADER, tonic::metadata::MetadataValue::from_static("true"));
+    request
+}

@@ -1,0 +1,90 @@
+"""One agent for the interop programs: its directory, configuration, start by readiness, end by process id."""
+
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+
+PATIENCE = 20.0
+
+CONFIG = """\
+trust_domain = "example.org"
+data_dir = "{dir}/data"
+entries_dir = "{dir}/entries.d"
+
+[sockets]
+public = "{public}"
+admin = "{dir}/admin/admin.sock"
+
+[x509]
+ttl = "{ttl}"
+
+[jwt]
+ttl = "{ttl}"
+"""
+
+
+class Agent:
+    """Runs `binary`; `socket_dir` is the name of the socket's directory, which clients put into `:authority`."""
+
+    def __init__(self, binary, ttl="10s", socket_dir="public"):
+        self.binary = binary
+        self.dir = pathlib.Path(tempfile.mkdtemp(prefix="i"))
+        self.dir.chmod(0o755)
+        self.public = self.dir / socket_dir / "api.sock"
+        (self.dir / "entries.d").mkdir()
+        (self.dir / "agent.toml").write_text(CONFIG.format(dir=self.dir, public=self.public, ttl=ttl))
+        self.entries([f"/uid/{os.getuid()}"])
+        self.process = None
+
+    def entries(self, paths):
+        """Replaces all entries: our own uid earns each of the paths."""
+        text = "".join(
+            f'[[entries]]\nspiffe_id = "spiffe://example.org{path}"\nselectors = ["unix:uid:{os.getuid()}"]\n'
+            for path in paths
+        )
+        fresh = self.dir / "entries.new"
+        fresh.write_text(text or "entries = []\n")
+        fresh.chmod(0o644)
+        fresh.rename(self.dir / "entries.d" / "test.toml")
+
+    @property
+    def endpoint(self):
+        return f"unix://{self.public}"
+
+    def __enter__(self):
+        ready = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        ready.bind(str(self.dir / "notify"))
+        ready.settimeout(0.05)
+        log = open(self.dir / "log", "wb")
+        self.process = subprocess.Popen(
+            [self.binary, "agent", "--config", self.dir / "agent.toml"],
+            env={**os.environ, "NOTIFY_SOCKET": str(self.dir / "notify")},
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:
+            try:
+                if b"READY=1" in ready.recv(4096).split(b"\n"):
+                    return self
+            except TimeoutError:
+                pass
+            if self.process.poll() is not None:
+                break
+        self.__exit__(RuntimeError, None, None)
+        raise RuntimeError("the agent did not become ready")
+
+    def __exit__(self, kind, value, trace):
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        if kind is not None:
+            print((self.dir / "log").read_text(errors="replace")[-8000:])
+        shutil.rmtree(self.dir, ignore_errors=True)

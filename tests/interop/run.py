@@ -1,0 +1,203 @@
+"""Real clients against a real agent: py-spiffe, plain grpcio, health checking, reflection, OpenSSL.
+
+    python tests/interop/run.py target/debug/mayfly
+
+Prints one line for each test and `N passed, N failed` at the end.
+"""
+
+import os
+import pathlib
+import subprocess
+import sys
+import threading
+import time
+import traceback
+
+import grpc
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from spiffe import JwtSource, JwtSvid, TrustDomain, WorkloadApiClient, X509Source
+from spiffe.errors import PySpiffeError
+from spiffe._proto import workload_pb2, workload_pb2_grpc
+
+from agent import PATIENCE, Agent
+
+BINARY = sys.argv[1]
+ID = f"spiffe://example.org/uid/{os.getuid()}"
+HEADER = (("workload.spiffe.io", "true"),)
+TESTS = []
+
+
+def test(function):
+    TESTS.append(function)
+    return function
+
+
+def until(what, found):
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        answer = found()
+        if answer:
+            return answer
+        time.sleep(0.01)
+    raise AssertionError(f"waited in vain: {what}")
+
+
+@test
+def py_spiffe_fetches_everything_and_validates():
+    with Agent(BINARY, ttl="5m") as agent, WorkloadApiClient(socket_path=agent.endpoint) as client:
+        assert str(client.fetch_x509_svid().spiffe_id) == ID
+        context = client.fetch_x509_context()
+        assert str(context.default_svid.spiffe_id) == ID
+        assert len(client.fetch_x509_bundles().bundles) == 1
+        token = client.fetch_jwt_svid(audience={"interop"})
+        assert str(token.spiffe_id) == ID and token.audience == {"interop"}
+        bundle = client.fetch_jwt_bundles().get_bundle_for_trust_domain(TrustDomain("example.org"))
+        # The library checks the signature itself; then the agent is asked.
+        assert str(JwtSvid.parse_and_validate(token.token, bundle, {"interop"}).spiffe_id) == ID
+        assert str(client.validate_jwt_svid(token.token, "interop").spiffe_id) == ID
+        try:
+            client.validate_jwt_svid(token.token, "other")
+        except PySpiffeError:  # the library wraps the status
+            pass
+        else:
+            raise AssertionError("a token for another audience was accepted")
+
+
+@test
+def py_spiffe_source_sees_three_rotations():
+    with Agent(BINARY, ttl="10s") as agent:
+        source = X509Source(socket_path=agent.endpoint, timeout_in_seconds=PATIENCE)
+        try:
+            seen = [source.svid.leaf.serial_number]
+            changed = threading.Semaphore(0)
+            source.subscribe_for_updates(changed.release)
+            while len(seen) < 4:
+                assert changed.acquire(timeout=PATIENCE), f"no rotation after {len(seen)}"
+                serial = source.svid.leaf.serial_number
+                if serial != seen[-1]:
+                    seen.append(serial)
+            assert len(set(seen)) == 4
+        finally:
+            source.close()
+
+
+@test
+def py_spiffe_jwt_source():
+    with Agent(BINARY, ttl="5m") as agent:
+        source = JwtSource(socket_path=agent.endpoint, timeout_in_seconds=PATIENCE)
+        try:
+            token = source.fetch_svid(audience={"a"})
+            bundle = source.get_bundle_for_trust_domain(TrustDomain("example.org"))
+            assert str(JwtSvid.parse_and_validate(token.token, bundle, {"a"}).spiffe_id) == ID
+        finally:
+            source.close()
+
+
+@test
+def odd_socket_paths_are_served():
+    """The C core puts the path, percent-encoded, into :authority."""
+    for name in ("public", "with space", "per%cent", "ümläut", "a.b-c_d~e"):
+        with Agent(BINARY, ttl="5m", socket_dir=name) as agent:
+            with grpc.insecure_channel(f"unix:{agent.public}") as channel:
+                stub = workload_pb2_grpc.SpiffeWorkloadAPIStub(channel)
+                request = workload_pb2.JWTSVIDRequest(audience=["a"])
+                assert stub.FetchJWTSVID(request, metadata=HEADER, timeout=PATIENCE).svids[0].spiffe_id == ID, name
+
+
+@test
+def header_is_mandatory():
+    with Agent(BINARY, ttl="5m") as agent, grpc.insecure_channel(agent.endpoint) as channel:
+        stub = workload_pb2_grpc.SpiffeWorkloadAPIStub(channel)
+        for metadata in ((), (("workload.spiffe.io", "True"),), (("workload.spiffe.io", "true"),) * 2):
+            try:
+                stub.FetchJWTSVID(workload_pb2.JWTSVIDRequest(audience=["a"]), metadata=metadata, timeout=PATIENCE)
+            except grpc.RpcError as why:
+                assert why.code() == grpc.StatusCode.INVALID_ARGUMENT, (metadata, why)
+            else:
+                raise AssertionError(f"served with {metadata}")
+
+
+@test
+def openssl_accepts_what_grpcio_fetched():
+    with Agent(BINARY, ttl="5m") as agent, grpc.insecure_channel(agent.endpoint) as channel:
+        stub = workload_pb2_grpc.SpiffeWorkloadAPIStub(channel)
+        stream = stub.FetchX509SVID(workload_pb2.X509SVIDRequest(), metadata=HEADER)
+        first = next(stream)
+        stream.cancel()
+        place = pathlib.Path(agent.dir)
+        svid = first.svids[0]
+        leaf = x509.load_der_x509_certificate(svid.x509_svid)
+        (place / "leaf.pem").write_bytes(leaf.public_bytes(Encoding.PEM))
+        authority = x509.load_der_x509_certificate(svid.bundle)
+        (place / "ca.pem").write_bytes(authority.public_bytes(Encoding.PEM))
+        crl = x509.load_der_x509_crl(first.crl[0])
+        (place / "crl.pem").write_bytes(crl.public_bytes(Encoding.PEM))
+        subprocess.run(
+            ["openssl", "verify", "-x509_strict", "-crl_check", "-CAfile", "ca.pem", "-CRLfile", "crl.pem", "leaf.pem"],
+            cwd=place, check=True, stdout=subprocess.DEVNULL)
+
+
+@test
+def health_answers_serving():
+    with Agent(BINARY, ttl="5m") as agent, grpc.insecure_channel(agent.endpoint) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        for service in ("", "SpiffeWorkloadAPI"):
+            request = health_pb2.HealthCheckRequest(service=service)
+            answer = stub.Check(request, metadata=HEADER, timeout=PATIENCE)
+            assert answer.status == health_pb2.HealthCheckResponse.SERVING, service
+
+
+@test
+def reflection_lists_the_workload_api():
+    with Agent(BINARY, ttl="5m") as agent, grpc.insecure_channel(agent.endpoint) as channel:
+        request = reflection_pb2.ServerReflectionRequest(list_services="")
+        # v1 and v1alpha have the same messages under two names.
+        v1 = channel.stream_stream(
+            "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+            request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+            response_deserializer=reflection_pb2.ServerReflectionResponse.FromString)
+        answer = next(iter(v1(iter([request]), metadata=HEADER, timeout=PATIENCE)))
+        names = {service.name for service in answer.list_services_response.service}
+        assert {"SpiffeWorkloadAPI", "grpc.health.v1.Health"} <= names, names
+        assert not any("admin" in name.lower() for name in names), names
+
+
+@test
+def withdrawn_identity_ends_the_stream_with_permission_denied():
+    with Agent(BINARY, ttl="5m") as agent, grpc.insecure_channel(agent.endpoint) as channel:
+        stub = workload_pb2_grpc.SpiffeWorkloadAPIStub(channel)
+        stream = stub.FetchX509SVID(workload_pb2.X509SVIDRequest(), metadata=HEADER)
+        next(stream)
+        agent.entries([])
+        try:
+            while True:
+                next(stream)
+        except grpc.RpcError as why:
+            assert why.code() == grpc.StatusCode.PERMISSION_DENIED, why
+            assert why.details() == "no identity issued", why.details()
+
+
+def main():
+    failed = 0
+    for function in TESTS:
+        start = time.monotonic()
+        try:
+            function()
+            verdict = "ok"
+        except BaseException:
+            traceback.print_exc(file=sys.stdout)
+            verdict = "FAILED"
+            failed += 1
+        print(f"{verdict:6} {time.monotonic() - start:6.1f} s  {function.__name__}", flush=True)
+    print(f"{len(TESTS) - failed} passed, {failed} failed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    # grpcio keeps threads of its own; do not wait for them.
+    code = main()
+    sys.stdout.flush()
+    os._exit(code)

@@ -1,0 +1,224 @@
+//! A real workload for tests: connects to the agent, holds what it is given, and does as it is told.
+//!
+//! `mayfly-holder SOCKET` reads commands (one JSON object a line, `{"do": …}`) on standard input and writes
+//! events (`{"event": …}`) on standard output; end of input ends it. It is one thread for gRPC and one for
+//! standard input, so that `setresuid` and `exec` mean what they mean for a simple program.
+//! Built only with the feature `failpoints`, that is, for the test suite.
+
+#[path = "../../harness/src/wire.rs"]
+#[expect(unreachable_pub, reason = "public in the harness crate, which shares the file")]
+mod wire;
+
+use std::io::{BufRead as _, Write as _};
+use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context as _, Result, anyhow};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::Bytes;
+use mayfly_proto::workload::{X509BundlesResponse, X509svidResponse};
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tonic::{Status, Streaming};
+
+use crate::wire::Client;
+
+fn main() -> Result<()> {
+    let socket = std::env::args_os().nth(1).map(PathBuf::from).context("usage: mayfly-holder SOCKET")?;
+    let (orders, inbox) = mpsc::unbounded_channel();
+    std::thread::spawn(move || {
+        for line in std::io::stdin().lock().lines().map_while(Result::ok) {
+            if orders.send(line).is_err() {
+                return;
+            }
+        }
+    });
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let outcome = runtime.block_on(hold(socket, inbox));
+    // Streams still open must not keep the process.
+    runtime.shutdown_background();
+    outcome
+}
+
+/// Carries out orders until standard input ends.
+async fn hold(socket: PathBuf, mut inbox: mpsc::UnboundedReceiver<String>) -> Result<()> {
+    let mut holder = Holder { socket, client: None, streams: JoinSet::new(), ballast: Vec::new() };
+    say(&json!({"event": "started", "pid": std::process::id()}))?;
+    while let Some(line) = inbox.recv().await {
+        let order: Value = serde_json::from_str(&line)?;
+        let answer = holder.obey(&order).await?;
+        if !answer.is_null() {
+            say(&answer)?;
+        }
+    }
+    Ok(())
+}
+
+struct Holder {
+    socket: PathBuf,
+    client: Option<Client>,
+    streams: JoinSet<Result<()>>,
+    ballast: Vec<Vec<u64>>,
+}
+
+impl Holder {
+    async fn obey(&mut self, order: &Value) -> Result<Value> {
+        match text(order, "do")?.as_str() {
+            "connect" => self.connect().await,
+            "x509" => self.x509().await,
+            "bundles" => self.bundles().await,
+            "jwt" => self.jwt(order).await,
+            "validate" => self.validate(order).await,
+            "setresuid" => become_uid(order),
+            "exec" => exec(order),
+            "allocate" => self.allocate(order),
+            other => Err(anyhow!("unknown order {other}")),
+        }
+    }
+
+    /// A fresh connection; streams of the old one go on.
+    async fn connect(&mut self) -> Result<Value> {
+        match Client::connect(&self.socket).await {
+            Ok(client) => {
+                self.client = Some(client);
+                Ok(json!({"event": "connected"}))
+            }
+            Err(why) => Ok(json!({"event": "unreachable", "why": why.to_string()})),
+        }
+    }
+
+    async fn client(&mut self) -> Result<Client> {
+        if self.client.is_none() {
+            self.connect().await?;
+        }
+        self.client.clone().context("the agent cannot be reached")
+    }
+
+    async fn x509(&mut self) -> Result<Value> {
+        match self.client().await?.x509().await {
+            Ok(stream) => {
+                self.streams.spawn(follow(stream, x509_event, "x509_end"));
+                Ok(Value::Null)
+            }
+            Err(status) => Ok(ended("x509_end", Some(&status))),
+        }
+    }
+
+    async fn bundles(&mut self) -> Result<Value> {
+        match self.client().await?.bundles().await {
+            Ok(stream) => {
+                self.streams.spawn(follow(stream, bundles_event, "bundles_end"));
+                Ok(Value::Null)
+            }
+            Err(status) => Ok(ended("bundles_end", Some(&status))),
+        }
+    }
+
+    async fn jwt(&mut self, order: &Value) -> Result<Value> {
+        let audience = order.get("audience").and_then(Value::as_array).cloned().unwrap_or_default();
+        let audience = audience.iter().filter_map(Value::as_str).map(str::to_owned).collect();
+        let spiffe_id = order.get("spiffe_id").and_then(Value::as_str).unwrap_or_default().to_owned();
+        Ok(match self.client().await?.jwt(audience, spiffe_id).await {
+            Ok(response) => {
+                let tokens: Vec<Value> = response
+                    .svids
+                    .iter()
+                    .map(|s| json!({"spiffe_id": s.spiffe_id, "token": s.svid, "hint": s.hint}))
+                    .collect();
+                json!({"event": "jwt", "svids": tokens})
+            }
+            Err(status) => ended("jwt", Some(&status)),
+        })
+    }
+
+    async fn validate(&mut self, order: &Value) -> Result<Value> {
+        let (audience, token) = (text(order, "audience")?, text(order, "token")?);
+        Ok(match self.client().await?.validate(audience, token).await {
+            Ok(valid) => json!({"event": "validate", "spiffe_id": valid.spiffe_id}),
+            Err(status) => ended("validate", Some(&status)),
+        })
+    }
+
+    /// Takes and touches that many MiB, for memory limits.
+    fn allocate(&mut self, order: &Value) -> Result<Value> {
+        let mebibytes = order.get("mebibytes").and_then(Value::as_u64).context("mebibytes")?;
+        for n in 0..mebibytes {
+            self.ballast.push(vec![n; 1 << 17]);
+        }
+        Ok(json!({"event": "allocated", "mebibytes": self.ballast.len()}))
+    }
+}
+
+/// Becomes another program: same process, same start time, no connection any more.
+fn exec(order: &Value) -> Result<Value> {
+    let arguments = order.get("args").and_then(Value::as_array).cloned().unwrap_or_default();
+    let arguments = arguments.iter().filter_map(Value::as_str);
+    let failed = Command::new(text(order, "path")?).args(arguments).exec();
+    Ok(json!({"event": "exec_failed", "why": failed.to_string()}))
+}
+
+/// Reports every message of a stream, then how it ended.
+async fn follow<M>(mut stream: Streaming<M>, event: fn(&M) -> Value, end: &'static str) -> Result<()> {
+    loop {
+        match stream.message().await {
+            Ok(Some(message)) => say(&event(&message))?,
+            Ok(None) => return say(&ended(end, None)),
+            Err(status) => return say(&ended(end, Some(&status))),
+        }
+    }
+}
+
+fn x509_event(message: &X509svidResponse) -> Value {
+    let svids: Vec<Value> = message
+        .svids
+        .iter()
+        .map(|s| {
+            json!({"spiffe_id": s.spiffe_id, "hint": s.hint, "chain": BASE64.encode(&s.x509_svid),
+                   "key": BASE64.encode(&s.x509_svid_key), "bundle": BASE64.encode(&s.bundle)})
+        })
+        .collect();
+    json!({"event": "x509", "svids": svids, "crl": encoded(&message.crl)})
+}
+
+fn bundles_event(message: &X509BundlesResponse) -> Value {
+    let bundles: serde_json::Map<String, Value> =
+        message.bundles.iter().map(|(td, der)| (td.clone(), BASE64.encode(der).into())).collect();
+    json!({"event": "bundles", "bundles": bundles, "crl": encoded(&message.crl)})
+}
+
+fn encoded(list: &[Bytes]) -> Vec<String> {
+    list.iter().map(|der| BASE64.encode(der)).collect()
+}
+
+/// `code` 0 stands for an end without an error.
+fn ended(event: &str, status: Option<&Status>) -> Value {
+    let code = status.map_or(0, |s| i32::from(s.code()));
+    json!({"event": event, "code": code, "message": status.map_or("", |s| s.message())})
+}
+
+fn become_uid(order: &Value) -> Result<Value> {
+    let wanted: Vec<u32> = order
+        .get("uids")
+        .and_then(Value::as_array)
+        .map(|list| list.iter().filter_map(Value::as_u64).filter_map(|n| u32::try_from(n).ok()).collect())
+        .unwrap_or_default();
+    let [real, effective, saved] = wanted.as_slice() else {
+        return Err(anyhow!("`uids` wants real, effective and saved"));
+    };
+    let uid = nix::unistd::Uid::from_raw;
+    nix::unistd::setresuid(uid(*real), uid(*effective), uid(*saved))?;
+    Ok(json!({"event": "setresuid"}))
+}
+
+fn text(order: &Value, field: &str) -> Result<String> {
+    order.get(field).and_then(Value::as_str).map(str::to_owned).with_context(|| format!("no `{field}`"))
+}
+
+fn say(event: &Value) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{event}")?;
+    Ok(out.flush()?)
+}

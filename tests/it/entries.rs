@@ -1,0 +1,52 @@
+//! Entries come and go while streams are open.
+
+use mayfly_harness::until;
+
+use crate::support::{agent, client, empty_agent, own_entry};
+
+#[test]
+fn withdrawn_entry_ends_streams_and_revokes() {
+    let agent = agent();
+    let mut client = client(&agent);
+    let serial = client.x509().svids[0].serial().to_owned();
+    agent.write_entries(&[]);
+    let end = client.x509_end();
+    assert_eq!((end.code, end.message.as_str()), (7, "no identity issued"));
+    agent.audited(&["credential.revoke", &serial, "entry_withdrawn"]);
+}
+
+#[test]
+fn new_entry_reaches_an_open_stream() {
+    let agent = agent();
+    let mut client = client(&agent);
+    let first = client.x509();
+    assert_eq!(first.svids.len(), 1);
+    let mut entries = vec![own_entry("/second")];
+    entries.push(own_entry(first.svids[0].spiffe_id.trim_start_matches("spiffe://example.org")));
+    agent.write_entries(&entries);
+    let second = client.next_x509().unwrap();
+    assert_eq!(second.svids.len(), 2);
+}
+
+#[test]
+fn process_that_had_nothing_is_served_as_soon_as_an_entry_matches() {
+    let agent = empty_agent();
+    let mut client = client(&agent);
+    assert_eq!(client.x509_refused().code, 7);
+    agent.write_entries(&[own_entry("/late")]);
+    let update = until("an identity", || {
+        client.open_x509();
+        client.next_x509().ok()
+    });
+    assert_eq!(update.svids[0].spiffe_id, "spiffe://example.org/late");
+}
+
+#[test]
+fn list_shows_what_is_in_force() {
+    let agent = agent();
+    let before = agent.admin().entries();
+    assert_eq!(before.entries.len(), 1);
+    agent.write_entries(&[own_entry("/a"), own_entry("/b")]);
+    until("the new set", || (agent.admin().entries().entries.len() == 2).then_some(()));
+    assert_ne!(agent.admin().entries().version, before.version);
+}

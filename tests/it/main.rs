@@ -1,0 +1,12 @@
+//! Black-box tests that need no rights: one agent, client processes of our own uid.
+
+#[cfg(test)]
+mod entries;
+#[cfg(test)]
+mod interop_spiffe;
+#[cfg(test)]
+mod lifecycle;
+#[cfg(test)]
+mod support;
+#[cfg(test)]
+mod workload_api;

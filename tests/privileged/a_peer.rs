@@ -1,0 +1,349 @@
+//! Threats A: is the process at the other end the one we think it is?
+
+use std::os::unix::fs::PermissionsExt as _;
+
+use mayfly_harness::holder::Who;
+use mayfly_harness::tools::Tool;
+use mayfly_harness::{Agent, Entry, Holder, Plan, files, full, require_root, until};
+
+use crate::support::{
+    Pause, WIDE, Watcher, entries_and_watcher, entries_for, installed, lines_of, socket, svids, utf8,
+};
+
+const STRANGER: u32 = 20_001;
+const WORKLOAD: u32 = 20_002;
+
+fn agent_for(uids: &[u32]) -> Agent {
+    Plan::with_entries(&entries_for(uids)).settings(WIDE).start()
+}
+
+/// The stranger has no identity, the program that inherits its pid has one. Nobody may be answered.
+#[test]
+fn a01_reused_pid_earns_the_dead_client_nothing() {
+    let agent = agent_for(&[WORKLOAD]);
+    let impostor = installed(&agent, "program");
+    let (batches, rounds) = if full() { (10, 100) } else { (1, 50) };
+    for _ in 0..batches {
+        // While the agent stands still, clients connect, ask, die, and lose their pid to a workload.
+        agent.freeze();
+        let args = [socket(&agent), rounds.to_string(), STRANGER.to_string(), WORKLOAD.to_string()];
+        let args: Vec<&str> = args.iter().map(String::as_str).chain([utf8(&impostor)]).collect();
+        let mut tool = Tool::run(&agent, 0, "reuse", &args);
+        let ready: u32 = tool.expect("ready").parse().unwrap();
+        assert!(ready * 2 > rounds, "only {ready} of {rounds} pids could be taken over");
+        agent.thaw();
+        tool.tell("go");
+        assert_eq!(tool.expect("done"), format!("{ready} 0"));
+    }
+    let issued = agent.audit().iter().filter(|line| line["event"] == "credential.issue").count();
+    assert_eq!(issued, 0);
+    // The workload itself is served.
+    Holder::start(&agent, WORKLOAD).x509();
+}
+
+/// The client dies between `SO_PEERPIDFD` and `/proc`, or after the last read of it; its pid goes to
+/// another workload.
+#[test]
+fn a02_death_during_attestation_closes_unanswered() {
+    for point in ["pin.after_pidfd", "attest.after_read"] {
+        let mut agent = Plan::with_entries(&entries_for(&[STRANGER, WORKLOAD])).settings(WIDE).prepare();
+        let (pause, spec) = Pause::at(agent.dir(), point);
+        let plan = agent.plan().clone().failpoints(&spec);
+        *agent.plan() = plan;
+        agent.launch();
+        let program = installed(&agent, "program");
+        let mut client = Holder::start(&agent, STRANGER);
+        client.open_x509();
+        pause.hit();
+        let pid = client.pid();
+        client.kill();
+        let args = ["take", &pid.to_string(), &WORKLOAD.to_string(), utf8(&program)];
+        let mut heir = Tool::run(&agent, 0, "reuse", &args);
+        heir.expect("taken");
+        pause.release();
+        // The agent lives and serves others; the pid got nothing.
+        Holder::start(&agent, WORKLOAD).x509();
+        assert!(agent.admin().live_leases_of(pid).is_empty(), "{point}");
+        let issued = agent.audit().into_iter().filter(|line| line["event"] == "credential.issue");
+        assert!(issued.into_iter().all(|line| line["agent"]["pid"] != pid), "{point}");
+    }
+}
+
+/// Whatever errno pinning fails with, the connection closes and the next one is served.
+#[test]
+fn a03_failed_pinning_closes_the_connection() {
+    const EINVAL: i32 = 22;
+    const ESRCH: i32 = 3;
+    const EMFILE: i32 = 24;
+    let mut agent = Plan::with_entries(&entries_for(&[WORKLOAD])).settings(WIDE).prepare();
+    let policy = agent.dir().join("policy");
+    std::fs::write(&policy, "0").unwrap();
+    let control = installed(&agent, "peerpidfd");
+    let plan = agent.plan().clone().wrapped(&[utf8(&control), utf8(&policy), "--"]);
+    *agent.plan() = plan;
+    agent.launch();
+    for errno in [EINVAL, ESRCH, EMFILE] {
+        files::replace(&policy, errno.to_string().as_bytes(), 0o644);
+        let mut client = Tool::run(&agent, WORKLOAD, "peer", &["call", &socket(&agent)]);
+        if errno == EMFILE {
+            // The agent is out of descriptors, not the client at fault: it may wait, never be served.
+            assert!(client.expect_within("svid", std::time::Duration::from_secs(1)).is_none());
+        } else {
+            client.expect("eof");
+        }
+        files::replace(&policy, b"0", 0o644);
+        Holder::start(&agent, WORKLOAD).x509();
+    }
+}
+
+#[test]
+fn a03_kernel_without_peer_pidfd_is_refused_in_one_sentence() {
+    const ENOPROTOOPT: i32 = 92;
+    require_root();
+    let mut agent = Plan::default().prepare();
+    let policy = agent.dir().join("policy");
+    std::fs::write(&policy, ENOPROTOOPT.to_string()).unwrap();
+    let control = installed(&agent, "peerpidfd");
+    let plan = agent.plan().clone().wrapped(&[utf8(&control), utf8(&policy), "--"]);
+    *agent.plan() = plan;
+    let ended = agent.refused();
+    assert_eq!(ended.code, Some(3), "{}", ended.log);
+    assert!(ended.log.contains("6.5"), "says which kernel it needs: {}", ended.log);
+}
+
+/// A child that inherited the connection reads nothing once its parent is gone.
+#[test]
+fn a04_child_reads_nothing_after_its_parent_died() {
+    let agent = agent_for(&[WORKLOAD]);
+    let mut watcher = Watcher::start(&agent);
+    let rounds = if full() { 1_000 } else { 100 };
+    let mut serials = Vec::new();
+    for _ in 0..rounds {
+        let mut parent = Tool::run(&agent, WORKLOAD, "peer", &["fork", &socket(&agent)]);
+        let serial = parent.expect("svid");
+        parent.expect("ready");
+        parent.tell("go");
+        parent.expect("parent-gone");
+        let rest = parent.finish();
+        assert!(svids(&rest).is_empty() && rest.contains(&"child-eof".to_owned()), "{rest:?}");
+        serials.push(serial);
+    }
+    let serials: Vec<&str> = serials.iter().map(String::as_str).collect();
+    watcher.sees("every parent's serial", &serials);
+}
+
+/// Root connects, a process of another uid gets the socket by `SCM_RIGHTS` and writes a request.
+#[test]
+fn a05_request_of_a_stranger_on_a_passed_socket_closes_it() {
+    let agent = agent_for(&[0]);
+    let uid = STRANGER.to_string();
+    let lines = lines_of(&agent, 0, "peer", &["writer", &socket(&agent), "uid", &uid]);
+    assert_eq!(svids(&lines).len(), 1, "the stranger's request was answered: {lines:?}");
+    assert!(lines.contains(&"eof".to_owned()), "{lines:?}");
+    agent.audited(&["writer_mismatch"]);
+}
+
+#[test]
+fn a05_request_of_a_child_closes_the_connection() {
+    let agent = agent_for(&[WORKLOAD]);
+    let lines = lines_of(&agent, WORKLOAD, "peer", &["writer", &socket(&agent), "child"]);
+    assert_eq!(svids(&lines).len(), 1, "the child's request was answered: {lines:?}");
+    assert!(lines.contains(&"eof".to_owned()), "{lines:?}");
+    agent.audited(&["writer_mismatch"]);
+}
+
+#[test]
+fn a05_another_thread_may_write() {
+    let agent = agent_for(&[WORKLOAD]);
+    let lines = lines_of(&agent, WORKLOAD, "peer", &["writer", &socket(&agent), "thread"]);
+    assert_eq!(svids(&lines).len(), 2, "{lines:?}");
+}
+
+/// `/proc/PID/exe` is empty once the first thread is gone; the process is not.
+#[test]
+fn a06_process_without_its_first_thread_stays_served() {
+    let agent = Plan::with_entries(&entries_and_watcher(&[])).settings(WIDE).prepare();
+    let program = installed(&agent, "peer");
+    let mut entries = entries_for(&[]);
+    entries.push(Entry::new(
+        "/threaded",
+        &[&format!("unix:uid:{WORKLOAD}"), &format!("unix:sha256:{}", files::sha256(&program))],
+    ));
+    agent.write_entries(&entries);
+    let mut agent = agent;
+    agent.launch();
+    let mut watcher = Watcher::start(&agent);
+    let mut tool = Tool::run(&agent, WORKLOAD, "peer", &["thread", &socket(&agent)]);
+    let serial = tool.expect("svid");
+    tool.tell("go");
+    tool.expect("leader-gone");
+    tool.expect("svid");
+    tool.expect("asked-again");
+    assert_eq!(agent.admin().live_leases_of(tool.pid()).len(), 1);
+    assert!(!watcher.crl.serials.contains(&serial));
+    tool.kill();
+    watcher.sees("the serial, once the last thread is gone", &[&serial]);
+}
+
+#[test]
+fn a07_vfork_child_is_itself() {
+    let agent = agent_for(&[WORKLOAD]);
+    let mut tool = Tool::run(&agent, WORKLOAD, "peer", &["vfork", &socket(&agent)]);
+    let serial = tool.expect("svid");
+    let pids = tool.expect("pids");
+    let (child, parent) = pids.split_once(' ').unwrap();
+    assert_ne!(child, parent);
+    let line = agent.audited(&["credential.issue", &serial]);
+    assert_eq!(line["agent"]["pid"].to_string(), child);
+}
+
+#[test]
+fn a08_changed_uid_closes_and_revokes() {
+    let agent = agent_for(&[STRANGER, WORKLOAD]);
+    let mut watcher = Watcher::start(&agent);
+    let (a, b) = (WORKLOAD.to_string(), STRANGER.to_string());
+    let mut tool = Tool::run(&agent, 0, "peer", &["setuid", &socket(&agent), &a, &b]);
+    let serial = tool.expect("svid");
+    tool.expect("changed");
+    let rest = tool.finish();
+    assert!(svids(&rest).is_empty(), "served after the change: {rest:?}");
+    assert!(rest.contains(&"eof".to_owned()), "{rest:?}");
+    watcher.sees("the serial issued to the old uid", &[&serial]);
+    agent.audited(&["credentials_changed"]);
+}
+
+/// Effective uid 0, real uid a user's: neither root's entry nor the user's.
+#[test]
+fn a09_setuid_program_gets_no_uid_selector() {
+    let agent = agent_for(&[0, WORKLOAD]);
+    let program = installed(&agent, "peer");
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o4755)).unwrap();
+    let lines = Tool::run_program(&program, WORKLOAD, &["setuid-program", &socket(&agent)]).finish();
+    assert_eq!(lines[0], format!("uids {WORKLOAD} 0 0"));
+    assert!(lines.contains(&"status 7".to_owned()) && svids(&lines).is_empty(), "{lines:?}");
+    agent.audited(&["attest_denied"]);
+}
+
+#[test]
+fn a10_root_of_a_user_namespace_is_its_host_uid_without_advisory_selectors() {
+    let agent = Plan::with_entries(&entries_for(&[0])).settings(WIDE).start();
+    let program = installed(&agent, "peer");
+    let uid = format!("unix:uid:{WORKLOAD}");
+    let hash = format!("unix:sha256:{}", files::sha256(&program));
+    let mut entries = entries_for(&[0]);
+    entries.push(Entry::new("/plain", &[&uid]));
+    entries.push(Entry::new("/hashed", &[&uid, &hash]));
+    agent.write_entries(&entries);
+    until("the new entries", || (agent.admin().entries().entries.len() == 4).then_some(()));
+    let mut inside = Tool::run(&agent, WORKLOAD, "peer", &["userns", &socket(&agent)]);
+    assert_eq!(inside.expect("uid-inside"), "0");
+    inside.expect("svid");
+    assert_eq!(identities(&agent, inside.pid()), ["/plain"]);
+    let mut outside = Tool::run(&agent, WORKLOAD, "peer", &["call", &socket(&agent)]);
+    outside.expect("svid");
+    assert_eq!(identities(&agent, outside.pid()), ["/hashed", "/plain"]);
+}
+
+fn identities(agent: &Agent, pid: u32) -> Vec<String> {
+    let mut paths: Vec<String> = agent
+        .admin()
+        .live_leases_of(pid)
+        .iter()
+        .map(|lease| lease.spiffe_id.trim_start_matches("spiffe://example.org").to_owned())
+        .collect();
+    paths.sort();
+    paths
+}
+
+#[test]
+fn a11_agent_in_a_user_namespace_refuses_to_start() {
+    require_root();
+    let wrapper = ["unshare", "--user", "--map-root-user", "--"];
+    let ended = Plan::with_entries(&entries_for(&[])).wrapped(&wrapper).prepare().refused();
+    assert_eq!(ended.code, Some(3), "{}", ended.log);
+    assert!(ended.log.contains("user namespace"), "{}", ended.log);
+}
+
+/// In a pid namespace of its own every client outside has pid 0, and `/proc` is not ours.
+#[test]
+fn a12_agent_in_a_pid_namespace_refuses_to_start() {
+    require_root();
+    for wrapper in [
+        ["unshare", "--pid", "--fork", "--kill-child", "--"].as_slice(),
+        ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "--"].as_slice(),
+    ] {
+        let plan = Plan::with_entries(&entries_for(&[])).wrapped(wrapper);
+        let ended = plan.prepare().refused();
+        assert_eq!(ended.code, Some(3), "{wrapper:?}: {}", ended.log);
+    }
+}
+
+/// Root may put any pid and uid on its messages; that earns it nothing.
+#[test]
+fn a13_forged_credentials_close_the_connection() {
+    let agent = agent_for(&[0, WORKLOAD]);
+    let args = ["forge", &socket(&agent), "1", &WORKLOAD.to_string()];
+    let lines = lines_of(&agent, 0, "peer", &args);
+    assert_eq!(lines[0], "forged ok");
+    assert!(svids(&lines).is_empty() && lines.contains(&"eof".to_owned()), "{lines:?}");
+    agent.audited(&["writer_mismatch"]);
+    let args = ["forge", &socket(&agent), "1", "0"];
+    let lines = lines_of(&agent, WORKLOAD, "peer", &args);
+    assert_eq!(lines[0], "forged Operation not permitted", "the kernel holds this one");
+}
+
+/// The v2 hierarchy, wherever it is mounted.
+fn cgroup_root() -> std::path::PathBuf {
+    let mounts = std::fs::read_to_string("/proc/mounts").unwrap();
+    let line = mounts.lines().find(|l| l.split(' ').nth(2) == Some("cgroup2")).expect("a cgroup2 mount");
+    line.split(' ').nth(1).unwrap().into()
+}
+
+struct Cgroup(std::path::PathBuf);
+
+impl Cgroup {
+    fn new(name: &str) -> Self {
+        let path = cgroup_root().join(name);
+        std::fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+
+    fn take(&self, pid: u32) {
+        std::fs::write(self.0.join("cgroup.procs"), pid.to_string()).unwrap();
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        // A killed process may take a moment to leave.
+        for _ in 0..500 {
+            if std::fs::remove_dir(&self.0).is_ok() {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    }
+}
+
+#[test]
+fn a17_moved_process_loses_what_its_cgroup_earned() {
+    require_root();
+    let name = format!("mayfly-a17-{}", std::process::id());
+    let (good, other) = (Cgroup::new(&name), Cgroup::new(&format!("{name}-other")));
+    let selectors = [format!("unix:uid:{WORKLOAD}"), format!("cgroup:path:/{name}")];
+    let selectors: Vec<&str> = selectors.iter().map(String::as_str).collect();
+    let entries = entries_and_watcher(&[Entry::new("/in-cgroup", &selectors)]);
+    let agent = Plan::with_entries(&entries).settings(WIDE).start();
+    let mut watcher = Watcher::start(&agent);
+    let mut holder = Who::uid(WORKLOAD).start(&agent);
+    good.take(holder.pid());
+    let serial = holder.x509().svids[0].serial().to_owned();
+    other.take(holder.pid());
+    let refusal = holder.jwt("aud").expect_err("issued for the cgroup it has left");
+    assert_eq!(refusal.code, 7, "{refusal:?}");
+    assert_eq!(holder.x509_end().code, 7);
+    watcher.sees("the serial issued in the old cgroup", &[&serial]);
+    // Back again, it is itself again.
+    good.take(holder.pid());
+    until("an identity again", || holder.jwt("aud").ok());
+}

@@ -1,0 +1,427 @@
+//! Threats B: is it still, and was it ever, the program we think it is?
+
+use std::io::Write as _;
+use std::path::Path;
+
+use mayfly_harness::tools::Tool;
+use mayfly_harness::{Agent, Entry, Holder, Plan, files, require_root};
+
+use crate::support::{
+    Mount, Pause, WIDE, Watcher, entries_and_watcher, installed, run, socket, svids, utf8, variant,
+};
+
+const USER: u32 = 20_101;
+const OTHER: u32 = 20_102;
+
+fn uid(n: u32) -> String {
+    format!("unix:uid:{n}")
+}
+
+fn hash_of(program: &Path) -> String {
+    format!("unix:sha256:{}", files::sha256(program))
+}
+
+/// An agent that knows one program of `USER` by its hash; the good program, and another with the same code
+/// but a different hash.
+struct Scene {
+    agent: Agent,
+    good: std::path::PathBuf,
+    evil: std::path::PathBuf,
+}
+
+impl Scene {
+    fn new(failpoints: Option<&str>) -> Self {
+        let mut scene = Self::prepare(&[]);
+        if let Some(spec) = failpoints {
+            let plan = scene.agent.plan().clone().failpoints(spec);
+            *scene.agent.plan() = plan;
+        }
+        scene.agent.launch();
+        scene
+    }
+
+    fn prepare(more: &[Entry]) -> Self {
+        require_root();
+        let agent = Plan::default().settings(WIDE).prepare();
+        let good = installed(&agent, "program");
+        let evil = agent.dir().join("evil");
+        variant(&good, &evil);
+        let mut entries = entries_and_watcher(more);
+        entries.push(Entry::new("/good", &[&uid(USER), &hash_of(&good)]));
+        agent.write_entries(&entries);
+        Self { agent, good, evil }
+    }
+
+    fn run(&self, args: &[&str]) -> Tool {
+        Tool::run_program(&self.good, USER, args)
+    }
+}
+
+fn exec_into_another(mode: &str) {
+    let scene = Scene::new(None);
+    let mut watcher = Watcher::start(&scene.agent);
+    let mut tool = scene.run(&[mode, &socket(&scene.agent), utf8(&scene.evil), "held"]);
+    let serial = tool.expect("svid");
+    tool.expect("ready");
+    tool.tell("go");
+    tool.expect("running-next");
+    let crl = watcher.sees("the serial of the program that is no more", &[&serial]);
+    assert_eq!(crl.serials.len(), 1);
+    scene.agent.audited(&["exec_mismatch"]);
+    // The stream over the kept connection ends; nothing comes over it.
+    let end = tool.expect_within("after-status", std::time::Duration::from_secs(5));
+    assert!(end.as_deref() == Some("7") || tool.expect("after-eof").is_empty(), "{end:?}");
+    assert!(tool.expect_within("after-svid", std::time::Duration::ZERO).is_none());
+    assert!(scene.agent.admin().live_leases_of(tool.pid()).is_empty());
+}
+
+#[test]
+fn b01_exec_into_another_program_revokes() {
+    exec_into_another("exec");
+}
+
+#[test]
+fn b01_exec_by_a_second_thread_revokes() {
+    exec_into_another("thread-exec");
+}
+
+/// No stream open, so that only the exec event can tell: the holder has a token and nothing pending.
+#[test]
+fn b01_exec_of_a_client_with_only_a_token_revokes_it() {
+    let scene = Scene::new(None);
+    let program = mayfly_harness::holder::holder_program(&scene.agent);
+    let mut entries = entries_and_watcher(&[]);
+    entries.push(Entry::new("/holder", &[&uid(USER), &hash_of(&program)]));
+    scene.agent.write_entries(&entries);
+    let mut holder = Holder::start(&scene.agent, USER);
+    let token = mayfly_harness::until("the new entry", || holder.jwt("aud").ok()).remove(0);
+    let mut watcher = Watcher::start(&scene.agent);
+    assert!(watcher.holder().validate("aud", &token.text).is_ok());
+    holder.exec(Path::new("/bin/sleep"), &["60"]);
+    mayfly_harness::until("the token is refused", || watcher.holder().validate("aud", &token.text).err());
+}
+
+/// The program changes after the ledger row is durable and before the credential leaves.
+#[test]
+fn b02_exec_between_commit_and_release_releases_nothing() {
+    let mut scene = Scene::prepare(&[]);
+    let (pause, spec) = Pause::at(scene.agent.dir(), "issue.before_release");
+    let plan = scene.agent.plan().clone().failpoints(&spec);
+    *scene.agent.plan() = plan;
+    scene.agent.launch();
+    let mut tool = scene.run(&["exec-early", &socket(&scene.agent), utf8(&scene.evil), "held"]);
+    tool.expect("ready");
+    pause.hit();
+    tool.tell("go");
+    tool.expect("running-next");
+    pause.release();
+    let mut watcher = Watcher::start(&scene.agent);
+    watcher.sees_count("the row of the credential that never left", 1);
+    assert!(tool.expect_within("after-svid", std::time::Duration::from_secs(1)).is_none());
+}
+
+#[test]
+fn b03_exec_of_the_same_program_keeps_its_identity() {
+    let scene = Scene::new(None);
+    let mut tool = scene.run(&["exec", &socket(&scene.agent), utf8(&scene.good), "ask"]);
+    tool.expect("svid");
+    tool.expect("ready");
+    tool.tell("go");
+    tool.expect("running-next");
+    tool.expect("after-svid");
+}
+
+/// Any user can make `/proc/self/exe` be any file, inside a user namespace.
+#[test]
+fn b04_forged_executable_in_a_user_namespace_earns_nothing() {
+    let scene = Scene::new(None);
+    let sock = socket(&scene.agent);
+    let args = ["forge", &sock, utf8(&scene.good), "inside"];
+    let lines = Tool::run_program(&scene.evil, USER, &args).finish();
+    assert_eq!(lines[0], "forged ok", "{lines:?}");
+    assert!(svids(&lines).is_empty() && lines.contains(&"status 7".to_owned()), "{lines:?}");
+}
+
+/// With a helper in the namespace the caller itself stays outside. The uid still tells it apart.
+#[test]
+fn b05_forged_executable_does_not_cross_uids() {
+    let scene = Scene::new(None);
+    let sock = socket(&scene.agent);
+    let args = ["forge", &sock, utf8(&scene.good), "helper"];
+    let lines = Tool::run_program(&scene.evil, OTHER, &args).finish();
+    assert_eq!(lines[0], "forged ok", "{lines:?}");
+    assert!(svids(&lines).is_empty() && lines.contains(&"status 7".to_owned()), "{lines:?}");
+}
+
+#[test]
+fn b05_hash_alone_does_not_load() {
+    let scene = Scene::new(None);
+    let file = scene.agent.dir().join("hash-only.toml");
+    let entry = format!(
+        "[[entries]]\nspiffe_id = \"spiffe://example.org/x\"\nselectors = [{:?}]\n",
+        hash_of(&scene.good)
+    );
+    std::fs::write(&file, entry).unwrap();
+    let (code, out, err) = scene.agent.mayfly(&["entry", "check", utf8(&file)]);
+    assert_eq!(code, Some(10), "{out}{err}");
+    assert!((out + &err).contains("advisory"));
+}
+
+/// The executable of a watched process changes although it never called exec.
+#[test]
+fn b05_executable_forged_after_issue_revokes() {
+    let scene = Scene::new(None);
+    let mut watcher = Watcher::start(&scene.agent);
+    let mut tool = scene.run(&["forge-later", &socket(&scene.agent), utf8(&scene.evil)]);
+    let serial = tool.expect("svid");
+    tool.tell("go");
+    assert_eq!(tool.expect("forged"), "ok");
+    watcher.sees("the serial", &[&serial]);
+    assert!(tool.expect_within("svid", std::time::Duration::ZERO).is_none());
+}
+
+#[test]
+fn b06_traced_process_is_refused_unless_the_entry_says_otherwise() {
+    let traced = Entry::new("/debuggable", &[&uid(OTHER)]).with("allow_traced = true");
+    let mut scene = Scene::prepare(&[Entry::for_uid(USER), traced]);
+    scene.agent.launch();
+    let mut holder = Holder::start(&scene.agent, USER);
+    let mut tracer = Tool::run(&scene.agent, USER, "tracer", &["trace", &holder.pid().to_string()]);
+    tracer.expect("tracing");
+    assert_eq!(holder.x509_refused().code, 7);
+    scene.agent.audited(&["traced"]);
+    let mut open = Holder::start(&scene.agent, OTHER);
+    let mut tracer = Tool::run(&scene.agent, OTHER, "tracer", &["trace", &open.pid().to_string()]);
+    tracer.expect("tracing");
+    open.x509();
+}
+
+#[test]
+fn b07_anonymous_executable_has_no_path_and_no_hash() {
+    require_root();
+    let agent = Plan::default().settings(WIDE).prepare();
+    let program = installed(&agent, "program");
+    let copy = agent.dir().join("copy");
+    files::install_as(&program, &copy);
+    let by_path = |path: &str| [uid(USER), format!("unix:path:{path}")];
+    let mut entries = entries_and_watcher(&[]);
+    for path in ["/usr/bin/passwd", "/memfd:/usr/bin/passwd", "/memfd:/usr/bin/passwd (deleted)"] {
+        let [user, path] = by_path(path);
+        entries.push(Entry::new("/path", &[&user, &path]));
+    }
+    let [user, path] = by_path(utf8(&copy));
+    entries.push(Entry::new("/path", &[&user, &path]));
+    entries.push(Entry::new("/hash", &[&uid(USER), &hash_of(&program)]));
+    entries.push(Entry::new("/deleted", &[&uid(OTHER), "process:exe_deleted:true"]));
+    let entries: Vec<Entry> =
+        entries.into_iter().enumerate().map(|(n, entry)| entry.with(&format!("id = \"e{n}\""))).collect();
+    agent.write_entries(&entries);
+    let mut agent = agent;
+    agent.launch();
+    let sock = socket(&agent);
+    for args in [["memfd", &sock, "/usr/bin/passwd"], ["unlink", &sock, utf8(&copy)]] {
+        let lines =
+            Tool::run_program(if args[0] == "memfd" { &program } else { &copy }, USER, &args).finish();
+        assert!(svids(&lines).is_empty() && lines.contains(&"status 7".to_owned()), "{args:?}: {lines:?}");
+    }
+    files::install_as(&program, &copy);
+    let mut tool = Tool::run_program(&copy, OTHER, &["unlink", &sock, utf8(&copy)]);
+    tool.expect("svid");
+}
+
+/// In a mount namespace of its own a program can have any path.
+#[test]
+fn b08_path_counts_only_in_the_hosts_mount_namespace() {
+    require_root();
+    let agent = Plan::default().settings(WIDE).prepare();
+    let evil = installed(&agent, "program");
+    let target = agent.dir().join("trusted");
+    variant(&evil, &target);
+    let path = format!("unix:path:{}", utf8(&target));
+    agent.write_entries(&entries_and_watcher(&[
+        Entry::new("/trusted", &[&uid(USER), &path]),
+        Entry::new("/other", &[&uid(OTHER), &path]),
+    ]));
+    let mut agent = agent;
+    agent.launch();
+    let sock = socket(&agent);
+    // Unprivileged, in a user namespace; and by root for a user, without one.
+    let args = ["bind", &sock, utf8(&evil), utf8(&target)];
+    let unprivileged = Tool::run_program(&evil, USER, &args).finish();
+    let user = OTHER.to_string();
+    let args = ["bind", &sock, utf8(&evil), utf8(&target), &user];
+    let by_root = Tool::run_program(&evil, 0, &args).finish();
+    for lines in [unprivileged, by_root] {
+        assert!(svids(&lines).is_empty() && lines.contains(&"status 7".to_owned()), "{lines:?}");
+    }
+    // The real one is served.
+    Tool::run_program(&target, USER, &["call", &sock]).expect("svid");
+}
+
+/// Runs the program at `path` to its first answer: the serial, or the status.
+fn answer(agent: &Agent, path: &Path, user: u32) -> Result<String, String> {
+    let mut tool = Tool::run_program(path, user, &["call", &socket(agent)]);
+    let first = mayfly_harness::until("an answer", || {
+        let short = std::time::Duration::from_millis(10);
+        let served = tool.expect_within("svid", short).map(Ok);
+        served.or_else(|| tool.expect_within("status", short).map(Err))
+    });
+    tool.kill();
+    first
+}
+
+/// The place of a byte in the padding at the end of a file, where a flipped bit breaks nothing.
+fn harmless_offset(path: &Path) -> String {
+    (std::fs::metadata(path).unwrap().len() - 100).to_string()
+}
+
+/// On overlayfs a mapping made before exec still writes: the file changes while it runs and no timestamp moves.
+#[test]
+fn b09_patched_overlay_program_is_hashed_afresh() {
+    require_root();
+    let agent = Plan::default().settings(WIDE).prepare();
+    let program = installed(&agent, "program");
+    let base = agent.dir().join("overlay");
+    for dir in ["lower", "upper", "work"] {
+        std::fs::create_dir_all(base.join(dir)).unwrap();
+    }
+    let at = base.join("merged");
+    let options = format!("lowerdir={0}/lower,upperdir={0}/upper,workdir={0}/work", utf8(&base));
+    let _mount = Mount::new(&["-t", "overlay", "overlay", "-o", &options], &at);
+    let target = at.join("bin");
+    variant(&program, &target);
+    patched_program_is_refused(agent, &target, "keep");
+}
+
+/// On tmpfs a store through a mapping moves no timestamp at all.
+#[test]
+fn b10_patched_tmpfs_program_is_hashed_afresh() {
+    require_root();
+    let agent = Plan::default().settings(WIDE).prepare();
+    let program = installed(&agent, "program");
+    let at = agent.dir().join("tmpfs");
+    let _mount = Mount::new(&["-t", "tmpfs", "-o", "size=16m", "tmpfs"], &at);
+    let target = at.join("bin");
+    variant(&program, &target);
+    patched_program_is_refused(agent, &target, "once");
+}
+
+fn patched_program_is_refused(agent: Agent, target: &Path, how: &str) {
+    agent.write_entries(&entries_and_watcher(&[Entry::new("/good", &[&uid(USER), &hash_of(target)])]));
+    let mut agent = agent;
+    agent.launch();
+    let patch = installed(&agent, "patch");
+    let offset = harmless_offset(target);
+    if how == "keep" {
+        let mut patcher = Tool::run_program(&patch, 0, &[utf8(target), &offset, "keep"]);
+        patcher.expect("ready");
+        answer(&agent, target, USER).expect("the genuine program is served");
+        answer(&agent, target, USER).expect("and served again");
+        patcher.tell("flip");
+        patcher.expect("flipped");
+    } else {
+        answer(&agent, target, USER).expect("the genuine program is served");
+        answer(&agent, target, USER).expect("and served again");
+        Tool::run_program(&patch, 0, &[utf8(target), &offset, "once"]).expect("flipped");
+    }
+    assert_eq!(answer(&agent, target, USER), Err("7".to_owned()), "the old hash was reused");
+}
+
+/// XFS swaps the contents of two files of one owner under unmoved timestamps.
+#[test]
+fn b10_swapped_xfs_program_is_hashed_afresh() {
+    require_root();
+    let agent = Plan::default().settings(WIDE).prepare();
+    let image = agent.dir().join("xfs.img");
+    let mut file = std::fs::File::create(&image).unwrap();
+    file.set_len(320 << 20).unwrap();
+    file.flush().unwrap();
+    run("mkfs.xfs", &["-q", utf8(&image)]);
+    let at = agent.dir().join("xfs");
+    let _mount = Mount::new(&["-o", "loop", utf8(&image)], &at);
+    let program = installed(&agent, "program");
+    let (target, donor) = (at.join("bin"), at.join("donor"));
+    variant(&program, &target);
+    variant(&program, &donor);
+    let patch = installed(&agent, "patch");
+    Tool::run_program(&patch, 0, &[utf8(&donor), &harmless_offset(&donor), "once"]).expect("flipped");
+    agent.write_entries(&entries_and_watcher(&[Entry::new("/good", &[&uid(USER), &hash_of(&target)])]));
+    let mut agent = agent;
+    agent.launch();
+    // Older than the youngest age that is ever remembered.
+    std::thread::sleep(std::time::Duration::from_millis(2_100));
+    answer(&agent, &target, USER).expect("the genuine program is served");
+    answer(&agent, &target, USER).expect("and served again");
+    let swap = installed(&agent, "swapext");
+    Tool::run_program(&swap, 0, &[utf8(&target), utf8(&donor)]).expect("swapped");
+    assert_eq!(answer(&agent, &target, USER), Err("7".to_owned()), "the old hash was reused");
+}
+
+/// A file system whose server does not answer costs its own programs their hash, and nobody anything else.
+#[test]
+fn b13_stalled_file_system_harms_nobody() {
+    require_root();
+    let agent = Plan::default().settings(WIDE).prepare();
+    let program = installed(&agent, "program");
+    let at = agent.dir().join("fuse");
+    std::fs::create_dir(&at).unwrap();
+    agent.write_entries(&entries_and_watcher(&[
+        Entry::new("/plain", &[&uid(USER)]),
+        Entry::new("/hashed", &[&uid(USER), &hash_of(&program)]),
+        Entry::new("/other", &[&uid(OTHER)]),
+    ]));
+    let mut agent = agent;
+    agent.launch();
+    let _mount = Mount::adopt(&at);
+    let mut server = Tool::run(&agent, 0, "fusefs", &[utf8(&at), utf8(&program)]);
+    server.expect("mounted");
+    let sock = socket(&agent);
+    // The processes are there before the server goes quiet; they ask afterwards.
+    let mut clients: Vec<Tool> =
+        (0..6).map(|_| Tool::run_program(&at.join("bin"), USER, &["late", &sock])).collect();
+    for client in &mut clients {
+        client.expect("ready");
+    }
+    server.tell("stall");
+    server.expect("stalled");
+    for client in &mut clients {
+        client.tell("go");
+    }
+    Tool::run_program(&program, OTHER, &["call", &sock]).expect("svid");
+    for client in &clients {
+        let leases = mayfly_harness::until("the identity that needs no hash", || {
+            let leases = agent.admin().live_leases_of(client.pid());
+            (!leases.is_empty()).then_some(leases)
+        });
+        assert!(leases.iter().all(|l| l.spiffe_id.ends_with("/plain")), "{leases:?}");
+    }
+    // It can end, and start again, while the server is still silent.
+    assert!(agent.stop().code().is_some());
+    agent.launch();
+    Holder::start(&agent, OTHER).x509();
+    server.tell("resume");
+    server.expect("resumed");
+}
+
+/// A huge sparse program is not read at all; everything but its hash stands.
+#[test]
+fn b14_program_over_the_size_cap_has_no_hash() {
+    require_root();
+    let agent = Plan::default().settings(WIDE).prepare();
+    let program = installed(&agent, "program");
+    let huge = agent.dir().join("huge");
+    files::install_as(&program, &huge);
+    std::fs::File::options().append(true).open(&huge).unwrap().set_len(40 << 30).unwrap();
+    agent.write_entries(&entries_and_watcher(&[
+        Entry::new("/plain", &[&uid(USER)]),
+        Entry::new("/path", &[&uid(USER), &format!("unix:path:{}", utf8(&huge))]),
+    ]));
+    let mut agent = agent;
+    agent.launch();
+    let mut tool = Tool::run_program(&huge, USER, &["call", &socket(&agent)]);
+    tool.expect("svid");
+    let explained = agent.admin().explain(tool.pid()).unwrap();
+    let texts: Vec<&str> = explained.selectors.iter().map(|s| s.text.as_str()).collect();
+    assert!(!texts.iter().any(|t| t.starts_with("unix:sha256:")), "{texts:?}");
+    assert_eq!(agent.admin().live_leases_of(tool.pid()).len(), 2, "path and uid stand");
+}

@@ -1,0 +1,154 @@
+//! Threats E: what one uid does to the socket is its own problem.
+
+use std::time::Duration;
+
+use mayfly_harness::tools::Tool;
+use mayfly_harness::{Agent, Holder, Plan, until};
+
+use crate::support::{WIDE, Watcher, entries_for, lines_of, socket, svids};
+
+const ATTACKER: u32 = 20_301;
+const USER: u32 = 20_302;
+
+fn agent_with(settings: &str) -> Agent {
+    Plan::with_entries(&entries_for(&[ATTACKER, USER])).settings(settings).start()
+}
+
+/// Closing a lingering TCP socket blocks for as long as its sender likes. Calls and revocation go on.
+#[expect(clippy::disallowed_methods, reason = "compares with the attacker's own clock")]
+fn linger_bomb(how: &str) {
+    const SECONDS: u32 = 12;
+    let agent = agent_with(WIDE);
+    let mut watcher = Watcher::start(&agent);
+    let mut victim = Holder::start(&agent, USER);
+    let serial = victim.x509().svids[0].serial().to_owned();
+    let mut other = Holder::start(&agent, USER);
+    let args = [&socket(&agent), &SECONDS.to_string(), "8", how];
+    let mut bombs = Tool::run(&agent, ATTACKER, "linger", &args);
+    bombs.expect("armed");
+    // Nothing is asserted about milliseconds: all this must be over long before the bombs are.
+    let start = std::time::Instant::now();
+    for _ in 0..50 {
+        other.jwt("aud").unwrap();
+    }
+    other.connect();
+    other.jwt("aud").unwrap();
+    victim.kill();
+    watcher.sees("the victim's serial, during the attack", &[&serial]);
+    bombs.tell("go");
+    bombs.wait();
+    other.jwt("after").unwrap();
+    assert!(start.elapsed() < Duration::from_secs(u64::from(SECONDS) / 2), "waited for the bombs");
+}
+
+#[test]
+fn e01_lingering_socket_in_a_read_stops_nobody() {
+    linger_bomb("read");
+}
+
+#[test]
+fn e01_lingering_socket_left_in_the_queue_stops_nobody() {
+    linger_bomb("queue");
+}
+
+#[test]
+fn e03_flood_of_connections_keeps_nobody_out() {
+    let agent = agent_with("[x509]\nttl = \"15m\"\n");
+    let mut flood = Tool::run(&agent, ATTACKER, "press", &["flood", &socket(&agent), "6000"]);
+    flood.expect("flooding");
+    let mut served = 0;
+    while flood.expect_within("flooded", Duration::ZERO).is_none() {
+        Holder::start(&agent, USER).x509();
+        served += 1;
+    }
+    assert!(served >= 3, "only {served} clients of another uid were served during the flood");
+}
+
+#[test]
+fn e05_half_open_connections_are_closed() {
+    let agent = agent_with("[x509]\nttl = \"15m\"\n");
+    for part in ["nothing", "preface", "settings"] {
+        let mut client = Tool::run(&agent, ATTACKER, "press", &["half", &socket(&agent), part]);
+        client.expect("waiting");
+        client.expect("closed");
+    }
+    // One that asked in time stays, however quiet it is.
+    let mut holder = Holder::start(&agent, USER);
+    holder.x509();
+    assert!(holder.wait_any(&["x509_end"], Duration::from_secs(7)).is_none());
+}
+
+/// Each call costs us an attestation; a uid has a share of those, and only its own calls are refused.
+#[test]
+fn e10_attestations_are_rationed_per_uid() {
+    let agent = agent_with("[x509]\nttl = \"15m\"\n[attest]\nper_second = 2\nburst = 4\nin_flight = 4\n");
+    let sock = socket(&agent);
+    let tools: Vec<Tool> = (0..16).map(|_| Tool::run(&agent, ATTACKER, "peer", &["call", &sock])).collect();
+    let mut served = 0;
+    let mut refused = 0;
+    for mut tool in tools {
+        until("an answer", || {
+            let short = Duration::from_millis(5);
+            if tool.expect_within("svid", short).is_some() {
+                served += 1;
+                return Some(());
+            }
+            let status = tool.expect_within("status", short)?;
+            assert_eq!(status, "14");
+            refused += 1;
+            Some(())
+        });
+    }
+    assert!(served >= 4 && refused >= 4, "{served} served, {refused} refused");
+    // The share of another uid is untouched.
+    for _ in 0..4 {
+        assert_eq!(svids(&short_call(&agent)).len(), 1);
+    }
+}
+
+fn short_call(agent: &Agent) -> Vec<String> {
+    let mut tool = Tool::run(agent, USER, "peer", &["call", &socket(agent)]);
+    let serial = tool.expect("svid");
+    tool.kill();
+    vec![format!("svid {serial}")]
+}
+
+/// CPU time of a process so far, in clock ticks.
+fn cpu_ticks(pid: u32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+}
+
+#[test]
+fn e13_without_descriptors_streams_live_on_and_nothing_spins() {
+    let settings = "[x509]\nttl = \"10s\"\n[limits]\nconnections_per_uid = 4096\n";
+    let wrapper = ["prlimit", "--nofile=96:96", "--"];
+    let plan = Plan::with_entries(&entries_for(&[ATTACKER, USER])).settings(settings).wrapped(&wrapper);
+    let agent = plan.start();
+    let mut holder = Holder::start(&agent, USER);
+    holder.x509();
+    let mut press = Tool::run(&agent, ATTACKER, "press", &["fill", &socket(&agent), "200"]);
+    press.expect("filled");
+    std::thread::sleep(Duration::from_millis(300));
+    let before = cpu_ticks(agent.pid());
+    std::thread::sleep(Duration::from_secs(2));
+    let spent = cpu_ticks(agent.pid()) - before;
+    assert!(spent < 100, "{spent} ticks of CPU in two idle seconds: a busy loop");
+    holder.next_x509().expect("the stream rotates although no descriptor is free");
+    press.tell("go");
+    press.wait();
+    until("new clients again", || {
+        let mut fresh = Holder::start(&agent, USER);
+        fresh.open_x509();
+        fresh.next_x509().ok()
+    });
+}
+
+/// An answer for a stranger is a refusal, not silence.
+#[test]
+fn e10_stranger_without_identity_is_told_so() {
+    let agent = agent_with(WIDE);
+    let lines = lines_of(&agent, 20_399, "peer", &["call", &socket(&agent)]);
+    assert!(lines.contains(&"status 7".to_owned()), "{lines:?}");
+}

@@ -1,0 +1,23 @@
+//! Attacks with real processes, one test for each row of the threat matrix; the name begins with the row's
+//! id. They need root (other uids, namespaces, mounts) and fail without it.
+
+#[cfg(test)]
+mod a_peer;
+#[cfg(test)]
+mod b_program;
+#[cfg(test)]
+mod d_life;
+#[cfg(test)]
+mod e_exhaustion;
+#[cfg(test)]
+mod f_daemon;
+#[cfg(test)]
+mod g_crash;
+#[cfg(test)]
+mod g_disk;
+#[cfg(test)]
+mod j_input;
+#[cfg(test)]
+mod revocation;
+#[cfg(test)]
+mod support;
