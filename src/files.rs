@@ -1,1 +1,0 @@
-//! Files the agent trusts and files others must never see half-written.
