@@ -43,7 +43,7 @@ pub struct Posture {
     /// The program has no name in any directory (deleted, or a memfd): it has no path, and its hash is
     /// `unix:anonymous_sha256`.
     pub anonymous_exe: bool,
-    /// The program is on a file system that may stall or lie: neither path nor hash was taken.
+    /// The program is on a file system that may stall or lie, or may not be looked at: no path and no hash.
     pub exe_fs_not_trusted: bool,
 }
 

@@ -177,6 +177,14 @@ impl Host {
         }
     }
 
+    /// This machine as if its kernel were of 6.5: every optional feature off.
+    #[cfg(test)]
+    pub(crate) fn as_of_6_5(proc_root: &Path) -> Arc<Self> {
+        let mut host = Arc::into_inner(Self::probe(proc_root).unwrap()).unwrap();
+        (host.features.pidfd_info, host.features.statmount) = (false, false);
+        Arc::new(host)
+    }
+
     /// A11: with any other mapping, strangers appear as one overflow uid.
     fn refuse_mapped_ids(&self) -> Result<(), HostError> {
         for (file, path) in [("uid_map", "self/uid_map"), ("gid_map", "self/gid_map")] {

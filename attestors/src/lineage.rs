@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use crate::measure::Measurer;
 use crate::process::procfs::{self, Stat};
-use crate::process::{PinError, ProcDir, Process};
+use crate::process::{PinError, Pinned, ProcDir, Process};
 use crate::selector::Selector;
 use crate::set::Found;
 use crate::target::{Exe, Target};
@@ -46,7 +46,7 @@ impl Lineage {
         if target.status.no_new_privs {
             found.add("process", "no_new_privs", "true".to_owned());
         }
-        let traced = match traced(target).map_err(|e| format!("/proc/PID/task: {e}"))? {
+        let traced = match traced(target).await.map_err(|e| format!("/proc/PID/task: {e}"))? {
             Some(traced) => traced,
             None => {
                 found.note("traced", "too many threads to look at: taken as traced");
@@ -92,42 +92,28 @@ struct Link {
     dir: Option<ProcDir>,
 }
 
-struct Ancestor {
-    process: Process,
-    dir: ProcDir,
-    stat: Stat,
-}
-
 /// Pins the parent. `None` at the top, or when the parent went meanwhile: its child then has another one, and the
 /// chain as it was is gone.
-fn parent_of(target: &Target<'_>, child: &Link) -> Result<Option<Ancestor>, String> {
-    let host = target.process.host();
+fn parent_of(target: &Target<'_>, child: &Link) -> Result<Option<Pinned>, String> {
     let number = child.stat.parent;
     if number == 0 {
         return Ok(None);
     }
-    let process = match Process::of_pid(host, number) {
-        Ok(process) => process,
+    let parent = match Process::of_number(target.process.host(), number) {
+        Ok(parent) => parent,
         Err(PinError::Exited) => return Ok(None),
         Err(error) => return Err(format!("process {number}: {error}")),
     };
-    let read = || -> io::Result<Option<(ProcDir, Stat)>> {
-        let dir = ProcDir::open(host, number)?;
-        let stat = dir.stat()?;
-        // Asked after the parent was pinned: so the one that was pinned is the parent, or was when it was pinned.
-        let still = child.dir.as_ref().unwrap_or(&target.dir).stat()?;
-        let is_parent = still.parent == number && stat.start_time <= still.start_time;
-        Ok((is_parent && process.is_alive()).then_some((dir, stat)))
-    };
-    match read() {
-        Ok(Some((dir, stat))) => Ok(Some(Ancestor { process, dir, stat })),
-        Ok(None) => Ok(None),
-        Err(error) => Err(format!("process {number}: {error}")),
+    // Asked after the parent was pinned: so the one that was pinned is the parent, or was when it was pinned.
+    match child.dir.as_ref().unwrap_or(&target.dir).stat() {
+        Ok(still) if still.parent == number && parent.stat.start_time <= still.start_time => Ok(Some(parent)),
+        Ok(_) => Ok(None),
+        Err(error) => Err(format!("a child of process {number}: {error}")),
     }
 }
 
-async fn measure(parent: &Ancestor, uid: u32, measurer: &Measurer) -> Result<Selector, String> {
-    let open = || Exe::open(&parent.dir.live_task()?);
+async fn measure(parent: &Pinned, uid: u32, measurer: &Measurer) -> Result<Selector, String> {
+    let open = || Exe::open(&parent.dir.live_task_in(parent.stat)?);
     let subject = open().map_err(|e| e.to_string())?.subject(&parent.process, uid);
     let sha256 = measurer.sha256(&subject).await.map_err(|e| e.to_string())?;
     if !parent.process.is_alive() {
@@ -137,7 +123,7 @@ async fn measure(parent: &Ancestor, uid: u32, measurer: &Measurer) -> Result<Sel
 }
 
 /// Whether any thread has a tracer; `None` when there are more than can be looked at.
-fn traced(target: &Target<'_>) -> io::Result<Option<bool>> {
+async fn traced(target: &Target<'_>) -> io::Result<Option<bool>> {
     if target.status.tracer != 0 {
         return Ok(Some(true));
     }
@@ -148,7 +134,11 @@ fn traced(target: &Target<'_>) -> io::Result<Option<bool>> {
     if tasks.len() == 1 {
         return Ok(Some(false));
     }
-    for task in tasks {
+    for (at, task) in tasks.into_iter().enumerate() {
+        if at % 64 == 63 {
+            // A thousand reads take some ten milliseconds: others run in between.
+            tokio::task::yield_now().await;
+        }
         match target.dir.read(&format!("task/{task}/status"), 1 << 16) {
             Ok(text) => {
                 // A status without the line was cut off by very many groups.

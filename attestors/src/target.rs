@@ -43,7 +43,7 @@ impl<'a> Target<'a> {
     pub(crate) fn open(process: &'a Process) -> Result<Self, OpenError> {
         let gone_or = |error| OpenError::of(error, process);
         let dir = open_dir(process)?;
-        let live = process.live(|| open_dir_again(process)).map_err(gone_or)?;
+        let live = process.live(&dir).map_err(gone_or)?;
         let task = dir.live_task().map_err(gone_or)?;
         Ok(Self {
             process,
@@ -112,7 +112,7 @@ impl OpenError {
 pub(crate) fn fingerprint(process: &Process) -> Result<Fingerprint, OpenError> {
     let gone_or = |error| OpenError::of(error, process);
     let dir = open_dir(process)?;
-    let live = process.live(|| open_dir_again(process)).map_err(gone_or)?;
+    let live = process.live(&dir).map_err(gone_or)?;
     let cgroups = cgroups_if_needed(&live, &dir).map_err(gone_or)?;
     let task = dir.live_task().map_err(gone_or)?;
     let exe = match task.open_path("exe").and_then(|handle| FileFacts::of(handle.as_fd())) {
@@ -124,13 +124,10 @@ pub(crate) fn fingerprint(process: &Process) -> Result<Fingerprint, OpenError> {
 }
 
 fn open_dir(process: &Process) -> Result<ProcDir, OpenError> {
-    let dir = open_dir_again(process).map_err(|error| OpenError::of(error, process))?;
+    let opened = ProcDir::open(process.host(), process.pid());
+    let dir = opened.map_err(|error| OpenError::of(error, process))?;
     // Only now is it known that the number still was this process's when the directory was opened.
     if process.is_alive() { Ok(dir) } else { Err(OpenError::Exited) }
-}
-
-fn open_dir_again(process: &Process) -> io::Result<ProcDir> {
-    ProcDir::open(process.host(), process.pid())
 }
 
 fn cgroups_if_needed(live: &Live, dir: &ProcDir) -> io::Result<Option<Vec<u8>>> {
@@ -139,4 +136,23 @@ fn cgroups_if_needed(live: &Live, dir: &ProcDir) -> io::Result<Option<Vec<u8>>> 
 
 fn hidden(error: &io::Error) -> ExeIdentity {
     ExeIdentity::Hidden(error.raw_os_error().unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+    use crate::measure::FileSystem;
+    use crate::testing::{end, running};
+
+    #[test]
+    fn a_program_in_another_mount_namespace_is_still_named_exactly() {
+        let mut command = Command::new("/usr/bin/unshare");
+        let (child, process) = running(command.args(["-m", "/bin/sleep", "30"]), "/sleep");
+        let target = Target::open(&process).unwrap();
+        assert!(target.posture().foreign_mount_ns);
+        assert_eq!(target.exe.unwrap().gate, Gate::Open(FileSystem::Disk));
+        end(child);
+    }
 }

@@ -11,6 +11,7 @@ use mayfly_attestors::sys::listen_options;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::process::{PidfdFlags, PidfdGetfdFlags};
 
 /// Who may connect.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -163,6 +164,18 @@ pub(crate) fn set_options(socket: BorrowedFd<'_>, features: &Features) -> io::Re
         listen_options::set_pass_pidfd(socket)?;
     }
     listen_options::set_pass_cred(socket)
+}
+
+/// The descriptors that a service manager has passed (`LISTEN_FDS`), with their names, as duplicates. The
+/// originals stay open: callers that come after our end wait for the next start.
+///
+/// # Errors
+/// When the environment makes no sense or a descriptor is missing.
+pub fn passed_sockets() -> io::Result<Vec<(String, OwnedFd)>> {
+    let own = rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty())?;
+    // A bare number becomes an owned descriptor without a promise about who else owns it.
+    let duplicate = |number| rustix::process::pidfd_getfd(&own, number, PidfdGetfdFlags::empty());
+    sd_notify::listen_fds_with_names()?.map(|(number, name)| Ok((name, duplicate(number)?))).collect()
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -3,6 +3,7 @@
 //! wire scanner and its budgets; writes that do not drain in time end the connection; a cut ends it at once.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -15,6 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::UnixStream;
 use tokio::time::{Instant, Sleep};
 
+use super::closer::Closer;
 use super::peer::{Cut, Peer};
 use super::seats::Seat;
 use super::wire::budget::{Budget, WireLimits};
@@ -38,14 +40,17 @@ impl Default for GuardLimits {
 /// A connection as the accept thread hands it over. Not polled yet, so no runtime is needed to make one.
 #[derive(Debug)]
 pub struct Accepted {
-    /// The connected socket, non-blocking.
-    pub(crate) stream: std::os::unix::net::UnixStream,
-    /// Who is at the other end.
-    pub(crate) peer: Arc<Peer>,
-    pub(crate) seat: Seat,
+    parked: Parked,
+    peer: Arc<Peer>,
+    seat: Seat,
 }
 
 impl Accepted {
+    /// Of a non-blocking socket.
+    pub(crate) fn new(socket: OwnedFd, peer: Arc<Peer>, seat: Seat) -> Self {
+        Self { parked: Parked(Some(socket), peer.closer().clone()), peer, seat }
+    }
+
     /// Who is at the other end.
     pub fn peer(&self) -> &Arc<Peer> {
         &self.peer
@@ -55,8 +60,9 @@ impl Accepted {
     ///
     /// # Errors
     /// When the runtime cannot take it; the connection is closed then.
-    pub fn guard(self, limits: &GuardLimits) -> io::Result<Guarded> {
-        let stream = Arc::new(UnixStream::from_std(self.stream)?);
+    pub fn guard(mut self, limits: &GuardLimits) -> io::Result<Guarded> {
+        let socket = self.parked.0.take().ok_or(io::ErrorKind::NotConnected)?;
+        let stream = Arc::new(UnixStream::from_std(socket.into())?);
         self.peer.attach(&stream);
         Ok(Guarded {
             stream: Some(stream),
@@ -70,6 +76,18 @@ impl Accepted {
             stalled: None,
             _seat: self.seat,
         })
+    }
+}
+
+/// A socket nobody reads yet; its client may already have queued something that is slow to close.
+#[derive(Debug)]
+struct Parked(Option<OwnedFd>, Closer);
+
+impl Drop for Parked {
+    fn drop(&mut self) {
+        if let Some(socket) = self.0.take() {
+            self.1.close(socket);
+        }
     }
 }
 

@@ -8,7 +8,6 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -277,14 +276,19 @@ impl Accepting {
             Err(_) => (None, None),
         };
         let (fate, reason, socket) = match self.seat_and_pin(&socket, uid) {
-            Ok((seat, peer)) => match self.hand_over(socket, seat, peer) {
-                Ok(()) => return Fate::Served,
-                Err(socket) => (Fate::Refused, Refusal::Stopping, socket),
-            },
-            Err(Refusal::Descriptors) => (Fate::OutOfDescriptors, Refusal::Descriptors, socket),
-            Err(reason) => (Fate::Refused, reason, socket),
+            Ok((seat, peer)) => {
+                let accepted = Accepted::new(socket, Arc::new(peer), seat);
+                match self.sender.try_send(accepted) {
+                    Ok(()) => return Fate::Served,
+                    Err(_closed) => (Fate::Refused, Refusal::Stopping, None),
+                }
+            }
+            Err(Refusal::Descriptors) => (Fate::OutOfDescriptors, Refusal::Descriptors, Some(socket)),
+            Err(reason) => (Fate::Refused, reason, Some(socket)),
         };
-        self.closer.close(socket);
+        if let Some(socket) = socket {
+            self.closer.close(socket);
+        }
         self.shared.refusals.count(reason);
         (self.settings.on_refused)(Refused { reason, uid, pid });
         fate
@@ -302,11 +306,6 @@ impl Accepting {
         }
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         Ok((seat, Peer::new(id, Arc::new(process), self.closer.clone())))
-    }
-
-    fn hand_over(&self, socket: OwnedFd, seat: Seat, peer: Peer) -> Result<(), OwnedFd> {
-        let accepted = Accepted { stream: UnixStream::from(socket), peer: Arc::new(peer), seat };
-        self.sender.try_send(accepted).map_err(|error| error.into_inner().stream.into())
     }
 
     /// Lets the rest of the process have the spare descriptors until they can be had back.

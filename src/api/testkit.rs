@@ -178,18 +178,33 @@ impl Raw {
         self.0.write_all(octets).unwrap();
     }
 
+    /// Reads frames until one is of this kind; answers the kinds of all of them.
+    pub(crate) fn kinds_until(&mut self, kind: u8) -> Vec<u8> {
+        let mut kinds = Vec::new();
+        while kinds.last() != Some(&kind) {
+            kinds.push(self.next().expect("the connection ended").0);
+        }
+        kinds
+    }
+
     /// Reads frames until one is of this kind; answers its flags, stream and payload. `None` at the end.
     pub(crate) fn expect(&mut self, kind: u8) -> Option<(u8, u32, Vec<u8>)> {
-        self.0.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         loop {
-            let mut head = [0; 9];
-            self.0.read_exact(&mut head).ok()?;
-            let mut payload = vec![0; usize::from(head[1]) << 8 | usize::from(head[2])];
-            self.0.read_exact(&mut payload).ok()?;
-            if head[3] == kind {
-                return Some((head[4], u32::from_be_bytes([head[5], head[6], head[7], head[8]]), payload));
+            let (next, flags, stream, payload) = self.next()?;
+            if next == kind {
+                return Some((flags, stream, payload));
             }
         }
+    }
+
+    fn next(&mut self) -> Option<(u8, u8, u32, Vec<u8>)> {
+        self.0.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let mut head = [0; 9];
+        self.0.read_exact(&mut head).ok()?;
+        let mut payload = vec![0; usize::from(head[1]) << 8 | usize::from(head[2])];
+        self.0.read_exact(&mut payload).ok()?;
+        let stream = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
+        Some((head[3], head[4], stream, payload))
     }
 
     /// Whatever still comes until the end of the connection.

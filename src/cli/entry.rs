@@ -119,12 +119,16 @@ fn table(entries: &[Entry]) -> Table {
         Table::new(["ENTRY", "SPIFFE ID", "SELECTORS", "STRENGTH", "X.509 TTL", "UNTIL", "SOURCE"]);
     for entry in entries {
         let until = if entry.until == 0 { String::new() } else { stamp_unix(entry.until) };
+        let ttl = match entry.x509_ttl_seconds {
+            0 => "default".to_owned(),
+            seconds => span(std::time::Duration::from_secs(seconds)),
+        };
         table.row([
             entry.id.clone(),
             entry.spiffe_id.clone(),
             entry.selectors.join(" "),
             entry.strength.clone(),
-            span(std::time::Duration::from_secs(entry.x509_ttl_seconds)),
+            ttl,
             until,
             entry.source.clone(),
         ]);

@@ -225,13 +225,39 @@ fn finish(result: Result<Exit, Failure>, context: &mut Context) -> Exit {
     }
 }
 
-/// Resolves when somebody asks this process to stop: Ctrl-C, SIGTERM, or the terminal is gone.
+/// Resolves when this process has nothing left to live for: Ctrl-C, SIGTERM, the terminal is gone, or the
+/// reader of our output is (`mayfly fetch jwt --hold | mayfly validate jwt`).
 async fn stop() {
     use tokio::signal::unix::{SignalKind, signal};
     let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
     let mut signals: Vec<_> = kinds.into_iter().filter_map(|kind| signal(kind).ok()).collect();
     let waits = signals.iter_mut().map(|signal| Box::pin(signal.recv()));
-    drop(futures_util::future::select_all(waits).await);
+    tokio::select! {
+        _ = futures_util::future::select_all(waits) => {}
+        () = reader_gone() => {}
+    }
+}
+
+/// Resolves when standard output is a pipe that nobody reads any more. A writer would notice only at its
+/// next line; who holds a credential may never write one.
+async fn reader_gone() {
+    use rustix::fs::{FileType, fstat};
+    let is_pipe = fstat(std::io::stdout()).is_ok_and(|found| {
+        matches!(FileType::from_raw_mode(found.st_mode), FileType::Fifo | FileType::Socket)
+    });
+    let (tell, told) = tokio::sync::oneshot::channel();
+    if is_pipe {
+        std::thread::spawn(move || {
+            let stdout = std::io::stdout();
+            // No event is asked for: the kernel tells of errors and hang-ups in any case.
+            let mut pipe = [rustix::event::PollFd::new(&stdout, rustix::event::PollFlags::empty())];
+            while rustix::event::poll(&mut pipe, None).is_err_and(|error| error == rustix::io::Errno::INTR) {}
+            tell.send(()).ok();
+        });
+        told.await.ok();
+    } else {
+        std::future::pending::<()>().await;
+    }
 }
 
 /// Names the revision of the SPIFFE specifications that was implemented (STB-02).

@@ -188,7 +188,8 @@ fn text(status: &StatusResponse) -> Vec<String> {
     lines.extend(authorities.lines());
     let mut latency = Table::new(["REVOCATION", "COUNT", "P50", "P99", "MAX"]);
     for row in &status.revocation_latency {
-        let times = [row.p50_micros, row.p99_micros, row.max_micros].map(millis);
+        let shown = |micros| if row.count == 0 { "-".to_owned() } else { millis(micros) };
+        let times = [row.p50_micros, row.p99_micros, row.max_micros].map(shown);
         let [p50, p99, max] = times;
         latency.row([row.gap.replace('_', " "), row.count.to_string(), p50, p99, max]);
     }
@@ -215,6 +216,7 @@ mod tests {
             p99_micros: 4812,
             max_micros: 4900,
         };
+        let never = Latency { gap: "exit_to_seen".into(), ..Latency::default() };
         let authority = Authority {
             kind: "x509".into(),
             state: "active".into(),
@@ -236,7 +238,7 @@ mod tests {
             entries: 4,
             authorities: vec![authority],
             crl: Some(Crl { number: 9, this_update: 1, next_update: 2, entries: 1, bytes: 300 }),
-            revocation_latency: vec![latency],
+            revocation_latency: vec![latency, never],
             exec_watch: "proc-connector".into(),
             platform: vec!["Linux 6.18, all features".into()],
             audit_path: "/var/lib/mayfly/audit.jsonl".into(),
@@ -267,6 +269,7 @@ AUTHORITY  STATE   KEY  ALGORITHM  UNTIL
 x509       active  ab   ec-p256    2100-01-01T00:00:00Z
 REVOCATION         COUNT  P50       P99       MAX
 exit to published  3      1.200 ms  4.812 ms  4.900 ms
+exit to seen       0      -         -         -
 in-path: immediate
 platform: Linux 6.18, all features";
         assert_eq!(lines.join("\n"), want);

@@ -15,6 +15,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+#[cfg(test)]
+pub(crate) use file::FileSystem;
 pub(crate) use file::{FileFacts, FileId, Gate, mount_namespace, name_of};
 pub use pool::WorkerCommand;
 pub use worker::measure_worker;
@@ -358,14 +360,17 @@ mod tests {
         let measurer =
             measurer(MeasureLimits { deadline: Duration::from_secs(60), ..MeasureLimits::default() });
         let file = tempfile::NamedTempFile::new().unwrap();
-        file.as_file().set_len(64 << 20).unwrap();
+        file.as_file().set_len(256 << 20).unwrap();
+        measurer.sha256(&of_path("/bin/true")).await.unwrap();
         let subject = subject(file.as_file().as_fd(), 0);
         let mut writer = file.reopen().unwrap();
+        // The helper runs already: by now it has had its first look, and a quarter of a gigabyte before the second.
         let writes = async {
+            tokio::time::sleep(Duration::from_millis(30)).await;
             loop {
-                tokio::time::sleep(Duration::from_millis(1)).await;
                 writer.write_all(b"x").unwrap();
                 io::Seek::rewind(&mut writer).unwrap();
+                tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
         tokio::select! {

@@ -84,31 +84,40 @@ fn measure(handle: BorrowedFd<'_>, max_bytes: u64, buffer: &mut [u8]) -> io::Res
     if before.size > max_bytes {
         return Ok(Reply::TooLarge(before.size));
     }
-    advise(&file, Advice::NoReuse);
+    let (total, sha256) = match digest_of(&file, max_bytes, buffer)? {
+        Ok(read) => read,
+        Err(too_large) => return Ok(Reply::TooLarge(too_large)),
+    };
+    let after = FileFacts::of(file.as_fd())?.id;
+    if before == after && total != before.size {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    Ok(Reply::Hashed { before, after, sha256 })
+}
+
+/// Bytes read and their hash; the inner error is a size beyond `max_bytes`.
+fn digest_of(file: &OwnedFd, max_bytes: u64, buffer: &mut [u8]) -> io::Result<Result<(u64, [u8; 32]), u64>> {
+    advise(file, Advice::NoReuse);
     let mut context = digest::Context::new(&digest::SHA256);
     let mut total = 0_u64;
     loop {
-        let got = match rustix::io::read(&file, &mut *buffer) {
+        let got = match rustix::io::read(file, &mut *buffer) {
             Err(rustix::io::Errno::INTR) => continue,
             result => result?,
         };
         let Some(filled) = buffer.get(..got).filter(|filled| !filled.is_empty()) else { break };
         total = total.saturating_add(u64::try_from(got).unwrap_or(u64::MAX));
         if total > max_bytes {
-            return Ok(Reply::TooLarge(total));
+            return Ok(Err(total));
         }
         context.update(filled);
     }
-    if before.size > LARGE {
+    if total > LARGE {
         // A big program must not push others out of the page cache; pages in use stay.
-        advise(&file, Advice::DontNeed);
+        advise(file, Advice::DontNeed);
     }
-    let after = FileFacts::of(file.as_fd())?.id;
     let sha256 = context.finish().as_ref().try_into().or(Err(io::ErrorKind::InvalidData))?;
-    if before == after && total != before.size {
-        return Err(io::ErrorKind::InvalidData.into());
-    }
-    Ok(Reply::Hashed { before, after, sha256 })
+    Ok(Ok((total, sha256)))
 }
 
 /// Advice is only advice: a file system that refuses it is read all the same.

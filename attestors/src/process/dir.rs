@@ -55,7 +55,12 @@ impl ProcDir {
     /// Where `exe` and `ns` can be read: the process itself, or, once its first thread has exited (state Z while
     /// others run), any thread that still runs.
     pub(crate) fn live_task(&self) -> io::Result<Self> {
-        if self.stat()?.state != b'Z' {
+        self.live_task_in(self.stat()?)
+    }
+
+    /// The same, after a stat that was just read.
+    pub(crate) fn live_task_in(&self, stat: Stat) -> io::Result<Self> {
+        if stat.state != b'Z' {
             return Ok(Self { dir: self.dir.try_clone()? });
         }
         for name in self.tasks()? {

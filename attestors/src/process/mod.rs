@@ -66,6 +66,14 @@ pub enum PinError {
     Unsupported(#[source] io::Error),
 }
 
+/// A process just pinned, with its directory still open.
+#[derive(Debug)]
+pub(crate) struct Pinned {
+    pub(crate) process: Process,
+    pub(crate) dir: ProcDir,
+    pub(crate) stat: procfs::Stat,
+}
+
 /// What the kernel says about a live process now.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub(crate) struct Live {
@@ -90,7 +98,7 @@ impl Process {
         failpoint::hit("pin.after_pidfd");
         let peer =
             getsockopt(&socket, sockopt::PeerCredentials).map_err(|e| PinError::from(io::Error::from(e)))?;
-        Self::pin(host, pidfd, Some((peer.uid(), peer.gid())))
+        Self::pin(host, pidfd, Some((peer.uid(), peer.gid()))).map(|pinned| pinned.process)
     }
 
     /// Pins the process that has the number `pid` now, in the pid namespace of our procfs. The caller compares
@@ -99,11 +107,16 @@ impl Process {
     /// # Errors
     /// See [`PinError`].
     pub fn of_pid(host: &Arc<Host>, pid: u32) -> Result<Self, PinError> {
+        Self::of_number(host, pid).map(|pinned| pinned.process)
+    }
+
+    /// [`Self::of_pid`], with what was read on the way.
+    pub(crate) fn of_number(host: &Arc<Host>, pid: u32) -> Result<Pinned, PinError> {
         let number = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(PinError::Exited)?;
         let pidfd = rustix::process::pidfd_open(number, PidfdFlags::empty()).map_err(io::Error::from)?;
-        let process = Self::pin(host, pidfd, None)?;
+        let pinned = Self::pin(host, pidfd, None)?;
         // pidfd_open counts in our own pid namespace, the procfs may count in another.
-        if process.key.pid == pid { Ok(process) } else { Err(PinError::Overflow) }
+        if pinned.process.key.pid == pid { Ok(pinned) } else { Err(PinError::Overflow) }
     }
 
     /// Names the process for ever.
@@ -152,15 +165,15 @@ impl Process {
 
     /// Credentials and cgroup as they are now: from the pidfd, or from `dir` where the kernel cannot tell (before
     /// 6.13). Fails with ESRCH once the process is gone.
-    pub(crate) fn live(&self, dir: impl FnOnce() -> io::Result<ProcDir>) -> io::Result<Live> {
+    pub(crate) fn live(&self, dir: &ProcDir) -> io::Result<Live> {
         if self.host.features().pidfd_info {
             return Live::of_pidfd(self.pidfd.as_fd());
         }
-        let status = dir()?.status()?;
+        let status = dir.status()?;
         Ok(Live { uids: status.uids, gids: status.gids, cgroup_id: None })
     }
 
-    fn pin(host: &Arc<Host>, pidfd: OwnedFd, peer: Option<(u32, u32)>) -> Result<Self, PinError> {
+    fn pin(host: &Arc<Host>, pidfd: OwnedFd, peer: Option<(u32, u32)>) -> Result<Pinned, PinError> {
         let pid = match host.pid_of(pidfd.as_fd())? {
             0 => return Err(PinError::Overflow),
             gone if gone < 0 => return Err(PinError::Exited),
@@ -170,17 +183,17 @@ impl Process {
         if !is_alive(pidfd.as_fd()) {
             return Err(PinError::Exited);
         }
-        let start_time = dir.stat().map_err(|e| hidden_or_exited(e, &pidfd))?.start_time;
+        let stat = dir.stat().map_err(|e| hidden_or_exited(e, &pidfd))?;
         let pidfs_inode = socket::pidfs_inode(pidfd.as_fd());
-        let key = ProcessKey { boot_id: host.boot_id(), pid, start_time, pidfs_inode };
+        let key = ProcessKey { boot_id: host.boot_id(), pid, start_time: stat.start_time, pidfs_inode };
         let mut process = Self { host: Arc::clone(host), pidfd: Arc::new(pidfd), key, uid: 0, gid: 0 };
-        let live = process.live(|| Ok(dir))?;
+        let live = process.live(&dir)?;
         (process.uid, process.gid) = peer.unwrap_or((live.uids.effective, live.gids.effective));
         let strangers = [process.uid, live.uids.real, live.uids.effective, live.uids.saved];
         if strangers.into_iter().any(|uid| host.is_overflow(uid)) {
             return Err(PinError::Overflow);
         }
-        if process.is_alive() { Ok(process) } else { Err(PinError::Exited) }
+        if process.is_alive() { Ok(Pinned { process, dir, stat }) } else { Err(PinError::Exited) }
     }
 }
 
@@ -242,8 +255,8 @@ mod tests {
     use super::*;
     use crate::testing::{end, host, peer, sleeper};
 
-    fn not_needed() -> io::Result<ProcDir> {
-        Err(io::ErrorKind::Unsupported.into())
+    fn live(process: &Process) -> Live {
+        process.live(&ProcDir::open(process.host(), process.pid()).unwrap()).unwrap()
     }
 
     #[test]
@@ -302,10 +315,10 @@ mod tests {
         let code = "sys.stdin.read(1)\nos.setgroups([]);os.setresgid(7,7,7);os.setresuid(20003,20003,20003)\ns.send(b'x')\ntime.sleep(30)";
         let (mut child, mut socket) = peer(code);
         let process = Process::of_peer(&host, socket.as_fd()).unwrap();
-        let before = process.live(not_needed).unwrap();
+        let before = live(&process);
         child.stdin.take().unwrap().write_all(b"x").unwrap();
         io::Read::read_exact(&mut socket, &mut [0; 1]).unwrap();
-        let after = process.live(not_needed).unwrap();
+        let after = live(&process);
         assert_eq!(before.uids, Ids { real: 0, effective: 0, saved: 0 });
         assert_eq!(after.uids, Ids { real: 20003, effective: 20003, saved: 20003 });
         assert_eq!(after.gids, Ids { real: 7, effective: 7, saved: 7 });
@@ -320,8 +333,8 @@ mod tests {
         let child = Command::new("/bin/sleep").arg("30").uid(20004).gid(20005).spawn().unwrap();
         let process = Process::of_pid(&host, child.id()).unwrap();
         let status = ProcDir::open(&host, child.id()).unwrap().status().unwrap();
-        let live = process.live(not_needed).unwrap();
-        assert_eq!((live.uids, live.gids), (status.uids, status.gids));
+        let now = live(&process);
+        assert_eq!((now.uids, now.gids), (status.uids, status.gids));
         end(child);
     }
 

@@ -10,12 +10,13 @@
 
 mod names;
 
+use std::collections::HashMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use crate::attestation::Posture;
 use crate::host::Host;
 use crate::measure::{Gate, MeasureError};
-use crate::selector::Selector;
 use crate::set::Found;
 use crate::target::Target;
 use crate::text;
@@ -33,22 +34,23 @@ impl Unix {
         Self { users: Names::at(passwd), groups: Names::at(group) }
     }
 
-    /// Ids and names.
+    /// Ids and names. A name that cannot be looked up is left out, the number stands.
     pub(crate) fn ids(&self, target: &Target<'_>, found: &mut Found) {
         let host = target.process.host();
         let (uids, gids) = (target.live.uids, target.live.gids);
+        let (users, groups) = (known(&self.users, "user", found), known(&self.groups, "group", found));
         if uids.agree() {
-            pair(host, &self.users, uids.effective, ("uid", "user"), found);
+            pair(host, &users, uids.effective, ("uid", "user"), found);
         } else {
             found.note("uid", "mixed_uid (real, effective and saved uid differ)");
         }
         if gids.agree() {
-            pair(host, &self.groups, gids.effective, ("gid", "group"), found);
+            pair(host, &groups, gids.effective, ("gid", "group"), found);
         } else {
             found.note("gid", "mixed_gid (real, effective and saved gid differ)");
         }
         for gid in &target.status.groups {
-            pair(host, &self.groups, *gid, ("supplementary_gid", "supplementary_group"), found);
+            pair(host, &groups, *gid, ("supplementary_gid", "supplementary_group"), found);
         }
     }
 
@@ -62,7 +64,10 @@ impl Unix {
         let exe = match &target.exe {
             Ok(exe) => exe,
             Err(error) => {
-                found.note("path, sha256", &format!("exe_fs_not_trusted (cannot be looked at: {error})"));
+                found.note(
+                    "path, sha256",
+                    &format!("exe_unreadable (not for us, or a mount that admits only its owner: {error})"),
+                );
                 return;
             }
         };
@@ -88,16 +93,25 @@ impl Unix {
     }
 }
 
-/// A number and its name. A name that cannot be looked up is left out, the number stands.
-fn pair(host: &Host, names: &Names, number: u32, keys: (&'static str, &'static str), found: &mut Found) {
+fn known(names: &Names, what: &str, found: &mut Found) -> Arc<HashMap<u32, String>> {
+    names.current().unwrap_or_else(|error| {
+        found.note(what, &error.to_string());
+        Arc::default()
+    })
+}
+
+fn pair(
+    host: &Host,
+    names: &HashMap<u32, String>,
+    number: u32,
+    (id, name): (&'static str, &'static str),
+    found: &mut Found,
+) {
     if host.is_overflow(number) {
-        found.note(keys.0, "the overflow id stands for everybody");
-        return;
+        return found.note(id, "the overflow id stands for everybody");
     }
-    found.selectors.push(Selector::new("unix", keys.0, number.to_string()));
-    match names.of(number) {
-        Ok(Some(name)) => found.add("unix", keys.1, name),
-        Ok(None) => {}
-        Err(error) => found.note(keys.1, &error.to_string()),
+    found.add("unix", id, number.to_string());
+    if let Some(text) = names.get(&number) {
+        found.add("unix", name, text.clone());
     }
 }

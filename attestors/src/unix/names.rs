@@ -34,12 +34,8 @@ impl Names {
         Self { path: path.to_owned(), known: Mutex::default() }
     }
 
-    /// Escaped name of a number; `None` when the file has none.
-    pub(crate) fn of(&self, number: u32) -> io::Result<Option<String>> {
-        Ok(self.current()?.get(&number).cloned())
-    }
-
-    fn current(&self) -> io::Result<Arc<HashMap<u32, String>>> {
+    /// Escaped names by number, as the file is now.
+    pub(crate) fn current(&self) -> io::Result<Arc<HashMap<u32, String>>> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
         let file = rustix::fs::openat(CWD, &self.path, flags, Mode::empty())?;
         let id = FileFacts::of(file.as_fd())?.id;
@@ -89,12 +85,12 @@ mod tests {
         let path = dir.path().join("passwd");
         std::fs::write(&path, "old:x:5:5\n").unwrap();
         let names = Names::at(&path);
-        assert_eq!(names.of(5).unwrap().as_deref(), Some("old"));
+        assert_eq!(names.current().unwrap()[&5], "old");
         std::fs::write(&path, "new:x:5:5\n").unwrap();
-        assert_eq!(names.of(5).unwrap().as_deref(), Some("new"));
-        assert_eq!(names.of(6).unwrap(), None);
+        assert_eq!(names.current().unwrap()[&5], "new");
+        assert_eq!(names.current().unwrap().get(&6), None);
         std::fs::remove_file(&path).unwrap();
-        assert!(names.of(5).is_err());
+        assert!(names.current().is_err());
     }
 
     proptest! {

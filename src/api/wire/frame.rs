@@ -99,6 +99,11 @@ impl Scanner {
         self.tally
     }
 
+    /// Whether header blocks are still understood; once in doubt, nothing is replaced any more.
+    pub fn is_certain(&self) -> bool {
+        self.table.is_some()
+    }
+
     /// Whether octets are being held back.
     pub fn is_holding(&self) -> bool {
         !self.held.is_empty() || matches!(self.stage, Stage::Head { have: 1.. })

@@ -242,6 +242,25 @@ mod tests {
     }
 
     #[test]
+    fn the_table_never_outgrows_its_limit_and_forgets_the_oldest_first() {
+        let mut table = Table::default();
+        for _ in 0..200 {
+            // 32 + 1 + 1 octets each: 120 fit.
+            assert_eq!(table.rewrite(&mut literal(0x40, &[b"x", b"y"])), Ok(0));
+            assert!(table.size <= TABLE_LIMIT);
+        }
+        assert_eq!((table.entries.len(), table.size), (120, 120 * 34));
+        assert_eq!(table.rewrite(&mut [0xff, 61 + 120 - 127]), Ok(0));
+        assert_eq!(table.rewrite(&mut [0xff, 61 + 121 - 127]), Err(Doubt));
+        let huge = [vec![0x40, 0x01, b'x', 0x7f, 0x81, 0x1f], vec![b'v'; 4096]].concat();
+        assert_eq!(Table::default().rewrite(&mut huge.clone()), Ok(0));
+        let mut table = Table::default();
+        assert_eq!(table.rewrite(&mut literal(0x40, &[b"x", b"y"])), Ok(0));
+        assert_eq!(table.rewrite(&mut huge.clone()), Ok(0));
+        assert!(table.entries.is_empty(), "an entry that does not fit empties the table");
+    }
+
+    #[test]
     fn nonsense_is_doubt() {
         for bad in [
             &[0x80][..],                           // index 0

@@ -79,10 +79,10 @@ async fn perform(report: &mut Report, context: &mut Context) -> Result<(), Failu
     if let Err(failure) = told {
         return Err(failure.hint(format!("{}{}", agent.last_words(), child.last_words())));
     }
-    child.stop().await;
-    let clean = agent.stop().await;
-    report.step(context, "stop", None, format!("agent stopped ({clean}), nothing left behind"))?;
-    home.close().map_err(|error| Failure::failed(format!("cannot clean up: {error}")))
+    drop(child);
+    agent.stop().await?;
+    home.close().map_err(|error| Failure::failed(format!("cannot clean up: {error}")))?;
+    report.step(context, "stop", None, "the agent has stopped, nothing is left behind".to_owned())
 }
 
 /// Waits until the agent serves.

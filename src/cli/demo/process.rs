@@ -61,17 +61,22 @@ impl Running {
         }
     }
 
-    /// Asks it to stop, insists after [`GRACE`]; answers with how it went.
-    pub(crate) async fn stop(&mut self) -> String {
+    /// Asks it to stop and waits [`GRACE`] at most.
+    ///
+    /// # Errors
+    /// It did not end in time, or not with exit code 0.
+    pub(crate) async fn stop(&mut self) -> Result<(), Failure> {
         if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw)
             && matches!(self.child.try_wait(), Ok(None))
         {
             kill_process(pid, Signal::TERM).ok();
         }
-        match tokio::time::timeout(GRACE, self.ended()).await {
+        let why = match tokio::time::timeout(GRACE, self.ended()).await {
+            Ok(status) if status == "exit status: 0" => return Ok(()),
             Ok(status) => status,
             Err(_elapsed) => "it had to be killed".to_owned(),
-        }
+        };
+        Err(Failure::failed(format!("the {} did not stop cleanly: {why}", self.name)).hint(self.last_words()))
     }
 
     /// The end of its log, for people.
@@ -115,7 +120,11 @@ mod tests {
         while polite.last_words().is_empty() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        assert_eq!(polite.stop().await, "exit status: 0");
+        assert_eq!(polite.stop().await, Ok(()));
+        let mut rude = shell(home.path(), "exit 3");
+        rude.ended().await;
+        let failure = rude.stop().await.expect_err("exit code 3");
+        assert!(failure.message.contains("exit status: 3"), "{}", failure.message);
         let stubborn = shell(home.path(), "trap '' TERM; sleep 60");
         let proc = PathBuf::from(format!("/proc/{}", stubborn.pid()));
         drop(stubborn);

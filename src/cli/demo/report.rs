@@ -53,10 +53,10 @@ impl Report {
         Ok(())
     }
 
-    /// The agent's own figures.
+    /// The agent's own figures; gaps it has not measured are left out.
     pub(crate) fn latency(&mut self, context: &mut Context, rows: Vec<LatencyJson>) -> Result<(), Failure> {
         if !self.json {
-            for row in &rows {
+            for row in rows.iter().filter(|row| row.count > 0) {
                 let (gap, p50) = (row.gap.replace('_', " "), render::millis(row.p50_micros));
                 context
                     .console
