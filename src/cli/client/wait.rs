@@ -1,14 +1,16 @@
 //! Waiting for an agent or for an identity (`--wait`).
 //!
-//! An absent socket is waited for by inotify on the nearest directory that exists; an agent that says
-//! "not yet" is asked again after 0.1 s, doubling up to 2 s, because the specification ends the stream
-//! of a caller without identity. Nothing else is retried.
+//! An absent socket is waited for by inotify on the nearest directory that exists. The specification ends
+//! the stream of a caller without identity, so a Mayfly agent is asked by its own call to tell when there
+//! is one. Where that does not help (another vendor's agent, one that is not ready), the question is put
+//! again after 0.1 s, doubling up to 2 s. Nothing else is retried.
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use mayfly_proto::identity::AwaitIdentityRequest;
 use notify::{RecursiveMode, Watcher};
 use tokio::sync::Notify;
 
@@ -95,51 +97,61 @@ impl Patience {
     ) -> Result<T, Failure> {
         let mut watch: Option<SocketWatch> = None;
         loop {
-            let failure = match target.connect().await {
-                Ok(connection) => match attempt(connection).await {
+            let (failure, connection) = match target.connect().await {
+                Ok(connection) => match attempt(connection.clone()).await {
                     Ok(value) => {
                         self.pause = PAUSE_FIRST;
                         return Ok(value);
                     }
-                    Err(failure) => failure,
+                    Err(failure) => (failure, Some(connection)),
                 },
-                Err(error) => Failure::from(error),
+                Err(error) => (Failure::from(error), None),
             };
-            self.pause_after(context, target, failure, &mut watch).await?;
+            let left = self.may_wait(&failure)?;
+            self.tell(context, &failure);
+            let wake = async {
+                match (&connection, &mut watch) {
+                    (Some(connection), _) if failure.exit == Exit::NoIdentity => {
+                        self.identity_comes(connection).await;
+                    }
+                    // A socket that appears before the watch is set is seen by the attempt that follows.
+                    (_, None) => watch = Some(SocketWatch::new(target.paths())),
+                    (_, Some(seen)) => {
+                        tokio::time::timeout(self.pause, seen.changed.notified()).await.ok();
+                        *seen = SocketWatch::new(target.paths());
+                    }
+                }
+            };
+            match left {
+                Some(left) => tokio::time::timeout(left, wake).await.unwrap_or_default(),
+                None => wake.await,
+            }
+            self.pause = (self.pause * 2).min(PAUSE_MAX);
         }
     }
 
-    /// Waits before the next attempt, or hands the failure back.
-    async fn pause_after(
-        &mut self,
-        context: &mut Context,
-        target: &Target,
-        failure: Failure,
-        watch: &mut Option<SocketWatch>,
-    ) -> Result<(), Failure> {
-        let now = SystemClock.monotonic();
-        let left = match self.until {
-            Limit::Ever => PAUSE_MAX,
-            Limit::At(at) if at > now => at - now,
-            Limit::At(_) | Limit::Never => return Err(failure),
-        };
+    /// How much longer to wait after this failure (`None` = for ever), or the failure back.
+    fn may_wait(&self, failure: &Failure) -> Result<Option<Duration>, Failure> {
         if !failure.is_transient() || (failure.exit == Exit::NoIdentity && !self.for_identity) {
-            return Err(failure);
+            return Err(failure.clone());
         }
-        self.tell(context, &failure);
-        let pause = self.pause.min(left);
-        // The first watch is set after the first failure; the attempt that follows it at once sees a
-        // socket that appeared in between.
-        match watch {
-            None => *watch = Some(SocketWatch::new(target.paths())),
-            Some(_) if failure.exit == Exit::NoIdentity => tokio::time::sleep(pause).await,
-            Some(seen) => {
-                tokio::time::timeout(pause, seen.changed.notified()).await.ok();
-                *seen = SocketWatch::new(target.paths());
-            }
+        let now = SystemClock.monotonic();
+        match self.until {
+            Limit::Ever => Ok(None),
+            Limit::At(at) if at > now => Ok(Some(at - now)),
+            Limit::At(_) | Limit::Never => Err(failure.clone()),
         }
-        self.pause = (self.pause * 2).min(PAUSE_MAX);
-        Ok(())
+    }
+
+    /// Resolves when the agent says that there is an identity now, never before the pause is over: what
+    /// was refused may be something an identity alone does not help.
+    async fn identity_comes(&self, connection: &Connection) {
+        let told = async {
+            let mut identity = connection.identity();
+            let mut stream = identity.await_identity(AwaitIdentityRequest {}).await.ok()?.into_inner();
+            stream.message().await.ok()?
+        };
+        tokio::join!(told, tokio::time::sleep(self.pause));
     }
 
     fn tell(&mut self, context: &mut Context, failure: &Failure) {

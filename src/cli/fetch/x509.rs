@@ -334,6 +334,33 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn wait_works_with_agents_that_cannot_tell_when_an_identity_comes() {
+        let (agent, pki) = (Agent::start(), Pki::new("example.org"));
+        *agent.script.who.lock().expect("lock") = Err(tonic::Status::unimplemented("unknown service"));
+        let leaf = pki.leaf(ID);
+        let later = async {
+            tokio::time::sleep(Duration::from_millis(250)).await;
+            agent.script.send_x509(Ok(pki.answer(&[&leaf], &[])));
+        };
+        let (ran, ()) = tokio::join!(agent.run(&["fetch", "x509", "--wait"]), later);
+        assert_eq!(ran.exit, Exit::Ok, "{ran:?}");
+        assert!(agent.requests().iter().filter(|r| r.contains("X509svidRequest")).count() > 2);
+    }
+
+    #[tokio::test]
+    async fn wait_asks_once_and_again_when_the_identity_is_there() {
+        let (agent, pki) = (Agent::start(), Pki::new("example.org"));
+        let leaf = pki.leaf(ID);
+        let later = async {
+            tokio::time::sleep(Duration::from_millis(600)).await;
+            agent.script.send_x509(Ok(pki.answer(&[&leaf], &[])));
+        };
+        let (ran, ()) = tokio::join!(agent.run(&["fetch", "x509", "--wait"]), later);
+        assert_eq!(ran.exit, Exit::Ok, "{ran:?}");
+        assert_eq!(agent.requests().iter().filter(|r| r.contains("X509svidRequest")).count(), 2);
+    }
+
+    #[tokio::test]
     async fn wait_outlasts_a_missing_identity_and_says_how_to_look_at_it() {
         let (agent, pki) = (Agent::start(), Pki::new("example.org"));
         let leaf = pki.leaf(ID);

@@ -242,8 +242,12 @@ impl Identity for Script {
         request: Request<AwaitIdentityRequest>,
     ) -> Answer<Response<Self::AwaitIdentityStream>> {
         self.note(&request);
-        let who = self.who.lock().expect("lock").clone()?;
-        Ok(Response::new(Box::pin(stream::iter([Ok(who)]))))
+        if self.who.lock().expect("lock").is_err() {
+            return Err(Status::unimplemented("unknown service"));
+        }
+        let known =
+            WatchStream::new(self.x509.subscribe()).filter(|answer| std::future::ready(answer.is_ok()));
+        Ok(Response::new(Box::pin(known.map(|_| Ok(WhoAmIResponse::default())).take(1))))
     }
 }
 
