@@ -35,6 +35,10 @@ enum What {
 
 pub(super) fn run(args: &Args, context: &mut Context) -> Result<Exit, Failure> {
     let What::Reset { data_dir } = &args.what;
+    // The agent makes a missing data directory; here a missing one is a slip of the pen.
+    if !data_dir.is_dir() {
+        return Err(Failure::new(Exit::DataDir, format!("there is no directory `{}`", data_dir.display())));
+    }
     let aside = ledger::reset(data_dir, unix_seconds(SystemClock.wall())).map_err(|error| {
         let exit = match error {
             OpenError::InUse { .. } => Exit::DataDirBusy,
