@@ -6,7 +6,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::OnceLock;
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::{Sender, channel};
 
 use crate::sys;
 
@@ -152,18 +152,19 @@ fn number(bytes: &[u8], at: usize) -> Option<i32> {
 /// Closing a passed socket can block for as long as its sender asked (SO_LINGER): never on the caller's thread,
 /// unless that thread cannot be had.
 fn discard(descriptors: Vec<OwnedFd>) {
-    static CLOSER: OnceLock<Option<SyncSender<Vec<OwnedFd>>>> = OnceLock::new();
+    static CLOSER: OnceLock<Option<Sender<Vec<OwnedFd>>>> = OnceLock::new();
     if descriptors.is_empty() {
         return;
     }
     let closer = CLOSER.get_or_init(|| {
-        let (sender, receiver) = sync_channel::<Vec<OwnedFd>>(64);
+        let (sender, receiver) = channel::<Vec<OwnedFd>>();
         let thread = std::thread::Builder::new().name("mayfly-closer".to_owned());
         thread.spawn(move || receiver.into_iter().for_each(drop)).ok().map(|_| sender)
     });
     match closer {
-        // A full queue means the closer is stuck: then the excess is closed here, which slows its sender.
-        Some(closer) => drop(closer.try_send(descriptors)),
+        // Without a limit of its own: what waits is bounded by our descriptor table, and a full queue would have
+        // to be closed here, which is what its sender is after.
+        Some(closer) => drop(closer.send(descriptors)),
         None => drop(descriptors),
     }
 }
