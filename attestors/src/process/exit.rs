@@ -367,6 +367,25 @@ mod tests {
     }
 
     #[test]
+    fn once_the_thread_is_gone_no_watch_is_taken_although_epoll_would() {
+        let shared = Arc::new(Shared {
+            epoll: epoll::create(CreateFlags::CLOEXEC).unwrap(),
+            wake: eventfd(0, EventfdFlags::CLOEXEC).unwrap(),
+            table: Mutex::default(),
+        });
+        let (sender, notices) = channel();
+        let watcher =
+            Watcher { shared: Arc::clone(&shared), sink: Box::new(move |n| sender.send(n).unwrap()) };
+        let reaper = Reaper { shared, thread: None };
+        let (child, process) = sleeper();
+        reaper.watch(&process, 1).unwrap();
+        drop(watcher);
+        assert_eq!(notices.recv().unwrap().cause, ExitCause::WatchLost);
+        assert!(reaper.watch(&process, 2).is_err());
+        end(child);
+    }
+
+    #[test]
     fn a_thousand_simultaneous_exits_are_all_told() {
         let (reaper, notices) = reaper();
         let children: Vec<Child> =
