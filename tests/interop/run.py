@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import traceback
+from urllib.parse import quote
 
 import grpc
 from cryptography import x509
@@ -101,7 +102,8 @@ def odd_socket_paths_are_served():
     """The C core puts the path, percent-encoded, into :authority."""
     for name in ("public", "with space", "per%cent", "ümläut", "a.b-c_d~e"):
         with Agent(BINARY, ttl="5m", socket_dir=name) as agent:
-            with grpc.insecure_channel(f"unix:{agent.public}") as channel:
+            # The target is a URI: the C core decodes it to find the socket, and encodes it for :authority.
+            with grpc.insecure_channel(f"unix:{quote(str(agent.public))}") as channel:
                 stub = workload_pb2_grpc.SpiffeWorkloadAPIStub(channel)
                 request = workload_pb2.JWTSVIDRequest(audience=["a"])
                 assert stub.FetchJWTSVID(request, metadata=HEADER, timeout=PATIENCE).svids[0].spiffe_id == ID, name
