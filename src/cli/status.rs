@@ -14,7 +14,7 @@ use crate::exit::Exit;
 pub(super) const EXAMPLES: &str = "\
 Examples:
   mayfly status
-  mayfly status --output json | jq '.revocation_latency[] | select(.gap == \"exit_to_published\")'
+  mayfly status --output json | jq '.revocation_latency[] | select(.gap == \"seen_to_published\")'
 
 Exit code: 8 when the agent answers but is not ready.";
 
@@ -210,13 +210,13 @@ mod tests {
     fn agent(ready: bool) -> Agent {
         let agent = Agent::start();
         let latency = Latency {
-            gap: "exit_to_published".into(),
+            gap: "seen_to_published".into(),
             count: 3,
             p50_micros: 1200,
             p99_micros: 4812,
             max_micros: 4900,
         };
-        let never = Latency { gap: "exit_to_seen".into(), ..Latency::default() };
+        let never = Latency { gap: "seen_to_refused".into(), ..Latency::default() };
         let authority = Authority {
             kind: "x509".into(),
             state: "active".into(),
@@ -268,8 +268,8 @@ audit      /var/lib/mayfly/audit.jsonl
 AUTHORITY  STATE   KEY  ALGORITHM  UNTIL
 x509       active  ab   ec-p256    2100-01-01T00:00:00Z
 REVOCATION         COUNT  P50       P99       MAX
-exit to published  3      1.200 ms  4.812 ms  4.900 ms
-exit to seen       0      -         -         -
+seen to published  3      1.200 ms  4.812 ms  4.900 ms
+seen to refused    0      -         -         -
 in-path: immediate
 platform: Linux 6.18, all features";
         assert_eq!(lines.join("\n"), want);

@@ -1,4 +1,7 @@
 //! How long each step of a revocation took: the product's headline figure.
+//!
+//! It begins when the agent saw the cause. The moment of the exit itself is not told by the kernel (a pidfd
+//! only becomes readable, after the address space is gone): `tests/bench/run` measures it from outside.
 
 use std::time::Duration;
 
@@ -7,36 +10,28 @@ use hdrhistogram::Histogram;
 /// A gap between two moments of one revocation.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub enum Stage {
-    /// From the end of the process, where its moment is known, until the agent saw it.
-    ExitToSeen,
-    /// Until every request of that process was refused.
+    /// From when the agent saw the exit, or another cause, until every request of that process was refused.
     SeenToRefused,
     /// Until a CRL with its serials was signed.
     RefusedToSigned,
     /// Until that CRL was with the subscribers.
     SignedToPublished,
     /// The whole way.
-    ExitToPublished,
+    SeenToPublished,
 }
 
 impl Stage {
     /// All stages, in the order they happen.
-    pub const ALL: [Self; 5] = [
-        Self::ExitToSeen,
-        Self::SeenToRefused,
-        Self::RefusedToSigned,
-        Self::SignedToPublished,
-        Self::ExitToPublished,
-    ];
+    pub const ALL: [Self; 4] =
+        [Self::SeenToRefused, Self::RefusedToSigned, Self::SignedToPublished, Self::SeenToPublished];
 
     /// A stable name for status answers and metrics.
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::ExitToSeen => "exit_to_seen",
             Self::SeenToRefused => "seen_to_refused",
             Self::RefusedToSigned => "refused_to_signed",
             Self::SignedToPublished => "signed_to_published",
-            Self::ExitToPublished => "exit_to_published",
+            Self::SeenToPublished => "seen_to_published",
         }
     }
 }
@@ -44,11 +39,10 @@ impl Stage {
 /// One histogram for each stage, since start. Microseconds, two significant digits, longest one hour.
 #[derive(Clone, Debug)]
 pub struct Timings {
-    exit_to_seen: Histogram<u64>,
     seen_to_refused: Histogram<u64>,
     refused_to_signed: Histogram<u64>,
     signed_to_published: Histogram<u64>,
-    exit_to_published: Histogram<u64>,
+    seen_to_published: Histogram<u64>,
 }
 
 impl Timings {
@@ -57,11 +51,10 @@ impl Timings {
     pub fn new() -> Self {
         let empty = Histogram::new_with_bounds(1, LONGEST_MICROS, 2).expect("constant bounds are sound");
         Self {
-            exit_to_seen: empty.clone(),
             seen_to_refused: empty.clone(),
             refused_to_signed: empty.clone(),
             signed_to_published: empty.clone(),
-            exit_to_published: empty,
+            seen_to_published: empty,
         }
     }
 
@@ -72,7 +65,7 @@ impl Timings {
     }
 
     /// The figures so far, one for each stage.
-    pub fn snapshot(&self) -> [(Stage, StageFigures); 5] {
+    pub fn snapshot(&self) -> [(Stage, StageFigures); 4] {
         Stage::ALL.map(|stage| {
             let all = self.stage(stage);
             let micros = |value| if all.is_empty() { Duration::ZERO } else { Duration::from_micros(value) };
@@ -88,21 +81,19 @@ impl Timings {
 
     fn stage(&self, stage: Stage) -> &Histogram<u64> {
         match stage {
-            Stage::ExitToSeen => &self.exit_to_seen,
             Stage::SeenToRefused => &self.seen_to_refused,
             Stage::RefusedToSigned => &self.refused_to_signed,
             Stage::SignedToPublished => &self.signed_to_published,
-            Stage::ExitToPublished => &self.exit_to_published,
+            Stage::SeenToPublished => &self.seen_to_published,
         }
     }
 
     fn stage_mut(&mut self, stage: Stage) -> &mut Histogram<u64> {
         match stage {
-            Stage::ExitToSeen => &mut self.exit_to_seen,
             Stage::SeenToRefused => &mut self.seen_to_refused,
             Stage::RefusedToSigned => &mut self.refused_to_signed,
             Stage::SignedToPublished => &mut self.signed_to_published,
-            Stage::ExitToPublished => &mut self.exit_to_published,
+            Stage::SeenToPublished => &mut self.seen_to_published,
         }
     }
 }
@@ -137,17 +128,17 @@ mod tests {
         let mut timings = Timings::new();
         assert!(timings.snapshot().iter().all(|(_, figures)| *figures == StageFigures::default()));
         for millis in 1..=100 {
-            timings.record(Stage::ExitToPublished, Duration::from_millis(millis));
+            timings.record(Stage::SeenToPublished, Duration::from_millis(millis));
         }
-        timings.record(Stage::ExitToSeen, Duration::ZERO);
+        timings.record(Stage::RefusedToSigned, Duration::ZERO);
         timings.record(Stage::SeenToRefused, Duration::MAX);
         let of = |stage| timings.snapshot().into_iter().find(|(one, _)| *one == stage).unwrap().1;
-        let whole = of(Stage::ExitToPublished);
+        let whole = of(Stage::SeenToPublished);
         assert_eq!(whole.count, 100);
         assert!((49..=51).contains(&whole.p50.as_millis()), "{whole:?}");
         assert!((98..=100).contains(&whole.p99.as_millis()), "{whole:?}");
         assert!((99..=101).contains(&whole.max.as_millis()), "{whole:?}");
-        assert_eq!(of(Stage::ExitToSeen).count, 1);
+        assert_eq!(of(Stage::RefusedToSigned).count, 1);
         assert!(of(Stage::SeenToRefused).max >= Duration::from_secs(3_500));
     }
 }

@@ -87,7 +87,7 @@ impl Workloads {
     }
 
     /// How long each step of the revocations so far took.
-    pub fn latencies(&self) -> [(Stage, StageFigures); 5] {
+    pub fn latencies(&self) -> [(Stage, StageFigures); 4] {
         lock(&self.0.timings).snapshot()
     }
 

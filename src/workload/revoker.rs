@@ -327,6 +327,8 @@ impl Revoker {
             timings.record(Stage::RefusedToSigned, stamps.signed.saturating_duration_since(job.refused));
             timings
                 .record(Stage::SignedToPublished, stamps.published.saturating_duration_since(stamps.signed));
+            let whole = stamps.published.saturating_duration_since(job.seen);
+            timings.record(Stage::SeenToPublished, whole);
         }
     }
 

@@ -29,7 +29,7 @@ pub struct StatusResponse {
     pub authorities: ::prost::alloc::vec::Vec<Authority>,
     #[prost(message, optional, tag = "12")]
     pub crl: ::core::option::Option<Crl>,
-    /// One row per gap: `exit_to_seen`, `seen_to_refused`, `refused_to_signed`, `signed_to_published`, `exit_to_published`.
+    /// One row per gap: `seen_to_refused`, `refused_to_signed`, `signed_to_published`, `seen_to_published`.
     #[prost(message, repeated, tag = "13")]
     pub revocation_latency: ::prost::alloc::vec::Vec<Latency>,
     /// How exec is seen: `proc-connector` or `re-read only`.

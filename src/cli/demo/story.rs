@@ -288,7 +288,7 @@ mod tests {
             *agent.script.validate.lock().expect("lock") =
                 Ok(ValidateJwtsvidResponse { spiffe_id: ID.into(), claims: None });
             let row = Latency {
-                gap: "exit_to_seen".into(),
+                gap: "seen_to_refused".into(),
                 count: 1,
                 p50_micros: 90,
                 p99_micros: 90,
@@ -368,7 +368,7 @@ mod tests {
             ["identity", "rotation", "token", "kill -9", "token", "CRL", "verifier", "latency"],
             "{out}"
         );
-        assert!(out.contains("the token was revoked") && out.contains("0.090 ms  exit to seen"), "{out}");
+        assert!(out.contains("the token was revoked") && out.contains("0.090 ms  seen to refused"), "{out}");
     }
 
     #[tokio::test]
