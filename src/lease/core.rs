@@ -63,6 +63,7 @@ struct Flight {
     workload: WorkloadId,
     entry: EntryId,
     fills_slot: bool,
+    revision: u64,
     doomed: Option<Cause>,
 }
 
@@ -93,27 +94,30 @@ impl Core {
         now: Instant,
     ) -> Vec<Action> {
         let mut actions = Vec::new();
-        let Some(state) = self.workloads.get_mut(&workload) else { return actions };
+        let Some(state) = self.workloads.get(&workload) else { return actions };
         let allowed = |entry: &EntryId| !state.barred_all && !state.barred.contains(entry);
-        let keep: BTreeMap<&EntryId, u64> =
-            wanted.iter().filter(|w| allowed(&w.entry)).map(|w| (&w.entry, w.revision)).collect();
+        let keep: BTreeMap<&EntryId, &Wanted> =
+            wanted.iter().filter(|w| allowed(&w.entry)).map(|w| (&w.entry, w)).collect();
+        let slots = state.slots.iter();
+        let lost = slots.filter(|(entry, slot)| keep.get(entry).is_none_or(|w| w.subject != slot.subject));
         // Leases without a slot (adopted ones) count too.
         let held = state.leases.iter().filter_map(|id| self.leases.get(id)).map(|l| &l.entry);
         let gone: BTreeSet<EntryId> =
-            state.slots.keys().chain(held).filter(|e| !keep.contains_key(e)).cloned().collect();
+            lost.map(|(entry, _)| entry).chain(held.filter(|e| !keep.contains_key(e))).cloned().collect();
         let mut changed = !gone.is_empty();
-        for (entry, revision) in keep {
+        for entry in &gone {
+            self.drop_slot(workload, entry, cause, &mut actions);
+        }
+        let Some(state) = self.workloads.get_mut(&workload) else { return actions };
+        for (entry, wanted) in keep {
             let slot = state.slots.entry(entry.clone()).or_insert_with(|| {
                 changed = true;
-                Slot::new(revision)
+                Slot::new(wanted.subject, wanted.revision)
             });
-            if slot.revision != revision {
-                slot.revision = revision;
+            if slot.revision != wanted.revision {
+                slot.revision = wanted.revision;
                 slot.outdated = true;
             }
-        }
-        for entry in gone {
-            self.drop_slot(workload, &entry, cause, &mut actions);
         }
         self.pursue(workload, now, &mut actions);
         if changed {
@@ -207,7 +211,8 @@ impl Core {
         if flight.fills_slot {
             let slot = self.workloads.get_mut(&workload).and_then(|w| w.slots.get_mut(&flight.entry));
             if let Some(slot) = slot {
-                slot.filled(Current { lease, ends, renew_at: jitter.renew_at(now, ends) });
+                let renew_at = jitter.renew_at(now, ends);
+                slot.filled(Current { lease, ends, renew_at }, flight.revision);
             }
             self.pursue(workload, now, &mut actions);
             actions.push(Action::Show { workload });
@@ -354,10 +359,12 @@ impl Core {
     fn take_off(&mut self, workload: WorkloadId, entry: EntryId, fills_slot: bool) -> Ticket {
         let ticket = Ticket(self.next_ticket);
         self.next_ticket += 1;
-        self.flights.insert(ticket, Flight { workload, entry, fills_slot, doomed: None });
+        let mut revision = 0;
         if let Some(state) = self.workloads.get_mut(&workload) {
             state.flights.insert(ticket);
+            revision = state.slots.get(&entry).map_or(0, |slot| slot.revision);
         }
+        self.flights.insert(ticket, Flight { workload, entry, fills_slot, revision, doomed: None });
         ticket
     }
 

@@ -31,12 +31,15 @@ pub struct WorkloadId(pub u64);
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Ticket(u64);
 
-/// An entry a workload matches now. A new `revision` of the same entry means re-issue.
+/// An entry a workload matches now.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Wanted {
     /// Which entry.
     pub entry: EntryId,
-    /// Moves when what a credential of it would say has changed.
+    /// Stands for the identity the entry yields. When it moves, what was issued under it is revoked: another
+    /// identity by the same entry is another identity.
+    pub subject: u64,
+    /// Moves when what a credential of it would say has changed: it is issued again, the old one runs out.
     pub revision: u64,
 }
 

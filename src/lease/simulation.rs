@@ -35,7 +35,7 @@ fn step() -> impl Strategy<Value = Step> {
     let who = 0..5u8;
     prop_oneof![
         3 => who.clone().prop_map(Step::Admit),
-        4 => (who.clone(), 0..8u8, 0..2u8).prop_map(|(w, mask, rev)| Step::Entries(w, mask, rev)),
+        4 => (who.clone(), 0..8u8, 0..4u8).prop_map(|(w, mask, rev)| Step::Entries(w, mask, rev)),
         4 => who.clone().prop_map(Step::Listen),
         2 => who.clone().prop_map(Step::Unlisten),
         2 => (who.clone(), 0..3u8).prop_map(|(w, e)| Step::Jwt(w, e)),
@@ -49,6 +49,23 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+struct InFlight {
+    ticket: Ticket,
+    who: u64,
+    entry: EntryId,
+    subject: u64,
+    /// It fills the slot of its entry, and that has not been taken away since.
+    in_slot: bool,
+}
+
+#[derive(Clone)]
+struct Out {
+    who: u64,
+    ends: Instant,
+    entry: EntryId,
+    subject: u64,
+}
+
 /// What must be true, kept apart from the core.
 #[derive(Default)]
 struct Model {
@@ -57,11 +74,11 @@ struct Model {
     live: BTreeSet<u64>,
     generation: BTreeMap<u8, u64>,
     listeners: BTreeMap<u64, usize>,
-    held: BTreeMap<u64, BTreeSet<EntryId>>,
+    held: BTreeMap<u64, BTreeMap<EntryId, u64>>,
     barred: BTreeSet<u64>,
-    flights: Vec<(Ticket, u64, Option<EntryId>)>,
-    /// Released and neither revoked nor expired: whose, and until when.
-    out: BTreeMap<LeaseId, (u64, Instant)>,
+    flights: Vec<InFlight>,
+    /// Released and neither revoked nor expired.
+    out: BTreeMap<LeaseId, Out>,
     ended: BTreeSet<LeaseId>,
     next_lease: u64,
 }
@@ -81,11 +98,13 @@ impl Model {
                 Action::Issue { ticket, workload, entry, .. } => {
                     prop_assert!(self.live.contains(&workload.0), "issued for the dead");
                     prop_assert!(self.listeners.get(&workload.0).is_some_and(|n| *n > 0), "nobody listens");
-                    prop_assert!(self.held.get(&workload.0).is_some_and(|h| h.contains(&entry)), "not held");
+                    let subject = self.held.get(&workload.0).and_then(|h| h.get(&entry)).copied();
+                    prop_assert!(subject.is_some(), "not held");
                     let twice =
-                        self.flights.iter().any(|(_, w, e)| *w == workload.0 && *e == Some(entry.clone()));
+                        self.flights.iter().any(|f| f.in_slot && f.who == workload.0 && f.entry == entry);
                     prop_assert!(!twice, "two issuances in flight for one slot");
-                    self.flights.push((ticket, workload.0, Some(entry)));
+                    let (who, subject) = (workload.0, subject.unwrap_or_default());
+                    self.flights.push(InFlight { ticket, who, entry, subject, in_slot: true });
                 }
                 Action::Revoke { leases, .. } => {
                     prop_assert!(!leases.is_empty());
@@ -95,7 +114,7 @@ impl Model {
                     }
                 }
                 Action::Expire { lease, .. } => {
-                    let (_, ends) = self.out.remove(&lease).expect("only a live lease expires");
+                    let Out { ends, .. } = self.out.remove(&lease).expect("only a live lease expires");
                     prop_assert!(ends <= now, "expired early");
                     prop_assert!(self.ended.insert(lease), "ended twice");
                 }
@@ -131,10 +150,14 @@ impl Model {
                 let id = self.id(w);
                 let wanted: Vec<Wanted> = (0..3u8)
                     .filter(|bit| mask & (1 << bit) != 0)
-                    .map(|bit| Wanted { entry: entry(bit), revision: revision.into() })
+                    .map(|bit| Wanted {
+                        entry: entry(bit),
+                        subject: u64::from(revision / 2),
+                        revision: revision.into(),
+                    })
                     .collect();
                 if self.live.contains(&id) && !self.barred.contains(&id) {
-                    self.held.insert(id, wanted.iter().map(|w| w.entry.clone()).collect());
+                    self.held.insert(id, wanted.iter().map(|w| (w.entry.clone(), w.subject)).collect());
                 }
                 let actions = self.core.set_entries(WorkloadId(id), &wanted, Cause::EntryWithdrawn, now);
                 self.disown_flights(id);
@@ -160,7 +183,16 @@ impl Model {
                 match self.core.begin(WorkloadId(id), &entry(e)) {
                     Ok(ticket) => {
                         prop_assert!(self.live.contains(&id), "began for the dead");
-                        self.flights.push((ticket, id, None));
+                        let subject = self.held.get(&id).and_then(|h| h.get(&entry(e))).copied();
+                        prop_assert!(subject.is_some(), "began for an entry that is not held");
+                        let subject = subject.unwrap_or_default();
+                        self.flights.push(InFlight {
+                            ticket,
+                            who: id,
+                            entry: entry(e),
+                            subject,
+                            in_slot: false,
+                        });
                     }
                     Err(_) => return Ok(()),
                 }
@@ -170,7 +202,7 @@ impl Model {
                 if self.flights.is_empty() {
                     return Ok(());
                 }
-                let (ticket, _, _) = self.flights.remove(usize::from(n) % self.flights.len());
+                let ticket = self.flights.remove(usize::from(n) % self.flights.len()).ticket;
                 let lease = written.then(|| self.lease());
                 let actions = self.core.fail(ticket, lease, now);
                 if let Some(lease) = lease {
@@ -186,7 +218,7 @@ impl Model {
                 self.gone(id);
                 let actions = self.core.end(WorkloadId(id), Cause::Exited);
                 self.take(actions, now)?;
-                prop_assert!(self.out.values().all(|(who, _)| *who != id), "a lease outlived its process");
+                prop_assert!(self.out.values().all(|out| out.who != id), "a lease outlived its process");
                 *self.generation.entry(w).or_default() += 1;
             }
             Step::Bar(w) => {
@@ -198,7 +230,7 @@ impl Model {
                 self.disown_flights(id);
                 let actions = self.core.bar(WorkloadId(id));
                 self.take(actions, now)?;
-                prop_assert!(self.out.values().all(|(who, _)| *who != id), "a barred process kept a lease");
+                prop_assert!(self.out.values().all(|out| out.who != id), "a barred process kept a lease");
             }
             Step::RevokeLease(n) => {
                 let Some(lease) = self.out.keys().nth(usize::from(n) % self.out.len().max(1)).copied() else {
@@ -214,29 +246,31 @@ impl Model {
                 let now = self.now(epoch);
                 let actions = self.core.on_timeout(now);
                 self.take(actions, now)?;
-                prop_assert!(self.out.values().all(|(_, ends)| *ends > now), "an expired lease is kept");
+                prop_assert!(self.out.values().all(|out| out.ends > now), "an expired lease is kept");
                 prop_assert!(self.core.deadline().is_none_or(|at| at > now), "something due was left");
             }
             Step::Forget(w) => {
                 let id = self.id(w);
                 if self.core.forget(WorkloadId(id)) {
-                    prop_assert!(self.out.values().all(|(who, _)| *who != id), "forgot a holder");
+                    prop_assert!(self.out.values().all(|out| out.who != id), "forgot a holder");
                     self.gone(id);
                     *self.generation.entry(w).or_default() += 1;
                 }
             }
         }
         prop_assert_eq!(self.core.live_leases(), self.out.len());
+        for out in self.out.values() {
+            let held = self.held.get(&out.who).and_then(|h| h.get(&out.entry));
+            prop_assert_eq!(held, Some(&out.subject), "a lease outlived its identity");
+        }
         Ok(())
     }
 
     /// An issuance for an entry that is no longer held is doomed; it no longer occupies the slot.
     fn disown_flights(&mut self, who: u64) {
         let held = self.held.get(&who).cloned().unwrap_or_default();
-        for (_, workload, entry) in &mut self.flights {
-            if *workload == who {
-                entry.take_if(|e| !held.contains(e));
-            }
+        for flight in self.flights.iter_mut().filter(|f| f.who == who) {
+            flight.in_slot &= held.get(&flight.entry) == Some(&flight.subject);
         }
     }
 
@@ -245,7 +279,10 @@ impl Model {
     fn resync(&mut self) {
         for id in &self.live {
             let shown = self.core.shown(WorkloadId(*id), start());
-            self.held.insert(*id, shown.into_iter().map(|(entry, _)| entry).collect());
+            let left: BTreeSet<EntryId> = shown.into_iter().map(|(entry, _)| entry).collect();
+            if let Some(held) = self.held.get_mut(id) {
+                held.retain(|entry, _| left.contains(entry));
+            }
         }
         for id in self.live.clone() {
             self.disown_flights(id);
@@ -256,13 +293,14 @@ impl Model {
         if self.flights.is_empty() {
             return Ok(());
         }
-        let (ticket, who, _) = self.flights.remove(usize::from(n) % self.flights.len());
+        let InFlight { ticket, who, entry, subject, .. } =
+            self.flights.remove(usize::from(n) % self.flights.len());
         let lease = self.lease();
         match self.core.complete(ticket, lease, now + TTL, Jitter(jitter), now) {
             Completion::Release(actions) => {
                 prop_assert!(self.live.contains(&who), "released to the dead");
                 prop_assert!(!self.barred.contains(&who), "released to the barred");
-                self.out.insert(lease, (who, now + TTL));
+                self.out.insert(lease, Out { who, ends: now + TTL, entry, subject });
                 self.take(actions, now)
             }
             Completion::RevokedAtBirth(_, actions) => {
@@ -310,7 +348,12 @@ mod tests {
     fn one_live(core: &mut Core, now: Instant) -> (WorkloadId, Ticket) {
         let workload = WorkloadId(1);
         core.admit(workload);
-        core.set_entries(workload, &[Wanted { entry: entry(0), revision: 0 }], Cause::EntryWithdrawn, now);
+        core.set_entries(
+            workload,
+            &[Wanted { entry: entry(0), subject: 0, revision: 0 }],
+            Cause::EntryWithdrawn,
+            now,
+        );
         let actions = core.listen(workload, now);
         let [Action::Issue { ticket, renewal: false, .. }] = actions.as_slice() else {
             panic!("{actions:?}")
@@ -376,6 +419,35 @@ mod tests {
     }
 
     #[test]
+    fn another_identity_by_the_same_entry_revokes_the_first() {
+        let now = start();
+        let mut core = Core::default();
+        let (workload, ticket) = one_live(&mut core, now);
+        let first = LeaseId::from_bytes([1; 16]);
+        let _released = core.complete(ticket, first, now + TTL, Jitter(0), now);
+        let other = [Wanted { entry: entry(0), subject: 1, revision: 0 }];
+        let actions = core.set_entries(workload, &other, Cause::EntryWithdrawn, now);
+        let revoke = Action::Revoke { workload, leases: vec![first], cause: Cause::EntryWithdrawn };
+        assert!(actions.contains(&revoke), "{actions:?}");
+        assert!(actions.iter().any(|a| matches!(a, Action::Issue { renewal: false, .. })), "{actions:?}");
+    }
+
+    #[test]
+    fn an_entry_that_changes_while_its_issuance_is_in_flight_is_issued_again() {
+        let now = start();
+        let mut core = Core::default();
+        let (workload, ticket) = one_live(&mut core, now);
+        let changed = [Wanted { entry: entry(0), subject: 0, revision: 1 }];
+        assert_eq!(core.set_entries(workload, &changed, Cause::EntryWithdrawn, now), []);
+        let Completion::Release(actions) =
+            core.complete(ticket, LeaseId::from_bytes([1; 16]), now + TTL, Jitter(0), now)
+        else {
+            panic!("revoked")
+        };
+        assert!(actions.iter().any(|a| matches!(a, Action::Issue { renewal: true, .. })), "{actions:?}");
+    }
+
+    #[test]
     fn nothing_is_renewed_while_nobody_listens() {
         let now = start();
         let mut core = Core::default();
@@ -394,7 +466,7 @@ mod tests {
         let (workload, ticket) = one_live(&mut core, now);
         let _released = core.complete(ticket, LeaseId::from_bytes([1; 16]), now + TTL, Jitter(0), now);
         assert!(matches!(core.bar(workload).as_slice(), [Action::Revoke { .. }, Action::Show { .. }]));
-        let wanted = [Wanted { entry: entry(0), revision: 0 }];
+        let wanted = [Wanted { entry: entry(0), subject: 0, revision: 0 }];
         assert_eq!(core.set_entries(workload, &wanted, Cause::EntryWithdrawn, now), []);
         assert_eq!(core.listen(workload, now), []);
         assert!(!core.forget(workload), "forgetting would lift the ban");

@@ -26,6 +26,7 @@ pub(super) struct Current {
 
 #[derive(Debug, Default)]
 pub(super) struct Slot {
+    pub(super) subject: u64,
     pub(super) revision: u64,
     pub(super) current: Option<Current>,
     pub(super) in_flight: Option<Ticket>,
@@ -36,8 +37,8 @@ pub(super) struct Slot {
 }
 
 impl Slot {
-    pub(super) fn new(revision: u64) -> Self {
-        Self { revision, ..Self::default() }
+    pub(super) fn new(subject: u64, revision: u64) -> Self {
+        Self { subject, revision, ..Self::default() }
     }
 
     /// Whether a valid lease is there.
@@ -57,10 +58,11 @@ impl Slot {
         Some(self.retry_at.map_or(wanted, |retry| retry.max(wanted)))
     }
 
-    pub(super) fn filled(&mut self, current: Current) {
+    /// `revision` is the one the lease was issued under: the entry may have moved on meanwhile.
+    pub(super) fn filled(&mut self, current: Current, revision: u64) {
         self.current = Some(current);
         self.in_flight = None;
-        self.outdated = false;
+        self.outdated = revision != self.revision;
         self.failures = 0;
         self.retry_at = None;
     }

@@ -70,7 +70,10 @@ impl Member {
     }
 
     pub(super) fn wanted(&self) -> Vec<Wanted> {
-        self.identities.iter().map(|i| Wanted { entry: i.entry.id.clone(), revision: revision(i) }).collect()
+        self.identities
+            .iter()
+            .map(|i| Wanted { entry: i.entry.id.clone(), subject: subject(i), revision: revision(i) })
+            .collect()
     }
 
     /// Ends a second look that found nothing; whoever waits to be shown something tries again.
@@ -87,6 +90,14 @@ impl Member {
             self.connections.push(new);
         }
     }
+}
+
+/// Stands for the SPIFFE ID.
+fn subject(identity: &Identity) -> u64 {
+    use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+    let mut hasher = DefaultHasher::new();
+    identity.spiffe_id.as_str().hash(&mut hasher);
+    hasher.finish()
 }
 
 /// Moves when a credential of this identity would say something else.
