@@ -85,13 +85,14 @@ impl Admin for AdminService {
             Some(Asked::SpiffeId(text)) if !text.is_empty() => Target::SpiffeId(text),
             _ => return Err(BadRequest::Target.into()),
         };
-        let revoked = self.workloads.revoke(&target).await;
+        // Before it is carried out: an order that fails half-way is an order all the same.
         if let Some(peer) = peer {
             let by = audit::Agent::new(peer.process().key(), peer.process().uid());
-            let target = format!("{target:?}: {}", asked.reason);
-            let credentials = u64::try_from(revoked.leases.len()).unwrap_or(u64::MAX);
-            self.audit.note(vec![Event::AdminRevoke { by, target, credentials }]);
+            let order = format!("{target:?}: {}", asked.reason);
+            let credentials = u64::try_from(self.workloads.count_matching(&target)).unwrap_or(u64::MAX);
+            self.audit.note(vec![Event::AdminRevoke { by, target: order, credentials }]);
         }
+        let revoked = self.workloads.revoke(&target).await;
         Ok(Response::new(proto::RevokeLeasesResponse {
             lease_ids: revoked.leases.iter().map(ToString::to_string).collect(),
             crl_number: revoked.crl_number,

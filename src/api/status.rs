@@ -65,8 +65,8 @@ pub(super) fn of_refusal(refusal: &Refusal) -> Status {
     let code = match refusal {
         Refusal::Exited | Refusal::CredentialsChanged => Code::Unauthenticated,
         Refusal::NotEntitled => Code::PermissionDenied,
-        Refusal::TooManyLeases => Code::ResourceExhausted,
         Refusal::Attest(_)
+        | Refusal::TooManyLeases
         | Refusal::Ledger(_)
         | Refusal::Audit(_)
         | Refusal::Authority(_)

@@ -279,15 +279,22 @@ impl Core {
 
     /// An operator takes one lease, and with it the entry, from its workload.
     pub fn revoke(&mut self, lease: LeaseId) -> Vec<Action> {
-        let mut actions = Vec::new();
-        let Some(found) = self.leases.get(&lease) else { return actions };
+        let Some(found) = self.leases.get(&lease) else { return Vec::new() };
         let (workload, entry) = (found.workload, found.entry.clone());
+        self.bar_entry(workload, &entry)
+    }
+
+    /// Takes back one lease that never reached its holder; the entry stays.
+    pub fn withdraw(&mut self, lease: LeaseId) -> Vec<Action> {
+        let Some(Lease { workload, entry, .. }) = self.leases.remove(&lease) else { return Vec::new() };
+        self.timers.cancel(&Timer::Expiry(lease));
         if let Some(state) = self.workloads.get_mut(&workload) {
-            state.barred.insert(entry.clone());
+            state.leases.remove(&lease);
+            if let Some(slot) = state.slots.get_mut(&entry) {
+                slot.current.take_if(|c| c.lease == lease);
+            }
         }
-        self.drop_slot(workload, &entry, Cause::Operator, &mut actions);
-        actions.push(Action::Show { workload });
-        actions
+        vec![Action::Revoke { workload, leases: vec![lease], cause: Cause::Aborted }]
     }
 
     /// The earliest moment at which [`Core::on_timeout`] has something to do.
@@ -322,6 +329,26 @@ impl Core {
             .filter_map(|id| self.leases.get(id).map(|l| (id, l)))
             .map(|(id, l)| LeaseView { id: *id, entry: l.entry.clone(), ends: l.ends })
             .collect()
+    }
+
+    /// Whether an operator took this entry from the workload.
+    pub fn is_barred(&self, workload: WorkloadId, entry: &EntryId) -> bool {
+        self.workloads.get(&workload).is_some_and(|w| w.barred_all || w.barred.contains(entry))
+    }
+
+    /// An operator takes one entry from a live workload, with every lease of it and what is in flight.
+    pub fn bar_entry(&mut self, workload: WorkloadId, entry: &EntryId) -> Vec<Action> {
+        let mut actions = Vec::new();
+        let Some(state) = self.workloads.get_mut(&workload) else { return actions };
+        state.barred.insert(entry.clone());
+        self.drop_slot(workload, entry, Cause::Operator, &mut actions);
+        actions.push(Action::Show { workload });
+        actions
+    }
+
+    /// Issuances in flight for the workload.
+    pub fn flights_of(&self, workload: WorkloadId) -> usize {
+        self.workloads.get(&workload).map_or(0, |w| w.flights.len())
     }
 
     /// How many leases are live.

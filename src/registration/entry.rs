@@ -205,6 +205,13 @@ impl fmt::Debug for SetVersion {
     }
 }
 
+impl Identity {
+    /// Whether it is the same identity by the same entry.
+    pub fn same_as(&self, other: &Self) -> bool {
+        self.entry.id == other.entry.id && self.spiffe_id == other.spiffe_id
+    }
+}
+
 /// An identity that a process has earned.
 #[derive(Clone, Debug)]
 pub struct Identity {

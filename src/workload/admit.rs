@@ -69,9 +69,12 @@ impl Workloads {
             return None;
         }
         let mut state = self.0.lock();
+        let held = state.held(id, now);
         let member = state.members.get_mut(&id)?;
         member.join(connection);
-        Some(admission(id, member))
+        let mut admitted = admission(id, member);
+        admitted.identities.retain(|i| held.contains(&i.entry.id));
+        (!admitted.identities.is_empty()).then_some(admitted)
     }
 
     /// Attests the process, matches it, and takes it in. From here on its exit revokes.
@@ -84,8 +87,7 @@ impl Workloads {
             Ok(attestation) => Arc::new(attestation),
             Err(error) => return Err(self.0.refuse_attest(process, connection, error)),
         };
-        let identities = self.0.match_now(&attestation);
-        let admitted = self.0.take_in(process, attestation, identities, connection)?;
+        let admitted = self.0.take_in(process, attestation, connection)?;
         admitted.ok_or_else(|| {
             self.0.note_denied(process, "match", "no entry matches");
             Refusal::NotEntitled
@@ -95,7 +97,14 @@ impl Workloads {
     /// What the attestors and the entries say of a process, without taking it in.
     pub async fn look_at(&self, process: &Arc<Process>) -> Result<(Attestation, Vec<Identity>), Refusal> {
         let attestation = self.0.parts.attestors.attest(process).await.map_err(refusal)?;
-        let identities = self.0.match_now(&attestation);
+        let mut identities = self.0.match_now(&attestation);
+        let state = self.0.lock();
+        if let Some(id) = state.by_key.get(&process.key()) {
+            // What an operator took from this very process is not its own.
+            let barred = |entry: &crate::id::EntryId| state.core.is_barred(*id, entry);
+            identities.retain(|i| !barred(&i.entry.id));
+        }
+        drop(state);
         Ok((attestation, identities))
     }
 }
@@ -111,11 +120,12 @@ impl Shared {
         self: &Arc<Self>,
         process: &Arc<Process>,
         attestation: Arc<Attestation>,
-        identities: Vec<Identity>,
         connection: &Arc<dyn Connection>,
     ) -> Result<Option<Admission>, Refusal> {
         let now = self.parts.clock.monotonic();
         let mut state = self.lock();
+        // Under the lock, so that a reload either sees this member or is seen by it.
+        let identities = self.match_now(&attestation);
         let known = state.by_key.get(&process.key()).copied();
         let id = match known {
             Some(id) => {
@@ -128,7 +138,6 @@ impl Shared {
                 if self.reaper.watch(process, id.0).is_err() {
                     state.core.end(id, Cause::WatchLost);
                     state.remove(id);
-                    self.parts.readiness.raise("process watch", "lost; restart the agent");
                     return Err(Refusal::WatchLost);
                 }
                 let wanted = state.members.get(&id).map(Member::wanted).unwrap_or_default();
@@ -141,7 +150,7 @@ impl Shared {
         if !process.is_alive() {
             return Err(Refusal::Exited);
         }
-        let held = state.core.shown(id, now).into_iter().map(|(entry, _)| entry).collect::<Vec<_>>();
+        let held = state.held(id, now);
         let Some(member) = state.members.get_mut(&id) else { return Err(Refusal::Exited) };
         member.join(connection);
         let mut admitted = admission(id, member);

@@ -15,6 +15,7 @@ pub struct Denied {
     certificates: RevokedSet,
     tokens: RevokedSet,
     rows: HashMap<LeaseId, Row>,
+    by_uid: HashMap<u32, usize>,
 }
 
 impl Default for Denied {
@@ -23,6 +24,7 @@ impl Default for Denied {
             certificates: RevokedSet::for_certificates(),
             tokens: RevokedSet::for_tokens(),
             rows: HashMap::new(),
+            by_uid: HashMap::new(),
         }
     }
 }
@@ -37,6 +39,7 @@ impl Denied {
         };
         if set.add(row.id, revoked) {
             row.state = State::Revoked { at_millis: unix_millis(at), reason };
+            *self.by_uid.entry(row.uid).or_default() += 1;
             self.rows.insert(row.id, row);
         }
     }
@@ -61,6 +64,11 @@ impl Denied {
         self.len() == 0
     }
 
+    /// How many were a user's. They count against it until they expire: each is an entry in every CRL.
+    pub(super) fn of_uid(&self, uid: u32) -> usize {
+        self.by_uid.get(&uid).copied().unwrap_or_default()
+    }
+
     /// The rows behind them, as far as they are known.
     pub fn rows(&self) -> impl Iterator<Item = &Row> {
         self.rows.values()
@@ -78,7 +86,11 @@ impl Denied {
     pub(super) fn expire(&mut self, now: SystemTime) {
         let now = unix_seconds(now);
         for lease in self.certificates.expire(now).into_iter().chain(self.tokens.expire(now)) {
-            self.rows.remove(&lease);
+            let Some(row) = self.rows.remove(&lease) else { continue };
+            if let Some(count) = self.by_uid.get_mut(&row.uid) {
+                *count = count.saturating_sub(1);
+            }
         }
+        self.by_uid.retain(|_, count| *count > 0);
     }
 }

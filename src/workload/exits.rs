@@ -147,11 +147,11 @@ impl Shared {
         }
         match self.parts.attestors.attest(&process).await {
             Ok(attestation) => {
-                let identities = self.match_now(&attestation);
                 let now = self.parts.clock.monotonic();
                 let mut state = self.lock();
+                let identities = self.match_now(&attestation);
                 let lost = state.members.get(&id).is_some_and(|m| {
-                    m.identities.iter().any(|old| !identities.iter().any(|new| new.entry.id == old.entry.id))
+                    m.identities.iter().any(|old| !identities.iter().any(|new| new.same_as(old)))
                 });
                 if lost {
                     self.note_cut(&process, audit::Cut::ExecMismatch);

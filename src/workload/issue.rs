@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use mayfly_attestors::{Attestation, Process, failpoint};
 
-use super::{Refusal, Shared, View};
+use super::{Refusal, Shared, State, View, lock};
 use crate::audit::{self, Event};
 use crate::clock::unix_seconds;
 use crate::id::{EntryId, LeaseId};
@@ -83,7 +83,16 @@ impl Shared {
                 .is_ok_and(|f| f == *subject.attestation.fingerprint())
     }
 
+    /// Whether the user has room for one more lease. Revoked ones count until they expire: each is an entry
+    /// in every CRL that goes out.
+    pub(super) fn check_user(&self, state: &State, uid: u32) -> Result<(), Refusal> {
+        let live = state.leases_by_uid.get(&uid).copied().unwrap_or_default();
+        let charged = live + lock(&self.denied).of_uid(uid);
+        if charged < self.settings.leases_per_uid { Ok(()) } else { Err(Refusal::TooManyLeases) }
+    }
+
     fn mint_x509(&self, subject: &Subject) -> Result<(MintedX509, Row), Refusal> {
+        self.check_user(&self.lock(), subject.process.uid())?;
         let entry = &subject.identity.entry;
         let request = PermitRequest {
             entry: entry.id.clone(),

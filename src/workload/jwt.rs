@@ -3,14 +3,15 @@
 use std::sync::Arc;
 
 use mayfly_attestors::failpoint;
+use tokio::sync::oneshot;
 
 use super::issue::{Subject, issue_event, new_lease, remaining};
 use super::{Admission, Refusal, Shared, Workloads};
-use crate::audit::TokenPrint;
-use crate::id::SpiffeId;
+use crate::audit::{Event, TokenPrint};
+use crate::id::{EntryId, LeaseId, SpiffeId};
 use crate::issue;
 use crate::issue::jwt::{JwtSvid, MintedJwt};
-use crate::lease::{Completion, Jitter, Ticket, WorkloadId};
+use crate::lease::{Completion, Jitter, LeaseView, Ticket, WorkloadId};
 use crate::ledger::{self, Committed, Row};
 use crate::policy::{Kind, PermitRequest};
 use crate::registration::Identity;
@@ -22,100 +23,121 @@ struct Draft {
     row: Row,
 }
 
+impl Draft {
+    /// The row, and the audit event that says so.
+    fn record(&self) -> (Row, Event) {
+        let print = TokenPrint::of_sha256(self.minted.token_sha256().as_ref());
+        (self.row.clone(), issue_event(&self.subject, &self.row, false, Some(print)))
+    }
+}
+
 impl Workloads {
     /// Mints one JWT-SVID for `wanted`, or for each identity when it is `None`, in the order of the
-    /// identities. All or none.
+    /// identities. All or none. It runs to its end whether or not the caller waits: what the caller no
+    /// longer takes is revoked.
     pub async fn issue_jwt(
         &self,
         admission: &Admission,
         wanted: Option<&SpiffeId>,
         audience: &[String],
     ) -> Result<Vec<JwtSvid>, Refusal> {
-        let chosen: Vec<&Identity> =
-            admission.identities().iter().filter(|i| wanted.is_none_or(|w| *w == i.spiffe_id)).collect();
+        let fits = |identity: &&Identity| wanted.is_none_or(|id| *id == identity.spiffe_id);
+        let chosen: Vec<Identity> = admission.identities().iter().filter(fits).cloned().collect();
         if chosen.is_empty() {
             return Err(Refusal::NotEntitled);
         }
-        self.0.check_quota(admission, chosen.len())?;
-        let mut drafts = Vec::with_capacity(chosen.len());
-        for identity in chosen {
-            match self.0.draft(admission, identity, audience) {
-                Ok(draft) => drafts.push(draft),
-                Err(refusal) => {
-                    self.0.discard(admission.id(), drafts, false);
-                    return Err(refusal);
-                }
+        let (send, answer) = oneshot::channel();
+        let (shared, admission, audience) = (Arc::clone(&self.0), admission.clone(), audience.to_vec());
+        self.0.spawn(async move {
+            let issued = shared.issue_jwts(&admission, &chosen, &audience).await;
+            if let Err(Ok(unclaimed)) = send.send(issued) {
+                shared.withdraw(unclaimed.iter().map(|svid| svid.id));
             }
-        }
-        let written = drafts
-            .iter()
-            .map(|d| {
-                (
-                    d.row.clone(),
-                    issue_event(
-                        &d.subject,
-                        &d.row,
-                        false,
-                        Some(TokenPrint::of_sha256(d.minted.token_sha256().as_ref())),
-                    ),
-                )
-            })
-            .collect();
-        match self.0.write_down(written).await {
-            Ok(committed) => self.0.release_jwts(admission.id(), drafts, &committed),
-            Err((refusal, written)) => {
-                self.0.discard(admission.id(), drafts, written);
-                Err(refusal)
-            }
-        }
+        });
+        // The runtime is only gone when the agent is.
+        answer.await.unwrap_or(Err(Refusal::WatchLost))
     }
 }
 
 impl Shared {
-    fn check_quota(&self, admission: &Admission, more: usize) -> Result<(), Refusal> {
-        let state = self.lock();
-        let of_uid = state.leases_by_uid.get(&admission.process().uid()).copied().unwrap_or_default();
-        let jwts = state
-            .core
-            .leases_of(admission.id())
-            .iter()
-            .filter(|l| state.rows.get(&l.id).is_some_and(|r| r.kind == ledger::Kind::Jwt))
-            .count();
-        let over = of_uid + more > self.settings.leases_per_uid
-            || jwts + more > self.settings.jwt_leases_per_workload;
-        if over { Err(Refusal::TooManyLeases) } else { Ok(()) }
+    async fn issue_jwts(
+        self: &Arc<Self>,
+        admission: &Admission,
+        chosen: &[Identity],
+        audience: &[String],
+    ) -> Result<Vec<JwtSvid>, Refusal> {
+        let mut drafts = Vec::with_capacity(chosen.len());
+        for identity in chosen {
+            match self.draft(admission, identity, audience) {
+                Ok(draft) => drafts.push(draft),
+                Err(refusal) => {
+                    self.discard(drafts, false);
+                    return Err(refusal);
+                }
+            }
+        }
+        let written = drafts.iter().map(Draft::record).collect();
+        match self.write_down(written).await {
+            Ok(committed) => self.release_jwts(admission.id(), drafts, &committed),
+            Err((refusal, written)) => {
+                self.discard(drafts, written);
+                Err(refusal)
+            }
+        }
     }
 
     fn draft(
-        &self,
+        self: &Arc<Self>,
         admission: &Admission,
         identity: &Identity,
         audience: &[String],
     ) -> Result<Draft, Refusal> {
         let subject = self.subject(admission.id(), &identity.entry.id).ok_or(Refusal::NotEntitled)?;
+        let ticket = self.begin_jwt(admission, &identity.entry.id)?;
+        match self.mint_jwt(identity, audience) {
+            Ok(minted) => {
+                let row = minted.row(admission.process().key(), admission.process().uid());
+                Ok(Draft { ticket, subject, minted, row })
+            }
+            Err(refusal) => {
+                self.abandon_jwt(ticket, None);
+                Err(refusal)
+            }
+        }
+    }
+
+    /// Takes off if the process and its user have room for one more lease.
+    fn begin_jwt(&self, admission: &Admission, entry: &EntryId) -> Result<Ticket, Refusal> {
+        let mut state = self.lock();
+        let id = admission.id();
+        let held = state.core.leases_of(id);
+        let is_jwt =
+            |lease: &&LeaseView| state.rows.get(&lease.id).is_some_and(|r| r.kind == ledger::Kind::Jwt);
+        let jwts = held.iter().filter(is_jwt).count() + state.core.flights_of(id);
+        if jwts >= self.settings.jwt_leases_per_workload {
+            return Err(Refusal::TooManyLeases);
+        }
+        self.check_user(&state, admission.process().uid())?;
+        state.core.begin(id, entry).map_err(|_refused| Refusal::NotEntitled)
+    }
+
+    fn mint_jwt(&self, identity: &Identity, audience: &[String]) -> Result<MintedJwt, Refusal> {
         let entry = &identity.entry;
-        let permit = self
-            .parts
-            .policy
-            .permit(PermitRequest {
-                entry: entry.id.clone(),
-                spiffe_id: identity.spiffe_id.clone(),
-                kind: Kind::Jwt,
-                ttl: entry.terms.jwt_ttl.unwrap_or(self.settings.jwt_ttl),
-                audience: audience.to_vec(),
-                allowed_audiences: entry.terms.jwt_audiences.as_ref().map(|a| a.iter().cloned().collect()),
-                dns_names: Vec::new(),
-                hint: identity.hint.clone(),
-            })
-            .map_err(|_denied| Refusal::NotEntitled)?;
-        let now = self.parts.clock.wall();
+        let request = PermitRequest {
+            entry: entry.id.clone(),
+            spiffe_id: identity.spiffe_id.clone(),
+            kind: Kind::Jwt,
+            ttl: entry.terms.jwt_ttl.unwrap_or(self.settings.jwt_ttl),
+            audience: audience.to_vec(),
+            allowed_audiences: entry.terms.jwt_audiences.as_ref().map(|a| a.iter().cloned().collect()),
+            dns_names: Vec::new(),
+            hint: identity.hint.clone(),
+        };
+        let permit = self.parts.policy.permit(request).map_err(|_denied| Refusal::NotEntitled)?;
         let authority = self.parts.authorities.active_jwt();
-        let minted = issue::jwt::mint(permit, authority, new_lease()?, &self.settings.jwt_issuer, now)
-            .map_err(Refusal::Authority)?;
-        let row = minted.row(admission.process().key(), admission.process().uid());
-        let ticket =
-            self.lock().core.begin(admission.id(), &entry.id).map_err(|_refused| Refusal::NotEntitled)?;
-        Ok(Draft { ticket, subject, minted, row })
+        let now = self.parts.clock.wall();
+        issue::jwt::mint(permit, authority, new_lease()?, &self.settings.jwt_issuer, now)
+            .map_err(Refusal::Authority)
     }
 
     fn release_jwts(
@@ -126,8 +148,8 @@ impl Shared {
     ) -> Result<Vec<JwtSvid>, Refusal> {
         failpoint::hit("issue.before_release");
         if !drafts.iter().all(|d| self.is_unchanged(&d.subject)) {
-            self.discard(id, drafts, true);
             self.suspect(id);
+            self.discard(drafts, true);
             return Err(Refusal::NotEntitled);
         }
         let (now, wall) = (self.parts.clock.monotonic(), self.parts.clock.wall());
@@ -149,16 +171,22 @@ impl Shared {
             };
             self.perform(&mut state, actions, now);
         }
-        if refused { Err(Refusal::NotEntitled) } else { Ok(released) }
+        drop(state);
+        if refused {
+            self.withdraw(released.iter().map(|svid| svid.id));
+            return Err(Refusal::NotEntitled);
+        }
+        Ok(released)
     }
 
-    fn discard(self: &Arc<Self>, id: WorkloadId, drafts: Vec<Draft>, written: bool) {
+    fn discard(self: &Arc<Self>, drafts: Vec<Draft>, written: bool) {
         for draft in drafts {
-            self.abandon_jwt(draft.ticket, id, written.then_some(draft.row));
+            self.abandon_jwt(draft.ticket, written.then_some(draft.row));
         }
     }
 
-    fn abandon_jwt(self: &Arc<Self>, ticket: Ticket, _id: WorkloadId, written: Option<Row>) {
+    /// Gives a ticket back. `written` is the row when the ledger has it already: it is revoked.
+    fn abandon_jwt(self: &Arc<Self>, ticket: Ticket, written: Option<Row>) {
         let now = self.parts.clock.monotonic();
         let mut state = self.lock();
         let lease = written.as_ref().map(|row| row.id);
@@ -167,5 +195,15 @@ impl Shared {
         }
         let actions = state.core.fail(ticket, lease, now);
         self.perform(&mut state, actions, now);
+    }
+
+    /// Revokes leases whose credentials never reached their process.
+    fn withdraw(self: &Arc<Self>, leases: impl Iterator<Item = LeaseId>) {
+        let now = self.parts.clock.monotonic();
+        let mut state = self.lock();
+        for lease in leases {
+            let actions = state.core.withdraw(lease);
+            self.perform(&mut state, actions, now);
+        }
     }
 }

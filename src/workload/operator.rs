@@ -1,6 +1,5 @@
 //! What an operator asks and orders.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -91,9 +90,23 @@ impl Workloads {
         lock(&self.0.timings).snapshot()
     }
 
+    /// How many live leases the target names now.
+    pub fn count_matching(&self, target: &Target) -> usize {
+        let state = self.0.lock();
+        let named = |row: &&Row| match target {
+            Target::Lease(lease) => row.id == *lease,
+            Target::Pid(pid) => row.process.pid == *pid,
+            Target::SpiffeId(spiffe_id) => row.spiffe_id == *spiffe_id,
+        };
+        state.rows.values().filter(named).count()
+    }
+
     /// Revokes and resolves when the CRL is published.
     pub async fn revoke(&self, target: &Target) -> Revoked {
         let start = self.0.parts.clock.monotonic();
+        if let Target::Pid(pid) = target {
+            self.hold_stranger(*pid).await;
+        }
         let (done, published) = tokio::sync::oneshot::channel();
         let leases = {
             let mut state = self.0.lock();
@@ -106,11 +119,10 @@ impl Workloads {
                         actions.extend(state.core.bar(id));
                     }
                 }
+                // By entry, not by lease: what is in flight must not slip through.
                 Target::SpiffeId(spiffe_id) => {
-                    let matching: BTreeSet<LeaseId> =
-                        state.rows.values().filter(|r| r.spiffe_id == *spiffe_id).map(|r| r.id).collect();
-                    for lease in matching {
-                        actions.extend(state.core.revoke(lease));
+                    for (id, entry) in state.holders(spiffe_id) {
+                        actions.extend(state.core.bar_entry(id, &entry));
                     }
                 }
             }
@@ -123,6 +135,25 @@ impl Workloads {
         let crl_number = published.await.unwrap_or_default();
         let took = self.0.parts.clock.monotonic().saturating_duration_since(start);
         Revoked { leases, crl_number, took }
+    }
+
+    /// Takes in a process that never called, so that it can be barred: it is watched from here on.
+    async fn hold_stranger(&self, pid: u32) {
+        if self.0.lock().by_pid.contains_key(&pid) {
+            return;
+        }
+        let Ok(process) = Process::of_pid(&self.0.parts.host, pid).map(Arc::new) else { return };
+        let Ok(attestation) = self.0.parts.attestors.attest(&process).await else { return };
+        let now = self.0.parts.clock.monotonic();
+        let mut state = self.0.lock();
+        if state.by_key.contains_key(&process.key()) {
+            return;
+        }
+        let id = state.insert(super::admit::member(&process, Arc::new(attestation), Vec::new(), now));
+        if self.0.reaper.watch(&process, id.0).is_err() {
+            state.core.end(id, crate::lease::Cause::WatchLost);
+            state.remove(id);
+        }
     }
 
     /// Attests a process as if it had called.

@@ -156,7 +156,9 @@ impl Revoker {
 
     fn patience(&self) -> Duration {
         let now = self.clock.monotonic();
-        let publish = (!self.waiting.is_empty()).then(|| self.not_before.unwrap_or(now));
+        // Without a CRL there is nothing to answer with: the first one is due by age.
+        let has_crl = self.crl.borrow().is_some();
+        let publish = (has_crl && !self.waiting.is_empty()).then(|| self.not_before.unwrap_or(now));
         let next = publish.into_iter().chain(self.resign_at).min();
         next.map_or(self.settings.next_update, |at| at.saturating_duration_since(now))
     }
@@ -189,7 +191,7 @@ impl Revoker {
         let by_age = self.resign_at.is_some_and(|at| at <= now);
         if (needs_crl && !too_early) || by_age {
             self.publish();
-        } else if !needs_crl {
+        } else if !needs_crl && self.crl.borrow().is_some() {
             let jobs = std::mem::take(&mut self.waiting);
             let (seen, number) = (now, self.crl.borrow().as_ref().map_or(0, |crl| crl.number));
             self.report(jobs, &Stamps { signed: seen, published: seen }, number);
@@ -206,8 +208,10 @@ impl Revoker {
         let (number, this_update) = match self.settings.numbering.next(wall) {
             CrlTurn::Now { number, this_update } => (number, this_update),
             CrlTurn::NotBefore(wait) => {
-                self.not_before = Some(now + wait);
-                self.resign_at = self.resign_at.map(|at| at.max(now + wait));
+                let at = now + wait;
+                self.not_before = Some(at);
+                // Before the first CRL nothing else would come back for it.
+                self.resign_at = Some(self.resign_at.map_or(at, |due| due.max(at)));
                 return;
             }
         };

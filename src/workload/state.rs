@@ -136,6 +136,23 @@ impl State {
         Some(member)
     }
 
+    /// Who has this identity, or a lease of it, and by which entry.
+    pub(super) fn holders(&self, spiffe_id: &str) -> Vec<(WorkloadId, EntryId)> {
+        let matched = self.members.iter().flat_map(|(id, member)| {
+            let identities = member.identities.iter().filter(|i| i.spiffe_id.as_str() == spiffe_id);
+            identities.map(|i| (*id, i.entry.id.clone()))
+        });
+        let leased = self.rows.values().filter(|row| row.spiffe_id == spiffe_id);
+        let leased = leased.filter_map(|row| Some((*self.by_key.get(&row.process)?, row.entry.clone())));
+        let all: BTreeSet<_> = matched.chain(leased).collect();
+        all.into_iter().collect()
+    }
+
+    /// The entries that the workload holds now: matched, and not taken by an operator.
+    pub(super) fn held(&self, id: WorkloadId, now: Instant) -> Vec<EntryId> {
+        self.core.shown(id, now).into_iter().map(|(entry, _)| entry).collect()
+    }
+
     pub(super) fn add_row(&mut self, row: Row) {
         *self.leases_by_uid.entry(row.uid).or_default() += 1;
         self.rows.insert(row.id, row);

@@ -27,8 +27,12 @@ impl Workloads {
     pub fn subscribe(&self, admission: &Admission) -> Subscription {
         let id = admission.id();
         let mut state = self.0.lock();
-        let view = match state.members.get(&id) {
-            Some(member) => member.view.subscribe(),
+        let view = match state.members.get_mut(&id) {
+            Some(member) => {
+                // An attempt of its own: an earlier stream's failure is not this one's.
+                member.failing = false;
+                member.view.subscribe()
+            }
             None => watch::Sender::new(View::Ended).subscribe(),
         };
         let now = self.0.parts.clock.monotonic();
