@@ -7,9 +7,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tonic::{Request, Status};
 
-use super::limits::Admission as RateLimit;
+use super::limits::{Admission as RateLimit, AdmissionLimits, Ticket};
 use super::peer::{Cut, Peer};
 use super::status::{BadRequest, Busy, of_refusal};
+use super::wire::budget::Rate;
 use crate::audit;
 use crate::clock::Clock;
 use crate::workload::{Admission, Connection, Refusal, Workloads};
@@ -21,6 +22,8 @@ const HEADER: &str = "workload.spiffe.io";
 pub struct Gate {
     workloads: Workloads,
     rate: Arc<RateLimit>,
+    /// Validations attest nobody: they have a budget of their own, and a larger one.
+    validations: RateLimit,
     clock: Arc<dyn Clock>,
     open: Arc<AtomicBool>,
 }
@@ -47,7 +50,10 @@ pub(super) struct Admitted {
 impl Gate {
     /// A gate that answers `Unavailable` until [`Gate::open`].
     pub fn new(workloads: Workloads, rate: Arc<RateLimit>, clock: Arc<dyn Clock>) -> Self {
-        Self { workloads, rate, clock, open: Arc::default() }
+        let rate_of_validations = Rate { per_second: 2_000, burst: 4_000 };
+        let limits =
+            AdmissionLimits { rate: rate_of_validations, in_flight: 64, ..AdmissionLimits::default() };
+        Self { workloads, rate, validations: RateLimit::new(limits), clock, open: Arc::default() }
     }
 
     /// From now on calls are served: everybody who died while the agent was down is refused already.
@@ -59,13 +65,16 @@ impl Gate {
         &self.workloads
     }
 
-    /// Checks the header and that the agent serves.
-    pub(super) fn call<T>(&self, request: &Request<T>, method: &'static str) -> Result<Call, Status> {
+    /// Checks the header, before anything else and without any side effect (Workload Endpoint §3).
+    pub(super) fn check_header<T>(request: &Request<T>) -> Result<(), Status> {
         let mut values = request.metadata().get_all(HEADER).iter();
         let exactly_true = values.next().is_some_and(|v| v.as_bytes() == b"true") && values.next().is_none();
-        if !exactly_true {
-            return Err(BadRequest::SecurityHeader.into());
-        }
+        if exactly_true { Ok(()) } else { Err(BadRequest::SecurityHeader.into()) }
+    }
+
+    /// Checks the header and that the agent serves.
+    pub(super) fn call<T>(&self, request: &Request<T>, method: &'static str) -> Result<Call, Status> {
+        Self::check_header(request)?;
         if !self.open.load(Ordering::Acquire) {
             return Err(Busy::Starting.into());
         }
@@ -81,14 +90,23 @@ impl Call {
         &self.peer
     }
 
-    /// Takes one attempt from the caller's budget without attesting it; for answers that are no secret.
-    pub(super) fn spend(&self) -> Result<(), Status> {
+    /// Takes one validation from the caller's budget.
+    pub(super) fn spend_validation(&self) -> Result<Ticket, Status> {
+        self.spend_from(&self.gate.validations)
+    }
+
+    /// Takes one attestation from the caller's budget; it counts as running while the answer is held.
+    pub(super) fn spend(&self) -> Result<Ticket, Status> {
+        self.spend_from(&self.gate.rate)
+    }
+
+    fn spend_from(&self, budget: &RateLimit) -> Result<Ticket, Status> {
         if !self.peer.process().is_alive() {
             return Err(of_refusal(&Refusal::Exited));
         }
         let now = self.gate.clock.monotonic();
-        let ticket = self.gate.rate.try_start(self.peer.process().uid(), now);
-        ticket.map(drop).map_err(|_limited| Busy::RateLimited(self.method).into())
+        let ticket = budget.try_start(self.peer.process().uid(), now);
+        ticket.map_err(|_limited| Busy::RateLimited(self.method).into())
     }
 
     pub(super) async fn admit(&self) -> Result<Admitted, Status> {
@@ -100,9 +118,7 @@ impl Call {
         if let Some(admission) = self.gate.workloads.recall(process, &connection) {
             return Ok(Admitted { admission });
         }
-        let now = self.gate.clock.monotonic();
-        let ticket = self.gate.rate.try_start(process.uid(), now);
-        let _ticket = ticket.map_err(|_limited| Status::from(Busy::RateLimited(self.method)))?;
+        let _ticket = self.spend()?;
         match self.gate.workloads.admit(process, &connection).await {
             Ok(admission) => Ok(Admitted { admission }),
             Err(refusal) => {

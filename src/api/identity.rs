@@ -1,6 +1,7 @@
 //! `mayfly.identity.v1`: what a process may learn about itself.
 
 use std::pin::Pin;
+use std::time::Duration;
 
 use futures_util::{Stream, stream};
 use mayfly_attestors::Strength;
@@ -13,6 +14,9 @@ use super::status::{Busy, of_refusal};
 use crate::drain::Watch;
 use crate::registration::Identity;
 use crate::workload::LeaseFilter;
+
+/// How long a waiting process that was not looked at waits before it asks for its turn again.
+const TURN: Duration = Duration::from_millis(200);
 
 /// Serves `WhoAmI` and `AwaitIdentity`.
 #[derive(Clone, Debug)]
@@ -34,6 +38,11 @@ impl IdentityService {
             entries.borrow_and_update();
             match self.describe(call).await {
                 Ok(answer) if !answer.identities.is_empty() => return Ok(answer),
+                // Many wait, and one reload wakes them all: each is looked at when its turn comes.
+                Err(status) if status.code() == Code::Unavailable => {
+                    tokio::time::sleep(TURN).await;
+                    continue;
+                }
                 Err(status) if status.code() != Code::PermissionDenied => return Err(status),
                 _ => {}
             }
@@ -45,7 +54,7 @@ impl IdentityService {
     }
 
     async fn describe(&self, call: &Call) -> Result<proto::WhoAmIResponse, Status> {
-        call.spend()?;
+        let _ticket = call.spend()?;
         let process = call.peer().process();
         let (attestation, identities) =
             self.gate.workloads().look_at(process).await.map_err(|refusal| of_refusal(&refusal))?;

@@ -148,7 +148,7 @@ impl SpiffeWorkloadApi for WorkloadService {
         if asked.svid.is_empty() {
             return Err(BadRequest::Svid.into());
         }
-        call.spend()?;
+        let _ticket = call.spend_validation()?;
         let answer = validate::token(self.gate.workloads(), &asked.svid, &asked.audience, self.clock.wall());
         Ok(Response::new(answer?))
     }
@@ -157,7 +157,7 @@ impl SpiffeWorkloadApi for WorkloadService {
         &self,
         request: Request<proto::WitsvidRequest>,
     ) -> Result<Response<Self::FetchWITSVIDStream>, Status> {
-        self.gate.call(&request, "FetchWITSVID")?;
+        Gate::check_header(&request)?;
         Err(Status::unimplemented("the WIT profile is switched off"))
     }
 
@@ -165,7 +165,7 @@ impl SpiffeWorkloadApi for WorkloadService {
         &self,
         request: Request<proto::WitBundlesRequest>,
     ) -> Result<Response<Self::FetchWITBundlesStream>, Status> {
-        self.gate.call(&request, "FetchWITBundles")?;
+        Gate::check_header(&request)?;
         Err(Status::unimplemented("the WIT profile is switched off"))
     }
 }

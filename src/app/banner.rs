@@ -50,6 +50,9 @@ fn user_name(uid: u32) -> String {
 /// Says where the agent listens and what to type next. A closed stdout is nobody's fault.
 pub(super) fn announce(config: &Config) {
     let public = config.sockets.public.display();
+    // As it can be typed: a fresh build is on nobody's PATH.
+    let mayfly =
+        std::env::current_exe().map_or_else(|_| "mayfly".to_owned(), |path| path.display().to_string());
     let text = format!(
         "mayfly: development agent for {domain}, keys in memory, one entry for your own user\n\
          \n\
@@ -59,8 +62,9 @@ pub(super) fn announce(config: &Config) {
          In another terminal:\n\
          \n\
          \x20 export SPIFFE_ENDPOINT_SOCKET=unix://{public}\n\
-         \x20 mayfly whoami\n\
-         \x20 mayfly fetch x509\n\
+         \x20 {mayfly} whoami\n\
+         \x20 {mayfly} fetch x509\n\
+         \x20 {mayfly} demo\n\
          \n\
          Every identity ends with its process. Ctrl-C stops the agent.\n",
         domain = config.trust_domain,

@@ -54,10 +54,11 @@ impl Agent {
         let config = self.config.clone();
         let posture = self.host.features().describe();
         let (audit, readiness) = (self.audit.clone(), self.readiness.clone());
+        let workloads = self.workloads.clone();
         let mut running = self.start(watch).await?;
         drop(starting);
         audit.note(vec![Event::AgentStart { version: env!("CARGO_PKG_VERSION").to_owned(), posture }]);
-        announce(&config, dev);
+        announce(&config, dev, &readiness).await;
         loop {
             match signals.next().await {
                 Told::Stop(signal) => {
@@ -71,6 +72,8 @@ impl Agent {
             }
         }
         sd_notify::notify(&[sd_notify::NotifyState::Stopping]).ok();
+        // What was just revoked goes out, and into the audit log, before the end.
+        tokio::time::timeout(Duration::from_secs(1), workloads.flush()).await.ok();
         readiness.raise("stopping", "told to stop");
         // A little more than the connections have, so that those cut off are counted.
         let drained = drain.drain(config.shutdown.grace + Duration::from_millis(500)).await;
@@ -149,7 +152,12 @@ impl Running {
     }
 }
 
-fn announce(config: &Config, dev: bool) {
+async fn announce(config: &Config, dev: bool, readiness: &Readiness) {
+    // A service manager waits for this word: it is not given while something is amiss, but not withheld for
+    // ever either, because a degraded agent still revokes.
+    let mut concerns = readiness.subscribe();
+    let ready = concerns.wait_for(std::collections::BTreeMap::is_empty);
+    tokio::time::timeout(Duration::from_secs(5), ready).await.map(drop).ok();
     tracing::info!(public = %config.sockets.public.display(), admin = %config.sockets.admin.display(), "serving");
     if dev {
         banner::announce(config);

@@ -137,6 +137,15 @@ impl Workloads {
         Revoked { leases, crl_number, took }
     }
 
+    /// Resolves when everything revoked so far is published and in the audit log.
+    pub async fn flush(&self) {
+        let (done, published) = tokio::sync::oneshot::channel();
+        let now = self.0.parts.clock.monotonic();
+        self.0.refuse(Vec::new(), Reason::Operator, Initiator::Agent, now, Some(done));
+        // An error means that the revoker is gone, and with it what could be waited for.
+        published.await.ok();
+    }
+
     /// Takes in a process that never called, so that it can be barred: it is watched from here on.
     async fn hold_stranger(&self, pid: u32) {
         if self.0.lock().by_pid.contains_key(&pid) {
