@@ -48,11 +48,23 @@ pub fn run_agent(args: AgentArgs) -> Exit {
     }
 }
 
+/// As many descriptors as the system lets us have: each connection takes two, and running out of them would
+/// stop service, not revocation.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
+    {
+        tracing::warn!(%error, "the descriptor limit stays as it is");
+    }
+}
+
 fn start(args: AgentArgs) -> Result<Exit, StartError> {
     let dev = args.dev;
     let config = resolve(args)?;
     // Set up already only where several agents run in one process, in tests.
     crate::telemetry::init(&config.log).ok();
+    raise_descriptor_limit();
     let runtimes = build::Runtimes::new()?;
     build::Agent::build(config, &runtimes)?.run(&runtimes, dev)
 }
