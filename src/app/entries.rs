@@ -137,7 +137,8 @@ impl Follower {
         let (added, removed) = (missing_from(&set, &before), missing_from(&before, &set));
         tracing::info!(entries = set.len(), added = added.len(), removed = removed.len(), "entries changed");
         let total = u64::try_from(set.len()).unwrap_or(u64::MAX);
-        let event = Event::EntriesChanged { source: self.name.clone(), total, added, removed };
+        let changed = set.changed_from(&before);
+        let event = Event::EntriesChanged { source: self.name.clone(), total, added, removed, changed };
         self.publish.send_replace(Arc::new(set));
         self.audit.note(vec![event]);
     }

@@ -78,6 +78,8 @@ pub enum Event {
         added: Vec<EntryId>,
         /// Which are gone.
         removed: Vec<EntryId>,
+        /// Which say something else now.
+        changed: Vec<EntryId>,
     },
     /// A set of registration entries was refused; the old one stays in force.
     EntriesRejected {

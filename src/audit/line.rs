@@ -151,6 +151,7 @@ enum Detail {
         total: u64,
         added: Names,
         removed: Names,
+        changed: Names,
     },
     Rejected {
         source: String,
@@ -231,11 +232,12 @@ impl Event {
     /// What an event says that is about no process.
     fn detail(&self) -> Option<Detail> {
         Some(match self {
-            Self::EntriesChanged { source, total, added, removed } => Detail::Entries {
+            Self::EntriesChanged { source, total, added, removed, changed } => Detail::Entries {
                 source: capped(source),
                 total: *total,
                 added: Names::of(added.iter().map(|id| id.as_str())),
                 removed: Names::of(removed.iter().map(|id| id.as_str())),
+                changed: Names::of(changed.iter().map(|id| id.as_str())),
             },
             Self::EntriesRejected { source, problems } => Detail::Rejected {
                 source: capped(source),

@@ -105,6 +105,7 @@ fn agent_events() -> Vec<Event> {
             total: 50,
             added: entries(0..40),
             removed: entries(0..0),
+            changed: entries(0..1),
         },
         Event::EntriesRejected {
             source: "/etc/mayfly/entries.d".to_owned(),

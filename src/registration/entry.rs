@@ -187,6 +187,17 @@ impl EntrySet {
         self.entries.iter().find(|entry| entry.id == *id)
     }
 
+    /// The entries that are in both sets and say something else in this one.
+    pub fn changed_from(&self, before: &Self) -> Vec<EntryId> {
+        let says = |entry: &Entry| {
+            let mut content = Content::default();
+            entry.write(&mut content);
+            content.0
+        };
+        let changed = |entry: &&Arc<Entry>| before.get(&entry.id).is_some_and(|old| says(old) != says(entry));
+        self.iter().filter(changed).map(|entry| entry.id.clone()).collect()
+    }
+
     /// What tells this set from another.
     pub fn version(&self) -> SetVersion {
         self.version
