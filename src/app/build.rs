@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use mayfly_attestors::{
-    AttestSettings as AttestorSettings, AttestorSet, ExecWatch, Host, MeasureLimits, Measurer, WorkerCommand,
+    AttestSettings as AttestorSettings, AttestorSet, ExecMode, ExecWatch, Host, MeasureLimits, Measurer,
+    WorkerCommand,
 };
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
@@ -35,7 +36,8 @@ pub(super) struct Agent {
     pub(super) authorities: Arc<crate::authority::AuthoritySet>,
     pub(super) rows: Vec<Row>,
     pub(super) entries: Entries,
-    exec_watch: ExecWatch,
+    /// Must live as long as the agent serves: dropping it ends the watch.
+    pub(super) exec_watch: ExecWatch,
     pub(super) public: Bound,
     pub(super) admin: Bound,
 }
@@ -73,6 +75,12 @@ impl Agent {
             start_workloads(&config, &host, &clock, &readiness, &audit, stored, in_force, &runtimes.issuing)?;
         let told = workloads.clone();
         let exec_watch = ExecWatch::start(&host, Box::new(move |notice| told.on_exec(&notice)));
+        if let ExecMode::Unavailable { why } = exec_watch.mode() {
+            tracing::warn!(
+                why,
+                "no early word of exec: programs are only looked at again before each issue and push"
+            );
+        }
         Ok(Self {
             config,
             clock,

@@ -99,6 +99,7 @@ fn b01_exec_of_a_client_with_only_a_token_revokes_it() {
     assert!(watcher.holder().validate("aud", &token.text).is_ok());
     holder.exec(Path::new("/bin/sleep"), &["60"]);
     mayfly_harness::until("the token is refused", || watcher.holder().validate("aud", &token.text).err());
+    scene.agent.audited(&["credential.revoke", &token.jti(), "exec_mismatch"]);
 }
 
 /// The program changes after the ledger row is durable and before the credential leaves.
