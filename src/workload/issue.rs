@@ -41,8 +41,9 @@ impl Shared {
             return;
         };
         if !self.is_unchanged(&subject) {
-            self.abandon(ticket, id, None);
+            // First of all nothing more is pushed to it, not even the CRL that the rest brings about.
             self.suspect(id);
+            self.abandon(ticket, id, None);
             return;
         }
         let (minted, row) = match self.mint_x509(&subject) {
@@ -139,6 +140,7 @@ impl Shared {
         if !self.is_unchanged(subject) {
             self.abandon(ticket, id, Some(row));
             self.suspect(id);
+            self.abandon(ticket, id, Some(row));
             return;
         }
         let lease = row.id;

@@ -73,6 +73,37 @@ fn exec_into_another(mode: &str) {
     assert!(end.as_deref() == Some("7") || tool.expect("after-eof").is_empty(), "{end:?}");
     assert!(tool.expect_within("after-svid", std::time::Duration::ZERO).is_none());
     assert!(scene.agent.admin().live_leases_of(tool.pid()).is_empty());
+    // The reason is the program's, not the connection's or the process's end.
+    scene.agent.audited(&["credential.revoke", &serial, "exec_mismatch"]);
+}
+
+/// Where the kernel gives no word of exec, the next push looks again: here one that another process's end causes.
+#[test]
+fn b01_exec_unseen_by_the_watch_ends_at_the_next_push() {
+    let mut scene = Scene::prepare(&[Entry::for_uid(OTHER)]);
+    // The process connector speaks only to the first network namespace.
+    let plan = scene.agent.plan().clone().wrapped(&["unshare", "--net", "--"]);
+    *scene.agent.plan() = plan;
+    scene.agent.launch();
+    assert!(scene.agent.admin().status().exec_watch.starts_with("re-read only"));
+    assert!(scene.agent.log().contains("no early word of exec"), "{}", scene.agent.log());
+    let mut watcher = Watcher::start(&scene.agent);
+    // Several rounds: the old SVID once went out when the second look ended just before it was sent.
+    for round in 0..10 {
+        let mut other = Holder::start(&scene.agent, OTHER);
+        let pushed = other.x509().svids[0].serial().to_owned();
+        let mut tool = scene.run(&["exec", &socket(&scene.agent), utf8(&scene.evil), "held"]);
+        let serial = tool.expect("svid");
+        tool.expect("ready");
+        tool.tell("go");
+        tool.expect("running-next");
+        other.kill();
+        watcher.sees("the other's serial, which makes the agent push", &[&pushed]);
+        watcher.sees("the serial of the program that is no more", &[&serial]);
+        scene.agent.audited(&["agent.cut", "exec_mismatch", &tool.pid().to_string()]);
+        tool.expect("after-status");
+        assert!(tool.expect_within("after-svid", std::time::Duration::ZERO).is_none(), "round {round}");
+    }
 }
 
 #[test]
