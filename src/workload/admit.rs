@@ -181,14 +181,17 @@ impl Shared {
     }
 
     fn refuse_attest(
-        &self,
+        self: &Arc<Self>,
         process: &Process,
         connection: &Arc<dyn Connection>,
         error: AttestError,
     ) -> Refusal {
         let refusal = refusal(error);
         match &refusal {
-            Refusal::CredentialsChanged => connection.cut(audit::Cut::CredentialsChanged),
+            Refusal::CredentialsChanged => {
+                connection.cut(audit::Cut::CredentialsChanged);
+                self.credentials_changed(process);
+            }
             other => self.note_denied(process, "attest", &with_source(other)),
         }
         refusal
