@@ -138,8 +138,7 @@ impl Shared {
         }) else {
             return;
         };
-        let now_is = self.parts.attestors.fingerprint(&process);
-        if now_is.as_ref().is_ok_and(|f| f == before.fingerprint()) {
+        if self.is_same(&process, &before) {
             if let Some(member) = self.lock().members.get_mut(&id) {
                 member.clear();
             }
@@ -154,7 +153,7 @@ impl Shared {
                     m.identities.iter().any(|old| !identities.iter().any(|new| new.same_as(old)))
                 });
                 if lost {
-                    self.note_cut(&process, audit::Cut::ExecMismatch);
+                    self.note_cut(&process, why_lost(&before, &attestation));
                 }
                 self.renew_member(&mut state, id, Arc::new(attestation), identities, now);
             }
@@ -202,6 +201,11 @@ impl Shared {
     pub(super) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         self.parts.issuing.spawn(work);
     }
+}
+
+fn why_lost(before: &Attestation, after: &Attestation) -> audit::Cut {
+    let same_program = before.fingerprint().same_program(after.fingerprint());
+    if same_program && after.posture().traced { audit::Cut::Traced } else { audit::Cut::ExecMismatch }
 }
 
 fn reason(cause: Cause) -> Reason {

@@ -7,7 +7,7 @@ use mayfly_harness::tools::Tool;
 use mayfly_harness::{Agent, Entry, Holder, Plan, files, require_root};
 
 use crate::support::{
-    Mount, Pause, WIDE, Watcher, entries_and_watcher, installed, run, socket, svids, utf8, variant,
+    Mount, Pause, SHORT, WIDE, Watcher, entries_and_watcher, installed, run, socket, svids, utf8, variant,
 };
 
 const USER: u32 = 20_101;
@@ -226,6 +226,36 @@ fn b06_traced_process_is_refused_unless_the_entry_says_otherwise() {
     let mut tracer = Tool::run(&scene.agent, OTHER, "tracer", &["trace", &open.pid().to_string()]);
     tracer.expect("tracing");
     open.x509();
+}
+
+/// The tracer comes when the process already has its identity: nothing new leaves, and the old is taken back.
+#[test]
+fn b06_tracer_that_comes_later_ends_the_identity_at_the_next_issue() {
+    require_root();
+    let traced = Entry::new("/debuggable", &[&uid(OTHER)]).with("allow_traced = true");
+    let entries = entries_and_watcher(&[Entry::for_uid(USER), traced]);
+    let agent = Plan::with_entries(&entries).settings(SHORT).start();
+    let mut watcher = Watcher::start(&agent);
+    let [mut strict, mut open] = [USER, OTHER].map(|user| Holder::start(&agent, user));
+    let serial = strict.x509().svids[0].serial().to_owned();
+    open.x509();
+    let trace = |pid: u32, user| Tool::run(&agent, user, "tracer", &["trace", &pid.to_string()]);
+    let mut tracers = [trace(strict.pid(), USER), trace(open.pid(), OTHER)];
+    for tracer in &mut tracers {
+        tracer.expect("tracing");
+    }
+    // The renewal, after half of the ten seconds.
+    let end = loop {
+        match strict.next_x509() {
+            // Another's revocation: the new CRL, with what it has.
+            Ok(same) => assert_eq!(same.svids[0].serial(), serial, "a renewed SVID left"),
+            Err(end) => break end,
+        }
+    };
+    assert_eq!(end.code, 7, "{end:?}");
+    watcher.sees("the serial of before", &[&serial]);
+    agent.audited(&["agent.cut", "traced", &strict.pid().to_string()]);
+    open.next_x509().expect("this entry allows a tracer");
 }
 
 #[test]
