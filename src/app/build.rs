@@ -60,6 +60,10 @@ impl Agent {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let readiness = Readiness::default();
         let host = Host::probe(&config.attest.proc)?;
+        // The development agent serves its own user where it is, be that a container.
+        if matches!(config.storage, Storage::Disk(_)) {
+            host.serves_whole_machine()?;
+        }
         for sentence in host.features().describe() {
             tracing::info!(platform = sentence);
         }
