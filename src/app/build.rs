@@ -67,6 +67,7 @@ impl Agent {
         for sentence in host.features().describe() {
             tracing::info!(platform = sentence);
         }
+        warn_of_own_uid();
         let (entries, in_force) = Entries::load(&config)?;
         let stored = storage::open(&config, clock.wall())?;
         let audit = open_audit(&config, &host, &clock)?;
@@ -122,6 +123,18 @@ impl Agent {
             started_at: unix_seconds(self.clock.wall()),
             reload_error: self.entries.last_error(),
         }
+    }
+}
+
+/// Root may do all of this anyway; any other user's processes should not share ours.
+fn warn_of_own_uid() {
+    let uid = rustix::process::geteuid();
+    if !uid.is_root() {
+        tracing::warn!(
+            uid = uid.as_raw(),
+            "the agent is not root: a workload of the same uid cannot read its memory, but can signal it and replace its \
+             files and sockets"
+        );
     }
 }
 
