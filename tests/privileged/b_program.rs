@@ -1,6 +1,7 @@
 //! Threats B: is it still, and was it ever, the program we think it is?
 
 use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use mayfly_harness::tools::Tool;
@@ -263,7 +264,11 @@ fn b07_anonymous_executable_has_no_path_and_no_hash() {
     require_root();
     let agent = Plan::default().settings(WIDE).prepare();
     let program = installed(&agent, "program");
-    let copy = agent.dir().join("copy");
+    // A directory in which any user may unlink.
+    let open = agent.dir().join("open");
+    std::fs::create_dir(&open).unwrap();
+    std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o777)).unwrap();
+    let copy = open.join("copy");
     files::install_as(&program, &copy);
     let by_path = |path: &str| [uid(USER), format!("unix:path:{path}")];
     let mut entries = entries_and_watcher(&[]);
@@ -403,10 +408,16 @@ fn b10_swapped_xfs_program_is_hashed_afresh() {
     let _mount = Mount::new(&["-o", "loop", utf8(&image)], &at);
     let program = installed(&agent, "program");
     let (target, donor) = (at.join("bin"), at.join("donor"));
-    variant(&program, &target);
-    variant(&program, &donor);
-    let patch = installed(&agent, "patch");
-    Tool::run_program(&patch, 0, &[utf8(&donor), &harmless_offset(&donor), "once"]).expect("flipped");
+    // Made elsewhere and copied, so that both are one extent each: XFS swaps only files of like layout, and a
+    // copy within it would share its blocks with the original.
+    let genuine = agent.dir().join("genuine");
+    variant(&program, &genuine);
+    files::install_as(&genuine, &target);
+    let mut forged = std::fs::read(&genuine).unwrap();
+    *forged.iter_mut().nth_back(99).unwrap() ^= 1;
+    let forgery = agent.dir().join("forgery");
+    std::fs::write(&forgery, forged).unwrap();
+    files::install_as(&forgery, &donor);
     agent.write_entries(&entries_and_watcher(&[Entry::new("/good", &[&uid(USER), &hash_of(&target)])]));
     let mut agent = agent;
     agent.launch();
