@@ -66,6 +66,12 @@ pub enum HostError {
         /// `uid_map` or `gid_map`.
         file: &'static str,
     },
+    /// Only the processes of one pid namespace can be named from here; everybody else has number 0.
+    #[error(
+        "the agent or its /proc is not in the machine's first pid namespace: it could not tell the processes outside \
+         its own apart; run it there (hostPID: true in Kubernetes, --pid=host in Docker)"
+    )]
+    ForeignPidNamespace,
     /// The procfs is not one in which our own pidfd resolves to ourselves.
     #[error("{path} is not the procfs of this machine's processes: {why}")]
     ForeignProcfs {
@@ -134,6 +140,14 @@ impl Host {
     /// Which boot this is.
     pub fn boot_id(&self) -> BootId {
         self.boot_id
+    }
+
+    /// A12: an agent that serves the whole machine must be able to name all of its processes.
+    ///
+    /// # Errors
+    /// [`HostError::ForeignPidNamespace`].
+    pub fn serves_whole_machine(&self) -> Result<(), HostError> {
+        if self.features.host_pid_namespace { Ok(()) } else { Err(HostError::ForeignPidNamespace) }
     }
 
     /// What the kernel offers.
@@ -395,8 +409,10 @@ mod tests {
     fn probe_entry() {
         let Some(expected) = crate::testing::entry() else { return };
         let found = match Host::probe(Path::new("/proc")) {
-            Ok(host) if host.features().host_pid_namespace => "host",
-            Ok(_) => "child pid namespace",
+            Ok(host) => match host.serves_whole_machine() {
+                Ok(()) => "host",
+                Err(_) => "child pid namespace",
+            },
             Err(HostError::ForeignUserNamespace { .. }) => "foreign user namespace",
             Err(HostError::ForeignProcfs { .. }) => "foreign procfs",
             Err(_) => "other",

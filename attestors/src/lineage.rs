@@ -10,11 +10,11 @@ use std::io;
 use std::time::Instant;
 
 use crate::measure::Measurer;
-use crate::process::procfs::{self, Stat};
+use crate::process::procfs::Stat;
 use crate::process::{PinError, Pinned, ProcDir, Process};
 use crate::selector::Selector;
 use crate::set::Found;
-use crate::target::{Exe, Target};
+use crate::target::{Exe, MOST_THREADS, Target};
 use crate::{text, ticks};
 
 /// Looks at threads and ancestors.
@@ -139,19 +139,9 @@ async fn traced(target: &Target<'_>) -> io::Result<Option<bool>> {
             // A thousand reads take some ten milliseconds: others run in between.
             tokio::task::yield_now().await;
         }
-        match target.dir.read(&format!("task/{task}/status"), 1 << 16) {
-            Ok(text) => {
-                // A status without the line was cut off by very many groups.
-                if procfs::field(&text, b"TracerPid").and_then(procfs::integer) != Some(0) {
-                    return Ok(Some(true));
-                }
-            }
-            // The thread has ended meanwhile.
-            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => {}
-            Err(error) => return Err(error),
+        if target.dir.is_task_traced(&task)? {
+            return Ok(Some(true));
         }
     }
     Ok(Some(false))
 }
-
-const MOST_THREADS: usize = 1024;

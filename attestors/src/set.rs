@@ -127,6 +127,15 @@ impl AttestorSet {
         target::fingerprint(process).map_err(AttestError::from)
     }
 
+    /// Whether some thread of `process` has a tracer now, or there are too many threads to tell. Reads a file for
+    /// each thread.
+    ///
+    /// # Errors
+    /// [`AttestError::Exited`] or [`AttestError::Failed`].
+    pub fn is_traced(&self, process: &Process) -> Result<bool, AttestError> {
+        target::is_traced(process).map_err(AttestError::from)
+    }
+
     async fn attest_once(&self, process: &Process) -> Result<Attestation, AttestError> {
         let began = ticks::now();
         let target = Target::open(process)?;
@@ -532,7 +541,7 @@ mod tests {
         let mut thread = [0; 8];
         socket.read_exact(&mut thread).unwrap();
         let process = Process::of_peer(set.host(), socket.as_fd()).unwrap();
-        assert!(!set.attest(&process).await.unwrap().posture().traced);
+        assert!(!set.attest(&process).await.unwrap().posture().traced && !set.is_traced(&process).unwrap());
         let tid = String::from_utf8(thread.to_vec()).unwrap();
         let (tracer, mut ready) = peer(&format!(
             "ctypes.CDLL(None).ptrace(0x4206,{},0,0)\ns.send(b'x')\ntime.sleep(30)",
@@ -541,6 +550,7 @@ mod tests {
         ready.read_exact(&mut [0; 1]).unwrap();
         let attestation = set.attest(&process).await.unwrap();
         assert!(attestation.posture().traced && has(&attestation, "process:traced:true"));
+        assert!(set.is_traced(&process).unwrap());
         end(tracer);
         end(child);
     }

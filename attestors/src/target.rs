@@ -123,6 +123,18 @@ pub(crate) fn fingerprint(process: &Process) -> Result<Fingerprint, OpenError> {
     if process.is_alive() { Ok(Fingerprint { exe, live, cgroups }) } else { Err(OpenError::Exited) }
 }
 
+/// Whether any thread has a tracer now; true when there are more threads than can be looked at.
+pub(crate) fn is_traced(process: &Process) -> Result<bool, OpenError> {
+    let gone_or = |error| OpenError::of(error, process);
+    let dir = open_dir(process)?;
+    let tasks = dir.tasks().map_err(gone_or)?;
+    let mut traced = tasks.len() > MOST_THREADS;
+    for task in tasks.iter().take(MOST_THREADS) {
+        traced = traced || dir.is_task_traced(task).map_err(gone_or)?;
+    }
+    if process.is_alive() { Ok(traced) } else { Err(OpenError::Exited) }
+}
+
 fn open_dir(process: &Process) -> Result<ProcDir, OpenError> {
     let opened = ProcDir::open(process.host(), process.pid());
     let dir = opened.map_err(|error| OpenError::of(error, process))?;
@@ -137,6 +149,9 @@ fn cgroups_if_needed(live: &Live, dir: &ProcDir) -> io::Result<Option<Vec<u8>>> 
 fn hidden(error: &io::Error) -> ExeIdentity {
     ExeIdentity::Hidden(error.raw_os_error().unwrap_or_default())
 }
+
+/// Beyond this many threads a process counts as traced: nobody looked at all of them.
+pub(crate) const MOST_THREADS: usize = 1024;
 
 #[cfg(test)]
 mod tests {

@@ -65,6 +65,8 @@ pub(super) fn of_refusal(refusal: &Refusal) -> Status {
     let code = match refusal {
         Refusal::Exited | Refusal::CredentialsChanged => Code::Unauthenticated,
         Refusal::NotEntitled => Code::PermissionDenied,
+        Refusal::NoProcess(_) => Code::NotFound,
+        Refusal::Unpinned(..) => Code::FailedPrecondition,
         Refusal::Attest(_)
         | Refusal::TooManyLeases
         | Refusal::Ledger(_)
@@ -72,7 +74,12 @@ pub(super) fn of_refusal(refusal: &Refusal) -> Status {
         | Refusal::Authority(_)
         | Refusal::WatchLost => Code::Unavailable,
     };
-    Status::new(code, refusal.to_string())
+    let text = match refusal {
+        // Only an operator gets this one, and he can do something about it.
+        Refusal::Unpinned(_, why) => format!("{refusal}: {why}"),
+        other => other.to_string(),
+    };
+    Status::new(code, text)
 }
 
 /// What a stream ends with when its process has no identity any more.

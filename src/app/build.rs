@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use mayfly_attestors::{
-    AttestSettings as AttestorSettings, AttestorSet, ExecWatch, Host, MeasureLimits, Measurer, WorkerCommand,
+    AttestSettings as AttestorSettings, AttestorSet, ExecMode, ExecWatch, Host, MeasureLimits, Measurer,
+    WorkerCommand,
 };
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
@@ -35,7 +36,8 @@ pub(super) struct Agent {
     pub(super) authorities: Arc<crate::authority::AuthoritySet>,
     pub(super) rows: Vec<Row>,
     pub(super) entries: Entries,
-    exec_watch: ExecWatch,
+    /// Must live as long as the agent serves: dropping it ends the watch.
+    pub(super) exec_watch: ExecWatch,
     pub(super) public: Bound,
     pub(super) admin: Bound,
 }
@@ -58,9 +60,14 @@ impl Agent {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let readiness = Readiness::default();
         let host = Host::probe(&config.attest.proc)?;
+        // The development agent serves its own user where it is, be that a container.
+        if matches!(config.storage, Storage::Disk(_)) {
+            host.serves_whole_machine()?;
+        }
         for sentence in host.features().describe() {
             tracing::info!(platform = sentence);
         }
+        warn_of_own_uid();
         let (entries, in_force) = Entries::load(&config)?;
         let stored = storage::open(&config, clock.wall())?;
         let audit = open_audit(&config, &host, &clock)?;
@@ -73,6 +80,12 @@ impl Agent {
             start_workloads(&config, &host, &clock, &readiness, &audit, stored, in_force, &runtimes.issuing)?;
         let told = workloads.clone();
         let exec_watch = ExecWatch::start(&host, Box::new(move |notice| told.on_exec(&notice)));
+        if let ExecMode::Unavailable { why } = exec_watch.mode() {
+            tracing::warn!(
+                why,
+                "no early word of exec: programs are only looked at again before each issue and push"
+            );
+        }
         Ok(Self {
             config,
             clock,
@@ -110,6 +123,18 @@ impl Agent {
             started_at: unix_seconds(self.clock.wall()),
             reload_error: self.entries.last_error(),
         }
+    }
+}
+
+/// Root may do all of this anyway; any other user's processes should not share ours.
+fn warn_of_own_uid() {
+    let uid = rustix::process::geteuid();
+    if !uid.is_root() {
+        tracing::warn!(
+            uid = uid.as_raw(),
+            "the agent is not root: a workload of the same uid cannot read its memory, but can signal it and replace its \
+             files and sockets"
+        );
     }
 }
 

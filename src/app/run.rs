@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use mayfly_attestors::Host;
+use mayfly_attestors::{ExecWatch, Host};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tonic::service::Routes;
@@ -32,6 +32,8 @@ struct Running {
     cut_off: Arc<AtomicUsize>,
     /// Dropping them closes the sockets.
     accepting: Vec<AcceptThread>,
+    /// Dropping it ends the watch for exec.
+    _exec_watch: ExecWatch,
 }
 
 impl Agent {
@@ -104,7 +106,8 @@ impl Agent {
         let (ledger, audit) = (self.workloads.ledger_health(), self.audit.health());
         tasks.spawn(super::concerns::follow(self.readiness.clone(), ledger, audit, watch.clone()));
         let cut_off = Arc::new(AtomicUsize::new(0));
-        let mut running = Running { tasks, reload, cut_off, accepting: Vec::new() };
+        let (accepting, _exec_watch) = (Vec::new(), self.exec_watch);
+        let mut running = Running { tasks, reload, cut_off, accepting, _exec_watch };
         let shared = Shared { host: self.host, readiness: self.readiness, audit: self.audit, watch };
         let limits = limits(&self.config);
         running.serve(self.public, "public socket", public, connections(&self.config), limits, &shared)?;

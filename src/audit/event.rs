@@ -219,6 +219,8 @@ pub enum Cut {
     ExecMismatch,
     /// The process changed its user or group.
     CredentialsChanged,
+    /// A tracer took hold of the process, and its entry does not allow that.
+    Traced,
     /// The peer passed file descriptors.
     DescriptorsPassed,
     /// The peer went over a budget: bytes, streams, resets, time.
@@ -261,6 +263,7 @@ impl Cut {
             Self::WriterMismatch => "writer_mismatch",
             Self::ExecMismatch => "exec_mismatch",
             Self::CredentialsChanged => "credentials_changed",
+            Self::Traced => "traced",
             Self::DescriptorsPassed => "descriptors_passed",
             Self::Budget => "budget",
             Self::Protocol => "protocol",

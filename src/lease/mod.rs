@@ -52,6 +52,8 @@ pub enum Cause {
     WatchLost,
     /// The process executed or became something that the entry does not describe.
     NoLongerMatches,
+    /// The process changed its user or group.
+    CredentialsChanged,
     /// The entry was withdrawn.
     EntryWithdrawn,
     /// An operator said so; binds until the process restarts.

@@ -90,6 +90,17 @@ pub fn near_misses(set: &EntrySet, facts: Facts<'_>, now: SystemTime) -> Vec<Nea
     misses
 }
 
+/// The best entry whose selectors the process has all, and what else stands against it. For a process that
+/// has earned nothing.
+pub fn held_back<'a>(
+    set: &'a EntrySet,
+    facts: Facts<'_>,
+    now: SystemTime,
+) -> Option<(&'a Arc<Entry>, String)> {
+    let described = set.iter().filter(|entry| missing(entry, facts).next().is_none());
+    described.into_iter().find_map(|entry| Some((entry, earned(entry, facts, now).err()?)))
+}
+
 fn missing<'a>(entry: &'a Entry, facts: Facts<'a>) -> impl Iterator<Item = &'a SelectorPattern> {
     let allowed = entry.conditions.allow_anonymous_exe;
     entry.selectors.iter().filter(move |wanted| {
@@ -262,6 +273,23 @@ mod tests {
         assert!(!other(&bad).contains('\u{1b}'));
         let good = known(&[("unix", "gid", "1"), ("unix", "user", "ann")]);
         assert_eq!(match_entries(&set, facts(&good), NOW)[0].spiffe_id.as_str(), "spiffe://td/ann");
+    }
+
+    #[test]
+    fn what_holds_a_described_process_back_is_told_and_nothing_else() {
+        let set = set(&[
+            entry("other", "\"unix:uid:2\"", ""),
+            entry("a", "\"unix:uid:1\"", ""),
+            entry("best", "\"unix:uid:1\"", "priority = 1"),
+        ]
+        .concat());
+        let (known, stranger) = (known(&[("unix", "uid", "1")]), known(&[("unix", "uid", "3")]));
+        let traced = Facts { traced: true, ..facts(&known) };
+        let (held, why) = held_back(&set, traced, NOW).unwrap();
+        assert_eq!(held.id.as_str(), "best");
+        assert!(why.contains("traced"), "{why}");
+        assert!(held_back(&set, Facts { traced: true, ..facts(&stranger) }, NOW).is_none());
+        assert!(held_back(&set, facts(&known), NOW).is_none());
     }
 
     #[test]

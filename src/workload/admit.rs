@@ -16,6 +16,8 @@ use crate::registration::matching::{self, Facts};
 /// How long an attestation of the same, unchanged program serves further calls.
 const REUSE: Duration = Duration::from_secs(1);
 
+const BARRED: &str = "an operator took its identities; they come back when it restarts";
+
 /// Proof that a process was pinned, attested and matched to at least one entry just now.
 #[derive(Clone, Debug)]
 #[must_use]
@@ -87,9 +89,9 @@ impl Workloads {
             Ok(attestation) => Arc::new(attestation),
             Err(error) => return Err(self.0.refuse_attest(process, connection, error)),
         };
-        let admitted = self.0.take_in(process, attestation, connection)?;
+        let admitted = self.0.take_in(process, Arc::clone(&attestation), connection)?;
         admitted.ok_or_else(|| {
-            self.0.note_denied(process, "match", "no entry matches");
+            self.0.note_denied(process, "match", &self.0.why_none(&attestation));
             Refusal::NotEntitled
         })
     }
@@ -113,6 +115,22 @@ impl Shared {
     pub(super) fn match_now(&self, attestation: &Attestation) -> Vec<Identity> {
         let entries = self.parts.entries.borrow().clone();
         matching::match_entries(&entries, facts(attestation), self.parts.clock.wall())
+    }
+
+    /// For the audit log only: the caller learns no more than that it has no identity.
+    fn why_none(&self, attestation: &Attestation) -> String {
+        if !self.match_now(attestation).is_empty() {
+            return BARRED.to_owned();
+        }
+        let entries = self.parts.entries.borrow().clone();
+        let held_back = matching::held_back(&entries, facts(attestation), self.parts.clock.wall());
+        match held_back {
+            Some((entry, why)) if attestation.posture().traced => {
+                format!("traced: entry {}: {why}", entry.id)
+            }
+            Some((entry, why)) => format!("no entry matches; entry {}: {why}", entry.id),
+            None => "no entry matches".to_owned(),
+        }
     }
 
     /// `Ok(None)`: nothing matches (and what the process held before, it has lost).
@@ -181,14 +199,17 @@ impl Shared {
     }
 
     fn refuse_attest(
-        &self,
+        self: &Arc<Self>,
         process: &Process,
         connection: &Arc<dyn Connection>,
         error: AttestError,
     ) -> Refusal {
         let refusal = refusal(error);
         match &refusal {
-            Refusal::CredentialsChanged => connection.cut(audit::Cut::CredentialsChanged),
+            Refusal::CredentialsChanged => {
+                connection.cut(audit::Cut::CredentialsChanged);
+                self.credentials_changed(process);
+            }
             other => self.note_denied(process, "attest", &with_source(other)),
         }
         refusal

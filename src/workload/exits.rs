@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use mayfly_attestors::{AttestError, ExecNotice, ExitCause, ExitNotice};
+use mayfly_attestors::{AttestError, Attestation, ExecNotice, ExitCause, ExitNotice, Process};
 
 use super::revoker::{Initiator, RevokeJob};
 use super::state::View;
@@ -138,8 +138,7 @@ impl Shared {
         }) else {
             return;
         };
-        let now_is = self.parts.attestors.fingerprint(&process);
-        if now_is.as_ref().is_ok_and(|f| f == before.fingerprint()) {
+        if self.is_same(&process, &before) {
             if let Some(member) = self.lock().members.get_mut(&id) {
                 member.clear();
             }
@@ -154,31 +153,36 @@ impl Shared {
                     m.identities.iter().any(|old| !identities.iter().any(|new| new.same_as(old)))
                 });
                 if lost {
-                    self.note_cut(&process, audit::Cut::ExecMismatch);
+                    self.note_cut(&process, why_lost(&before, &attestation));
                 }
                 self.renew_member(&mut state, id, Arc::new(attestation), identities, now);
             }
             // The reaper ends it.
             Err(AttestError::Exited) => {}
-            Err(AttestError::CredentialsChanged) => {
-                self.note_cut(&process, audit::Cut::CredentialsChanged);
-                for connection in self.drop_all(id) {
-                    connection.cut(audit::Cut::CredentialsChanged);
-                }
-            }
+            Err(AttestError::CredentialsChanged) => self.credentials_changed(&process),
             // A program that cannot be looked at is not the one that was attested.
             Err(_) => {
                 self.note_cut(&process, audit::Cut::ExecMismatch);
-                self.drop_all(id);
+                self.drop_all(id, Cause::NoLongerMatches);
             }
         }
     }
 
+    /// A08: what it was given is taken back, and each connection it was pinned by ends.
+    pub(super) fn credentials_changed(self: &Arc<Self>, process: &Process) {
+        let known = self.lock().by_key.get(&process.key()).copied();
+        let connections = known.map(|id| self.drop_all(id, Cause::CredentialsChanged)).unwrap_or_default();
+        for connection in connections {
+            connection.cut(audit::Cut::CredentialsChanged);
+        }
+        self.note_cut(process, audit::Cut::CredentialsChanged);
+    }
+
     /// Takes everything from a live workload; answers with its connections.
-    fn drop_all(self: &Arc<Self>, id: WorkloadId) -> Vec<Arc<dyn super::Connection>> {
+    fn drop_all(self: &Arc<Self>, id: WorkloadId, cause: Cause) -> Vec<Arc<dyn super::Connection>> {
         let now = self.parts.clock.monotonic();
         let mut state = self.lock();
-        let actions = state.core.set_entries(id, &[], Cause::NoLongerMatches, now);
+        let actions = state.core.set_entries(id, &[], cause, now);
         self.perform(&mut state, actions, now);
         if let Some(member) = state.members.get_mut(&id) {
             member.identities.clear();
@@ -189,7 +193,7 @@ impl Shared {
         connections.iter().filter_map(std::sync::Weak::upgrade).collect()
     }
 
-    pub(super) fn note_cut(&self, process: &mayfly_attestors::Process, why: audit::Cut) {
+    pub(super) fn note_cut(&self, process: &Process, why: audit::Cut) {
         let agent = audit::Agent::new(process.key(), process.uid());
         self.parts.audit.note(vec![Event::AgentCut { agent, reason: why }]);
     }
@@ -199,11 +203,17 @@ impl Shared {
     }
 }
 
+fn why_lost(before: &Attestation, after: &Attestation) -> audit::Cut {
+    let same_program = before.fingerprint().same_program(after.fingerprint());
+    if same_program && after.posture().traced { audit::Cut::Traced } else { audit::Cut::ExecMismatch }
+}
+
 fn reason(cause: Cause) -> Reason {
     match cause {
         Cause::Exited => Reason::Exited,
         Cause::WatchLost => Reason::WatchLost,
         Cause::NoLongerMatches => Reason::ExecMismatch,
+        Cause::CredentialsChanged => Reason::CredentialsChanged,
         Cause::EntryWithdrawn => Reason::EntryWithdrawn,
         Cause::Operator => Reason::Operator,
         Cause::Aborted => Reason::IssueAborted,
@@ -213,7 +223,7 @@ fn reason(cause: Cause) -> Reason {
 fn initiator(cause: Cause) -> Initiator {
     match cause {
         Cause::Exited | Cause::WatchLost => Initiator::Kernel,
-        Cause::NoLongerMatches => Initiator::Attestation,
+        Cause::NoLongerMatches | Cause::CredentialsChanged => Initiator::Attestation,
         Cause::EntryWithdrawn => Initiator::Entries,
         Cause::Operator => Initiator::Operator,
         Cause::Aborted => Initiator::Agent,

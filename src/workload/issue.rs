@@ -41,8 +41,9 @@ impl Shared {
             return;
         };
         if !self.is_unchanged(&subject) {
-            self.abandon(ticket, id, None);
+            // First of all nothing more is pushed to it, not even the CRL that the rest brings about.
             self.suspect(id);
+            self.abandon(ticket, id, None);
             return;
         }
         let (minted, row) = match self.mint_x509(&subject) {
@@ -91,6 +92,20 @@ impl Shared {
         if charged < self.settings.leases_per_uid { Ok(()) } else { Err(Refusal::TooManyLeases) }
     }
 
+    /// [`Self::is_unchanged`], and no tracer has taken hold of any thread since (B06). Reads every thread, so
+    /// it is asked once, last, before a credential leaves.
+    pub(super) fn is_releasable(&self, subject: &Subject) -> bool {
+        self.is_same(&subject.process, &subject.attestation)
+    }
+
+    pub(super) fn is_same(&self, process: &Process, attestation: &Attestation) -> bool {
+        let attestors = &self.parts.attestors;
+        let now_traced = || attestors.is_traced(process).unwrap_or(true);
+        process.is_alive()
+            && (attestation.posture().traced || !now_traced())
+            && attestors.fingerprint(process).is_ok_and(|f| f == *attestation.fingerprint())
+    }
+
     fn mint_x509(&self, subject: &Subject) -> Result<(MintedX509, Row), Refusal> {
         self.check_user(&self.lock(), subject.process.uid())?;
         let entry = &subject.identity.entry;
@@ -136,9 +151,9 @@ impl Shared {
         committed: &Committed,
     ) {
         failpoint::hit("issue.before_release");
-        if !self.is_unchanged(subject) {
-            self.abandon(ticket, id, Some(row));
+        if !self.is_releasable(subject) {
             self.suspect(id);
+            self.abandon(ticket, id, Some(row));
             return;
         }
         let lease = row.id;

@@ -147,7 +147,7 @@ impl Shared {
         committed: &Committed,
     ) -> Result<Vec<JwtSvid>, Refusal> {
         failpoint::hit("issue.before_release");
-        if !drafts.iter().all(|d| self.is_unchanged(&d.subject)) {
+        if !drafts.iter().all(|d| self.is_releasable(&d.subject)) {
             self.suspect(id);
             self.discard(drafts, true);
             return Err(Refusal::NotEntitled);

@@ -26,7 +26,7 @@ mod timer;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak, mpsc};
 use std::time::Duration;
 
-use mayfly_attestors::{AttestError, AttestorSet, Host, Reaper};
+use mayfly_attestors::{AttestError, AttestorSet, Host, PinError, Reaper};
 use tokio::sync::watch;
 
 pub use self::admit::Admission;
@@ -64,6 +64,12 @@ pub enum Refusal {
     /// The process ended, or became another, before its facts were read.
     #[error("the caller ended during attestation")]
     Exited,
+    /// An operator asked about a process that does not exist, or ended before its facts were read.
+    #[error("there is no process {0}, or it has just ended")]
+    NoProcess(u32),
+    /// An operator asked about a process that cannot be pinned.
+    #[error("process {0} cannot be looked at")]
+    Unpinned(u32, #[source] PinError),
     /// The process is no longer the user it connected as.
     #[error("the caller changed its user or group")]
     CredentialsChanged,

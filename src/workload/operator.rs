@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use mayfly_attestors::{Attestation, Process};
+use mayfly_attestors::{Attestation, PinError, Process};
 
 use super::revoker::Initiator;
 use super::{PublishedCrl, Refusal, Workloads, lock};
@@ -165,10 +165,17 @@ impl Workloads {
         }
     }
 
-    /// Attests a process as if it had called.
+    /// Attests a process as if it had called. A number nobody has is [`Refusal::NoProcess`].
     pub async fn explain(&self, pid: u32) -> Result<Explained, Refusal> {
-        let process = Process::of_pid(&self.0.parts.host, pid).map_err(|_gone| Refusal::Exited)?;
-        let (attestation, identities) = self.look_at(&Arc::new(process)).await?;
+        let process = Process::of_pid(&self.0.parts.host, pid).map_err(|error| match error {
+            PinError::Exited => Refusal::NoProcess(pid),
+            other => Refusal::Unpinned(pid, other),
+        })?;
+        let looked_at = self.look_at(&Arc::new(process)).await;
+        let (attestation, identities) = looked_at.map_err(|refusal| match refusal {
+            Refusal::Exited => Refusal::NoProcess(pid),
+            other => other,
+        })?;
         let entries = self.0.parts.entries.borrow().clone();
         let facts = super::admit::facts(&attestation);
         let near_misses = matching::near_misses(&entries, facts, self.0.parts.clock.wall());

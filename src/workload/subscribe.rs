@@ -54,6 +54,9 @@ impl Subscription {
             match view {
                 View::Pending => {}
                 View::Ready(_) if !self.shared.may_push(self.id, trust.generation()) => {}
+                // A second look ended after the view was read: the process is the attested one again, but of an
+                // attestation that earned it something else, or nothing.
+                View::Ready(_) if self.view.has_changed().unwrap_or(true) => continue,
                 other => return (other, trust),
             }
             self.changed().await;

@@ -42,6 +42,33 @@ fn process_that_had_nothing_is_served_as_soon_as_an_entry_matches() {
 }
 
 #[test]
+fn denial_says_in_the_audit_log_which_entry_was_held_back_and_why() {
+    let agent = empty_agent();
+    agent.write_entries(&[own_entry("/late").with("id = \"held\"\nuntil = 2020-01-01T00:00:00Z")]);
+    until("the new set", || (agent.admin().entries().entries.len() == 1).then_some(()));
+    let refusal = client(&agent).x509_refused();
+    assert_eq!(
+        (refusal.code, refusal.message.as_str()),
+        (7, "no identity issued"),
+        "the caller learns nothing"
+    );
+    agent.audited(&["attest_denied", "entry held", "until"]);
+}
+
+#[test]
+fn explaining_a_process_that_does_not_exist_says_so() {
+    let agent = agent();
+    // Beyond the largest number a process can have.
+    for pid in [4_194_305, u32::MAX] {
+        let refusal = agent.admin().explain(pid).unwrap_err();
+        assert_eq!(refusal.code(), tonic::Code::NotFound, "{refusal:?}");
+        let (code, out, err) = agent.mayfly(&["explain", "--pid", &pid.to_string()]);
+        assert_eq!(code, Some(1), "{out}{err}");
+        assert!(err.contains(&format!("no process {pid}")), "{err}");
+    }
+}
+
+#[test]
 fn list_shows_what_is_in_force() {
     let agent = agent();
     let before = agent.admin().entries();

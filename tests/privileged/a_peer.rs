@@ -209,7 +209,24 @@ fn a08_changed_uid_closes_and_revokes() {
     assert!(svids(&rest).is_empty(), "served after the change: {rest:?}");
     assert!(rest.contains(&"eof".to_owned()), "{rest:?}");
     watcher.sees("the serial issued to the old uid", &[&serial]);
-    agent.audited(&["credentials_changed"]);
+    agent.audited(&["agent.cut", "credentials_changed"]);
+    agent.audited(&["credential.revoke", &serial, "credentials_changed"]);
+}
+
+/// It asks nothing more: its open stream is what notices, when there is something to push.
+#[test]
+fn a08_changed_uid_ends_an_open_stream_at_the_next_push() {
+    let agent = agent_for(&[0, WORKLOAD]);
+    let mut watcher = Watcher::start(&agent);
+    let [mut changing, mut other] = [0, WORKLOAD].map(|uid| Who::uid(uid).start(&agent));
+    let serial = changing.x509().svids[0].serial().to_owned();
+    let pushed = other.x509().svids[0].serial().to_owned();
+    changing.setresuid([STRANGER; 3]);
+    other.kill();
+    watcher.sees("the other's serial, which makes the agent push", &[&pushed]);
+    watcher.sees("the serial issued to the old uid", &[&serial]);
+    assert_ne!(changing.x509_end().code, 0);
+    agent.audited(&["credential.revoke", &serial, "credentials_changed"]);
 }
 
 /// Effective uid 0, real uid a user's: neither root's entry nor the user's.

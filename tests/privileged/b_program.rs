@@ -1,13 +1,14 @@
 //! Threats B: is it still, and was it ever, the program we think it is?
 
 use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use mayfly_harness::tools::Tool;
 use mayfly_harness::{Agent, Entry, Holder, Plan, files, require_root};
 
 use crate::support::{
-    Mount, Pause, WIDE, Watcher, entries_and_watcher, installed, run, socket, svids, utf8, variant,
+    Mount, Pause, SHORT, WIDE, Watcher, entries_and_watcher, installed, run, socket, svids, utf8, variant,
 };
 
 const USER: u32 = 20_101;
@@ -73,6 +74,37 @@ fn exec_into_another(mode: &str) {
     assert!(end.as_deref() == Some("7") || tool.expect("after-eof").is_empty(), "{end:?}");
     assert!(tool.expect_within("after-svid", std::time::Duration::ZERO).is_none());
     assert!(scene.agent.admin().live_leases_of(tool.pid()).is_empty());
+    // The reason is the program's, not the connection's or the process's end.
+    scene.agent.audited(&["credential.revoke", &serial, "exec_mismatch"]);
+}
+
+/// Where the kernel gives no word of exec, the next push looks again: here one that another process's end causes.
+#[test]
+fn b01_exec_unseen_by_the_watch_ends_at_the_next_push() {
+    let mut scene = Scene::prepare(&[Entry::for_uid(OTHER)]);
+    // The process connector speaks only to the first network namespace.
+    let plan = scene.agent.plan().clone().wrapped(&["unshare", "--net", "--"]);
+    *scene.agent.plan() = plan;
+    scene.agent.launch();
+    assert!(scene.agent.admin().status().exec_watch.starts_with("re-read only"));
+    assert!(scene.agent.log().contains("no early word of exec"), "{}", scene.agent.log());
+    let mut watcher = Watcher::start(&scene.agent);
+    // Several rounds: the old SVID once went out when the second look ended just before it was sent.
+    for round in 0..10 {
+        let mut other = Holder::start(&scene.agent, OTHER);
+        let pushed = other.x509().svids[0].serial().to_owned();
+        let mut tool = scene.run(&["exec", &socket(&scene.agent), utf8(&scene.evil), "held"]);
+        let serial = tool.expect("svid");
+        tool.expect("ready");
+        tool.tell("go");
+        tool.expect("running-next");
+        other.kill();
+        watcher.sees("the other's serial, which makes the agent push", &[&pushed]);
+        watcher.sees("the serial of the program that is no more", &[&serial]);
+        scene.agent.audited(&["agent.cut", "exec_mismatch", &tool.pid().to_string()]);
+        tool.expect("after-status");
+        assert!(tool.expect_within("after-svid", std::time::Duration::ZERO).is_none(), "round {round}");
+    }
 }
 
 #[test]
@@ -99,6 +131,7 @@ fn b01_exec_of_a_client_with_only_a_token_revokes_it() {
     assert!(watcher.holder().validate("aud", &token.text).is_ok());
     holder.exec(Path::new("/bin/sleep"), &["60"]);
     mayfly_harness::until("the token is refused", || watcher.holder().validate("aud", &token.text).err());
+    scene.agent.audited(&["credential.revoke", &token.jti(), "exec_mismatch"]);
 }
 
 /// The program changes after the ledger row is durable and before the credential leaves.
@@ -196,12 +229,46 @@ fn b06_traced_process_is_refused_unless_the_entry_says_otherwise() {
     open.x509();
 }
 
+/// The tracer comes when the process already has its identity: nothing new leaves, and the old is taken back.
+#[test]
+fn b06_tracer_that_comes_later_ends_the_identity_at_the_next_issue() {
+    require_root();
+    let traced = Entry::new("/debuggable", &[&uid(OTHER)]).with("allow_traced = true");
+    let entries = entries_and_watcher(&[Entry::for_uid(USER), traced]);
+    let agent = Plan::with_entries(&entries).settings(SHORT).start();
+    let mut watcher = Watcher::start(&agent);
+    let [mut strict, mut open] = [USER, OTHER].map(|user| Holder::start(&agent, user));
+    let serial = strict.x509().svids[0].serial().to_owned();
+    open.x509();
+    let trace = |pid: u32, user| Tool::run(&agent, user, "tracer", &["trace", &pid.to_string()]);
+    let mut tracers = [trace(strict.pid(), USER), trace(open.pid(), OTHER)];
+    for tracer in &mut tracers {
+        tracer.expect("tracing");
+    }
+    // The renewal, after half of the ten seconds.
+    let end = loop {
+        match strict.next_x509() {
+            // Another's revocation: the new CRL, with what it has.
+            Ok(same) => assert_eq!(same.svids[0].serial(), serial, "a renewed SVID left"),
+            Err(end) => break end,
+        }
+    };
+    assert_eq!(end.code, 7, "{end:?}");
+    watcher.sees("the serial of before", &[&serial]);
+    agent.audited(&["agent.cut", "traced", &strict.pid().to_string()]);
+    open.next_x509().expect("this entry allows a tracer");
+}
+
 #[test]
 fn b07_anonymous_executable_has_no_path_and_no_hash() {
     require_root();
     let agent = Plan::default().settings(WIDE).prepare();
     let program = installed(&agent, "program");
-    let copy = agent.dir().join("copy");
+    // A directory in which any user may unlink.
+    let open = agent.dir().join("open");
+    std::fs::create_dir(&open).unwrap();
+    std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o777)).unwrap();
+    let copy = open.join("copy");
     files::install_as(&program, &copy);
     let by_path = |path: &str| [uid(USER), format!("unix:path:{path}")];
     let mut entries = entries_and_watcher(&[]);
@@ -341,10 +408,16 @@ fn b10_swapped_xfs_program_is_hashed_afresh() {
     let _mount = Mount::new(&["-o", "loop", utf8(&image)], &at);
     let program = installed(&agent, "program");
     let (target, donor) = (at.join("bin"), at.join("donor"));
-    variant(&program, &target);
-    variant(&program, &donor);
-    let patch = installed(&agent, "patch");
-    Tool::run_program(&patch, 0, &[utf8(&donor), &harmless_offset(&donor), "once"]).expect("flipped");
+    // Made elsewhere and copied, so that both are one extent each: XFS swaps only files of like layout, and a
+    // copy within it would share its blocks with the original.
+    let genuine = agent.dir().join("genuine");
+    variant(&program, &genuine);
+    files::install_as(&genuine, &target);
+    let mut forged = std::fs::read(&genuine).unwrap();
+    *forged.iter_mut().nth_back(99).unwrap() ^= 1;
+    let forgery = agent.dir().join("forgery");
+    std::fs::write(&forgery, forged).unwrap();
+    files::install_as(&forgery, &donor);
     agent.write_entries(&entries_and_watcher(&[Entry::new("/good", &[&uid(USER), &hash_of(&target)])]));
     let mut agent = agent;
     agent.launch();

@@ -154,11 +154,12 @@ fn j05_hostile_names_stay_on_their_line() {
     agent.write_entries(&entries_and_watcher(&[Entry::new("/named", &[&uid, &hash])]));
     let mut agent = agent;
     agent.launch();
-    let mut tool = Tool::run_program(&hostile, USER, &["call", &socket(&agent)]);
-    let serial = tool.expect("svid");
     // A stranger under the same name is refused: that line, too, must be one line.
     let lines = Tool::run_program(&hostile, OTHER, &["call", &socket(&agent)]).finish();
     assert!(lines.contains(&"status 7".to_owned()), "{lines:?}");
+    // Asks for fifteen seconds, no longer.
+    let mut tool = Tool::run_program(&hostile, USER, &["call", &socket(&agent)]);
+    let serial = tool.expect("svid");
     for arguments in [
         ["explain", "--pid", &tool.pid().to_string()].as_slice(),
         ["lease", "list"].as_slice(),

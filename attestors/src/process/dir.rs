@@ -88,6 +88,16 @@ impl ProcDir {
         Ok(names)
     }
 
+    /// Whether a thread has a tracer; one that has ended meanwhile has none.
+    pub(crate) fn is_task_traced(&self, task: &str) -> io::Result<bool> {
+        match self.read(&format!("task/{task}/status"), 1 << 16) {
+            // A status without the line was cut off by very many groups.
+            Ok(text) => Ok(procfs::field(&text, b"TracerPid").and_then(procfs::integer) != Some(0)),
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     fn open_at(dir: BorrowedFd<'_>, path: &str) -> io::Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         Ok(Self { dir: rustix::fs::openat(dir, path, flags, Mode::empty())? })

@@ -303,12 +303,14 @@ UNUSED static int watch_svid(int fd, struct watch *w, int ms) {
 
 #define PATIENCE_MS 15000
 
-/* The plain call: ask, report until the end. */
+/* The plain call: ask, report until the call or the connection ends. */
 UNUSED static void call_and_watch(const char *path) {
     struct watch w = {0};
     int fd = connect_to(path);
-    if (ask_first(fd)) say("eof");
-    else watch_all(fd, &w, PATIENCE_MS);
+    if (ask_first(fd)) { say("eof"); return; }
+    int64_t until = now_ms() + PATIENCE_MS;
+    while (!w.ended)
+        if (watch_one(fd, &w, until) == -2) { say("quiet"); return; }
 }
 
 /* Copies a file. */
