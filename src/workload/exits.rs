@@ -1,10 +1,11 @@
 //! What happens to a live process: it exits, it executes, its program is looked at again.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use mayfly_attestors::{AttestError, ExecNotice, ExitCause, ExitNotice};
+use mayfly_attestors::{AttestError, Attestation, ExecNotice, ExitCause, ExitNotice, Process};
 
+use super::issue::Doubt;
 use super::revoker::{Initiator, RevokeJob};
 use super::state::View;
 use super::{Shared, State, Workloads, lock};
@@ -131,21 +132,38 @@ impl Shared {
         self.spawn(async move { shared.look_again(id).await });
     }
 
+    /// Until it is known what the process is now. Without a descriptor to look with it is asked again, and
+    /// meanwhile it gets nothing and loses nothing: what it holds ends with its lifetime at the latest.
     async fn look_again(self: Arc<Self>, id: WorkloadId) {
-        let Some((process, before)) = ({
+        while let Some((process, before)) = {
             let state = self.lock();
             state.members.get(&id).map(|m| (Arc::clone(&m.process), Arc::clone(&m.attestation)))
-        }) else {
-            return;
-        };
-        let now_is = self.parts.attestors.fingerprint(&process);
-        if now_is.as_ref().is_ok_and(|f| f == before.fingerprint()) {
-            if let Some(member) = self.lock().members.get_mut(&id) {
-                member.clear();
+        } {
+            match self.compare(&process, &before) {
+                Ok(()) => {
+                    if let Some(member) = self.lock().members.get_mut(&id) {
+                        member.clear();
+                    }
+                    return;
+                }
+                Err(Doubt::Changed) => match self.parts.attestors.attest(&process).await {
+                    Err(AttestError::Descriptors) => {}
+                    outcome => return self.conclude(id, &process, outcome),
+                },
+                Err(Doubt::NotSeen) => {}
             }
-            return;
+            tokio::time::sleep(LOOK_AGAIN).await;
         }
-        match self.parts.attestors.attest(&process).await {
+    }
+
+    /// What follows from a second look that found something else.
+    fn conclude(
+        self: &Arc<Self>,
+        id: WorkloadId,
+        process: &Process,
+        outcome: Result<Attestation, AttestError>,
+    ) {
+        match outcome {
             Ok(attestation) => {
                 let identities = self.match_now(&attestation);
                 let now = self.parts.clock.monotonic();
@@ -154,21 +172,21 @@ impl Shared {
                     m.identities.iter().any(|old| !identities.iter().any(|new| new.entry.id == old.entry.id))
                 });
                 if lost {
-                    self.note_cut(&process, audit::Cut::ExecMismatch);
+                    self.note_cut(process, audit::Cut::ExecMismatch);
                 }
                 self.renew_member(&mut state, id, Arc::new(attestation), identities, now);
             }
             // The reaper ends it.
             Err(AttestError::Exited) => {}
             Err(AttestError::CredentialsChanged) => {
-                self.note_cut(&process, audit::Cut::CredentialsChanged);
+                self.note_cut(process, audit::Cut::CredentialsChanged);
                 for connection in self.drop_all(id) {
                     connection.cut(audit::Cut::CredentialsChanged);
                 }
             }
             // A program that cannot be looked at is not the one that was attested.
             Err(_) => {
-                self.note_cut(&process, audit::Cut::ExecMismatch);
+                self.note_cut(process, audit::Cut::ExecMismatch);
                 self.drop_all(id);
             }
         }
@@ -189,7 +207,7 @@ impl Shared {
         connections.iter().filter_map(std::sync::Weak::upgrade).collect()
     }
 
-    pub(super) fn note_cut(&self, process: &mayfly_attestors::Process, why: audit::Cut) {
+    pub(super) fn note_cut(&self, process: &Process, why: audit::Cut) {
         let agent = audit::Agent::new(process.key(), process.uid());
         self.parts.audit.note(vec![Event::AgentCut { agent, reason: why }]);
     }
@@ -198,6 +216,9 @@ impl Shared {
         self.parts.issuing.spawn(work);
     }
 }
+
+/// How long after a look for which no descriptor was free the next one follows.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 fn reason(cause: Cause) -> Reason {
     match cause {

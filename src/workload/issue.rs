@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use mayfly_attestors::{Attestation, Process, failpoint};
+use mayfly_attestors::{AttestError, Attestation, Process, failpoint};
 
 use super::{Refusal, Shared, View};
 use crate::audit::{self, Event};
@@ -23,6 +23,24 @@ pub(super) struct Subject {
     pub(super) identity: Identity,
 }
 
+/// Why a process does not count as the attested one just now.
+#[derive(Debug)]
+pub(super) enum Doubt {
+    /// It is gone, or another program, user or cgroup, or it cannot be read any more.
+    Changed,
+    /// We had no descriptor to look with: says nothing about the process.
+    NotSeen,
+}
+
+impl From<Doubt> for Refusal {
+    fn from(doubt: Doubt) -> Self {
+        match doubt {
+            Doubt::Changed => Self::NotEntitled,
+            Doubt::NotSeen => Self::Attest(AttestError::Descriptors),
+        }
+    }
+}
+
 impl Shared {
     pub(super) fn spawn_issue(
         self: &Arc<Self>,
@@ -40,9 +58,9 @@ impl Shared {
             self.abandon(ticket, id, None);
             return;
         };
-        if !self.is_unchanged(&subject) {
+        if let Err(why) = self.verify(&subject) {
             self.abandon(ticket, id, None);
-            self.suspect(id);
+            self.doubt(id, &why);
             return;
         }
         let (minted, row) = match self.mint_x509(&subject) {
@@ -73,14 +91,29 @@ impl Shared {
         })
     }
 
-    /// Whether the process is alive and still the program, user and cgroup that were attested.
-    pub(super) fn is_unchanged(&self, subject: &Subject) -> bool {
-        subject.process.is_alive()
-            && self
-                .parts
-                .attestors
-                .fingerprint(&subject.process)
-                .is_ok_and(|f| f == *subject.attestation.fingerprint())
+    /// That the process is alive and still the program, user and cgroup that were attested. Nothing leaves
+    /// after any other answer.
+    pub(super) fn verify(&self, subject: &Subject) -> Result<(), Doubt> {
+        self.compare(&subject.process, &subject.attestation)
+    }
+
+    pub(super) fn compare(&self, process: &Process, attestation: &Attestation) -> Result<(), Doubt> {
+        if !process.is_alive() {
+            return Err(Doubt::Changed);
+        }
+        match self.parts.attestors.fingerprint(process) {
+            Ok(now_is) if now_is == *attestation.fingerprint() => Ok(()),
+            Err(AttestError::Descriptors) => Err(Doubt::NotSeen),
+            Ok(_) | Err(_) => Err(Doubt::Changed),
+        }
+    }
+
+    /// Draws the consequence. One that could not be looked at keeps what it has: whoever waits tries again.
+    pub(super) fn doubt(self: &Arc<Self>, id: WorkloadId, why: &Doubt) {
+        match why {
+            Doubt::Changed => self.suspect(id),
+            Doubt::NotSeen => {}
+        }
     }
 
     fn mint_x509(&self, subject: &Subject) -> Result<(MintedX509, Row), Refusal> {
@@ -127,9 +160,9 @@ impl Shared {
         committed: &Committed,
     ) {
         failpoint::hit("issue.before_release");
-        if !self.is_unchanged(subject) {
+        if let Err(why) = self.verify(subject) {
             self.abandon(ticket, id, Some(row));
-            self.suspect(id);
+            self.doubt(id, &why);
             return;
         }
         let lease = row.id;

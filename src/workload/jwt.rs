@@ -125,10 +125,10 @@ impl Shared {
         committed: &Committed,
     ) -> Result<Vec<JwtSvid>, Refusal> {
         failpoint::hit("issue.before_release");
-        if !drafts.iter().all(|d| self.is_unchanged(&d.subject)) {
+        if let Err(why) = drafts.iter().try_for_each(|d| self.verify(&d.subject)) {
             self.discard(id, drafts, true);
-            self.suspect(id);
-            return Err(Refusal::NotEntitled);
+            self.doubt(id, &why);
+            return Err(why.into());
         }
         let (now, wall) = (self.parts.clock.monotonic(), self.parts.clock.wall());
         let mut released = Vec::with_capacity(drafts.len());

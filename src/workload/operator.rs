@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mayfly_attestors::{Attestation, Process};
+use mayfly_attestors::{AttestError, Attestation, PinError, Process};
 
 use super::revoker::Initiator;
 use super::{PublishedCrl, Refusal, Workloads, lock};
@@ -127,7 +127,10 @@ impl Workloads {
 
     /// Attests a process as if it had called.
     pub async fn explain(&self, pid: u32) -> Result<Explained, Refusal> {
-        let process = Process::of_pid(&self.0.parts.host, pid).map_err(|_gone| Refusal::Exited)?;
+        let process = Process::of_pid(&self.0.parts.host, pid).map_err(|error| match error {
+            PinError::Descriptors => Refusal::Attest(AttestError::Descriptors),
+            _gone => Refusal::Exited,
+        })?;
         let (attestation, identities) = self.look_at(&Arc::new(process)).await?;
         let entries = self.0.parts.entries.borrow().clone();
         let facts = super::admit::facts(&attestation);
