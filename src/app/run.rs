@@ -71,7 +71,7 @@ impl Agent {
             }
         }
         sd_notify::notify(&[sd_notify::NotifyState::Stopping]).ok();
-        readiness.raise("stopping", "told to stop");
+        readiness.withdraw("stopping", "told to stop");
         // A little more than the connections have, so that those cut off are counted.
         let drained = drain.drain(config.shutdown.grace + Duration::from_millis(500)).await;
         running.accepting.clear();
