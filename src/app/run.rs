@@ -98,6 +98,11 @@ impl Agent {
         tasks.spawn(self.workloads.clone().follow_entries(watch.clone()));
         tasks.spawn(health::follow(public_health, self.readiness.clone(), watch.clone()));
         tasks.spawn(health::follow(admin_health, self.readiness.clone(), watch.clone()));
+        tasks.spawn(super::checkpoint::follow(
+            self.audit.clone(),
+            Arc::clone(&self.authorities),
+            watch.clone(),
+        ));
         let (ledger, audit) = (self.workloads.ledger_health(), self.audit.health());
         tasks.spawn(super::concerns::follow(self.readiness.clone(), ledger, audit, watch.clone()));
         let cut_off = Arc::new(AtomicUsize::new(0));
