@@ -103,6 +103,12 @@ impl Agent {
             Arc::clone(&self.authorities),
             watch.clone(),
         ));
+        tasks.spawn(super::concerns::watch_validity(
+            self.readiness.clone(),
+            Arc::clone(&self.authorities),
+            Arc::clone(&self.clock),
+            watch.clone(),
+        ));
         let (ledger, audit) = (self.workloads.ledger_health(), self.audit.health());
         tasks.spawn(super::concerns::follow(self.readiness.clone(), ledger, audit, watch.clone()));
         let cut_off = Arc::new(AtomicUsize::new(0));

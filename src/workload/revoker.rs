@@ -90,6 +90,7 @@ pub(super) fn start(
         ledger: parts.ledger.clone(),
         audit: parts.audit.clone(),
         clock: Arc::clone(&parts.clock),
+        began: parts.clock.monotonic(),
         readiness: parts.readiness.clone(),
         trust: parts.trust.clone(),
         issuing: parts.issuing.clone(),
@@ -112,6 +113,7 @@ struct Revoker {
     ledger: Ledger,
     audit: audit::Log,
     clock: Arc<dyn Clock>,
+    began: Instant,
     readiness: Readiness,
     trust: watch::Sender<Arc<TrustSnapshot>>,
     issuing: tokio::runtime::Handle,
@@ -131,6 +133,8 @@ struct Revoker {
 
 /// How long after a failure the next attempt follows.
 const RETRY: Duration = Duration::from_millis(500);
+/// How often the clock is looked at when nothing else happens: a step back must not wait for a revocation.
+const CLOCK_LOOK: Duration = Duration::from_secs(5);
 
 impl Revoker {
     fn run(mut self, jobs: &mpsc::Receiver<RevokeJob>) {
@@ -158,7 +162,7 @@ impl Revoker {
         let now = self.clock.monotonic();
         let publish = (!self.waiting.is_empty()).then(|| self.not_before.unwrap_or(now));
         let next = publish.into_iter().chain(self.resign_at).min();
-        next.map_or(self.settings.next_update, |at| at.saturating_duration_since(now))
+        next.map_or(CLOCK_LOOK, |at| at.saturating_duration_since(now)).min(CLOCK_LOOK)
     }
 
     fn take(&mut self, job: RevokeJob) {
@@ -184,6 +188,7 @@ impl Revoker {
     /// Publishes what is due; answers jobs that need no CRL.
     fn settle(&mut self) {
         let now = self.clock.monotonic();
+        self.clock_concern(self.clock.wall());
         let needs_crl = self.waiting.iter().any(|job| job.rows.iter().any(|row| row.kind == Kind::X509));
         let too_early = self.not_before.is_some_and(|at| at > now);
         let by_age = self.resign_at.is_some_and(|at| at <= now);
@@ -203,7 +208,8 @@ impl Revoker {
         let wall = self.clock.wall();
         let now = self.clock.monotonic();
         self.clock_concern(wall);
-        let (number, this_update) = match self.settings.numbering.next(wall) {
+        let uptime = self.uptime();
+        let (number, this_update) = match self.settings.numbering.next(wall, uptime) {
             CrlTurn::Now { number, this_update } => (number, this_update),
             CrlTurn::NotBefore(wait) => {
                 self.not_before = Some(now + wait);
@@ -230,8 +236,13 @@ impl Revoker {
         }
     }
 
-    fn clock_concern(&self, wall: SystemTime) {
-        match self.settings.numbering.clock_concern(wall) {
+    fn uptime(&self) -> Duration {
+        self.clock.monotonic().saturating_duration_since(self.began)
+    }
+
+    fn clock_concern(&mut self, wall: SystemTime) {
+        let uptime = self.uptime();
+        match self.settings.numbering.clock_concern(wall, uptime) {
             Some(ahead) => self.readiness.raise(
                 "clock",
                 format!(
