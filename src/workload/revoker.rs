@@ -133,6 +133,8 @@ struct Revoker {
 
 /// How long after a failure the next attempt follows.
 const RETRY: Duration = Duration::from_millis(500);
+/// How long after a CRL that could not be recorded the next one follows: slow enough for the supply of dates.
+const KEEP_AGAIN: Duration = Duration::from_secs(5);
 /// How often the clock is looked at when nothing else happens: a step back must not wait for a revocation.
 const CLOCK_LOOK: Duration = Duration::from_secs(5);
 
@@ -263,7 +265,10 @@ impl Revoker {
         self.not_before = Some(published + self.settings.coalesce);
         self.resign_at = Some(published + self.settings.next_update / 3);
         self.readiness.clear("CRL");
-        self.keep(crl);
+        if !self.keep(crl) {
+            // The next CRL takes this one's place in the records; a quiet hour must not keep it waiting.
+            self.resign_at = Some(published + KEEP_AGAIN.min(self.settings.next_update / 3));
+        }
         let number = crl.number;
         self.crl.send_replace(Some(PublishedCrl {
             number,
@@ -277,24 +282,30 @@ impl Revoker {
     }
 
     /// The ledger's mark, then the second witness: a witness ahead of the ledger then always means that the
-    /// ledger was rolled back. A failure costs durability of the number, not the effect.
-    fn keep(&self, crl: &Crl) {
+    /// ledger was rolled back. A failure costs durability of the number, not the effect. Whether both have it.
+    fn keep(&self, crl: &Crl) -> bool {
         let mark = CrlMark { number: crl.number, this_update: crl.this_update };
         let issuer = self.authorities.active_x509().key_id().to_string();
         if let Err(error) = self.ledger.record_crl_blocking(&issuer, mark) {
-            self.readiness.raise("revocations in the ledger", error.to_string());
-            return;
+            self.readiness.raise("CRL number in the ledger", error.to_string());
+            return false;
         }
+        self.readiness.clear("CRL number in the ledger");
         failpoint::hit("revoke.before_witness");
+        let mut kept = true;
         if let Some(witness) = &self.settings.witness {
             match witness.publish(crl) {
                 Ok(()) => self.readiness.clear("CRL file"),
-                Err(error) => self.readiness.raise("CRL file", error.to_string()),
+                Err(error) => {
+                    self.readiness.raise("CRL file", error.to_string());
+                    kept = false;
+                }
             }
         }
         failpoint::hit("revoke.after_witness");
         let before = unix_seconds(self.clock.wall()).saturating_sub(revocation::ROW_RETENTION_SECONDS);
         self.forget_expired(self.ledger.clone(), before);
+        kept
     }
 
     fn forget_expired(&self, ledger: Ledger, before: u64) {
