@@ -132,14 +132,14 @@ fn parent_of(target: &Target<'_>, child: &Link) -> Result<Option<Pinned>, Silent
 async fn measure(parent: &Pinned, uid: u32, measurer: &Measurer) -> Result<Selector, Silent> {
     let open = || Exe::open(&parent.dir.live_task_in(parent.stat)?);
     let subject = open().map_err(|e| Silent::of("program", &e))?.subject(&parent.process, uid);
-    let sha256 = measurer.sha256(&subject).await.map_err(silent)?;
+    let sha256 = measurer.sha256(&subject).await.map_err(|e| silent(&e))?;
     if !parent.process.is_alive() {
         return Err("exited while it was measured".into());
     }
     Ok(Selector::new("process", "ancestor_sha256", text::hex(&sha256)))
 }
 
-fn silent(error: MeasureError) -> Silent {
+fn silent(error: &MeasureError) -> Silent {
     if error.is_ours() { Silent::Descriptors } else { error.to_string().into() }
 }
 
