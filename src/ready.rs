@@ -37,6 +37,12 @@ impl Readiness {
         }
     }
 
+    /// Holds readiness back for good because that was asked for: no error, and not logged as one.
+    pub fn withdraw(&self, name: &'static str, why: impl Into<String>) {
+        let why = why.into();
+        self.0.send_if_modified(|concerns| concerns.insert(name, why.clone()) != Some(why));
+    }
+
     /// Withdraws a concern.
     pub fn clear(&self, name: &'static str) {
         self.0.send_if_modified(|concerns| concerns.remove(name).is_some());
@@ -66,7 +72,30 @@ impl Drop for Pending {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read as _, Seek as _};
+
     use super::*;
+
+    /// What `work` logs.
+    fn logged(work: impl FnOnce()) -> String {
+        let writer = tempfile::tempfile().unwrap();
+        let mut file = writer.try_clone().unwrap();
+        let subscriber =
+            tracing_subscriber::fmt().with_ansi(false).with_writer(std::sync::Mutex::new(writer)).finish();
+        tracing::subscriber::with_default(subscriber, work);
+        let mut text = String::new();
+        file.seek(std::io::SeekFrom::Start(0)).unwrap();
+        file.read_to_string(&mut text).unwrap();
+        text
+    }
+
+    #[test]
+    fn what_was_asked_for_is_no_error() {
+        let readiness = Readiness::default();
+        assert_eq!(logged(|| readiness.withdraw("stopping", "told to stop")), "");
+        assert_eq!(readiness.concerns(), ["stopping: told to stop"]);
+        assert!(logged(|| readiness.raise("audit", "disk full")).contains("ERROR"));
+    }
 
     #[test]
     fn ready_only_while_nobody_objects() {

@@ -14,7 +14,7 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use crate::process::procfs::{self, CgroupLine};
-use crate::set::Found;
+use crate::set::{Found, Silent};
 use crate::target::Target;
 use crate::text;
 
@@ -47,11 +47,11 @@ impl Cgroup {
     }
 
     /// Reads kernel memory only: no file system waits.
-    pub(crate) fn attest(&self, target: &Target<'_>) -> Result<Found, String> {
+    pub(crate) fn attest(&self, target: &Target<'_>) -> Result<Found, Silent> {
         let Some((kind, root)) = &self.hierarchy else {
-            return Err("neither a v2 hierarchy nor one named systemd is mounted".to_owned());
+            return Err("neither a v2 hierarchy nor one named systemd is mounted".into());
         };
-        let cgroups = target.dir.read("cgroup", 1 << 16).map_err(|e| format!("/proc/PID/cgroup: {e}"))?;
+        let cgroups = target.dir.read("cgroup", 1 << 16).map_err(|e| Silent::of("/proc/PID/cgroup", &e))?;
         let line =
             procfs::cgroups(&cgroups).find(|line| kind.is(line)).ok_or("the process is in no such cgroup")?;
         let mut found = Found::default();
@@ -59,10 +59,10 @@ impl Cgroup {
             found.note("path", "the cgroup is outside our cgroup namespace");
             return Ok(found);
         }
-        let (keeper, leaf) = walk(root.as_fd(), line.path)
-            .map_err(|error| format!("{}: {error}", text::of_bytes(line.path)))?;
+        let (keeper, leaf) =
+            walk(root.as_fd(), line.path).map_err(|error| Silent::of(&text::of_bytes(line.path), &error))?;
         if *kind == Hierarchy::Unified && target.live.cgroup_id.is_some_and(|id| id != leaf.st_ino) {
-            return Err("the process is being moved, or our cgroups are not the machine's".to_owned());
+            return Err("the process is being moved, or our cgroups are not the machine's".into());
         }
         let key = match keeper {
             Keeper::Root => "path",

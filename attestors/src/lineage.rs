@@ -9,11 +9,11 @@
 use std::io;
 use std::time::Instant;
 
-use crate::measure::Measurer;
+use crate::measure::{MeasureError, Measurer};
 use crate::process::procfs::Stat;
 use crate::process::{PinError, Pinned, ProcDir, Process};
 use crate::selector::Selector;
-use crate::set::Found;
+use crate::set::{Found, Silent};
 use crate::target::{Exe, MOST_THREADS, Target};
 use crate::{text, ticks};
 
@@ -38,7 +38,7 @@ impl Lineage {
         measurer: &Measurer,
         with_ancestors: bool,
         until: Instant,
-    ) -> Result<LineageFound, String> {
+    ) -> Result<LineageFound, Silent> {
         let mut found = Found::default();
         if target.exe.as_ref().is_ok_and(|exe| exe.facts.anonymous) {
             found.add("process", "exe_deleted", "true".to_owned());
@@ -46,7 +46,7 @@ impl Lineage {
         if target.status.no_new_privs {
             found.add("process", "no_new_privs", "true".to_owned());
         }
-        let traced = match traced(target).await.map_err(|e| format!("/proc/PID/task: {e}"))? {
+        let traced = match traced(target).await.map_err(|e| Silent::of("/proc/PID/task", &e))? {
             Some(traced) => traced,
             None => {
                 found.note("traced", "too many threads to look at: taken as traced");
@@ -57,31 +57,47 @@ impl Lineage {
             found.add("process", "traced", "true".to_owned());
         }
         if with_ancestors {
-            self.ancestors(target, measurer, until, &mut found).await;
+            self.ancestors(target, measurer, until, &mut found).await?;
         }
         Ok(LineageFound { found, traced })
     }
 
-    async fn ancestors(&self, target: &Target<'_>, measurer: &Measurer, until: Instant, found: &mut Found) {
+    /// Whatever cannot be read is left out with a note, except for want of a descriptor: that is about us.
+    async fn ancestors(
+        &self,
+        target: &Target<'_>,
+        measurer: &Measurer,
+        until: Instant,
+        found: &mut Found,
+    ) -> Result<(), Silent> {
         let mut child = match target.dir.stat() {
             Ok(stat) => Link { stat, dir: None },
-            Err(error) => return found.note("ancestor_sha256", &error.to_string()),
+            Err(error) => return left_out(found, Silent::of("stat", &error)),
         };
         for _ in 0..self.ancestors {
             let parent = match parent_of(target, &child) {
                 Ok(Some(parent)) => parent,
-                Ok(None) => return,
-                Err(why) => return found.note("ancestor_sha256", &why),
+                Ok(None) => return Ok(()),
+                Err(why) => return left_out(found, why),
             };
             let left = until.saturating_duration_since(ticks::now());
             match tokio::time::timeout(left, measure(&parent, target.process.uid(), measurer)).await {
                 Ok(Ok(selector)) => found.selectors.push(selector),
-                Ok(Err(why)) => {
-                    found.note("ancestor_sha256", &format!("process {}: {why}", parent.process.pid()))
-                }
-                Err(_) => return found.note("ancestor_sha256", "no time left for further ancestors"),
+                Ok(Err(why)) => left_out(found, why.about(&format!("process {}", parent.process.pid())))?,
+                Err(_) => return left_out(found, "no time left for further ancestors".into()),
             }
             child = Link { stat: parent.stat, dir: Some(parent.dir) };
+        }
+        Ok(())
+    }
+}
+
+fn left_out(found: &mut Found, why: Silent) -> Result<(), Silent> {
+    match why {
+        Silent::Descriptors => Err(why),
+        Silent::Because(why) => {
+            found.note("ancestor_sha256", &why);
+            Ok(())
         }
     }
 }
@@ -94,7 +110,7 @@ struct Link {
 
 /// Pins the parent. `None` at the top, or when the parent went meanwhile: its child then has another one, and the
 /// chain as it was is gone.
-fn parent_of(target: &Target<'_>, child: &Link) -> Result<Option<Pinned>, String> {
+fn parent_of(target: &Target<'_>, child: &Link) -> Result<Option<Pinned>, Silent> {
     let number = child.stat.parent;
     if number == 0 {
         return Ok(None);
@@ -102,24 +118,29 @@ fn parent_of(target: &Target<'_>, child: &Link) -> Result<Option<Pinned>, String
     let parent = match Process::of_number(target.process.host(), number) {
         Ok(parent) => parent,
         Err(PinError::Exited) => return Ok(None),
-        Err(error) => return Err(format!("process {number}: {error}")),
+        Err(PinError::Descriptors) => return Err(Silent::Descriptors),
+        Err(error) => return Err(format!("process {number}: {error}").into()),
     };
     // Asked after the parent was pinned: so the one that was pinned is the parent, or was when it was pinned.
     match child.dir.as_ref().unwrap_or(&target.dir).stat() {
         Ok(still) if still.parent == number && parent.stat.start_time <= still.start_time => Ok(Some(parent)),
         Ok(_) => Ok(None),
-        Err(error) => Err(format!("a child of process {number}: {error}")),
+        Err(error) => Err(Silent::of(&format!("a child of process {number}"), &error)),
     }
 }
 
-async fn measure(parent: &Pinned, uid: u32, measurer: &Measurer) -> Result<Selector, String> {
+async fn measure(parent: &Pinned, uid: u32, measurer: &Measurer) -> Result<Selector, Silent> {
     let open = || Exe::open(&parent.dir.live_task_in(parent.stat)?);
-    let subject = open().map_err(|e| e.to_string())?.subject(&parent.process, uid);
-    let sha256 = measurer.sha256(&subject).await.map_err(|e| e.to_string())?;
+    let subject = open().map_err(|e| Silent::of("program", &e))?.subject(&parent.process, uid);
+    let sha256 = measurer.sha256(&subject).await.map_err(|e| silent(&e))?;
     if !parent.process.is_alive() {
-        return Err("exited while it was measured".to_owned());
+        return Err("exited while it was measured".into());
     }
     Ok(Selector::new("process", "ancestor_sha256", text::hex(&sha256)))
+}
+
+fn silent(error: &MeasureError) -> Silent {
+    if error.is_ours() { Silent::Descriptors } else { error.to_string().into() }
 }
 
 /// Whether any thread has a tracer; `None` when there are more than can be looked at.

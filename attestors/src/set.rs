@@ -5,6 +5,7 @@
 //! what it became. That is tried once more, and then given up.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,7 +15,7 @@ use crate::cgroup::Cgroup;
 use crate::host::Host;
 use crate::lineage::Lineage;
 use crate::measure::{MeasureError, Measurer};
-use crate::process::Process;
+use crate::process::{Process, is_out_of_descriptors};
 use crate::selector::{Selector, Strength};
 use crate::target::{self, OpenError, Target};
 use crate::unix::Unix;
@@ -51,6 +52,9 @@ pub enum AttestError {
     /// It is not who it was when it connected.
     #[error("the process changed its user or group since it connected")]
     CredentialsChanged,
+    /// Our own descriptor table is full, or the machine's: says nothing about the process. Worth trying again.
+    #[error("no descriptor is free to look at the process with")]
+    Descriptors,
     /// Too much is being measured; worth trying again.
     #[error("too many programs are being measured")]
     Overloaded,
@@ -69,6 +73,16 @@ pub enum AttestError {
 pub(crate) struct Found {
     pub(crate) selectors: Vec<Selector>,
     pub(crate) notes: Vec<String>,
+}
+
+/// Why an attestor has no answer.
+#[derive(Debug)]
+pub(crate) enum Silent {
+    /// For want of a descriptor: then there is no attestation at all, because without this answer the process would
+    /// look like one that lacks what it has.
+    Descriptors,
+    /// One plain clause.
+    Because(String),
 }
 
 impl Default for AttestSettings {
@@ -122,7 +136,7 @@ impl AttestorSet {
     /// What [`Attestation::fingerprint`] would be now. Some ten system calls, none of which waits for a file system.
     ///
     /// # Errors
-    /// [`AttestError::Exited`] or [`AttestError::Failed`].
+    /// [`AttestError::Exited`], [`AttestError::Descriptors`] or [`AttestError::Failed`].
     pub fn fingerprint(&self, process: &Process) -> Result<Fingerprint, AttestError> {
         target::fingerprint(process).map_err(AttestError::from)
     }
@@ -152,7 +166,7 @@ impl AttestorSet {
         self.unix.ids(&target, &mut unix);
         Unix::program(&target, &mut posture, hash, &mut unix);
         let unix = Timed { kind: "unix", took: began.elapsed(), found: Ok(unix) };
-        let (selectors, answers) = collect([unix, cgroup, lineage.0], advice);
+        let (selectors, answers) = collect([unix, cgroup, lineage.0], advice)?;
         posture.traced = lineage.1;
         Ok(Attestation { selectors, answers, posture, fingerprint: target.fingerprint() })
     }
@@ -163,7 +177,7 @@ impl AttestorSet {
         let until = began + self.settings.deadline.mul_f64(0.8);
         let work = self.lineage.attest(target, &self.measurer, advice, until);
         let answer = tokio::time::timeout(self.settings.deadline, work).await;
-        let answer = answer.unwrap_or_else(|_| Err("no answer before the deadline".to_owned()));
+        let answer = answer.unwrap_or_else(|_| Err("no answer before the deadline".into()));
         let traced = answer.as_ref().map_or(true, |lineage| lineage.traced);
         let found = answer.map(|lineage| lineage.found);
         (Timed { kind: "process", took: began.elapsed(), found }, traced)
@@ -188,10 +202,40 @@ impl Found {
     }
 }
 
+impl Silent {
+    pub(crate) fn of(what: &str, error: &io::Error) -> Self {
+        if is_out_of_descriptors(error) {
+            Self::Descriptors
+        } else {
+            Self::Because(format!("{what}: {error}"))
+        }
+    }
+
+    pub(crate) fn about(self, what: &str) -> Self {
+        match self {
+            Self::Because(why) => Self::Because(format!("{what}: {why}")),
+            Self::Descriptors => self,
+        }
+    }
+}
+
+impl From<String> for Silent {
+    fn from(why: String) -> Self {
+        Self::Because(why)
+    }
+}
+
+impl From<&str> for Silent {
+    fn from(why: &str) -> Self {
+        Self::Because(why.to_owned())
+    }
+}
+
 impl From<OpenError> for AttestError {
     fn from(error: OpenError) -> Self {
         match error {
             OpenError::Exited => Self::Exited,
+            OpenError::Descriptors => Self::Descriptors,
             OpenError::Failed(error) => Self::Failed { kind: "process", why: error.to_string() },
         }
     }
@@ -201,10 +245,10 @@ impl From<OpenError> for AttestError {
 struct Timed {
     kind: &'static str,
     took: Duration,
-    found: Result<Found, String>,
+    found: Result<Found, Silent>,
 }
 
-fn timed(kind: &'static str, work: impl FnOnce() -> Result<Found, String>) -> Timed {
+fn timed(kind: &'static str, work: impl FnOnce() -> Result<Found, Silent>) -> Timed {
     let began = ticks::now();
     let found = work();
     Timed { kind, took: began.elapsed(), found }
@@ -217,6 +261,7 @@ fn refuse_what_is_not_the_files_fault(
 ) -> Result<Result<[u8; 32], MeasureError>, AttestError> {
     match hash {
         Err(MeasureError::Overloaded) => Err(AttestError::Overloaded),
+        Err(error) if error.is_ours() => Err(AttestError::Descriptors),
         Err(error @ (MeasureError::Deadline | MeasureError::Changed | MeasureError::Worker(_))) => {
             Err(AttestError::Failed { kind: "unix", why: error.to_string() })
         }
@@ -227,10 +272,16 @@ fn refuse_what_is_not_the_files_fault(
     }
 }
 
-fn collect(parts: [Timed; 3], advice: bool) -> (BTreeSet<Selector>, Vec<Answer>) {
+fn collect(parts: [Timed; 3], advice: bool) -> Result<(BTreeSet<Selector>, Vec<Answer>), AttestError> {
     let mut selectors = BTreeSet::new();
-    let answers = parts.map(|Timed { kind, took, found }| {
+    let mut answers = Vec::with_capacity(parts.len());
+    for Timed { kind, took, found } in parts {
         let mut notes = Vec::new();
+        let found = match found {
+            Err(Silent::Descriptors) => return Err(AttestError::Descriptors),
+            Err(Silent::Because(why)) => Err(why),
+            Ok(found) => Ok(found),
+        };
         let outcome = found.map(|mut found| {
             if !advice {
                 found.selectors.retain(|selector| selector.strength() > Strength::Advisory);
@@ -241,9 +292,9 @@ fn collect(parts: [Timed; 3], advice: bool) -> (BTreeSet<Selector>, Vec<Answer>)
             selectors.extend(found.selectors);
             count
         });
-        Answer { kind, took, outcome, notes }
-    });
-    (selectors, answers.into())
+        answers.push(Answer { kind, took, outcome, notes });
+    }
+    Ok((selectors, answers))
 }
 
 #[cfg(test)]
@@ -621,12 +672,12 @@ mod tests {
             .spawn()
             .unwrap();
         let mut line = String::new();
-        let mut output = std::io::BufReader::new(server.stdout.take().unwrap());
-        std::io::BufRead::read_line(&mut output, &mut line).unwrap();
+        let mut output = io::BufReader::new(server.stdout.take().unwrap());
+        io::BufRead::read_line(&mut output, &mut line).unwrap();
         let process = Process::of_pid(set.host(), line.trim().parse().unwrap()).unwrap();
         server.stdin.as_mut().unwrap().write_all(b"stall\n").unwrap();
         line.clear();
-        std::io::BufRead::read_line(&mut output, &mut line).unwrap();
+        io::BufRead::read_line(&mut output, &mut line).unwrap();
         let attestation = set.attest(&process).await.unwrap();
         assert!(has(&attestation, "unix:uid:0") && attestation.is_complete());
         assert!(attestation.posture().exe_fs_not_trusted);
@@ -728,6 +779,21 @@ mod tests {
         let after = set.fingerprint(&process).unwrap();
         assert!(before != after && before.same_credentials(&after) && before.same_program(&after));
         end(child);
+    }
+
+    /// A full table would otherwise read as a process that has lost its cgroup, its program or its ancestors.
+    #[test]
+    fn e13_want_of_a_descriptor_is_no_answer_about_the_process() {
+        for errno in [libc::EMFILE, libc::ENFILE] {
+            let full = || io::Error::from_raw_os_error(errno);
+            let found = |error| Timed { kind: "cgroup", took: Duration::ZERO, found: Err(error) };
+            let silent = || found(Silent::of("/proc/PID/cgroup", &full()));
+            let other = || found("unrelated".into());
+            assert!(matches!(collect([silent(), other(), other()], true), Err(AttestError::Descriptors)));
+            assert!(collect([other(), other(), other()], true).is_ok());
+            let hash = refuse_what_is_not_the_files_fault(Err(MeasureError::Worker(full())));
+            assert!(matches!(hash, Err(AttestError::Descriptors)), "{hash:?}");
+        }
     }
 
     #[tokio::test]

@@ -9,7 +9,7 @@ use crate::attestation::{ExeIdentity, Fingerprint, Posture};
 use crate::host::Namespaces;
 use crate::measure::{FileFacts, Gate, Subject, mount_namespace};
 use crate::process::procfs::Status;
-use crate::process::{Live, ProcDir, Process};
+use crate::process::{Live, ProcDir, Process, is_out_of_descriptors};
 
 /// A process with its `/proc` directory open.
 #[derive(Debug)]
@@ -36,6 +36,8 @@ pub(crate) struct Exe {
 #[derive(Debug)]
 pub(crate) enum OpenError {
     Exited,
+    /// Our own table is full: says nothing about the process.
+    Descriptors,
     Failed(io::Error),
 }
 
@@ -49,7 +51,7 @@ impl<'a> Target<'a> {
             process,
             live,
             status: dir.status().map_err(gone_or)?,
-            exe: Exe::open(&task),
+            exe: unless_out_of_descriptors(Exe::open(&task)).map_err(gone_or)?,
             namespaces: Namespaces::of(task.fd(), ""),
             cgroups: cgroups_if_needed(&live, &dir).map_err(gone_or)?,
             dir,
@@ -85,8 +87,17 @@ impl Exe {
     pub(crate) fn open(task: &ProcDir) -> io::Result<Self> {
         let handle = Arc::new(task.open_path("exe")?);
         let facts = FileFacts::of(handle.as_fd())?;
-        let namespace = || mount_namespace(task.open_namespace("ns/mnt").ok()?.as_fd());
-        Ok(Self { gate: facts.gate(namespace), path: task.link("exe"), handle, facts })
+        // A full table must not turn one file system into an unknown one.
+        let mut namespace = Ok(());
+        let gate = facts.gate(|| match unless_out_of_descriptors(task.open_namespace("ns/mnt")) {
+            Ok(opened) => mount_namespace(opened.ok()?.as_fd()),
+            Err(error) => {
+                namespace = Err(error);
+                None
+            }
+        });
+        namespace?;
+        Ok(Self { gate, path: task.link("exe"), handle, facts })
     }
 
     /// To measure it for `process`, on the share of `uid`.
@@ -104,7 +115,11 @@ impl Exe {
 
 impl OpenError {
     fn of(error: io::Error, process: &Process) -> Self {
-        if process.is_alive() { Self::Failed(error) } else { Self::Exited }
+        match error {
+            _ if !process.is_alive() => Self::Exited,
+            error if is_out_of_descriptors(&error) => Self::Descriptors,
+            error => Self::Failed(error),
+        }
     }
 }
 
@@ -115,7 +130,8 @@ pub(crate) fn fingerprint(process: &Process) -> Result<Fingerprint, OpenError> {
     let live = process.live(&dir).map_err(gone_or)?;
     let cgroups = cgroups_if_needed(&live, &dir).map_err(gone_or)?;
     let task = dir.live_task().map_err(gone_or)?;
-    let exe = match task.open_path("exe").and_then(|handle| FileFacts::of(handle.as_fd())) {
+    let exe = task.open_path("exe").and_then(|handle| FileFacts::of(handle.as_fd()));
+    let exe = match unless_out_of_descriptors(exe).map_err(gone_or)? {
         Ok(facts) => ExeIdentity::File(facts.id),
         Err(error) => hidden(&error),
     };
@@ -146,6 +162,14 @@ fn cgroups_if_needed(live: &Live, dir: &ProcDir) -> io::Result<Option<Vec<u8>>> 
     if live.cgroup_id.is_some() { Ok(None) } else { dir.read("cgroup", 1 << 16).map(Some) }
 }
 
+/// What went wrong for want of a descriptor is an error of ours; anything else is an answer.
+fn unless_out_of_descriptors<T>(result: io::Result<T>) -> io::Result<io::Result<T>> {
+    match result {
+        Err(error) if is_out_of_descriptors(&error) => Err(error),
+        answer => Ok(answer),
+    }
+}
+
 fn hidden(error: &io::Error) -> ExeIdentity {
     ExeIdentity::Hidden(error.raw_os_error().unwrap_or_default())
 }
@@ -160,6 +184,19 @@ mod tests {
     use super::*;
     use crate::measure::FileSystem;
     use crate::testing::{end, running};
+
+    #[test]
+    fn e13_want_of_a_descriptor_is_told_apart_from_a_change_and_from_an_exit() {
+        let (child, process) = running(Command::new("/bin/sleep").arg("30"), "/sleep");
+        let full = || io::Error::from_raw_os_error(libc::EMFILE);
+        assert!(matches!(OpenError::of(full(), &process), OpenError::Descriptors));
+        assert!(matches!(OpenError::of(io::ErrorKind::NotFound.into(), &process), OpenError::Failed(_)));
+        assert!(unless_out_of_descriptors::<()>(Err(full())).is_err(), "not a program that hides");
+        let hidden = io::Error::from_raw_os_error(libc::EACCES);
+        assert!(unless_out_of_descriptors::<()>(Err(hidden)).unwrap().is_err());
+        end(child);
+        assert!(matches!(OpenError::of(full(), &process), OpenError::Exited));
+    }
 
     #[test]
     fn a_program_in_another_mount_namespace_is_still_named_exactly() {

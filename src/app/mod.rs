@@ -3,14 +3,13 @@
 
 mod banner;
 mod build;
+mod checkpoint;
 mod concerns;
 mod entries;
 mod error;
 mod refused;
 mod run;
-
 mod signals;
-
 mod storage;
 
 use std::io::Write as _;

@@ -76,7 +76,7 @@ impl Agent {
         sd_notify::notify(&[sd_notify::NotifyState::Stopping]).ok();
         // What was just revoked goes out, and into the audit log, before the end.
         tokio::time::timeout(Duration::from_secs(1), workloads.flush()).await.ok();
-        readiness.raise("stopping", "told to stop");
+        readiness.withdraw("stopping", "told to stop");
         // A little more than the connections have, so that those cut off are counted.
         let drained = drain.drain(config.shutdown.grace + Duration::from_millis(500)).await;
         running.accepting.clear();
@@ -103,6 +103,17 @@ impl Agent {
         tasks.spawn(self.workloads.clone().follow_entries(watch.clone()));
         tasks.spawn(health::follow(public_health, self.readiness.clone(), watch.clone()));
         tasks.spawn(health::follow(admin_health, self.readiness.clone(), watch.clone()));
+        tasks.spawn(super::checkpoint::follow(
+            self.audit.clone(),
+            Arc::clone(&self.authorities),
+            watch.clone(),
+        ));
+        tasks.spawn(super::concerns::watch_validity(
+            self.readiness.clone(),
+            Arc::clone(&self.authorities),
+            Arc::clone(&self.clock),
+            watch.clone(),
+        ));
         let (ledger, audit) = (self.workloads.ledger_health(), self.audit.health());
         tasks.spawn(super::concerns::follow(self.readiness.clone(), ledger, audit, watch.clone()));
         let cut_off = Arc::new(AtomicUsize::new(0));

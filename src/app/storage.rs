@@ -1,5 +1,6 @@
 //! Keys, ledger and last CRL, opened together: none of them is believed without the others.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -106,7 +107,9 @@ fn believe(
     };
     let distrust = |why: String| StartError::Rollback { data_dir: data_dir.to_owned(), why };
     let last = witness.read(active).map_err(|error| distrust(error.to_string()))?;
-    let recorded = |lease: LeaseId| match rows.iter().find(|row| row.id == lease).map(|row| row.state) {
+    // A map, because a CRL and a ledger may both have tens of thousands of rows.
+    let states: HashMap<LeaseId, State> = rows.iter().map(|row| (row.id, row.state)).collect();
+    let recorded = |lease: LeaseId| match states.get(&lease) {
         None => Recorded::Unknown,
         Some(State::Live) => Recorded::Live,
         Some(State::Revoked { .. }) => Recorded::Revoked,

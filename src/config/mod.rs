@@ -10,7 +10,7 @@ mod show;
 use std::path::Path;
 
 pub use self::raw::RawConfig;
-pub use self::resolve::DEV_TRUST_DOMAIN;
+pub use self::resolve::{DEV_TRUST_DOMAIN, MAX_AUDIENCES};
 pub use self::settings::{
     AttestSettings, AuditSettings, AuthoritySettings, Config, EntriesFrom, JwtKeyType, JwtSettings,
     LimitSettings, RevocationSettings, ShutdownSettings, SocketSettings, Storage, X509KeyType, X509Settings,
@@ -109,7 +109,7 @@ level = "verbose"
             "6:7: x509.ttl: is \"2h\": write a value from \"10s\" to \"1h\"",
             "7:12: x509.key_type: `ed25519` is none of \"ec-p256\", \"ec-p384\", \"rsa-2048\"",
             "9:10: jwt.issuer: `http://example.org` is no issuer",
-            "10:17: jwt.max_audiences: is 0: write a value from 1 to 64",
+            "10:17: jwt.max_audiences: is 0: write a value from 1 to 16",
             "12:7: authority.ttl: is \"20m\": write at least \"30m\"",
             "14:15: revocation.next_update: is \"1m\": write at least \"15m\"",
             "17:23: limits.connections_per_uid: is 101: write a value from 1 to 100",
@@ -135,6 +135,13 @@ level = "verbose"
         let quick = config("x509.ttl = \"10s\"\nauthority.ttl = \"20s\"\nrevocation.next_update = \"10s\"\n");
         assert_eq!(quick.authority.ttl, Duration::from_secs(20));
         assert_eq!(config("x509.ttl = \"1h\"").revocation.next_update, Duration::from_secs(3600));
+    }
+
+    #[test]
+    fn h07_no_token_may_name_more_audiences_than_a_validator_takes() {
+        assert_eq!(config("jwt.max_audiences = 16").jwt.max_audiences, 16);
+        let found = report("trust_domain = \"example.org\"\njwt.max_audiences = 17");
+        assert!(found.iter().any(|line| line.contains("write a value from 1 to 16")), "{found:?}");
     }
 
     #[test]

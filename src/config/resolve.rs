@@ -115,11 +115,13 @@ fn jwt(raw: RawJwt, trust_domain: Option<&TrustDomain>, problems: &mut Problems)
         }
         usable.then_some(found.value)
     });
+    let audiences = 1..=i64::from(MAX_AUDIENCES);
     JwtSettings {
         ttl: or(raw.ttl, &LEAF_TTL, JWT_TTL, problems),
         key_type: raw.key_type.map_or(JwtKeyType::EcP256, |found| found.value),
         issuer: issuer.or(own).unwrap_or_default(),
-        max_audiences: usize::try_from(count(raw.max_audiences, 1..=64, 16, problems)).unwrap_or(1),
+        max_audiences: usize::try_from(count(raw.max_audiences, audiences, MAX_AUDIENCES, problems))
+            .unwrap_or(1),
     }
 }
 
@@ -219,6 +221,9 @@ fn is_issuer_url(text: &str) -> bool {
 
 /// The trust domain of `--dev`.
 pub const DEV_TRUST_DOMAIN: &str = "dev.mayfly.internal";
+
+/// More than that no token may name: its validator, this agent among them, would refuse it.
+pub const MAX_AUDIENCES: u32 = 16;
 
 const DATA_DIR: &str = "/var/lib/mayfly";
 const ENTRIES_DIR: &str = "/etc/mayfly/entries.d";

@@ -38,7 +38,9 @@ fn leaf(authority: &X509Authority, n: u8, dns_names: &[String]) -> Bytes {
 }
 
 fn crl(authority: &X509Authority, revoked: &[u8], numbering: &mut CrlNumbering) -> Bytes {
-    let CrlTurn::Now { number, this_update } = numbering.next(now()) else { panic!("no turn") };
+    let CrlTurn::Now { number, this_update } = numbering.next(now(), Duration::ZERO) else {
+        panic!("no turn")
+    };
     let revoked: Vec<_> = revoked.iter().map(|n| RevokedSerial { serial: serial(*n), at: NOW }).collect();
     let hour = Duration::from_secs(3_600);
     sign_and_lint(authority, &revoked, (number, this_update), hour, now()).unwrap().der

@@ -9,8 +9,9 @@
 //! is not known any more.
 //!
 //! A clock that steps back must not hold revocations up. The planner keeps its own estimate of the time, which
-//! never goes back: it runs at half speed until the clock has caught up. The estimate survives a restart in
-//! the number.
+//! never goes back: it runs at half speed until the clock has caught up. How fast time passes is told by the
+//! uptime, never by the clock: a clock that is set right again has not made a day pass. The estimate survives a
+//! restart in the number.
 
 use std::time::{Duration, SystemTime};
 
@@ -38,6 +39,8 @@ pub struct CrlNumbering {
     estimate: u64,
     /// The clock when it was last read, milliseconds.
     read: u64,
+    /// The uptime then.
+    read_at: Duration,
 }
 
 impl CrlNumbering {
@@ -54,12 +57,13 @@ impl CrlNumbering {
             let oldest = (estimate / 1000).saturating_sub(BURST);
             (number, this_update.max(oldest).saturating_add(RESTART_MARGIN))
         });
-        Self { last, estimate, read }
+        Self { last, estimate, read, read_at: Duration::ZERO }
     }
 
     /// The turn of the next CRL. After [`CrlTurn::Now`] that number and date are used up, signed or not.
-    pub fn next(&mut self, now: SystemTime) -> CrlTurn {
-        self.observe(unix_millis(now));
+    /// `uptime` is monotonic time since the planner was made.
+    pub fn next(&mut self, now: SystemTime, uptime: Duration) -> CrlTurn {
+        self.observe(unix_millis(now), uptime);
         let oldest = (self.estimate / 1000).saturating_sub(BURST);
         let (number, this_update) = match self.last {
             None => (self.estimate, oldest),
@@ -77,15 +81,16 @@ impl CrlNumbering {
 
     /// How far dates run ahead of the clock, when that is more than [`CLOCK_CONCERN`]: the clock was set back,
     /// and verifiers with the same clock may take our CRLs for not yet valid.
-    pub fn clock_concern(&self, now: SystemTime) -> Option<Duration> {
+    pub fn clock_concern(&mut self, now: SystemTime, uptime: Duration) -> Option<Duration> {
+        self.observe(unix_millis(now), uptime);
         let ahead = Duration::from_millis(self.estimate.saturating_sub(unix_millis(now)));
         (ahead > CLOCK_CONCERN).then_some(ahead)
     }
 
-    fn observe(&mut self, now: u64) {
-        let passed = now.saturating_sub(self.read);
-        self.read = now;
-        self.estimate = self.estimate.saturating_add(passed / 2).max(now);
+    fn observe(&mut self, now: u64, uptime: Duration) {
+        let passed = uptime.saturating_sub(self.read_at).as_millis() / 2;
+        (self.read, self.read_at) = (now, uptime.max(self.read_at));
+        self.estimate = self.estimate.saturating_add(u64::try_from(passed).unwrap_or(u64::MAX)).max(now);
     }
 }
 
@@ -114,10 +119,14 @@ mod tests {
     }
 
     fn go(numbering: &mut CrlNumbering, millis: u64) -> (u64, u64) {
-        match numbering.next(at(millis)) {
+        match numbering.next(at(millis), Duration::ZERO) {
             CrlTurn::Now { number, this_update } => (number, this_update),
             CrlTurn::NotBefore(wait) => panic!("has to wait {wait:?}"),
         }
+    }
+
+    fn concern(numbering: &mut CrlNumbering, millis: u64) -> Option<Duration> {
+        numbering.clock_concern(at(millis), Duration::ZERO)
     }
 
     #[test]
@@ -134,9 +143,12 @@ mod tests {
         for _ in 0..=600 {
             go(&mut numbering, START);
         }
-        assert_eq!(numbering.next(at(START + 400)), CrlTurn::NotBefore(Duration::from_millis(600)));
+        assert_eq!(
+            numbering.next(at(START + 400), Duration::ZERO),
+            CrlTurn::NotBefore(Duration::from_millis(600))
+        );
         go(&mut numbering, START + 1_000);
-        assert!(matches!(numbering.next(at(START + 1_000)), CrlTurn::NotBefore(_)));
+        assert!(matches!(numbering.next(at(START + 1_000), Duration::ZERO), CrlTurn::NotBefore(_)));
         for _ in 0..600 {
             go(&mut numbering, START + 3_600_000);
         }
@@ -157,15 +169,39 @@ mod tests {
         const DAY: u64 = 86_400_000;
         let mut numbering = CrlNumbering::resume(None, at(START));
         let before = go(&mut numbering, START);
-        assert_eq!(numbering.clock_concern(at(START)), None);
+        assert_eq!(concern(&mut numbering, START), None);
         let after = go(&mut numbering, START - DAY);
         assert_eq!(after, (before.0 + 1, before.1 + 1));
-        assert!(numbering.clock_concern(at(START - DAY)).is_some());
+        assert!(concern(&mut numbering, START - DAY).is_some());
         let mut restarted = CrlNumbering::resume(Some(after), at(START - DAY));
         assert!(go(&mut restarted, START - DAY).1 > after.1);
-        assert!(restarted.clock_concern(at(START - DAY)).is_some(), "a restart does not forget");
+        assert!(concern(&mut restarted, START - DAY).is_some(), "a restart does not forget");
         go(&mut restarted, START + DAY);
-        assert_eq!(restarted.clock_concern(at(START + DAY)), None);
+        assert_eq!(concern(&mut restarted, START + DAY), None);
+    }
+
+    /// A day back and then a day forth is no day that passed: dates must not run ahead of a clock that is right.
+    #[test]
+    fn g08_a_clock_set_right_again_leaves_no_date_in_the_future() {
+        const DAY: u64 = 86_400_000;
+        let mut numbering = CrlNumbering::resume(None, at(START));
+        go(&mut numbering, START);
+        go(&mut numbering, START - DAY);
+        let (_, this_update) = go(&mut numbering, START);
+        assert!(this_update * 1000 <= START, "{} s ahead", this_update - START / 1000);
+        assert_eq!(concern(&mut numbering, START), None);
+    }
+
+    #[test]
+    fn while_the_clock_is_behind_time_passes_at_half_speed() {
+        const DAY: u64 = 86_400_000;
+        let mut numbering = CrlNumbering::resume(None, at(START));
+        let ahead = |numbering: &mut CrlNumbering, seconds: u64| {
+            let wall = at(START - DAY + seconds * 1000);
+            numbering.clock_concern(wall, Duration::from_secs(seconds)).map(|ahead| ahead.as_secs())
+        };
+        assert_eq!(ahead(&mut numbering, 0), Some(86_400));
+        assert_eq!(ahead(&mut numbering, 3_600), Some(86_400 - 1_800));
     }
 
     #[derive(Clone, Debug)]
@@ -193,14 +229,18 @@ mod tests {
             let (mut now, mut highest) = (START, START);
             let mut numbering = CrlNumbering::resume(None, at(now));
             let mut made: Vec<(u64, u64)> = Vec::new();
-            let (mut stepped, mut forward) = (false, 0);
+            let (mut stepped, mut forward, mut uptime) = (false, 0, 0);
             for op in ops {
                 match op {
-                    Op::Advance(by) | Op::StepForth(by) => (now, forward) = (now + by, forward + by),
+                    Op::Advance(by) => (now, forward, uptime) = (now + by, forward + by, uptime + by),
+                    Op::StepForth(by) => now += by,
                     Op::StepBack(by) => (now, stepped) = (now - by, true),
-                    Op::Restart => numbering = CrlNumbering::resume(made.last().copied(), at(now)),
+                    Op::Restart => {
+                        uptime = 0;
+                        numbering = CrlNumbering::resume(made.last().copied(), at(now));
+                    }
                     Op::Sign(times) => for _ in 0..times {
-                        match numbering.next(at(now)) {
+                        match numbering.next(at(now), Duration::from_millis(uptime)) {
                             CrlTurn::Now { number, this_update } => {
                                 if let Some(last) = made.last() {
                                     prop_assert!(number > last.0 && this_update > last.1);
@@ -212,8 +252,9 @@ mod tests {
                             CrlTurn::NotBefore(wait) => {
                                 prop_assert!(!wait.is_zero());
                                 let wait = u64::try_from(wait.as_millis()).unwrap();
-                                (now, forward) = (now + wait, forward + wait);
-                                prop_assert!(matches!(numbering.next(at(now)), CrlTurn::Now { .. }), "waited in vain");
+                                (now, forward, uptime) = (now + wait, forward + wait, uptime + wait);
+                                let turn = numbering.next(at(now), Duration::from_millis(uptime));
+                                prop_assert!(matches!(turn, CrlTurn::Now { .. }), "waited in vain");
                                 made.push(numbering.last.unwrap());
                             }
                         }

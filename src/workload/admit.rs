@@ -190,8 +190,8 @@ impl Shared {
         member.attestation = attestation;
         member.attested_at = now;
         member.identities = identities;
+        // A suspicion is not lifted here: it may be about something newer than this attestation.
         member.checked_for = None;
-        member.clear();
         let wanted = member.wanted();
         let actions = state.core.set_entries(id, &wanted, Cause::NoLongerMatches, now);
         self.perform(state, actions, now);
@@ -252,6 +252,7 @@ pub(super) fn member(
         connections: Vec::new(),
         failing: false,
         suspect: false,
+        notices: 0,
         checked_for: None,
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use mayfly_attestors::{AttestError, Attestation, ExecNotice, ExitCause, ExitNotice, Process};
+use mayfly_attestors::{ExecNotice, ExitCause, ExitNotice, Process};
 
 use super::revoker::{Initiator, RevokeJob};
 use super::state::View;
@@ -118,81 +118,6 @@ impl Shared {
         }
     }
 
-    /// Stops pushing to a workload and looks at its program again.
-    pub(super) fn suspect(self: &Arc<Self>, id: WorkloadId) {
-        {
-            let mut state = self.lock();
-            let Some(member) = state.members.get_mut(&id) else { return };
-            if std::mem::replace(&mut member.suspect, true) {
-                return;
-            }
-        }
-        let shared = Arc::clone(self);
-        self.spawn(async move { shared.look_again(id).await });
-    }
-
-    async fn look_again(self: Arc<Self>, id: WorkloadId) {
-        let Some((process, before)) = ({
-            let state = self.lock();
-            state.members.get(&id).map(|m| (Arc::clone(&m.process), Arc::clone(&m.attestation)))
-        }) else {
-            return;
-        };
-        if self.is_same(&process, &before) {
-            if let Some(member) = self.lock().members.get_mut(&id) {
-                member.clear();
-            }
-            return;
-        }
-        match self.parts.attestors.attest(&process).await {
-            Ok(attestation) => {
-                let now = self.parts.clock.monotonic();
-                let mut state = self.lock();
-                let identities = self.match_now(&attestation);
-                let lost = state.members.get(&id).is_some_and(|m| {
-                    m.identities.iter().any(|old| !identities.iter().any(|new| new.same_as(old)))
-                });
-                if lost {
-                    self.note_cut(&process, why_lost(&before, &attestation));
-                }
-                self.renew_member(&mut state, id, Arc::new(attestation), identities, now);
-            }
-            // The reaper ends it.
-            Err(AttestError::Exited) => {}
-            Err(AttestError::CredentialsChanged) => self.credentials_changed(&process),
-            // A program that cannot be looked at is not the one that was attested.
-            Err(_) => {
-                self.note_cut(&process, audit::Cut::ExecMismatch);
-                self.drop_all(id, Cause::NoLongerMatches);
-            }
-        }
-    }
-
-    /// A08: what it was given is taken back, and each connection it was pinned by ends.
-    pub(super) fn credentials_changed(self: &Arc<Self>, process: &Process) {
-        let known = self.lock().by_key.get(&process.key()).copied();
-        let connections = known.map(|id| self.drop_all(id, Cause::CredentialsChanged)).unwrap_or_default();
-        for connection in connections {
-            connection.cut(audit::Cut::CredentialsChanged);
-        }
-        self.note_cut(process, audit::Cut::CredentialsChanged);
-    }
-
-    /// Takes everything from a live workload; answers with its connections.
-    fn drop_all(self: &Arc<Self>, id: WorkloadId, cause: Cause) -> Vec<Arc<dyn super::Connection>> {
-        let now = self.parts.clock.monotonic();
-        let mut state = self.lock();
-        let actions = state.core.set_entries(id, &[], cause, now);
-        self.perform(&mut state, actions, now);
-        if let Some(member) = state.members.get_mut(&id) {
-            member.identities.clear();
-            member.clear();
-        }
-        state.show(id, now);
-        let connections = state.members.get(&id).map(|m| m.connections.as_slice()).unwrap_or_default();
-        connections.iter().filter_map(std::sync::Weak::upgrade).collect()
-    }
-
     pub(super) fn note_cut(&self, process: &Process, why: audit::Cut) {
         let agent = audit::Agent::new(process.key(), process.uid());
         self.parts.audit.note(vec![Event::AgentCut { agent, reason: why }]);
@@ -201,11 +126,6 @@ impl Shared {
     pub(super) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         self.parts.issuing.spawn(work);
     }
-}
-
-fn why_lost(before: &Attestation, after: &Attestation) -> audit::Cut {
-    let same_program = before.fingerprint().same_program(after.fingerprint());
-    if same_program && after.posture().traced { audit::Cut::Traced } else { audit::Cut::ExecMismatch }
 }
 
 fn reason(cause: Cause) -> Reason {

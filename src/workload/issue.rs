@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use mayfly_attestors::{Attestation, Process, failpoint};
+use mayfly_attestors::{AttestError, Attestation, Process, failpoint};
 
 use super::{Refusal, Shared, State, View, lock};
 use crate::audit::{self, Event};
@@ -23,6 +23,24 @@ pub(super) struct Subject {
     pub(super) identity: Identity,
 }
 
+/// Why a process does not count as the attested one just now.
+#[derive(Debug)]
+pub(super) enum Doubt {
+    /// It is gone, or another program, user or cgroup, or it cannot be read any more.
+    Changed,
+    /// We had no descriptor to look with: says nothing about the process.
+    NotSeen,
+}
+
+impl From<Doubt> for Refusal {
+    fn from(doubt: Doubt) -> Self {
+        match doubt {
+            Doubt::Changed => Self::NotEntitled,
+            Doubt::NotSeen => Self::Attest(AttestError::Descriptors),
+        }
+    }
+}
+
 impl Shared {
     pub(super) fn spawn_issue(
         self: &Arc<Self>,
@@ -40,9 +58,9 @@ impl Shared {
             self.abandon(ticket, id, None);
             return;
         };
-        if !self.is_unchanged(&subject) {
+        if let Err(why) = self.verify(&subject) {
             // First of all nothing more is pushed to it, not even the CRL that the rest brings about.
-            self.suspect(id);
+            self.doubt(id, &why);
             self.abandon(ticket, id, None);
             return;
         }
@@ -74,14 +92,29 @@ impl Shared {
         })
     }
 
-    /// Whether the process is alive and still the program, user and cgroup that were attested.
-    pub(super) fn is_unchanged(&self, subject: &Subject) -> bool {
-        subject.process.is_alive()
-            && self
-                .parts
-                .attestors
-                .fingerprint(&subject.process)
-                .is_ok_and(|f| f == *subject.attestation.fingerprint())
+    /// That the process is alive and still the program, user and cgroup that were attested. Nothing leaves
+    /// after any other answer.
+    pub(super) fn verify(&self, subject: &Subject) -> Result<(), Doubt> {
+        self.compare(&subject.process, &subject.attestation)
+    }
+
+    pub(super) fn compare(&self, process: &Process, attestation: &Attestation) -> Result<(), Doubt> {
+        if !process.is_alive() {
+            return Err(Doubt::Changed);
+        }
+        match self.parts.attestors.fingerprint(process) {
+            Ok(now_is) if now_is == *attestation.fingerprint() => Ok(()),
+            Err(AttestError::Descriptors) => Err(Doubt::NotSeen),
+            Ok(_) | Err(_) => Err(Doubt::Changed),
+        }
+    }
+
+    /// Draws the consequence. One that could not be looked at keeps what it has: whoever waits tries again.
+    pub(super) fn doubt(self: &Arc<Self>, id: WorkloadId, why: &Doubt) {
+        match why {
+            Doubt::Changed => self.suspect(id),
+            Doubt::NotSeen => {}
+        }
     }
 
     /// Whether the user has room for one more lease. Revoked ones count until they expire: each is an entry
@@ -92,18 +125,18 @@ impl Shared {
         if charged < self.settings.leases_per_uid { Ok(()) } else { Err(Refusal::TooManyLeases) }
     }
 
-    /// [`Self::is_unchanged`], and no tracer has taken hold of any thread since (B06). Reads every thread, so
-    /// it is asked once, last, before a credential leaves.
-    pub(super) fn is_releasable(&self, subject: &Subject) -> bool {
-        self.is_same(&subject.process, &subject.attestation)
-    }
-
-    pub(super) fn is_same(&self, process: &Process, attestation: &Attestation) -> bool {
-        let attestors = &self.parts.attestors;
-        let now_traced = || attestors.is_traced(process).unwrap_or(true);
-        process.is_alive()
-            && (attestation.posture().traced || !now_traced())
-            && attestors.fingerprint(process).is_ok_and(|f| f == *attestation.fingerprint())
+    /// [`Self::compare`], and no tracer has taken hold of any thread since (B06). Reads every thread, so it is
+    /// asked once, last, before a credential leaves, and by the second look.
+    pub(super) fn verify_closely(&self, process: &Process, attestation: &Attestation) -> Result<(), Doubt> {
+        self.compare(process, attestation)?;
+        if attestation.posture().traced {
+            return Ok(());
+        }
+        match self.parts.attestors.is_traced(process) {
+            Ok(false) => Ok(()),
+            Err(AttestError::Descriptors) => Err(Doubt::NotSeen),
+            Ok(true) | Err(_) => Err(Doubt::Changed),
+        }
     }
 
     fn mint_x509(&self, subject: &Subject) -> Result<(MintedX509, Row), Refusal> {
@@ -151,8 +184,8 @@ impl Shared {
         committed: &Committed,
     ) {
         failpoint::hit("issue.before_release");
-        if !self.is_releasable(subject) {
-            self.suspect(id);
+        if let Err(why) = self.verify_closely(&subject.process, &subject.attestation) {
+            self.doubt(id, &why);
             self.abandon(ticket, id, Some(row));
             return;
         }

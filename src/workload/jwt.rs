@@ -147,10 +147,11 @@ impl Shared {
         committed: &Committed,
     ) -> Result<Vec<JwtSvid>, Refusal> {
         failpoint::hit("issue.before_release");
-        if !drafts.iter().all(|d| self.is_releasable(&d.subject)) {
-            self.suspect(id);
+        let same = |d: &Draft| self.verify_closely(&d.subject.process, &d.subject.attestation);
+        if let Err(why) = drafts.iter().try_for_each(same) {
+            self.doubt(id, &why);
             self.discard(drafts, true);
-            return Err(Refusal::NotEntitled);
+            return Err(why.into());
         }
         let (now, wall) = (self.parts.clock.monotonic(), self.parts.clock.wall());
         let mut released = Vec::with_capacity(drafts.len());

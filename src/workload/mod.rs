@@ -19,6 +19,7 @@ mod operator;
 mod reload;
 mod restore;
 mod revoker;
+mod second_look;
 mod state;
 mod subscribe;
 mod timer;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use mayfly_attestors::{Attestation, PinError, Process};
+use mayfly_attestors::{AttestError, Attestation, PinError, Process};
 
 use super::revoker::Initiator;
 use super::{PublishedCrl, Refusal, Workloads, lock};
@@ -168,6 +168,7 @@ impl Workloads {
     /// Attests a process as if it had called. A number nobody has is [`Refusal::NoProcess`].
     pub async fn explain(&self, pid: u32) -> Result<Explained, Refusal> {
         let process = Process::of_pid(&self.0.parts.host, pid).map_err(|error| match error {
+            PinError::Descriptors => Refusal::Attest(AttestError::Descriptors),
             PinError::Exited => Refusal::NoProcess(pid),
             other => Refusal::Unpinned(pid, other),
         })?;

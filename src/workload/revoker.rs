@@ -90,6 +90,7 @@ pub(super) fn start(
         ledger: parts.ledger.clone(),
         audit: parts.audit.clone(),
         clock: Arc::clone(&parts.clock),
+        began: parts.clock.monotonic(),
         readiness: parts.readiness.clone(),
         trust: parts.trust.clone(),
         issuing: parts.issuing.clone(),
@@ -112,6 +113,7 @@ struct Revoker {
     ledger: Ledger,
     audit: audit::Log,
     clock: Arc<dyn Clock>,
+    began: Instant,
     readiness: Readiness,
     trust: watch::Sender<Arc<TrustSnapshot>>,
     issuing: tokio::runtime::Handle,
@@ -131,6 +133,10 @@ struct Revoker {
 
 /// How long after a failure the next attempt follows.
 const RETRY: Duration = Duration::from_millis(500);
+/// How long after a CRL that could not be recorded the next one follows: slow enough for the supply of dates.
+const KEEP_AGAIN: Duration = Duration::from_secs(5);
+/// How often the clock is looked at when nothing else happens: a step back must not wait for a revocation.
+const CLOCK_LOOK: Duration = Duration::from_secs(5);
 
 impl Revoker {
     fn run(mut self, jobs: &mpsc::Receiver<RevokeJob>) {
@@ -160,7 +166,7 @@ impl Revoker {
         let has_crl = self.crl.borrow().is_some();
         let publish = (has_crl && !self.waiting.is_empty()).then(|| self.not_before.unwrap_or(now));
         let next = publish.into_iter().chain(self.resign_at).min();
-        next.map_or(self.settings.next_update, |at| at.saturating_duration_since(now))
+        next.map_or(CLOCK_LOOK, |at| at.saturating_duration_since(now)).min(CLOCK_LOOK)
     }
 
     fn take(&mut self, job: RevokeJob) {
@@ -186,6 +192,7 @@ impl Revoker {
     /// Publishes what is due; answers jobs that need no CRL.
     fn settle(&mut self) {
         let now = self.clock.monotonic();
+        self.clock_concern(self.clock.wall());
         let needs_crl = self.waiting.iter().any(|job| job.rows.iter().any(|row| row.kind == Kind::X509));
         let too_early = self.not_before.is_some_and(|at| at > now);
         let by_age = self.resign_at.is_some_and(|at| at <= now);
@@ -205,7 +212,8 @@ impl Revoker {
         let wall = self.clock.wall();
         let now = self.clock.monotonic();
         self.clock_concern(wall);
-        let (number, this_update) = match self.settings.numbering.next(wall) {
+        let uptime = self.uptime();
+        let (number, this_update) = match self.settings.numbering.next(wall, uptime) {
             CrlTurn::Now { number, this_update } => (number, this_update),
             CrlTurn::NotBefore(wait) => {
                 let at = now + wait;
@@ -234,8 +242,13 @@ impl Revoker {
         }
     }
 
-    fn clock_concern(&self, wall: SystemTime) {
-        match self.settings.numbering.clock_concern(wall) {
+    fn uptime(&self) -> Duration {
+        self.clock.monotonic().saturating_duration_since(self.began)
+    }
+
+    fn clock_concern(&mut self, wall: SystemTime) {
+        let uptime = self.uptime();
+        match self.settings.numbering.clock_concern(wall, uptime) {
             Some(ahead) => self.readiness.raise(
                 "clock",
                 format!(
@@ -256,7 +269,10 @@ impl Revoker {
         self.not_before = Some(published + self.settings.coalesce);
         self.resign_at = Some(published + self.settings.next_update / 3);
         self.readiness.clear("CRL");
-        self.keep(crl);
+        if !self.keep(crl) {
+            // The next CRL takes this one's place in the records; a quiet hour must not keep it waiting.
+            self.resign_at = Some(published + KEEP_AGAIN.min(self.settings.next_update / 3));
+        }
         let number = crl.number;
         self.crl.send_replace(Some(PublishedCrl {
             number,
@@ -270,24 +286,30 @@ impl Revoker {
     }
 
     /// The ledger's mark, then the second witness: a witness ahead of the ledger then always means that the
-    /// ledger was rolled back. A failure costs durability of the number, not the effect.
-    fn keep(&self, crl: &Crl) {
+    /// ledger was rolled back. A failure costs durability of the number, not the effect. Whether both have it.
+    fn keep(&self, crl: &Crl) -> bool {
         let mark = CrlMark { number: crl.number, this_update: crl.this_update };
         let issuer = self.authorities.active_x509().key_id().to_string();
         if let Err(error) = self.ledger.record_crl_blocking(&issuer, mark) {
-            self.readiness.raise("revocations in the ledger", error.to_string());
-            return;
+            self.readiness.raise("CRL number in the ledger", error.to_string());
+            return false;
         }
+        self.readiness.clear("CRL number in the ledger");
         failpoint::hit("revoke.before_witness");
+        let mut kept = true;
         if let Some(witness) = &self.settings.witness {
             match witness.publish(crl) {
                 Ok(()) => self.readiness.clear("CRL file"),
-                Err(error) => self.readiness.raise("CRL file", error.to_string()),
+                Err(error) => {
+                    self.readiness.raise("CRL file", error.to_string());
+                    kept = false;
+                }
             }
         }
         failpoint::hit("revoke.after_witness");
         let before = unix_seconds(self.clock.wall()).saturating_sub(revocation::ROW_RETENTION_SECONDS);
         self.forget_expired(self.ledger.clone(), before);
+        kept
     }
 
     fn forget_expired(&self, ledger: Ledger, before: u64) {

@@ -54,6 +54,8 @@ pub(super) struct Member {
     pub(super) failing: bool,
     /// Being looked at again: nothing is pushed meanwhile.
     pub(super) suspect: bool,
+    /// How often there was a reason to look at it again.
+    pub(super) notices: u64,
     /// The trust generation for which the program was last found unchanged.
     pub(super) checked_for: Option<u64>,
 }

@@ -158,9 +158,8 @@ impl Shared {
             }
             (Arc::clone(&member.process), Arc::clone(&member.attestation))
         };
-        let unchanged = process.is_alive()
-            && self.parts.attestors.fingerprint(&process).is_ok_and(|f| f == *attestation.fingerprint());
-        if !unchanged {
+        // Also when it could not be looked at: the second look is repeated until it can.
+        if self.compare(&process, &attestation).is_err() {
             self.suspect(id);
             return false;
         }

@@ -14,6 +14,7 @@ fn sigterm_drains_and_ends_streams_as_unavailable() {
     let status = agent.stop();
     assert!(matches!(status.code(), Some(0 | 9)), "{status:?}");
     assert_eq!(client.x509_end().code, 14);
+    assert!(!agent.log().contains("ERROR"), "what was asked for is no error:\n{}", agent.log());
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use mayfly_harness::tools::compile_preload;
-use mayfly_harness::{Agent, Holder, Plan, full};
+use mayfly_harness::{Agent, Holder, Plan, full, until};
 
 use crate::support::{SHORT, WIDE, Watcher, entries_for, utf8};
 
@@ -48,7 +48,7 @@ fn rounds() -> usize {
 
 /// Waits for the agent to be killed by its failpoint.
 fn killed(agent: &mut Agent, point: &str) {
-    mayfly_harness::until(&format!("the kill at {point}"), || (!agent.is_running()).then_some(()));
+    until(&format!("the kill at {point}"), || (!agent.is_running()).then_some(()));
     agent.kill();
 }
 
@@ -194,30 +194,55 @@ fn g07_clock_a_day_ahead_reissues_what_looks_expired() {
     assert!(crl.this_update <= now() + DAY);
 }
 
+/// A day back lies before the birth of this agent's own authority: nothing that it signs now would be valid for a
+/// verifier with the same clock, and what a verifier with the right clock would accept must not be dated by a wrong
+/// one. So it issues nothing and says why. Revocation goes on, in order.
 #[test]
 fn g08_clock_a_day_back_keeps_numbers_rising_and_says_so() {
     let (agent, clock) = agent_with_clock(WIDE);
     let mut watcher = Watcher::start(&agent);
+    let mut held: Vec<Holder> = (0..3).map(|_| Holder::start(&agent, USER)).collect();
+    let serials: Vec<String> = held.iter_mut().map(|h| h.x509().svids[0].serial().to_owned()).collect();
+    let mut survivor = Holder::start(&agent, OTHER);
+    survivor.x509();
     let mut before = watcher.crl.clone();
     clock.shift(-DAY);
-    for _ in 0..3 {
-        let mut holder = Holder::start(&agent, USER);
-        let svid = holder.x509().svids.remove(0);
-        assert!(svid.leaf.not_before <= now() - DAY + 1, "not valid yet for a verifier with that clock");
+    until("it says so by itself", || {
+        let status = agent.admin().status();
+        (!status.ready && status.concerns.iter().any(|c| c.contains("clock"))).then_some(())
+    });
+    assert_eq!(Holder::start(&agent, USER).x509_refused().code, 14);
+    let refused = Holder::start(&agent, USER).jwt("aud").expect_err("a token from yesterday");
+    assert_eq!(refused.code, 14, "{refused:?}");
+    for (holder, serial) in held.iter_mut().zip(&serials) {
         holder.kill();
-        let crl = watcher.sees("the serial", &[svid.serial()]);
+        let crl = watcher.sees("the serial", &[serial]);
         assert!(crl.number > before.number && crl.this_update > before.this_update);
         before = crl;
     }
-    let status = agent.admin().status();
-    assert!(!status.ready && status.concerns.iter().any(|c| c.contains("clock")), "{:?}", status.concerns);
+    assert!(!survivor.x509_has_ended(), "an old certificate is as good as it was");
     clock.shift(0);
-    let mut holder = Holder::start(&agent, OTHER);
-    let serial = holder.x509().svids[0].serial().to_owned();
-    holder.kill();
+    let serial = until("it issues again", || {
+        let mut fresh = Holder::start(&agent, OTHER);
+        fresh.open_x509();
+        let svid = fresh.next_x509().ok()?.svids.remove(0);
+        Some(svid.serial().to_owned())
+    });
     let crl = watcher.sees("the serial, after the clock was set right", &[&serial]);
     assert!(crl.number > before.number && crl.this_update > before.this_update);
     assert!(crl.this_update <= now());
+    until("ready again", || agent.admin().status().ready.then_some(()));
+}
+
+/// Where the authority is older than the step, certificates are dated by the clock that there is: never later.
+#[test]
+fn g08_certificates_are_never_dated_ahead_of_the_clock() {
+    let (agent, clock) = agent_with_clock(WIDE);
+    clock.shift(DAY);
+    Holder::start(&agent, USER).x509();
+    clock.shift(0);
+    let svid = Holder::start(&agent, USER).x509().svids.remove(0);
+    assert!(svid.leaf.not_before <= now(), "not valid yet for a verifier with that clock");
 }
 
 /// The preload object must exist for the agent before it starts; a wrong path would silently do nothing.

@@ -94,6 +94,29 @@ fn g03_data_directory_that_turns_read_only_stops_issue_not_revocation() {
     drop(mount);
 }
 
+/// The file is the second witness of what is revoked: it must not stay behind until somebody else dies.
+#[test]
+fn g03_crl_that_could_not_be_kept_is_kept_soon() {
+    let agent = plan().start();
+    let mut watcher = Watcher::start(&agent);
+    let mut holder = Holder::start(&agent, USER);
+    let serial = holder.x509().svids[0].serial().to_owned();
+    let crls = agent.data_dir().join("crl");
+    let closed = Mount::new(&["-t", "tmpfs", "-o", "ro", "tmpfs"], &crls);
+    holder.kill();
+    watcher.sees("a revocation that cannot be kept", &[&serial]);
+    until("it says so", || {
+        agent.admin().status().concerns.iter().any(|c| c.contains("CRL file")).then_some(())
+    });
+    drop(closed);
+    until("the file lists the serial", || {
+        let file = std::fs::read_dir(&crls).unwrap().filter_map(Result::ok).map(|entry| entry.path());
+        let file = file.into_iter().find(|path| path.extension().is_some_and(|e| e == "crl"))?;
+        Crl::parse(&std::fs::read(file).unwrap()).serials.contains(&serial).then_some(())
+    });
+    until("ready again", || agent.admin().status().ready.then_some(()));
+}
+
 /// Ways to damage a file, numbered.
 fn damage(bytes: &mut Vec<u8>, seed: u64) {
     // splitmix64: the same damage for the same number, for ever.

@@ -21,7 +21,7 @@ pub(crate) use file::{FileFacts, FileId, Gate, mount_namespace, name_of};
 pub use pool::WorkerCommand;
 pub use worker::measure_worker;
 
-use crate::process::is_alive;
+use crate::process::{is_alive, is_out_of_descriptors};
 use crate::ticks;
 use pool::Pool;
 use reuse::{Own, Reuse, is_settled, may_keep};
@@ -97,6 +97,13 @@ pub(crate) enum MeasureError {
     Overloaded,
     #[error("the hash helper failed: {0}")]
     Worker(#[source] io::Error),
+}
+
+impl MeasureError {
+    /// Whether we had no descriptor to ask a helper with.
+    pub(crate) fn is_ours(&self) -> bool {
+        matches!(self, Self::Worker(error) if is_out_of_descriptors(error))
+    }
 }
 
 impl Default for MeasureLimits {

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Dir, Mode, OFlags};
 
+use super::is_out_of_descriptors;
 use super::procfs::{self, Stat, Status};
 use crate::host::Host;
 
@@ -64,9 +65,15 @@ impl ProcDir {
             return Ok(Self { dir: self.dir.try_clone()? });
         }
         for name in self.tasks()? {
-            let Ok(task) = Self::open_at(self.fd(), &format!("task/{name}")) else { continue };
-            if task.stat().is_ok_and(|stat| !matches!(stat.state, b'Z' | b'X')) {
-                return Ok(task);
+            let task = match Self::open_at(self.fd(), &format!("task/{name}")) {
+                Ok(task) => task,
+                Err(error) if is_out_of_descriptors(&error) => return Err(error),
+                Err(_) => continue,
+            };
+            match task.stat() {
+                Ok(stat) if !matches!(stat.state, b'Z' | b'X') => return Ok(task),
+                Err(error) if is_out_of_descriptors(&error) => return Err(error),
+                Ok(_) | Err(_) => {}
             }
         }
         Err(rustix::io::Errno::SRCH.into())

@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 use super::strict;
 use crate::authority::{JwsAlgorithm, JwtBundles, KeyRefusal};
 use crate::clock::unix_seconds;
+use crate::config;
 use crate::id::{LeaseId, SpiffeId, TrustDomain};
 
 /// Checks a token for one audience. `revoked` is asked with the `jti` when that is a lease of ours.
@@ -210,8 +211,8 @@ fn text<'a>(members: &'a Map<String, Value>, name: &str) -> Option<&'a str> {
 
 /// Longest token that is looked at, in bytes.
 pub const MAX_TOKEN_BYTES: usize = 16 * 1024;
-/// Most entries of `aud`.
-pub const MAX_AUDIENCES: usize = 16;
+/// Most entries of `aud`: as many as a token of ours can have.
+pub const MAX_AUDIENCES: usize = config::MAX_AUDIENCES as usize;
 /// Longest time from `iat` to `exp`.
 pub const MAX_LIFETIME_SECONDS: u64 = 24 * 60 * 60;
 /// How far in the future `nbf` may be.

@@ -254,7 +254,7 @@ UNUSED static int watch_one(int fd, struct watch *w, int64_t until) {
     if (got == -2) return -2;
     size_t n = head[0] << 16 | head[1] << 8 | head[2];
     if (got <= 0 || n > sizeof body || (n && read_exact(fd, body, n, until) != (ssize_t)n)) {
-        say("%seof", tag);
+        if (!w->silent) say("%seof", tag);
         w->ended = 1;
         return 0;
     }
@@ -271,7 +271,8 @@ UNUSED static int watch_one(int fd, struct watch *w, int64_t until) {
         break;
     case HEADERS: {
         int code = find_status(body, n);
-        if (code >= 0) { say("%sstatus %d", tag, code); w->ended = 1; }
+        if (code >= 0 && !w->silent) say("%sstatus %d", tag, code);
+        w->ended |= code >= 0;
         break;
     }
     case RST_STREAM: say("%sreset %u", tag, body[2] << 8 | body[3]); w->ended = 1; break;

@@ -44,6 +44,9 @@ static void send_bomb(int sock, const char *bytes, size_t n, int seconds) {
     memcpy(CMSG_DATA(head), &fd, sizeof fd);
     ssize_t sent = sendmsg(sock, &message, MSG_NOSIGNAL);
     say("sent %s", sent < 0 ? strerror(errno) : "ok");
+    /* A bomb that was refused would go off in our own hands. */
+    struct linger off = {1, 0};
+    if (sent < 0) setsockopt(fd, SOL_SOCKET, SO_LINGER, &off, sizeof off);
     close(fd); /* the agent's reference is now the last */
 }
 

@@ -1,0 +1,125 @@
+//! Checkpoints of the audit log: every minute in which it grew, a line with the chain's end and a signature over
+//! it. Whoever keeps such a line elsewhere can tell later whether the log was cut off or written anew.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::audit::{Event, Head, Log};
+use crate::authority::{AuthorityError, AuthoritySet};
+use crate::drain::Watch;
+
+const EVERY: Duration = Duration::from_secs(60);
+
+/// What is signed. No `sub`, `aud` or `exp`: it can never pass for a JWT-SVID.
+#[derive(Serialize)]
+struct Claims {
+    seq: u64,
+    /// Lower-case hex.
+    hash: String,
+}
+
+/// Until the drain starts.
+pub(super) async fn follow(audit: Log, authorities: Arc<AuthoritySet>, mut drain: Watch) {
+    let mut last = None;
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(EVERY) => {}
+            () = drain.stopping() => return,
+        }
+        let head = audit.head();
+        if !has_moved(last, head.seq) {
+            continue;
+        }
+        match proof(&authorities, &head) {
+            Ok(proof) => {
+                audit.note(vec![Event::Checkpoint { head, proof: Some(proof) }]);
+                last = Some(head.seq);
+            }
+            Err(error) => tracing::warn!(%error, "the audit log has no checkpoint this minute"),
+        }
+    }
+}
+
+/// The last checkpoint's own line does not count.
+fn has_moved(last: Option<u64>, now: u64) -> bool {
+    last.map_or(now > 0, |last| now > last + 1)
+}
+
+fn proof(authorities: &AuthoritySet, head: &Head) -> Result<String, AuthorityError> {
+    authorities.active_jwt().sign(&Claims { seq: head.seq, hash: crate::id::hex_text(&head.hash) })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use base64::Engine as _;
+    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+    use mayfly_attestors::BootId;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::audit::testing::FixedClock;
+    use crate::audit::{Expected, LogSettings, verify};
+    use crate::authority::testing::now;
+    use crate::authority::{JwtBundles, KeyType, testing};
+    use crate::drain;
+    use crate::issue::jwt::{JwtRefusal, validate};
+
+    fn log(path: &Path) -> Log {
+        let boot_id = BootId::from_bytes([1; 16]);
+        let settings = LogSettings { path: Some(path.to_owned()), node: "n".to_owned(), boot_id };
+        Log::open(settings, Arc::new(FixedClock)).unwrap()
+    }
+
+    #[test]
+    fn a_checkpoint_alone_is_no_news() {
+        assert!(!has_moved(None, 0));
+        assert!(has_moved(None, 1));
+        assert!(!has_moved(Some(7), 7));
+        assert!(!has_moved(Some(7), 8));
+        assert!(has_moved(Some(7), 9));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_log_that_grew_gets_one_signed_checkpoint() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("audit.jsonl");
+        let log = log(&path);
+        log.record(vec![Event::AgentStop { reason: "test".to_owned() }]).await.unwrap();
+        let head = log.head();
+        assert_eq!(head.seq, 1);
+        let authorities = Arc::new(testing::authorities("example.org", KeyType::EcP256));
+        let (drain, watch) = drain::channel();
+        let following = follow(log.clone(), Arc::clone(&authorities), watch);
+        // Two hours of virtual time; the writer's thread lives in real time, so the first minutes may be short.
+        let quiet = tokio::time::timeout(Duration::from_secs(7200), following).await;
+        assert!(quiet.is_err(), "ended by itself");
+        drop(drain);
+        drop(log);
+        let text = std::fs::read_to_string(&path).unwrap();
+        let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(lines.len(), 2, "{text}");
+        assert_eq!(lines[1]["event"], "audit.checkpoint");
+        let proof = lines[1]["detail"]["proof"].as_str().unwrap();
+        let claims = URL_SAFE_NO_PAD.decode(proof.split('.').nth(1).unwrap()).unwrap();
+        let claims: Value = serde_json::from_slice(&claims).unwrap();
+        assert_eq!(claims, json!({"seq": 1, "hash": crate::id::hex_text(&head.hash)}));
+        let refused = validate(proof, "aud", &JwtBundles::default(), &|_| false, now());
+        assert!(matches!(refused, Err(JwtRefusal::Subject)), "{refused:?}");
+        assert!(verify(&[&path], Expected::default()).is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_drain_ends_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = log(&dir.path().join("audit.jsonl"));
+        let authorities = Arc::new(testing::authorities("example.org", KeyType::EcP256));
+        let (drain, watch) = drain::channel();
+        let (drained, ()) =
+            tokio::join!(drain.drain(Duration::from_secs(1)), follow(log, authorities, watch));
+        assert!(drained);
+    }
+}

@@ -1,0 +1,150 @@
+//! A process that may not be what it was: nothing is pushed to it until it has been looked at again.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use mayfly_attestors::{AttestError, Attestation, Process};
+
+use super::issue::Doubt;
+use super::{Connection, Shared};
+use crate::audit;
+use crate::lease::{Cause, WorkloadId};
+
+/// How long after a look that told nothing about the process the next one follows.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
+/// A suspect as it was when a look began.
+struct Look {
+    process: Arc<Process>,
+    before: Arc<Attestation>,
+    /// How many notices there had been: one that comes later is about something this look may have missed.
+    notices: u64,
+}
+
+impl Shared {
+    /// Stops pushing to a workload and looks at its program again.
+    pub(super) fn suspect(self: &Arc<Self>, id: WorkloadId) {
+        {
+            let mut state = self.lock();
+            let Some(member) = state.members.get_mut(&id) else { return };
+            member.notices += 1;
+            if std::mem::replace(&mut member.suspect, true) {
+                return;
+            }
+        }
+        let shared = Arc::clone(self);
+        self.spawn(async move { shared.look_again(id).await });
+    }
+
+    /// Until it is known what the process is now. When we are short of descriptors or places to hash, it is
+    /// asked again; meanwhile the process gets nothing and loses nothing, and what it holds runs out.
+    async fn look_again(self: Arc<Self>, id: WorkloadId) {
+        while let Some(look) = self.begin_look(id) {
+            let outcome = match self.verify_closely(&look.process, &look.before) {
+                Ok(()) if self.settle(id, look.notices) => return,
+                Ok(()) => continue,
+                Err(Doubt::NotSeen) => None,
+                Err(Doubt::Changed) => match self.parts.attestors.attest(&look.process).await {
+                    Err(AttestError::Descriptors | AttestError::Overloaded) => None,
+                    outcome => Some(outcome),
+                },
+            };
+            let Some(outcome) = outcome else {
+                tokio::time::sleep(LOOK_AGAIN).await;
+                continue;
+            };
+            if self.conclude(id, &look, outcome) {
+                return;
+            }
+        }
+    }
+
+    fn begin_look(&self, id: WorkloadId) -> Option<Look> {
+        let state = self.lock();
+        let member = state.members.get(&id)?;
+        Some(Look {
+            process: Arc::clone(&member.process),
+            before: Arc::clone(&member.attestation),
+            notices: member.notices,
+        })
+    }
+
+    /// Ends the suspicion, unless there was another notice since the look began.
+    fn settle(&self, id: WorkloadId, notices: u64) -> bool {
+        match self.lock().members.get_mut(&id) {
+            Some(member) if member.notices != notices => false,
+            Some(member) => {
+                member.clear();
+                true
+            }
+            None => true,
+        }
+    }
+
+    /// What follows from a look that found something else. False when it must be looked at once more.
+    fn conclude(
+        self: &Arc<Self>,
+        id: WorkloadId,
+        look: &Look,
+        outcome: Result<Attestation, AttestError>,
+    ) -> bool {
+        match outcome {
+            Ok(attestation) => {
+                let now = self.parts.clock.monotonic();
+                let mut state = self.lock();
+                let identities = self.match_now(&attestation);
+                let lost = state.members.get(&id).is_some_and(|m| {
+                    m.identities.iter().any(|old| !identities.iter().any(|new| new.same_as(old)))
+                });
+                if lost {
+                    self.note_cut(&look.process, why_lost(&look.before, &attestation));
+                }
+                self.renew_member(&mut state, id, Arc::new(attestation), identities, now);
+                drop(state);
+                self.settle(id, look.notices)
+            }
+            // The reaper ends it.
+            Err(AttestError::Exited) => true,
+            Err(AttestError::CredentialsChanged) => {
+                self.credentials_changed(&look.process);
+                true
+            }
+            // A program that cannot be looked at is not the one that was attested.
+            Err(_) => {
+                self.note_cut(&look.process, audit::Cut::ExecMismatch);
+                self.drop_all(id, Cause::NoLongerMatches);
+                true
+            }
+        }
+    }
+
+    /// A08: what it was given is taken back, and each connection it was pinned by ends.
+    pub(super) fn credentials_changed(self: &Arc<Self>, process: &Process) {
+        let known = self.lock().by_key.get(&process.key()).copied();
+        let connections = known.map(|id| self.drop_all(id, Cause::CredentialsChanged)).unwrap_or_default();
+        for connection in connections {
+            connection.cut(audit::Cut::CredentialsChanged);
+        }
+        self.note_cut(process, audit::Cut::CredentialsChanged);
+    }
+
+    /// Takes everything from a live workload; answers with its connections.
+    fn drop_all(self: &Arc<Self>, id: WorkloadId, cause: Cause) -> Vec<Arc<dyn Connection>> {
+        let now = self.parts.clock.monotonic();
+        let mut state = self.lock();
+        let actions = state.core.set_entries(id, &[], cause, now);
+        self.perform(&mut state, actions, now);
+        if let Some(member) = state.members.get_mut(&id) {
+            member.identities.clear();
+            member.clear();
+        }
+        state.show(id, now);
+        let connections = state.members.get(&id).map(|m| m.connections.as_slice()).unwrap_or_default();
+        connections.iter().filter_map(Weak::upgrade).collect()
+    }
+}
+
+fn why_lost(before: &Attestation, after: &Attestation) -> audit::Cut {
+    let same_program = before.fingerprint().same_program(after.fingerprint());
+    if same_program && after.posture().traced { audit::Cut::Traced } else { audit::Cut::ExecMismatch }
+}
