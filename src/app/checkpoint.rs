@@ -93,10 +93,15 @@ mod tests {
         assert_eq!(head.seq, 1);
         let authorities = Arc::new(testing::authorities("example.org", KeyType::EcP256));
         let (drain, watch) = drain::channel();
-        let following = follow(log.clone(), Arc::clone(&authorities), watch);
-        // Two hours of virtual time; the writer's thread lives in real time, so the first minutes may be short.
-        let quiet = tokio::time::timeout(Duration::from_secs(7200), following).await;
-        assert!(quiet.is_err(), "ended by itself");
+        let mut following = Box::pin(follow(log.clone(), Arc::clone(&authorities), watch));
+        let hours = Duration::from_secs(7200);
+        assert!(tokio::time::timeout(hours, &mut following).await.is_err(), "ended by itself");
+        // The writer's thread lives in real time.
+        while log.head().seq < 2 {
+            std::thread::yield_now();
+        }
+        assert!(tokio::time::timeout(hours, &mut following).await.is_err(), "ended by itself");
+        drop(following);
         drop(drain);
         drop(log);
         let text = std::fs::read_to_string(&path).unwrap();
