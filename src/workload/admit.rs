@@ -156,6 +156,7 @@ impl Shared {
                 if self.reaper.watch(process, id.0).is_err() {
                     state.core.end(id, Cause::WatchLost);
                     state.remove(id);
+                    self.parts.readiness.raise("process watch", "lost; restart the agent");
                     return Err(Refusal::WatchLost);
                 }
                 let wanted = state.members.get(&id).map(Member::wanted).unwrap_or_default();

@@ -49,10 +49,11 @@ impl Shared {
         self.perform_seen(&mut state, actions, seen);
         let Some(member) = state.remove(id) else { return };
         drop(state);
-        member.view.send_replace(View::Ended);
+        // The sockets first: whoever inherited one must not read even the end of the stream.
         for connection in member.connections.iter().filter_map(std::sync::Weak::upgrade) {
             connection.end();
         }
+        member.view.send_replace(View::Ended);
     }
 
     /// Carries out the core's actions. `now` is when their cause was seen.
