@@ -106,7 +106,10 @@ impl Call {
         }
         let now = self.gate.clock.monotonic();
         let ticket = budget.try_start(self.peer.process().uid(), now);
-        ticket.map_err(|_limited| Busy::RateLimited(self.method).into())
+        ticket.map_err(|limited| {
+            self.gate.workloads.note_refused(self.peer.process(), "limit", &limited.to_string());
+            Busy::RateLimited(self.method).into()
+        })
     }
 
     pub(super) async fn admit(&self) -> Result<Admitted, Status> {

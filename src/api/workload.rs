@@ -116,7 +116,11 @@ impl SpiffeWorkloadApi for WorkloadService {
         };
         let admitted = call.admit().await?;
         let issued = self.gate.workloads().issue_jwt(admitted.admission(), wanted.as_ref(), &asked.audience);
-        let issued = issued.await.map_err(|refusal| of_refusal(&refusal))?;
+        let issued = issued.await.map_err(|refusal| {
+            let process = call.peer().process();
+            self.gate.workloads().note_refused(process, "issue", &refusal.to_string());
+            of_refusal(&refusal)
+        })?;
         let svids = issued
             .into_iter()
             .map(|svid| proto::Jwtsvid {

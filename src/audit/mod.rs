@@ -11,6 +11,7 @@ mod event;
 mod line;
 mod sink;
 mod tail;
+mod tally;
 mod text;
 mod verify;
 mod writer;
@@ -23,6 +24,7 @@ pub(crate) mod testing;
 pub use self::chain::{Flaw, Head};
 pub use self::event::{Agent, Credential, Cut, Decision, Event, Revocation, TokenPrint};
 pub use self::tail::{Filter, TailOptions, human, tail};
+pub use self::tally::{Tally, times};
 pub use self::text::visible;
 pub use self::verify::{BadLine, Expected, Summary, VerifyError, verify};
 

@@ -7,7 +7,7 @@ use mayfly_attestors::{AttestError, Attestation, Process};
 use tokio::sync::watch;
 
 use super::state::{Member, View};
-use super::{Connection, Refusal, Shared, Workloads};
+use super::{Connection, Refusal, Shared, Workloads, lock};
 use crate::audit::{self, Event};
 use crate::lease::{Cause, WorkloadId};
 use crate::registration::Identity;
@@ -94,6 +94,11 @@ impl Workloads {
             self.0.note_denied(process, "match", &self.0.why_none(&attestation));
             Refusal::NotEntitled
         })
+    }
+
+    /// Records that a process was refused something, and why, for whoever refuses above this layer.
+    pub fn note_refused(&self, process: &Process, phase: &'static str, reason: &str) {
+        self.0.note_denied(process, phase, reason);
     }
 
     /// What the attestors and the entries say of a process, without taking it in.
@@ -217,8 +222,10 @@ impl Shared {
     }
 
     pub(super) fn note_denied(&self, process: &Process, phase: &'static str, reason: &str) {
+        let kind = (process.uid(), phase, reason.to_owned());
+        let Some(count) = lock(&self.denials).count(kind, self.parts.clock.monotonic()) else { return };
         let agent = audit::Agent::new(process.key(), process.uid());
-        let decision = audit::Decision { phase, reason: reason.to_owned() };
+        let decision = audit::Decision { phase, reason: audit::times(reason, count) };
         self.parts.audit.note(vec![Event::AttestDenied { agent, decision }]);
     }
 }

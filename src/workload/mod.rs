@@ -168,6 +168,8 @@ struct Shared {
     /// Refused from now on, in memory; the first thing a revocation touches.
     denied: Arc<Mutex<Denied>>,
     timings: Arc<Mutex<Timings>>,
+    /// Refusals by user, phase and reason, for the audit log.
+    denials: Mutex<audit::Tally<(u32, &'static str, String)>>,
     jobs: mpsc::Sender<RevokeJob>,
     crl: watch::Receiver<Option<PublishedCrl>>,
 }
@@ -188,7 +190,9 @@ impl Workloads {
         let crl = revoker::start(&parts, revoker, queue, Arc::clone(&denied), Arc::clone(&timings))?;
         let state = Mutex::new(State::default());
         let timer = Condvar::new();
-        let shared = Arc::new(Shared { parts, settings, reaper, state, timer, denied, timings, jobs, crl });
+        let denials = Mutex::default();
+        let shared =
+            Arc::new(Shared { parts, settings, reaper, state, timer, denied, timings, denials, jobs, crl });
         // Nobody else sets it: the cell was made above.
         hook.set(Arc::downgrade(&shared)).ok();
         timer::start(&shared)?;
