@@ -213,8 +213,9 @@ impl Shared {
         let refusal = refusal(error);
         match &refusal {
             Refusal::CredentialsChanged => {
-                connection.cut(audit::Cut::CredentialsChanged);
+                // First the refusal: a caller that ends because it was cut would be revoked as one that left.
                 self.credentials_changed(process);
+                connection.cut(audit::Cut::CredentialsChanged);
             }
             other => self.note_denied(process, "attest", &with_source(other)),
         }
