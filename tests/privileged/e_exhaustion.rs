@@ -5,7 +5,7 @@ use std::time::Duration;
 use mayfly_harness::tools::Tool;
 use mayfly_harness::{Agent, Holder, Plan, until};
 
-use crate::support::{WIDE, Watcher, entries_for, lines_of, socket, svids};
+use crate::support::{WIDE, Watcher, entries_for, lines_of, run, socket, svids};
 
 const ATTACKER: u32 = 20_301;
 const USER: u32 = 20_302;
@@ -199,6 +199,30 @@ fn e13_without_descriptors_streams_live_on_and_nothing_spins() {
         fresh.next_x509().ok()
     });
     until("ready again", || agent.admin().status().ready.then_some(()));
+}
+
+/// Not one file can be opened: nobody is found changed, nothing is sent, and what can be done without goes on.
+#[test]
+fn e13_a_look_that_cannot_be_had_takes_nothing_away() {
+    let agent = agent_with(WIDE);
+    let mut watcher = Watcher::start(&agent);
+    let mut victim = Holder::start(&agent, USER);
+    let dead = victim.x509().svids[0].serial().to_owned();
+    let mut holder = Holder::start(&agent, USER);
+    let held = holder.x509().svids[0].serial().to_owned();
+    let pid = agent.pid().to_string();
+    let limit = |soft: &str| run("prlimit", &["--pid", &pid, &format!("--nofile={soft}:")]);
+    limit("1");
+    victim.kill();
+    watcher.sees("a revocation without a descriptor", &[&dead]);
+    assert_eq!(holder.jwt("aud").expect_err("issued unseen").code, 14);
+    let pushed = holder.wait_any(&["x509", "x509_end"], Duration::from_millis(500));
+    assert!(pushed.is_none(), "unseen: {pushed:?}");
+    limit("1024");
+    let next = holder.next_x509().expect("the stream lives on");
+    assert_eq!(next.svids[0].serial(), held);
+    assert!(next.crls[0].serials.contains(&dead) && !next.crls[0].serials.contains(&held));
+    holder.jwt("aud").unwrap();
 }
 
 /// An answer for a stranger is a refusal, not silence.
