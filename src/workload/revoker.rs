@@ -212,8 +212,7 @@ impl Revoker {
         let wall = self.clock.wall();
         let now = self.clock.monotonic();
         self.clock_concern(wall);
-        let uptime = self.uptime();
-        let (number, this_update) = match self.settings.numbering.next(wall, uptime) {
+        let (number, this_update) = match self.settings.numbering.next(wall, self.uptime()) {
             CrlTurn::Now { number, this_update } => (number, this_update),
             CrlTurn::NotBefore(wait) => {
                 let at = now + wait;
@@ -247,8 +246,7 @@ impl Revoker {
     }
 
     fn clock_concern(&mut self, wall: SystemTime) {
-        let uptime = self.uptime();
-        match self.settings.numbering.clock_concern(wall, uptime) {
+        match self.settings.numbering.clock_concern(wall, self.uptime()) {
             Some(ahead) => self.readiness.raise(
                 "clock",
                 format!(
