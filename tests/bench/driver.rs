@@ -23,9 +23,9 @@ const VICTIM: u32 = 20_902;
 const PATIENCE: Duration = Duration::from_secs(300);
 
 const SETTINGS: &str = "[x509]\nttl = \"1h\"\n[jwt]\nttl = \"1h\"\n[revocation]\nnext_update = \"2h\"\n\
-    [attest]\nper_second = 1000000\nburst = 1000000\nin_flight = 256\n\
+    [attest]\nper_second = 100000\nburst = 100000\nin_flight = 256\n\
     [limits]\nconnections = 16384\nconnections_per_uid = 16384\nconnections_per_cgroup = 16384\n\
-    streams_per_connection = 64\nlive_leases_per_uid = 1000000\njwt_leases_per_workload = 1000000\n";
+    streams_per_connection = 64\nlive_leases_per_uid = 100000\njwt_leases_per_workload = 100000\n";
 
 fn main() -> Result<()> {
     anyhow::ensure!(nix::unistd::geteuid().is_root(), "run as root: the clients have uids of their own");
@@ -114,24 +114,29 @@ async fn mint_rates(crypto: &Crypto, quick: bool) -> Result<()> {
             rate / crypto.both_cores
         ),
     )?;
-    let client = Client::connect(&agent.public()).await?;
+    let socket = agent.public();
     let tokens = if quick { 500 } else { 4_000 };
     let begin = Instant::now();
     let mut calls = JoinSet::new();
     for worker in 0..16 {
-        let client = client.clone();
+        let socket = socket.clone();
         calls.spawn(async move {
+            let mut client = Client::connect(&socket).await?;
             for n in 0..tokens / 16 {
+                // A connection may open 200 streams a second; no client of ours does, but this one would.
+                if n % 150 == 149 {
+                    client = Client::connect(&socket).await?;
+                }
                 client.jwt(vec![format!("audience-{worker}-{n}")], String::new()).await?;
             }
-            Ok::<_, tonic::Status>(())
+            anyhow::Ok(())
         });
     }
     while let Some(done) = calls.join_next().await {
         done??;
     }
     let rate = count(tokens) / begin.elapsed().as_secs_f64();
-    line("JWT-SVIDs issued, 16 at a time on one connection", &format!("{rate:.0} /s"))
+    line("JWT-SVIDs issued, 16 at a time", &format!("{rate:.0} /s"))
 }
 
 /// Processes that hold every crowd entry.
