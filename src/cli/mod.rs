@@ -1,7 +1,7 @@
 //! The command line: one file a command. Reference: `docs/cli.md`.
 //!
 //! Client commands run on a single-threaded runtime and do nothing before they need it, so that they
-//! start in a few milliseconds. Every failure is a [`failure::Failure`] and ends in an exit code of
+//! start in a few milliseconds. Every failure is a `failure::Failure` and ends in an exit code of
 //! [`exit::Exit`].
 
 mod agent;

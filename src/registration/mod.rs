@@ -1,7 +1,7 @@
 //! Entries: which selectors earn which SPIFFE ID, and the pure function that decides.
 //!
 //! Nothing here knows time or the machine: the present is an argument, and what is known of a process comes
-//! as [`Facts`]. A set is built whole or not at all, and never changes afterwards.
+//! as [`matching::Facts`]. A set is built whole or not at all, and never changes afterwards.
 
 mod entry;
 mod fields;
