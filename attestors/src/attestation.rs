@@ -14,6 +14,16 @@ pub struct Attestation {
     pub(crate) answers: Vec<Answer>,
     pub(crate) posture: Posture,
     pub(crate) fingerprint: Fingerprint,
+    pub(crate) depth: Depth,
+}
+
+/// How much an attestation asks. What is left out is missing like any selector that a process does not have.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Depth {
+    /// Everything.
+    Full,
+    /// Everything but the programs of its ancestors: each of them costs as much as the process itself.
+    WithoutAncestors,
 }
 
 /// One attestor's part.
@@ -83,6 +93,11 @@ impl Attestation {
     /// To compare with a later [`crate::AttestorSet::fingerprint`].
     pub fn fingerprint(&self) -> &Fingerprint {
         &self.fingerprint
+    }
+
+    /// How much was asked.
+    pub fn depth(&self) -> Depth {
+        self.depth
     }
 
     /// Whether every attestor answered; a selector left out on purpose does not count as silence.

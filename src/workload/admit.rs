@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mayfly_attestors::{AttestError, Attestation, Process};
+use mayfly_attestors::{AttestError, Attestation, Depth, Process};
 use tokio::sync::watch;
 
 use super::state::{Member, View};
@@ -60,7 +60,8 @@ impl Workloads {
             let id = *state.by_key.get(&process.key())?;
             let member = state.members.get(&id)?;
             let fresh = now.saturating_duration_since(member.attested_at) < REUSE;
-            if !fresh || member.suspect || member.identities.is_empty() {
+            let shallow = self.0.is_too_shallow(&member.attestation);
+            if !fresh || shallow || member.suspect || member.identities.is_empty() {
                 return None;
             }
             (Arc::clone(&member.attestation), id)
@@ -85,11 +86,17 @@ impl Workloads {
         process: &Arc<Process>,
         connection: &Arc<dyn Connection>,
     ) -> Result<Admission, Refusal> {
-        let attestation = match self.0.parts.attestors.attest(process).await {
-            Ok(attestation) => Arc::new(attestation),
-            Err(error) => return Err(self.0.refuse_attest(process, connection, error)),
+        let (attestation, admitted) = loop {
+            let attestation = match self.0.attest_for_entries(process).await {
+                Ok(attestation) => Arc::new(attestation),
+                Err(error) => return Err(self.0.refuse_attest(process, connection, error)),
+            };
+            let admitted = self.0.take_in(process, Arc::clone(&attestation), connection)?;
+            // Asked after the match: entries that ask for more may have come while the process was looked at.
+            if !self.0.is_too_shallow(&attestation) {
+                break (attestation, admitted);
+            }
         };
-        let admitted = self.0.take_in(process, Arc::clone(&attestation), connection)?;
         admitted.ok_or_else(|| {
             self.0.note_denied(process, "match", &self.0.why_none(&attestation));
             Refusal::NotEntitled
@@ -117,6 +124,17 @@ impl Workloads {
 }
 
 impl Shared {
+    /// As deep as the entries in force ask; what they do not ask for could change no match.
+    pub(super) async fn attest_for_entries(&self, process: &Process) -> Result<Attestation, AttestError> {
+        let depth = self.parts.entries.borrow().depth();
+        self.parts.attestors.attest_to(process, depth).await
+    }
+
+    /// Whether the entries in force ask for more than this attestation looked at.
+    pub(super) fn is_too_shallow(&self, attestation: &Attestation) -> bool {
+        attestation.depth() != Depth::Full && self.parts.entries.borrow().depth() == Depth::Full
+    }
+
     pub(super) fn match_now(&self, attestation: &Attestation) -> Vec<Identity> {
         let entries = self.parts.entries.borrow().clone();
         matching::match_entries(&entries, facts(attestation), self.parts.clock.wall())

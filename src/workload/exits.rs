@@ -1,10 +1,12 @@
 //! What happens to a live process: it exits, it executes, its program is looked at again.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
 use mayfly_attestors::{ExecNotice, ExitCause, ExitNotice, Process};
 
+use super::issue::Order;
 use super::revoker::{Initiator, RevokeJob};
 use super::state::View;
 use super::{Shared, State, Workloads, lock};
@@ -63,10 +65,11 @@ impl Shared {
 
     fn perform_seen(self: &Arc<Self>, state: &mut State, actions: Vec<Action>, seen: Instant) {
         let mut expired = Vec::new();
+        let mut orders: BTreeMap<WorkloadId, Vec<Order>> = BTreeMap::new();
         for action in actions {
             match action {
                 Action::Issue { ticket, workload, entry, renewal } => {
-                    self.spawn_issue(ticket, workload, entry, renewal);
+                    orders.entry(workload).or_default().push(Order { ticket, entry, renewal });
                 }
                 Action::Revoke { leases, cause, .. } => {
                     let rows = leases.iter().filter_map(|lease| state.take_row(*lease)).collect();
@@ -75,6 +78,9 @@ impl Shared {
                 Action::Expire { lease, .. } => expired.extend(state.take_row(lease)),
                 Action::Show { workload } => state.show(workload, self.parts.clock.monotonic()),
             }
+        }
+        for (workload, orders) in orders {
+            self.spawn_issue(workload, orders);
         }
         if !expired.is_empty() {
             let events = expired

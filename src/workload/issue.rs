@@ -41,45 +41,84 @@ impl From<Doubt> for Refusal {
     }
 }
 
-impl Shared {
-    pub(super) fn spawn_issue(
-        self: &Arc<Self>,
-        ticket: Ticket,
-        id: WorkloadId,
-        entry: EntryId,
-        renewal: bool,
-    ) {
-        let shared = Arc::clone(self);
-        self.spawn(async move { shared.issue_x509(ticket, id, &entry, renewal).await });
-    }
+/// One X.509-SVID that the lease core has asked for.
+#[derive(Debug)]
+pub(super) struct Order {
+    pub(super) ticket: Ticket,
+    pub(super) entry: EntryId,
+    pub(super) renewal: bool,
+}
 
-    async fn issue_x509(self: Arc<Self>, ticket: Ticket, id: WorkloadId, entry: &EntryId, renewal: bool) {
-        let Some(subject) = self.subject(id, entry) else {
-            self.abandon(ticket, id, None);
-            return;
-        };
-        if let Err(why) = self.verify(&subject) {
-            // First of all nothing more is pushed to it, not even the CRL that the rest brings about.
-            self.doubt(id, &why);
-            self.abandon(ticket, id, None);
-            return;
-        }
-        let (minted, row) = match self.mint_x509(&subject) {
-            Ok(minted) => minted,
-            Err(refusal) => {
-                tracing::warn!(entry = %entry, error = %refusal, "an X.509-SVID could not be minted");
-                self.abandon(ticket, id, None);
+/// One that is minted and not yet released.
+struct Draft {
+    order: Order,
+    subject: Subject,
+    minted: MintedX509,
+    row: Row,
+}
+
+/// So many of one workload are minted by one thread, looked at and written down together: enough to spread the
+/// cost of a look and a commit, few enough that another workload's first one never waits for long.
+const ORDERS_AT_ONCE: usize = 16;
+
+impl Shared {
+    /// Issues what the core has asked for one workload.
+    pub(super) fn spawn_issue(self: &Arc<Self>, id: WorkloadId, orders: Vec<Order>) {
+        let mut orders = orders.into_iter();
+        loop {
+            let some: Vec<Order> = orders.by_ref().take(ORDERS_AT_ONCE).collect();
+            if some.is_empty() {
                 return;
             }
-        };
-        let lease = row.id;
-        match self.write_down(vec![(row.clone(), issue_event(&subject, &row, renewal, None))]).await {
-            Ok(committed) => self.release_x509(ticket, id, &subject, minted, row, &committed),
+            let shared = Arc::clone(self);
+            self.spawn(async move { shared.issue_x509(id, some).await });
+        }
+    }
+
+    async fn issue_x509(self: Arc<Self>, id: WorkloadId, orders: Vec<Order>) {
+        let drafts = self.draft_x509(id, orders);
+        if drafts.is_empty() {
+            return;
+        }
+        let events = drafts.iter().map(|d| {
+            let event = issue_event(&d.subject, &d.row, d.order.renewal, None);
+            (d.row.clone(), event)
+        });
+        match self.write_down(events.collect()).await {
+            Ok(committed) => self.release_x509(id, drafts, &committed),
             Err((refusal, written)) => {
-                tracing::warn!(entry = %entry, error = %refusal, "an X.509-SVID could not be written down");
-                self.abandon(ticket, id, written.then_some(lease).map(|_| row));
+                tracing::warn!(error = %refusal, "X.509-SVIDs could not be written down");
+                self.abandon_all(id, drafts, written);
             }
         }
+    }
+
+    /// Looks at the process once, and mints for it; what cannot be minted is given back.
+    fn draft_x509(self: &Arc<Self>, id: WorkloadId, orders: Vec<Order>) -> Vec<Draft> {
+        let mut looked: Option<Result<(), Doubt>> = None;
+        let mut drafts = Vec::with_capacity(orders.len());
+        for order in orders {
+            let Some(subject) = self.subject(id, &order.entry) else {
+                self.abandon(order.ticket, id, None);
+                continue;
+            };
+            let same = looked.get_or_insert_with(|| {
+                // First of all nothing more is pushed to it, not even the CRL that the rest brings about.
+                self.verify(&subject).inspect_err(|why| self.doubt(id, why))
+            });
+            if same.is_err() {
+                self.abandon(order.ticket, id, None);
+                continue;
+            }
+            match self.mint_x509(&subject) {
+                Ok((minted, row)) => drafts.push(Draft { order, subject, minted, row }),
+                Err(refusal) => {
+                    tracing::warn!(entry = %order.entry, error = %refusal, "an X.509-SVID could not be minted");
+                    self.abandon(order.ticket, id, None);
+                }
+            }
+        }
+        drafts
     }
 
     pub(super) fn subject(&self, id: WorkloadId, entry: &EntryId) -> Option<Subject> {
@@ -174,40 +213,55 @@ impl Shared {
         Ok(committed)
     }
 
-    fn release_x509(
-        self: &Arc<Self>,
-        ticket: Ticket,
-        id: WorkloadId,
-        subject: &Subject,
-        minted: MintedX509,
-        row: Row,
-        committed: &Committed,
-    ) {
+    fn release_x509(self: &Arc<Self>, id: WorkloadId, drafts: Vec<Draft>, committed: &Committed) {
         failpoint::hit("issue.before_release");
-        if let Err(why) = self.verify_closely(&subject.process, &subject.attestation) {
+        if let Err(why) = self.verify_all(&drafts) {
             self.doubt(id, &why);
-            self.abandon(ticket, id, Some(row));
+            self.abandon_all(id, drafts, true);
             return;
         }
-        let lease = row.id;
-        let now = self.parts.clock.monotonic();
-        let ends = now + remaining(&row, self.parts.clock.wall());
-        let Some(svid) = minted.release(committed) else {
-            self.abandon(ticket, id, Some(row));
-            return;
-        };
+        let (now, wall) = (self.parts.clock.monotonic(), self.parts.clock.wall());
+        let mut actions = Vec::new();
         let mut state = self.lock();
-        state.add_row(row);
-        match state.core.complete(ticket, lease, ends, Jitter(random_u32()), now) {
-            Completion::Release(actions) => {
-                if let Some(member) = state.members.get_mut(&id) {
-                    member.svids.insert(lease, Arc::new(svid));
-                    member.failing = false;
+        for Draft { order, minted, row, .. } in drafts {
+            let (lease, ends) = (row.id, now + remaining(&row, wall));
+            state.add_row(row);
+            let Some(svid) = minted.release(committed) else {
+                // Not in this commit: it goes the way of one that failed after it was written.
+                actions.extend(state.core.fail(order.ticket, Some(lease), now));
+                continue;
+            };
+            match state.core.complete(order.ticket, lease, ends, Jitter(random_u32()), now) {
+                Completion::Release(more) => {
+                    if let Some(member) = state.members.get_mut(&id) {
+                        member.svids.insert(lease, Arc::new(svid));
+                        member.failing = false;
+                    }
+                    actions.extend(more);
                 }
-                self.perform(&mut state, actions, now);
+                // Dropping the SVID wipes its key.
+                Completion::RevokedAtBirth(_, more) => actions.extend(more),
             }
-            // Dropping the SVID wipes its key.
-            Completion::RevokedAtBirth(_, actions) => self.perform(&mut state, actions, now),
+        }
+        // All of them at once: a subscriber is shown one state, not one for each identity.
+        self.perform(&mut state, actions, now);
+    }
+
+    /// One close look for each attestation that the drafts rest on; that is one, unless a second look came between.
+    fn verify_all(&self, drafts: &[Draft]) -> Result<(), Doubt> {
+        let mut seen: Option<&Arc<Attestation>> = None;
+        for Draft { subject, .. } in drafts {
+            if seen.is_none_or(|seen| !Arc::ptr_eq(seen, &subject.attestation)) {
+                self.verify_closely(&subject.process, &subject.attestation)?;
+                seen = Some(&subject.attestation);
+            }
+        }
+        Ok(())
+    }
+
+    fn abandon_all(self: &Arc<Self>, id: WorkloadId, drafts: Vec<Draft>, written: bool) {
+        for draft in drafts {
+            self.abandon(draft.order.ticket, id, written.then_some(draft.row));
         }
     }
 

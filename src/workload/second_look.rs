@@ -41,13 +41,12 @@ impl Shared {
     async fn look_again(self: Arc<Self>, id: WorkloadId) {
         while let Some(look) = self.begin_look(id) {
             let outcome = match self.verify_closely(&look.process, &look.before) {
+                // It is what it was, but entries that came since ask for more than was looked at then.
+                Ok(()) if self.is_too_shallow(&look.before) => self.attest_if_we_can(&look.process).await,
                 Ok(()) if self.settle(id, look.notices) => return,
                 Ok(()) => continue,
                 Err(Doubt::NotSeen) => None,
-                Err(Doubt::Changed) => match self.parts.attestors.attest(&look.process).await {
-                    Err(AttestError::Descriptors | AttestError::Overloaded) => None,
-                    outcome => Some(outcome),
-                },
+                Err(Doubt::Changed) => self.attest_if_we_can(&look.process).await,
             };
             let Some(outcome) = outcome else {
                 tokio::time::sleep(LOOK_AGAIN).await;
@@ -56,6 +55,14 @@ impl Shared {
             if self.conclude(id, &look, outcome) {
                 return;
             }
+        }
+    }
+
+    /// `None` when we are short of something: that says nothing about the process.
+    async fn attest_if_we_can(&self, process: &Process) -> Option<Result<Attestation, AttestError>> {
+        match self.attest_for_entries(process).await {
+            Err(AttestError::Descriptors | AttestError::Overloaded) => None,
+            outcome => Some(outcome),
         }
     }
 

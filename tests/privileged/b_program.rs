@@ -153,6 +153,27 @@ fn b02_exec_between_commit_and_release_releases_nothing() {
     assert!(tool.expect_within("after-svid", std::time::Duration::from_secs(1)).is_none());
 }
 
+/// Several identities are minted and written down together, and looked at together before they leave.
+#[test]
+fn b02_exec_between_commit_and_release_releases_none_of_many() {
+    let mut scene = Scene::prepare(&[]);
+    let good = |n: usize| Entry::new(&format!("/good/{n}"), &[&uid(USER), &hash_of(&scene.good)]);
+    scene.agent.write_entries(&entries_and_watcher(&(0..20).map(good).collect::<Vec<_>>()));
+    let (pause, spec) = Pause::at(scene.agent.dir(), "issue.before_release");
+    let plan = scene.agent.plan().clone().failpoints(&spec);
+    *scene.agent.plan() = plan;
+    scene.agent.launch();
+    let mut tool = scene.run(&["exec-early", &socket(&scene.agent), utf8(&scene.evil), "held"]);
+    tool.expect("ready");
+    pause.hit();
+    tool.tell("go");
+    tool.expect("running-next");
+    pause.release();
+    let mut watcher = Watcher::start(&scene.agent);
+    watcher.sees_count("the rows of the credentials that never left", 20);
+    assert!(tool.expect_within("after-svid", std::time::Duration::from_secs(1)).is_none());
+}
+
 #[test]
 fn b03_exec_of_the_same_program_keeps_its_identity() {
     let scene = Scene::new(None);
