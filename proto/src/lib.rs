@@ -4,6 +4,8 @@
 //! no protobuf compiler. `tests/bootstrap.rs` fails when the two differ and, run with
 //! `MAYFLY_BLESS=1`, writes them again.
 
+pub mod codec;
+
 /// The SPIFFE Workload API (no protobuf package: paths are `/SpiffeWorkloadAPI/<Method>`).
 pub mod workload {
     #![allow(

@@ -14,7 +14,12 @@ mod tests {
         let descriptors = protox::compile(FILES, [root]).unwrap();
         std::fs::write(fresh.path().join("descriptors.bin"), prost::Message::encode_to_vec(&descriptors))
             .unwrap();
-        tonic_prost_build::configure().bytes(".").out_dir(fresh.path()).compile_fds(descriptors).unwrap();
+        tonic_prost_build::configure()
+            .bytes(".")
+            .codec_path("crate::codec::SnugCodec")
+            .out_dir(fresh.path())
+            .compile_fds(descriptors)
+            .unwrap();
         let committed = root.join("src/gen");
         for entry in std::fs::read_dir(fresh.path()).unwrap() {
             let entry = entry.unwrap();

@@ -11,8 +11,8 @@ use crate::audit::{Event, TokenPrint};
 use crate::id::{EntryId, LeaseId, SpiffeId};
 use crate::issue;
 use crate::issue::jwt::{JwtSvid, MintedJwt};
-use crate::lease::{Completion, Jitter, LeaseView, Ticket, WorkloadId};
-use crate::ledger::{self, Committed, Row};
+use crate::lease::{Completion, Jitter, Ticket, WorkloadId};
+use crate::ledger::{Committed, Row};
 use crate::policy::{Kind, PermitRequest};
 use crate::registration::Identity;
 
@@ -110,10 +110,7 @@ impl Shared {
     fn begin_jwt(&self, admission: &Admission, entry: &EntryId) -> Result<Ticket, Refusal> {
         let mut state = self.lock();
         let id = admission.id();
-        let held = state.core.leases_of(id);
-        let is_jwt =
-            |lease: &&LeaseView| state.rows.get(&lease.id).is_some_and(|r| r.kind == ledger::Kind::Jwt);
-        let jwts = held.iter().filter(is_jwt).count() + state.core.flights_of(id);
+        let jwts = state.jwts_of(&admission.process().key()) + state.core.flights_of(id);
         if jwts >= self.settings.jwt_leases_per_workload {
             return Err(Refusal::TooManyLeases);
         }

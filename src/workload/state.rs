@@ -1,6 +1,7 @@
 //! The tables behind the state lock.
 
 use std::collections::{BTreeSet, HashMap};
+use std::hash::Hash;
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
@@ -11,7 +12,7 @@ use super::Connection;
 use crate::id::{EntryId, LeaseId};
 use crate::issue::x509::X509Svid;
 use crate::lease::{Core, Wanted, WorkloadId};
-use crate::ledger::Row;
+use crate::ledger::{Kind, Row};
 use crate::registration::Identity;
 
 /// What a subscriber of X.509-SVIDs sees.
@@ -37,6 +38,8 @@ pub(super) struct State {
     pub(super) by_pid: HashMap<u32, BTreeSet<WorkloadId>>,
     pub(super) rows: HashMap<LeaseId, Row>,
     pub(super) leases_by_uid: HashMap<u32, usize>,
+    /// Live JWT leases of each process.
+    jwts: HashMap<ProcessKey, usize>,
     /// When the timer thread means to wake.
     pub(super) timer_at: Option<Instant>,
     next: u64,
@@ -155,18 +158,24 @@ impl State {
         self.core.shown(id, now).into_iter().map(|(entry, _)| entry).collect()
     }
 
+    /// How many live JWT leases the process has.
+    pub(super) fn jwts_of(&self, key: &ProcessKey) -> usize {
+        self.jwts.get(key).copied().unwrap_or_default()
+    }
+
     pub(super) fn add_row(&mut self, row: Row) {
+        if row.kind == Kind::Jwt {
+            *self.jwts.entry(row.process).or_default() += 1;
+        }
         *self.leases_by_uid.entry(row.uid).or_default() += 1;
         self.rows.insert(row.id, row);
     }
 
     pub(super) fn take_row(&mut self, lease: LeaseId) -> Option<Row> {
         let row = self.rows.remove(&lease)?;
-        if let Some(count) = self.leases_by_uid.get_mut(&row.uid) {
-            *count -= 1;
-            if *count == 0 {
-                self.leases_by_uid.remove(&row.uid);
-            }
+        one_less(&mut self.leases_by_uid, &row.uid);
+        if row.kind == Kind::Jwt {
+            one_less(&mut self.jwts, &row.process);
         }
         Some(row)
     }
@@ -202,6 +211,15 @@ impl State {
             }
             news
         });
+    }
+}
+
+fn one_less<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: &K) {
+    if let Some(count) = counts.get_mut(key) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(key);
+        }
     }
 }
 
