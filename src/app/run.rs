@@ -101,6 +101,7 @@ impl Agent {
         let reload = entries.trigger();
         tasks.spawn(entries.run());
         tasks.spawn(self.workloads.clone().follow_entries(watch.clone()));
+        tasks.spawn(self.workloads.clone().know_own_program());
         tasks.spawn(health::follow(public_health, self.readiness.clone(), watch.clone()));
         tasks.spawn(health::follow(admin_health, self.readiness.clone(), watch.clone()));
         tasks.spawn(super::checkpoint::follow(

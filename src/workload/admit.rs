@@ -103,6 +103,18 @@ impl Workloads {
         })
     }
 
+    /// Measures the agent's own program. The hash of a file counts for others while a process runs it that was
+    /// measured with it, and the agent runs as long as anybody asks: its own commands never wait for a reading.
+    pub async fn know_own_program(self) {
+        let own = Process::of_pid(&self.0.parts.host, std::process::id());
+        let Ok(own) = own.inspect_err(|error| tracing::debug!(%error, "own program not measured")) else {
+            return;
+        };
+        if let Err(error) = self.0.parts.attestors.attest_to(&own, Depth::WithoutAncestors).await {
+            tracing::debug!(%error, "own program not measured");
+        }
+    }
+
     /// Records that a process was refused something, and why, for whoever refuses above this layer.
     pub fn note_refused(&self, process: &Process, phase: &'static str, reason: &str) {
         self.0.note_denied(process, phase, reason);

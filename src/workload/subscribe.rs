@@ -1,6 +1,7 @@
 //! Listening to a workload's X.509-SVIDs.
 
 use std::sync::{Arc, MutexGuard};
+use std::time::Duration;
 
 use tokio::sync::watch;
 
@@ -65,14 +66,45 @@ impl Subscription {
 
     /// Resolves when the view or the trust snapshot has changed since [`Subscription::next`] answered.
     pub async fn changed(&mut self) {
+        let turn = turn(self.id, self.trust_readers());
         tokio::select! {
             // An error means the sender is gone: the workload ended, and the view says so.
             _ = self.view.changed() => {}
-            // A new CRL says nothing new of its holders' own SVIDs: who only verifies is told first.
-            _ = self.trust.changed() => tokio::task::yield_now().await,
+            () = after_change(&mut self.trust, turn) => {}
         }
     }
+
+    fn trust_readers(&self) -> usize {
+        self.shared.parts.trust.receiver_count()
+    }
 }
+
+/// News of others (a CRL, a bundle) says nothing new of a holder's own SVIDs, and goes out with all of them. Sent to
+/// a thousand at the same moment it would keep both CPUs from whoever waits for something else: those who only
+/// verify, whoever connects, the next revocation. So each workload has a turn of its own.
+async fn after_change(trust: &mut watch::Receiver<Arc<TrustSnapshot>>, turn: Duration) {
+    // An error means that the agent stops; the view says so.
+    trust.changed().await.ok();
+    if turn < SHORTEST_TURN {
+        tokio::task::yield_now().await;
+    } else {
+        tokio::time::sleep(turn).await;
+    }
+}
+
+/// When a workload's turn comes if so many read the trust: as fast as they can be served, and never later than
+/// [`LONGEST_TURN`]. Neighbours by number are spread.
+fn turn(id: WorkloadId, readers: usize) -> Duration {
+    let readers = u64::try_from(readers).unwrap_or(u64::MAX).max(1);
+    let place = u32::try_from(id.0 % readers).unwrap_or(u32::MAX);
+    EACH_TURN.saturating_mul(place).min(LONGEST_TURN)
+}
+
+/// About what one message costs.
+const EACH_TURN: Duration = Duration::from_micros(60);
+const LONGEST_TURN: Duration = Duration::from_millis(250);
+/// What the timers can tell apart.
+const SHORTEST_TURN: Duration = Duration::from_millis(1);
 
 impl Drop for Subscription {
     fn drop(&mut self) {
@@ -168,5 +200,45 @@ impl Shared {
             member.checked_for = Some(generation);
         }
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::authority::KeyType;
+    use crate::authority::testing::authorities;
+
+    #[test]
+    fn few_are_told_at_once_and_many_one_after_the_other() {
+        assert!((0..100).all(|id| turn(WorkloadId(id), 10) < SHORTEST_TURN));
+        let turns: BTreeSet<Duration> = (0..1_000).map(|id| turn(WorkloadId(id), 1_000)).collect();
+        assert_eq!(turns.len(), 1_000, "no two at the same moment");
+        assert_eq!(turns.last(), Some(&(EACH_TURN * 999)));
+        assert!(turn(WorkloadId(u64::MAX), usize::MAX) <= LONGEST_TURN);
+        assert_eq!(turn(WorkloadId(99_999), 100_000), LONGEST_TURN);
+        assert_eq!(turn(WorkloadId(7), 0), Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_turn_begins_with_the_change_and_shows_the_latest() {
+        let domain = "example.org".parse().unwrap();
+        let snapshot = TrustSnapshot::new(&domain, &authorities("example.org", KeyType::EcP256));
+        let (sender, mut trust) = watch::channel(Arc::new(snapshot.clone()));
+        let began = tokio::time::Instant::now();
+        let wait = after_change(&mut trust, Duration::from_millis(5));
+        let change = async {
+            tokio::time::sleep(Duration::from_millis(3)).await;
+            sender.send_replace(Arc::new(
+                snapshot.with_crl(crate::id::KeyId::from_bytes([1; 20]), Bytes::from_static(b"one")),
+            ));
+        };
+        tokio::join!(wait, change);
+        assert_eq!(began.elapsed(), Duration::from_millis(8));
+        assert_eq!(trust.borrow_and_update().crls(), [Bytes::from_static(b"one")]);
     }
 }
