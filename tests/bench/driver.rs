@@ -56,7 +56,7 @@ fn main() -> Result<()> {
             }
         }
         if wanted("storm") {
-            all_at_once(if quick { 500 } else { 10_000 }).await?;
+            all_at_once(if quick { 500 } else { room_for(10_000)? }).await?;
         }
         if wanted("memory") {
             resident(if quick { &[1_000] } else { &[1_000, 10_000] }).await?;
@@ -245,6 +245,12 @@ fn agent_latency(agent: &Agent) -> Result<()> {
     }
     tokio::task::block_in_place(move || drop(status));
     Ok(())
+}
+
+/// As many processes as the agent's descriptors allow: two for each, a tenth is kept free, and some are its own.
+fn room_for(processes: usize) -> Result<usize> {
+    let (soft, _hard) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)?;
+    Ok(usize::try_from(soft * 9 / 20)?.saturating_sub(500).min(processes))
 }
 
 /// Many processes killed at the same moment: until a subscriber has a CRL with all of them.
