@@ -26,6 +26,24 @@ pub struct Admission {
     process: Arc<Process>,
     attestation: Arc<Attestation>,
     identities: Vec<Identity>,
+    _held: Arc<Held>,
+}
+
+/// While it lives the workload is not forgotten, though it may hold nothing yet. Takes the state lock when dropped.
+struct Held(Arc<Shared>, WorkloadId);
+
+impl std::fmt::Debug for Held {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.1.fmt(f)
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.core.unhold(self.1);
+        self.0.forget_idle(&mut state, self.1);
+    }
 }
 
 impl Admission {
@@ -71,12 +89,7 @@ impl Workloads {
             return None;
         }
         let mut state = self.0.lock();
-        let held = state.held(id, now);
-        let member = state.members.get_mut(&id)?;
-        member.join(connection);
-        let mut admitted = admission(id, member);
-        admitted.identities.retain(|i| held.contains(&i.entry.id));
-        (!admitted.identities.is_empty()).then_some(admitted)
+        self.0.join(&mut state, id, connection, now)
     }
 
     /// Attests the process, matches it, and takes it in. From here on its exit revokes.
@@ -174,13 +187,33 @@ impl Shared {
         if !process.is_alive() {
             return Err(Refusal::Exited);
         }
+        if !state.members.contains_key(&id) {
+            return Err(Refusal::Exited);
+        }
+        Ok(self.join(&mut state, id, connection, now))
+    }
+
+    /// Adds the connection, and admits the process if anything is left to it.
+    fn join(
+        self: &Arc<Self>,
+        state: &mut super::State,
+        id: WorkloadId,
+        connection: &Arc<dyn Connection>,
+        now: Instant,
+    ) -> Option<Admission> {
         let held = state.held(id, now);
-        let Some(member) = state.members.get_mut(&id) else { return Err(Refusal::Exited) };
+        let member = state.members.get_mut(&id)?;
         member.join(connection);
-        let mut admitted = admission(id, member);
         // An operator may have taken an entry from this very process.
-        admitted.identities.retain(|i| held.contains(&i.entry.id));
-        Ok((!admitted.identities.is_empty()).then_some(admitted))
+        let own = |identity: &&Identity| held.contains(&identity.entry.id);
+        let identities: Vec<Identity> = member.identities.iter().filter(own).cloned().collect();
+        if identities.is_empty() {
+            return None;
+        }
+        let (process, attestation) = (Arc::clone(&member.process), Arc::clone(&member.attestation));
+        state.core.hold(id);
+        let held = Arc::new(Held(Arc::clone(self), id));
+        Some(Admission { id, process, attestation, identities, _held: held })
     }
 
     /// Puts a new attestation in place of the old one and lets the core draw the consequences.
@@ -263,15 +296,6 @@ pub(super) fn member(
         suspect: false,
         notices: 0,
         checked_for: None,
-    }
-}
-
-fn admission(id: WorkloadId, member: &Member) -> Admission {
-    Admission {
-        id,
-        process: Arc::clone(&member.process),
-        attestation: Arc::clone(&member.attestation),
-        identities: member.identities.clone(),
     }
 }
 

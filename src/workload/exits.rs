@@ -48,6 +48,10 @@ impl Shared {
         let actions = state.core.end(id, cause);
         self.perform_seen(&mut state, actions, seen);
         let Some(member) = state.remove(id) else { return };
+        // One whose watch was lost may live, and must not come back unbarred.
+        if cause == Cause::Exited {
+            self.forget_bars(&mut state, &[member.process.key()]);
+        }
         drop(state);
         // The sockets first: whoever inherited one must not read even the end of the stream.
         for connection in member.connections.iter().filter_map(std::sync::Weak::upgrade) {
@@ -72,7 +76,10 @@ impl Shared {
                     let rows = leases.iter().filter_map(|lease| state.take_row(*lease)).collect();
                     self.refuse(rows, reason(cause), initiator(cause), seen, None);
                 }
-                Action::Expire { lease, .. } => expired.extend(state.take_row(lease)),
+                Action::Expire { workload, lease } => {
+                    expired.extend(state.take_row(lease));
+                    self.forget_idle(state, workload);
+                }
                 Action::Show { workload } => state.show(workload, self.parts.clock.monotonic()),
             }
         }
@@ -89,6 +96,14 @@ impl Shared {
         let deadline = state.core.deadline();
         if deadline.is_some_and(|at| state.timer_at.is_none_or(|planned| at < planned)) {
             self.timer.notify_one();
+        }
+    }
+
+    /// A process that holds nothing, and for which nobody listens, costs no descriptor until it calls again.
+    pub(super) fn forget_idle(&self, state: &mut State, id: WorkloadId) {
+        if state.core.forget(id) {
+            state.remove(id);
+            self.reaper.forget(id.0);
         }
     }
 

@@ -225,6 +225,7 @@ impl Shared {
         }
         let actions = state.core.fail(ticket, lease, now);
         self.perform(&mut state, actions, now);
+        self.forget_idle(&mut state, id);
     }
 }
 

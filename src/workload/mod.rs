@@ -11,6 +11,7 @@
 //! The state lock is held for table look-ups and the core's pure steps, never across I/O or an await.
 
 mod admit;
+mod bars;
 mod denied;
 mod exits;
 mod issue;

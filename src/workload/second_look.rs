@@ -3,7 +3,7 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use mayfly_attestors::{AttestError, Attestation, Process};
+use mayfly_attestors::{AttestError, Attestation, Process, failpoint};
 
 use super::issue::Doubt;
 use super::{Connection, Shared};
@@ -40,7 +40,11 @@ impl Shared {
     /// asked again; meanwhile the process gets nothing and loses nothing, and what it holds runs out.
     async fn look_again(self: Arc<Self>, id: WorkloadId) {
         while let Some(look) = self.begin_look(id) {
-            let outcome = match self.verify_closely(&look.process, &look.before) {
+            let verdict = self.verify_closely(&look.process, &look.before);
+            if verdict.is_ok() {
+                failpoint::hit("look.before_settle");
+            }
+            let outcome = match verdict {
                 Ok(()) if self.settle(id, look.notices) => return,
                 Ok(()) => continue,
                 Err(Doubt::NotSeen) => None,

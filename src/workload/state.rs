@@ -8,6 +8,7 @@ use mayfly_attestors::{Attestation, Process, ProcessKey};
 use tokio::sync::watch;
 
 use super::Connection;
+use super::bars::Standing;
 use crate::id::{EntryId, LeaseId};
 use crate::issue::x509::X509Svid;
 use crate::lease::{Core, Wanted, WorkloadId};
@@ -37,6 +38,8 @@ pub(super) struct State {
     pub(super) by_pid: HashMap<u32, BTreeSet<WorkloadId>>,
     pub(super) rows: HashMap<LeaseId, Row>,
     pub(super) leases_by_uid: HashMap<u32, usize>,
+    /// What operators took, by process: also from processes that are no members.
+    pub(super) standing: HashMap<ProcessKey, Standing>,
     /// When the timer thread means to wake.
     pub(super) timer_at: Option<Instant>,
     next: u64,
@@ -120,6 +123,8 @@ impl State {
         self.by_key.insert(key, id);
         self.by_pid.entry(key.pid).or_default().insert(id);
         self.members.insert(id, member);
+        // It has nothing yet, so there is nothing to carry out.
+        drop(self.apply_bars(id, key));
         id
     }
 

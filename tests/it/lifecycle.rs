@@ -1,6 +1,8 @@
 //! The agent's own life: start, drain, restart, what it tells operators.
 
-use mayfly_harness::Plan;
+use std::process::Command;
+
+use mayfly_harness::{Pause, Plan, until};
 use mayfly_proto::admin::ListLeasesRequest;
 use mayfly_proto::admin::revoke_leases_request::Target;
 
@@ -93,4 +95,35 @@ fn audit_log_verifies_and_a_changed_line_is_found() {
     std::fs::write(&path, text.replacen("credential.issue", "credential.renew", 1)).unwrap();
     let (code, _, _) = agent.mayfly(&["audit", "verify", &place]);
     assert_eq!(code, Some(1));
+}
+
+/// Not one file can be opened while the agent looks for the processes of the run before: it waits, and says so.
+#[test]
+fn restart_without_descriptors_takes_nothing_from_the_living() {
+    let mut agent = agent();
+    let mut holder = client(&agent);
+    let serial = holder.x509().svids[0].serial().to_owned();
+    let mut victim = client(&agent);
+    let dead = victim.x509().svids[0].serial().to_owned();
+    agent.kill();
+    victim.kill();
+    let (pause, spec) = Pause::at(agent.dir(), "restore.before");
+    let plan = agent.plan().clone().failpoints(&spec);
+    *agent.plan() = plan;
+    agent.spawn();
+    pause.hit();
+    let pid = agent.pid().to_string();
+    let limit = |soft: &str| {
+        let limited = Command::new("prlimit").args(["--pid", &pid, &format!("--nofile={soft}:")]).status();
+        assert!(limited.unwrap().success());
+    };
+    limit("1");
+    pause.release();
+    until("it says why it does not serve", || agent.log().contains("raise LimitNOFILE").then_some(()));
+    limit("1024");
+    until("it serves", || agent.log().contains("serving").then_some(()));
+    let live = agent.admin().live_leases_of(holder.pid());
+    assert_eq!(live.iter().map(|lease| lease.id.as_str()).collect::<Vec<_>>(), [serial.as_str()]);
+    let crl = client(&agent).bundles().crls.remove(0);
+    assert!(crl.serials.contains(&dead) && !crl.serials.contains(&serial), "{crl:?}");
 }

@@ -134,6 +134,39 @@ fn b01_exec_of_a_client_with_only_a_token_revokes_it() {
     scene.agent.audited(&["credential.revoke", &token.jti(), "exec_mismatch"]);
 }
 
+/// A notice that comes while an earlier one is being looked into is about something that look may have missed.
+#[test]
+fn b01_notice_during_a_second_look_is_not_lost() {
+    let mut scene = Scene::prepare(&[]);
+    let (pause, spec) = Pause::at(scene.agent.dir(), "look.before_settle");
+    let plan = scene.agent.plan().clone().failpoints(&spec);
+    *scene.agent.plan() = plan;
+    let program = mayfly_harness::holder::holder_program(&scene.agent);
+    let mut entries = entries_and_watcher(&[]);
+    for user in [USER, OTHER] {
+        entries.push(Entry::new("/holder", &[&uid(user), &hash_of(&program)]));
+    }
+    scene.agent.write_entries(&entries);
+    scene.agent.launch();
+    let mut watcher = Watcher::start(&scene.agent);
+    let [mut holder, mut marker] = [USER, OTHER].map(|user| Holder::start(&scene.agent, user));
+    let [token, mark] = [&mut holder, &mut marker].map(|h| h.jwt("aud").unwrap().remove(0).text);
+    // The same program again: the look finds nothing, and is held before it says so.
+    holder.exec(&program, &[&socket(&scene.agent)]);
+    holder.expect("started");
+    pause.hit();
+    holder.exec(Path::new("/bin/sleep"), &["60"]);
+    let exe = format!("/proc/{}/exe", holder.pid());
+    mayfly_harness::until("the other program runs", || {
+        std::fs::read_link(&exe).is_ok_and(|exe| exe.ends_with("sleep")).then_some(())
+    });
+    // Notices come in order: when this later one is on the agent's table, so is the one before.
+    marker.exec(Path::new("/bin/sleep"), &["60"]);
+    mayfly_harness::until("the marker's token is refused", || watcher.holder().validate("aud", &mark).err());
+    pause.release();
+    mayfly_harness::until("the token is refused", || watcher.holder().validate("aud", &token).err());
+}
+
 /// The program changes after the ledger row is durable and before the credential leaves.
 #[test]
 fn b02_exec_between_commit_and_release_releases_nothing() {
