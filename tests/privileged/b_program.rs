@@ -150,7 +150,7 @@ fn b01_notice_during_a_second_look_is_not_lost() {
     scene.agent.launch();
     let mut watcher = Watcher::start(&scene.agent);
     let [mut holder, mut marker] = [USER, OTHER].map(|user| Holder::start(&scene.agent, user));
-    let [token, mark] = [&mut holder, &mut marker].map(|h| h.jwt("aud").unwrap().remove(0).text);
+    let [token, mark] = [&mut holder, &mut marker].map(|h| h.jwt("aud").unwrap().remove(0));
     // The same program again: the look finds nothing, and is held before it says so.
     holder.exec(&program, &[&socket(&scene.agent)]);
     holder.expect("started");
@@ -162,9 +162,16 @@ fn b01_notice_during_a_second_look_is_not_lost() {
     });
     // Notices come in order: when this later one is on the agent's table, so is the one before.
     marker.exec(Path::new("/bin/sleep"), &["60"]);
-    mayfly_harness::until("the marker's token is refused", || watcher.holder().validate("aud", &mark).err());
+    mayfly_harness::until("the marker's token is refused", || {
+        watcher.holder().validate("aud", &mark.text).err()
+    });
+    assert!(
+        watcher.holder().validate("aud", &token.text).is_ok(),
+        "the look under way knows nothing of it yet"
+    );
     pause.release();
-    mayfly_harness::until("the token is refused", || watcher.holder().validate("aud", &token).err());
+    scene.agent.audited(&["credential.revoke", &token.jti(), "exec_mismatch"]);
+    assert_eq!(watcher.holder().validate("aud", &token.text).unwrap_err().code, 3);
 }
 
 /// The program changes after the ledger row is durable and before the credential leaves.
