@@ -78,7 +78,9 @@ impl Workloads {
             let id = *state.by_key.get(&process.key())?;
             let member = state.members.get(&id)?;
             let fresh = now.saturating_duration_since(member.attested_at) < REUSE;
-            if !fresh || member.suspect || member.identities.is_empty() {
+            // After an exec, be it of the same program, an attestation of before says nothing.
+            let same_life = member.execs == member.execs_attested;
+            if !fresh || !same_life || member.suspect || member.identities.is_empty() {
                 return None;
             }
             (Arc::clone(&member.attestation), id)
@@ -104,7 +106,12 @@ impl Workloads {
         };
         let admitted = self.0.take_in(process, Arc::clone(&attestation), connection)?;
         admitted.ok_or_else(|| {
-            self.0.note_denied(process, "match", &self.0.why_none(&attestation));
+            let mut why = self.0.why_none(&attestation);
+            let odd = self.0.posture(process, &attestation);
+            if !odd.is_empty() {
+                why = format!("{why}; posture: {}", odd.join(", "));
+            }
+            self.0.note_denied(process, "match", &why);
             Refusal::NotEntitled
         })
     }
@@ -133,6 +140,17 @@ impl Shared {
     pub(super) fn match_now(&self, attestation: &Attestation) -> Vec<Identity> {
         let entries = self.parts.entries.borrow().clone();
         matching::match_entries(&entries, facts(attestation), self.parts.clock.wall())
+    }
+
+    /// What is odd about a process, by stable names: what its attestation says, and what is remembered of it.
+    pub(super) fn posture(&self, process: &Process, attestation: &Attestation) -> Vec<&'static str> {
+        let mut names = attestation.posture().names();
+        let state = self.lock();
+        let member = state.by_key.get(&process.key()).and_then(|id| state.members.get(id));
+        if member.is_some_and(|m| m.execs > 0) {
+            names.push("reexec");
+        }
+        names
     }
 
     /// For the audit log only: the caller learns no more than that it has no identity.
@@ -228,6 +246,7 @@ impl Shared {
         let Some(member) = state.members.get_mut(&id) else { return };
         member.attestation = attestation;
         member.attested_at = now;
+        member.execs_attested = member.execs;
         member.identities = identities;
         // A suspicion is not lifted here: it may be about something newer than this attestation.
         member.checked_for = None;
@@ -295,6 +314,8 @@ pub(super) fn member(
         failing: false,
         suspect: false,
         notices: 0,
+        execs: 0,
+        execs_attested: 0,
         checked_for: None,
     }
 }

@@ -1,32 +1,16 @@
-//! What happens to a live process: it exits, it executes, its program is looked at again.
+//! What happens when a process exits, and what every revocation begins with.
 
 use std::sync::Arc;
 use std::time::Instant;
 
-use mayfly_attestors::{ExecNotice, ExitCause, ExitNotice, Process};
+use mayfly_attestors::{ExitCause, ExitNotice, Process};
 
 use super::revoker::{Initiator, RevokeJob};
 use super::state::View;
-use super::{Shared, State, Workloads, lock};
+use super::{Shared, State, lock};
 use crate::audit::{self, Event};
 use crate::lease::{Action, Cause, WorkloadId};
 use crate::ledger::Reason;
-
-impl Workloads {
-    /// Told by the exec watch. An `Exec` looks again at every workload with that pid, a `Lost` at all.
-    pub fn on_exec(&self, notice: &ExecNotice) {
-        let suspects: Vec<WorkloadId> = {
-            let state = self.0.lock();
-            match notice {
-                ExecNotice::Exec { pid } => state.by_pid.get(pid).into_iter().flatten().copied().collect(),
-                ExecNotice::Lost => state.members.keys().copied().collect(),
-            }
-        };
-        for id in suspects {
-            self.0.suspect(id);
-        }
-    }
-}
 
 impl Shared {
     /// Runs on the reaper thread: memory first, then everything that may wait.

@@ -54,6 +54,8 @@ pub struct Explained {
     pub identities: Vec<Identity>,
     /// What it just misses, nearest first.
     pub near_misses: Vec<NearMiss>,
+    /// What is odd about the process, by its stable names.
+    pub posture: Vec<&'static str>,
 }
 
 impl Workloads {
@@ -159,7 +161,8 @@ impl Workloads {
             PinError::Exited => Refusal::NoProcess(pid),
             other => Refusal::Unpinned(pid, other),
         })?;
-        let looked_at = self.look_at(&Arc::new(process)).await;
+        let process = Arc::new(process);
+        let looked_at = self.look_at(&process).await;
         let (attestation, identities) = looked_at.map_err(|refusal| match refusal {
             Refusal::Exited => Refusal::NoProcess(pid),
             other => other,
@@ -167,7 +170,8 @@ impl Workloads {
         let entries = self.0.parts.entries.borrow().clone();
         let facts = super::admit::facts(&attestation);
         let near_misses = matching::near_misses(&entries, facts, self.0.parts.clock.wall());
-        Ok(Explained { attestation, identities, near_misses })
+        let posture = self.0.posture(&process, &attestation);
+        Ok(Explained { attestation, identities, near_misses, posture })
     }
 }
 

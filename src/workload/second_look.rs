@@ -6,12 +6,15 @@ use std::time::Duration;
 use mayfly_attestors::{AttestError, Attestation, Process, failpoint};
 
 use super::issue::Doubt;
-use super::{Connection, Shared};
+use super::{Connection, Shared, State};
 use crate::audit;
 use crate::lease::{Cause, WorkloadId};
 
 /// How long after a look that told nothing about the process the next one follows.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
+/// How long the word of an exec may take to reach us, generously: some milliseconds under load.
+const WORD_UNDER_WAY: Duration = Duration::from_millis(250);
 
 /// A suspect as it was when a look began.
 struct Look {
@@ -100,8 +103,12 @@ impl Shared {
                 let lost = state.members.get(&id).is_some_and(|m| {
                     m.identities.iter().any(|old| !identities.iter().any(|new| new.same_as(old)))
                 });
-                if lost {
-                    self.note_cut(&look.process, why_lost(&look.before, &attestation));
+                let why = why_lost(&look.before, &attestation);
+                let untold = state.members.get(&id).filter(|m| m.execs == m.execs_attested).map(|m| m.execs);
+                match untold.filter(|_| why == audit::Cut::ExecMismatch) {
+                    Some(execs) if lost => self.note_forged_unless_told(&mut state, id, look, execs),
+                    None if lost => self.note_cut(&look.process, why),
+                    _ => {}
                 }
                 self.renew_member(&mut state, id, Arc::new(attestation), identities, now);
                 drop(state);
@@ -120,6 +127,23 @@ impl Shared {
                 true
             }
         }
+    }
+
+    /// A program that changed though no exec was told of: the word may still be under way, so what is recorded is
+    /// decided a moment later. What was given is taken back now.
+    fn note_forged_unless_told(self: &Arc<Self>, state: &mut State, id: WorkloadId, look: &Look, execs: u64) {
+        // Its streams end now; until this is decided it must not be forgotten.
+        state.core.hold(id);
+        let (shared, process) = (Arc::clone(self), Arc::clone(&look.process));
+        self.spawn(async move {
+            tokio::time::sleep(WORD_UNDER_WAY).await;
+            let forged = shared.no_exec_since(id, execs);
+            let mut state = shared.lock();
+            state.core.unhold(id);
+            shared.forget_idle(&mut state, id);
+            drop(state);
+            shared.note_cut(&process, if forged { audit::Cut::ExeForged } else { audit::Cut::ExecMismatch });
+        });
     }
 
     /// A08: what it was given is taken back, and each connection it was pinned by ends.

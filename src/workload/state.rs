@@ -59,6 +59,10 @@ pub(super) struct Member {
     pub(super) suspect: bool,
     /// How often there was a reason to look at it again.
     pub(super) notices: u64,
+    /// How often it was told, or must be feared, to have started a program since it was taken in.
+    pub(super) execs: u64,
+    /// The same when it was last attested.
+    pub(super) execs_attested: u64,
     /// The trust generation for which the program was last found unchanged.
     pub(super) checked_for: Option<u64>,
 }
