@@ -183,6 +183,11 @@ impl Shared {
         let known = state.by_key.get(&process.key()).copied();
         let id = match known {
             Some(id) => {
+                let changed =
+                    |m: &Member| !m.attestation.fingerprint().same_program(attestation.fingerprint());
+                if state.members.get(&id).is_some_and(changed) {
+                    self.note_loss(&mut state, id, &attestation, &identities);
+                }
                 self.renew_member(&mut state, id, attestation, identities, now);
                 id
             }

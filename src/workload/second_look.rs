@@ -9,6 +9,7 @@ use super::issue::Doubt;
 use super::{Connection, Shared, State};
 use crate::audit;
 use crate::lease::{Cause, WorkloadId};
+use crate::registration::Identity;
 
 /// How long after a look that told nothing about the process the next one follows.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
@@ -100,16 +101,7 @@ impl Shared {
                 let now = self.parts.clock.monotonic();
                 let mut state = self.lock();
                 let identities = self.match_now(&attestation);
-                let lost = state.members.get(&id).is_some_and(|m| {
-                    m.identities.iter().any(|old| !identities.iter().any(|new| new.same_as(old)))
-                });
-                let why = why_lost(&look.before, &attestation);
-                let untold = state.members.get(&id).filter(|m| m.execs == m.execs_attested).map(|m| m.execs);
-                match untold.filter(|_| why == audit::Cut::ExecMismatch) {
-                    Some(execs) if lost => self.note_forged_unless_told(&mut state, id, look, execs),
-                    None if lost => self.note_cut(&look.process, why),
-                    _ => {}
-                }
+                self.note_loss(&mut state, id, &attestation, &identities);
                 self.renew_member(&mut state, id, Arc::new(attestation), identities, now);
                 drop(state);
                 self.settle(id, look.notices)
@@ -129,19 +121,48 @@ impl Shared {
         }
     }
 
+    /// Records that a workload loses an identity by what it has become.
+    pub(super) fn note_loss(
+        self: &Arc<Self>,
+        state: &mut State,
+        id: WorkloadId,
+        after: &Attestation,
+        identities: &[Identity],
+    ) {
+        let Some(member) = state.members.get(&id) else { return };
+        if !member.identities.iter().any(|old| !identities.iter().any(|new| new.same_as(old))) {
+            return;
+        }
+        let (process, before) = (Arc::clone(&member.process), &member.attestation);
+        let same_program = before.fingerprint().same_program(after.fingerprint());
+        let execs = member.execs;
+        if same_program || execs != member.execs_attested {
+            self.note_cut(&process, why_lost(before, after));
+        } else {
+            self.note_forged_unless_told(state, id, process, execs);
+        }
+    }
+
     /// A program that changed though no exec was told of: the word may still be under way, so what is recorded is
     /// decided a moment later. What was given is taken back now.
-    fn note_forged_unless_told(self: &Arc<Self>, state: &mut State, id: WorkloadId, look: &Look, execs: u64) {
+    fn note_forged_unless_told(
+        self: &Arc<Self>,
+        state: &mut State,
+        id: WorkloadId,
+        process: Arc<Process>,
+        execs: u64,
+    ) {
         // Its streams end now; until this is decided it must not be forgotten.
         state.core.hold(id);
-        let (shared, process) = (Arc::clone(self), Arc::clone(&look.process));
+        let shared = Arc::clone(self);
         self.spawn(async move {
             tokio::time::sleep(WORD_UNDER_WAY).await;
             let forged = shared.no_exec_since(id, execs);
-            let mut state = shared.lock();
-            state.core.unhold(id);
-            shared.forget_idle(&mut state, id);
-            drop(state);
+            {
+                let mut state = shared.lock();
+                state.core.unhold(id);
+                shared.forget_idle(&mut state, id);
+            }
             shared.note_cut(&process, if forged { audit::Cut::ExeForged } else { audit::Cut::ExecMismatch });
         });
     }

@@ -91,7 +91,7 @@ fn revocation_by_spiffe_id_reaches_what_is_in_flight() {
     let request = ListLeasesRequest { include_revoked: true, ..ListLeasesRequest::default() };
     let leases = until("the lease is revoked", || {
         let leases = agent.admin().leases(request.clone());
-        leases.iter().all(|lease| lease.state == "revoked").then_some(leases)
+        (!leases.is_empty() && leases.iter().all(|lease| lease.state == "revoked")).then_some(leases)
     });
     assert_eq!((leases.len(), leases[0].reason.as_str()), (1, "operator"));
     refused_from_now_on(&mut holder);

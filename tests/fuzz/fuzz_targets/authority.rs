@@ -1,3 +1,4 @@
+//! libFuzzer's way to `checks/authority.rs`.
 #![no_main]
 
 #[path = "../checks/authority.rs"]

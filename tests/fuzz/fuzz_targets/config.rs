@@ -1,3 +1,4 @@
+//! libFuzzer's way to `checks/config.rs`.
 #![no_main]
 
 #[path = "../checks/config.rs"]

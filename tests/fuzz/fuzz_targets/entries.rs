@@ -1,3 +1,4 @@
+//! libFuzzer's way to `checks/entries.rs`.
 #![no_main]
 
 #[path = "../checks/entries.rs"]

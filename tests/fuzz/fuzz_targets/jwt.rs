@@ -1,3 +1,4 @@
+//! libFuzzer's way to `checks/jwt.rs`.
 #![no_main]
 
 #[path = "../checks/jwt.rs"]

@@ -1,3 +1,4 @@
+//! libFuzzer's way to `checks/spiffe_id.rs`.
 #![no_main]
 
 #[path = "../checks/spiffe_id.rs"]
