@@ -179,6 +179,8 @@ impl AttestorSet {
         let unix = Timed { kind: "unix", took: began.elapsed(), found: Ok(unix) };
         let (selectors, answers) = collect([unix, cgroup, lineage.0], advice)?;
         posture.traced = lineage.1;
+        posture.cgroup_not_root_owned =
+            selectors.iter().any(|s| (s.kind(), s.key()) == ("cgroup", "delegated_path"));
         Ok(Attestation { selectors, answers, posture, fingerprint: target.fingerprint(), depth })
     }
 
@@ -757,6 +759,7 @@ mod tests {
             let attestation = set.attest(&process).await.unwrap();
             assert!(!has_kind(&attestation, "cgroup:path"), "{:?}", all(&attestation));
             assert!(has(&attestation, &format!("cgroup:delegated_path:{shown}")));
+            assert_eq!(attestation.posture().names(), ["cgroup_not_root_owned"]);
             assert!(attestation.is_complete());
             std::os::unix::fs::chown(&path, Some(0), None).unwrap();
             std::fs::set_permissions(&path, before).unwrap();

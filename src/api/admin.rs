@@ -125,6 +125,7 @@ impl Admin for AdminService {
             outcome: answer.outcome.as_ref().map_or_else(Clone::clone, |_| "ok".to_owned()),
             micros: u64::try_from(answer.took.as_micros()).unwrap_or(u64::MAX),
             selectors: answer.outcome.as_ref().map_or(0, |n| u32::try_from(*n).unwrap_or(u32::MAX)),
+            notes: answer.notes.clone(),
         });
         let near_misses = explained.near_misses.iter().map(|miss| proto::NearMiss {
             entry_id: miss.entry.id.to_string(),
@@ -138,6 +139,7 @@ impl Admin for AdminService {
             attestors: attestors.collect(),
             matches: explained.identities.iter().map(matched).collect(),
             near_misses: near_misses.collect(),
+            posture: explained.posture.iter().map(ToString::to_string).collect(),
         }))
     }
 }

@@ -80,11 +80,12 @@ impl Agent {
             start_workloads(&config, &host, &clock, &readiness, &audit, stored, in_force, &runtimes.issuing)?;
         let told = workloads.clone();
         let exec_watch = ExecWatch::start(&host, Box::new(move |notice| told.on_exec(&notice)));
-        if let ExecMode::Unavailable { why } = exec_watch.mode() {
-            tracing::warn!(
+        match exec_watch.mode() {
+            ExecMode::ProcConnector => workloads.exec_is_told(),
+            ExecMode::Unavailable { why } => tracing::warn!(
                 why,
                 "no early word of exec: programs are only looked at again before each issue and push"
-            );
+            ),
         }
         Ok(Self {
             config,

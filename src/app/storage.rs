@@ -41,6 +41,10 @@ pub(super) fn open(config: &Config, now: SystemTime) -> Result<Stored, StartErro
         Storage::Memory => IntegrityCheck::InProcess,
     };
     let (ledger, rows) = Ledger::open(&place, check)?;
+    if let Storage::Disk(dir) = &config.storage {
+        // The ledger's lock is ours by now: nobody else writes here.
+        sweep(dir);
+    }
     let (authorities, created) = load_authorities(config, store.as_ref(), &ledger, now)?;
     let active = authorities.active_x509();
     let witness = match &config.storage {
@@ -54,6 +58,17 @@ pub(super) fn open(config: &Config, now: SystemTime) -> Result<Stored, StartErro
     let denied = denied(&rows, last.as_ref(), now);
     let numbering = CrlNumbering::resume(resume, now);
     Ok(Stored { authorities: Arc::new(authorities), created, ledger, rows, denied, numbering, witness })
+}
+
+/// A crash in the middle of a write may have left a half-written key or CRL under another name.
+fn sweep(data_dir: &Path) {
+    for dir in [data_dir.to_owned(), data_dir.join("authority"), data_dir.join("crl")] {
+        match files::sweep(&dir) {
+            Ok(0) => {}
+            Ok(count) => tracing::info!(count, dir = %dir.display(), "removed what a crash left unfinished"),
+            Err(error) => tracing::warn!(%error, dir = %dir.display(), "unfinished files stay"),
+        }
+    }
 }
 
 /// Keys whose ledger is gone sign nothing any more: without it nobody knows what they signed.

@@ -38,6 +38,11 @@ pub enum Event {
         /// Which rule.
         reason: Cut,
     },
+    /// Notices of exec were lost: every live process may have become another program, and is looked at again.
+    ExecWatchLost {
+        /// How many processes that is.
+        suspects: u64,
+    },
     /// A first credential for this process and entry.
     CredentialIssue {
         /// Who holds it.
@@ -153,6 +158,8 @@ pub struct Agent {
     pub exe_sha256: Option<String>,
     /// Digest over its sorted selectors, hex.
     pub selectors_hash: Option<String>,
+    /// What is odd about it, by the stable names of [`mayfly_attestors::Posture::names`].
+    pub posture: Vec<&'static str>,
 }
 
 /// Why something was refused.
@@ -217,6 +224,8 @@ pub enum Cut {
     WriterMismatch,
     /// The process became another program.
     ExecMismatch,
+    /// The process shows another program, and has not executed one: somebody wrote a name over its own.
+    ExeForged,
     /// The process changed its user or group.
     CredentialsChanged,
     /// A tracer took hold of the process, and its entry does not allow that.
@@ -232,7 +241,15 @@ pub enum Cut {
 impl Agent {
     /// The process and nothing else.
     pub fn new(process: ProcessKey, uid: u32) -> Self {
-        Self { process, uid, spiffe_id: None, cgroup: None, exe_sha256: None, selectors_hash: None }
+        Self {
+            process,
+            uid,
+            spiffe_id: None,
+            cgroup: None,
+            exe_sha256: None,
+            selectors_hash: None,
+            posture: Vec::new(),
+        }
     }
 
     /// The holder of a lease, as the ledger knows it.
@@ -262,6 +279,7 @@ impl Cut {
         match self {
             Self::WriterMismatch => "writer_mismatch",
             Self::ExecMismatch => "exec_mismatch",
+            Self::ExeForged => "exe_forged",
             Self::CredentialsChanged => "credentials_changed",
             Self::Traced => "traced",
             Self::DescriptorsPassed => "descriptors_passed",

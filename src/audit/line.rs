@@ -90,6 +90,8 @@ struct AgentPart {
     exe_sha256: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     selectors_hash: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    posture: Vec<&'static str>,
 }
 
 #[derive(Serialize)]
@@ -185,6 +187,9 @@ enum Detail {
         #[serde(skip_serializing_if = "Option::is_none")]
         moved_to: Option<String>,
     },
+    ExecWatchLost {
+        suspects: u64,
+    },
     Gap {
         lost: u64,
     },
@@ -260,6 +265,7 @@ impl Event {
                 Detail::Recovered { cut_bytes: *cut_bytes, moved_to: moved_to.as_deref().map(capped) }
             }
             Self::Gap { lost } => Detail::Gap { lost: *lost },
+            Self::ExecWatchLost { suspects } => Detail::ExecWatchLost { suspects: *suspects },
             _ => return None,
         })
     }
@@ -283,6 +289,7 @@ impl From<&Agent> for AgentPart {
             cgroup: agent.cgroup.as_deref().map(capped),
             exe_sha256: agent.exe_sha256.as_deref().map(capped),
             selectors_hash: agent.selectors_hash.as_deref().map(capped),
+            posture: agent.posture.clone(),
         }
     }
 }
@@ -339,6 +346,7 @@ fn name_and_severity(event: &Event) -> (&'static str, &'static str) {
         Event::AgentStop { .. } => ("agent.stop", INFO),
         Event::AttestDenied { .. } => ("agent.attest_denied", WARNING),
         Event::AgentCut { .. } => ("agent.cut", WARNING),
+        Event::ExecWatchLost { .. } => ("agent.exec_watch_lost", WARNING),
         Event::CredentialIssue { .. } => ("credential.issue", INFO),
         Event::CredentialRenew { .. } => ("credential.renew", INFO),
         Event::CredentialExpire { .. } => ("credential.expire", INFO),

@@ -61,6 +61,7 @@ fn process_events() -> Vec<Event> {
         cgroup: Some("/system.slice/web\u{202e}.service".to_owned()),
         exe_sha256: Some("ab".repeat(32)),
         selectors_hash: Some("cd".repeat(32)),
+        posture: vec!["exe_fs_not_trusted"],
         ..Agent::of(&x509)
     };
     let token = Credential {
@@ -89,6 +90,7 @@ fn process_events() -> Vec<Event> {
             decision: Decision { phase: "match", reason: "no entry matches".to_owned() },
         },
         Event::AgentCut { agent: agent.clone(), reason: Cut::WriterMismatch },
+        Event::ExecWatchLost { suspects: 3 },
         Event::CredentialIssue { agent: agent.clone(), credential: Credential::of(&x509) },
         Event::CredentialRenew { agent: agent.clone(), credential: token.clone() },
         Event::CredentialExpire { agent: agent.clone(), credential: token },
@@ -124,7 +126,8 @@ fn agent_events() -> Vec<Event> {
         },
         Event::AdminRevoke { by: bare(), target: "spiffe://example.org/web".to_owned(), credentials: 3 },
         Event::Checkpoint {
-            head: Head { seq: 12, hash: [0xcc; 32] },
+            // The end before the first line, so that it is true wherever this stands.
+            head: Head::default(),
             proof: Some("e30.e30.c2ln".to_owned()),
         },
         Event::Recovered { cut_bytes: 17, moved_to: None },

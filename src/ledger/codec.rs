@@ -4,11 +4,13 @@
 //! version byte, fields in order (numbers big endian, texts with a 2-byte length), then the first 8 bytes
 //! of SHA-256 over table name, key and value. The check sum finds what the store's own page sums cannot:
 //! a row under another key, and any fault of the store itself.
+//!
+//! A bar is all key: the process, and the entry if it is not about everything; its value is a sealed date.
 
 use aws_lc_rs::digest::{Context, SHA256};
 use mayfly_attestors::{BootId, ProcessKey};
 
-use super::row::{Kind, Reason, Row, State};
+use super::row::{Bar, Kind, Reason, Row, State};
 use super::{CrlMark, LedgerError};
 use crate::id::{EntryId, LeaseId};
 
@@ -43,10 +45,7 @@ pub(super) fn encode(row: &Row) -> Result<Vec<u8>, LedgerError> {
     out.text(&row.issuer)?;
     out.text(&row.spiffe_id)?;
     out.text(row.entry.as_str())?;
-    out.bytes(row.process.boot_id.as_bytes());
-    out.bytes(&row.process.pid.to_be_bytes());
-    out.number(row.process.start_time);
-    out.option(row.process.pidfs_inode);
+    out.process(&row.process);
     out.bytes(&row.uid.to_be_bytes());
     out.count(row.audience.len())?;
     for audience in &row.audience {
@@ -72,12 +71,7 @@ pub(super) fn decode(key: &Key, value: &[u8]) -> Result<Row, DecodeError> {
         _ => return Err(DecodeError::Field),
     };
     let (issuer, spiffe_id, entry) = (input.text()?, input.text()?, EntryId::new(input.text()?));
-    let process = ProcessKey {
-        boot_id: BootId::from_bytes(input.array()?),
-        pid: u32::from_be_bytes(input.array()?),
-        start_time: input.number()?,
-        pidfs_inode: input.option()?,
-    };
+    let process = input.process()?;
     let uid = u32::from_be_bytes(input.array()?);
     let audience = (0..input.count()?).map(|_| input.text()).collect::<Result<_, _>>()?;
     let issued_at = input.number()?;
@@ -112,9 +106,48 @@ pub(super) fn decode_mark(issuer: &str, value: &[u8]) -> Result<CrlMark, DecodeE
     Ok(mark)
 }
 
+/// What the key of every bar of `process` begins with.
+pub(super) fn bars_of(process: &ProcessKey) -> Vec<u8> {
+    let mut out = Writer(Vec::with_capacity(64));
+    out.process(process);
+    out.0
+}
+
+/// Key and value of a bar that was set at `at_millis`.
+pub(super) fn encode_bar(bar: &Bar, at_millis: u64) -> Result<(Vec<u8>, Vec<u8>), LedgerError> {
+    let mut key = Writer(bars_of(&bar.process));
+    if let Some(entry) = &bar.entry {
+        key.text(entry.as_str())?;
+    }
+    let mut out = Writer(Vec::with_capacity(32));
+    out.byte(VERSION);
+    out.number(at_millis);
+    let value = out.sealed(BARS, &key.0);
+    Ok((key.0, value))
+}
+
+/// The bar under `key`.
+pub(super) fn decode_bar(key: &[u8], value: &[u8]) -> Result<Bar, DecodeError> {
+    let mut input = Reader::unseal(BARS, key, value)?;
+    let _at_millis = input.number()?;
+    input.end()?;
+    let mut name = Reader(key);
+    let process = name.process()?;
+    let entry = if name.0.is_empty() { None } else { Some(EntryId::new(name.text()?)) };
+    name.end()?;
+    Ok(Bar { process, entry })
+}
+
 struct Writer(Vec<u8>);
 
 impl Writer {
+    fn process(&mut self, process: &ProcessKey) {
+        self.bytes(process.boot_id.as_bytes());
+        self.bytes(&process.pid.to_be_bytes());
+        self.number(process.start_time);
+        self.option(process.pidfs_inode);
+    }
+
     fn byte(&mut self, byte: u8) {
         self.0.push(byte);
     }
@@ -166,6 +199,15 @@ impl<'a> Reader<'a> {
             VERSION => Ok(input),
             other => Err(DecodeError::Version(other)),
         }
+    }
+
+    fn process(&mut self) -> Result<ProcessKey, DecodeError> {
+        Ok(ProcessKey {
+            boot_id: BootId::from_bytes(self.array()?),
+            pid: u32::from_be_bytes(self.array()?),
+            start_time: self.number()?,
+            pidfs_inode: self.option()?,
+        })
     }
 
     fn take(&mut self, n: usize) -> Result<&'a [u8], DecodeError> {
@@ -237,6 +279,8 @@ fn reason_code(reason: Reason) -> u8 {
 pub(super) const LEASES: &str = "leases";
 /// Name of the table of CRL marks.
 pub(super) const MARKS: &str = "crl_marks";
+/// Name of the table of bars.
+pub(super) const BARS: &str = "bars";
 const VERSION: u8 = 1;
 const SUM: usize = 8;
 
@@ -261,6 +305,20 @@ mod tests {
             let byte = if at < key.len() { &mut key[at] } else { &mut value[at - key.len()] };
             *byte ^= 1u8 << bit;
             prop_assert!(decode(&key, &value).is_err());
+        }
+
+        #[test]
+        fn a_bar_comes_back_as_it_was_and_any_flipped_bit_is_found(
+            row in any_row(), everything in any::<bool>(), at in any::<prop::sample::Index>(), bit in 0..8,
+        ) {
+            let bar = Bar { process: row.process, entry: (!everything).then_some(row.entry) };
+            let (mut key, mut value) = encode_bar(&bar, 5).unwrap();
+            prop_assert!(key.starts_with(&bars_of(&bar.process)));
+            prop_assert_eq!(decode_bar(&key, &value), Ok(bar));
+            let at = at.index(key.len() + value.len());
+            let byte = if at < key.len() { &mut key[at] } else { &mut value[at - key.len()] };
+            *byte ^= 1u8 << bit;
+            prop_assert!(decode_bar(&key, &value).is_err());
         }
 
         #[test]

@@ -33,6 +33,16 @@ pub struct Row {
     pub state: State,
 }
 
+/// What an operator took from one process until it restarts. It stands whether or not the process holds a
+/// lease, so it is no property of a row.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Bar {
+    /// From which process.
+    pub process: ProcessKey,
+    /// One entry; `None`: everything.
+    pub entry: Option<EntryId>,
+}
+
 /// What kind of credential a lease is.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub enum Kind {

@@ -26,6 +26,24 @@ pub struct Admission {
     process: Arc<Process>,
     attestation: Arc<Attestation>,
     identities: Vec<Identity>,
+    _held: Arc<Held>,
+}
+
+/// While it lives the workload is not forgotten, though it may hold nothing yet. Takes the state lock when dropped.
+struct Held(Arc<Shared>, WorkloadId);
+
+impl std::fmt::Debug for Held {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.1.fmt(f)
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.core.unhold(self.1);
+        self.0.forget_idle(&mut state, self.1);
+    }
 }
 
 impl Admission {
@@ -61,7 +79,10 @@ impl Workloads {
             let member = state.members.get(&id)?;
             let fresh = now.saturating_duration_since(member.attested_at) < REUSE;
             let shallow = self.0.is_too_shallow(&member.attestation);
-            if !fresh || shallow || member.suspect || member.identities.is_empty() {
+            // After an exec, be it of the same program, an attestation of before says nothing.
+            let same_life = member.execs == member.execs_attested;
+            let usable = fresh && same_life && !shallow && !member.suspect;
+            if !usable || member.identities.is_empty() {
                 return None;
             }
             (Arc::clone(&member.attestation), id)
@@ -72,12 +93,7 @@ impl Workloads {
             return None;
         }
         let mut state = self.0.lock();
-        let held = state.held(id, now);
-        let member = state.members.get_mut(&id)?;
-        member.join(connection);
-        let mut admitted = admission(id, member);
-        admitted.identities.retain(|i| held.contains(&i.entry.id));
-        (!admitted.identities.is_empty()).then_some(admitted)
+        self.0.join(&mut state, id, connection, now)
     }
 
     /// Attests the process, matches it, and takes it in. From here on its exit revokes.
@@ -98,7 +114,12 @@ impl Workloads {
             }
         };
         admitted.ok_or_else(|| {
-            self.0.note_denied(process, "match", &self.0.why_none(&attestation));
+            let mut why = self.0.why_none(&attestation);
+            let odd = self.0.posture(process, &attestation);
+            if !odd.is_empty() {
+                why = format!("{why}; posture: {}", odd.join(", "));
+            }
+            self.0.note_denied(process, "match", &why);
             Refusal::NotEntitled
         })
     }
@@ -152,6 +173,17 @@ impl Shared {
         matching::match_entries(&entries, facts(attestation), self.parts.clock.wall())
     }
 
+    /// What is odd about a process, by stable names: what its attestation says, and what is remembered of it.
+    pub(super) fn posture(&self, process: &Process, attestation: &Attestation) -> Vec<&'static str> {
+        let mut names = attestation.posture().names();
+        let state = self.lock();
+        let member = state.by_key.get(&process.key()).and_then(|id| state.members.get(id));
+        if member.is_some_and(|m| m.execs > 0) {
+            names.push("reexec");
+        }
+        names
+    }
+
     /// For the audit log only: the caller learns no more than that it has no identity.
     fn why_none(&self, attestation: &Attestation) -> String {
         if !self.match_now(attestation).is_empty() {
@@ -182,6 +214,11 @@ impl Shared {
         let known = state.by_key.get(&process.key()).copied();
         let id = match known {
             Some(id) => {
+                let changed =
+                    |m: &Member| !m.attestation.fingerprint().same_program(attestation.fingerprint());
+                if state.members.get(&id).is_some_and(changed) {
+                    self.note_loss(&mut state, id, &attestation, &identities);
+                }
                 self.renew_member(&mut state, id, attestation, identities, now);
                 id
             }
@@ -204,13 +241,33 @@ impl Shared {
         if !process.is_alive() {
             return Err(Refusal::Exited);
         }
+        if !state.members.contains_key(&id) {
+            return Err(Refusal::Exited);
+        }
+        Ok(self.join(&mut state, id, connection, now))
+    }
+
+    /// Adds the connection, and admits the process if anything is left to it.
+    fn join(
+        self: &Arc<Self>,
+        state: &mut super::State,
+        id: WorkloadId,
+        connection: &Arc<dyn Connection>,
+        now: Instant,
+    ) -> Option<Admission> {
         let held = state.held(id, now);
-        let Some(member) = state.members.get_mut(&id) else { return Err(Refusal::Exited) };
+        let member = state.members.get_mut(&id)?;
         member.join(connection);
-        let mut admitted = admission(id, member);
         // An operator may have taken an entry from this very process.
-        admitted.identities.retain(|i| held.contains(&i.entry.id));
-        Ok((!admitted.identities.is_empty()).then_some(admitted))
+        let own = |identity: &&Identity| held.contains(&identity.entry.id);
+        let identities: Vec<Identity> = member.identities.iter().filter(own).cloned().collect();
+        if identities.is_empty() {
+            return None;
+        }
+        let (process, attestation) = (Arc::clone(&member.process), Arc::clone(&member.attestation));
+        state.core.hold(id);
+        let held = Arc::new(Held(Arc::clone(self), id));
+        Some(Admission { id, process, attestation, identities, _held: held })
     }
 
     /// Puts a new attestation in place of the old one and lets the core draw the consequences.
@@ -225,6 +282,7 @@ impl Shared {
         let Some(member) = state.members.get_mut(&id) else { return };
         member.attestation = attestation;
         member.attested_at = now;
+        member.execs_attested = member.execs;
         member.identities = identities;
         // A suspicion is not lifted here: it may be about something newer than this attestation.
         member.checked_for = None;
@@ -292,16 +350,9 @@ pub(super) fn member(
         failing: false,
         suspect: false,
         notices: 0,
+        execs: 0,
+        execs_attested: 0,
         checked_for: None,
-    }
-}
-
-fn admission(id: WorkloadId, member: &Member) -> Admission {
-    Admission {
-        id,
-        process: Arc::clone(&member.process),
-        attestation: Arc::clone(&member.attestation),
-        identities: member.identities.clone(),
     }
 }
 

@@ -279,6 +279,7 @@ impl Shared {
         }
         let actions = state.core.fail(ticket, lease, now);
         self.perform(&mut state, actions, now);
+        self.forget_idle(&mut state, id);
     }
 }
 
@@ -294,6 +295,7 @@ pub(super) fn issue_event(
         cgroup: first("cgroup", "path"),
         exe_sha256: first("unix", "sha256"),
         selectors_hash: Some(selectors_hash(&subject.attestation)),
+        posture: subject.attestation.posture().names(),
         ..audit::Agent::of(row)
     };
     let credential = audit::Credential { token, ..audit::Credential::of(row) };

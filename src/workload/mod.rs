@@ -11,7 +11,9 @@
 //! The state lock is held for table look-ups and the core's pure steps, never across I/O or an await.
 
 mod admit;
+mod bars;
 mod denied;
+mod exec_watch;
 mod exits;
 mod issue;
 mod jwt;
@@ -170,6 +172,8 @@ struct Shared {
     timings: Arc<Mutex<Timings>>,
     /// Refusals by user, phase and reason, for the audit log.
     denials: Mutex<audit::Tally<(u32, &'static str, String)>>,
+    /// Taken before the state lock, never after it.
+    exec_watch: Mutex<exec_watch::WatchState>,
     jobs: mpsc::Sender<RevokeJob>,
     crl: watch::Receiver<Option<PublishedCrl>>,
 }
@@ -190,9 +194,19 @@ impl Workloads {
         let crl = revoker::start(&parts, revoker, queue, Arc::clone(&denied), Arc::clone(&timings))?;
         let state = Mutex::new(State::default());
         let timer = Condvar::new();
-        let denials = Mutex::default();
-        let shared =
-            Arc::new(Shared { parts, settings, reaper, state, timer, denied, timings, denials, jobs, crl });
+        let shared = Arc::new(Shared {
+            parts,
+            settings,
+            reaper,
+            state,
+            timer,
+            denied,
+            timings,
+            denials: Mutex::default(),
+            exec_watch: Mutex::default(),
+            jobs,
+            crl,
+        });
         // Nobody else sets it: the cell was made above.
         hook.set(Arc::downgrade(&shared)).ok();
         timer::start(&shared)?;

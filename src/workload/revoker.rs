@@ -285,13 +285,14 @@ impl Revoker {
 
     /// The ledger's mark, then the second witness: a witness ahead of the ledger then always means that the
     /// ledger was rolled back. A failure costs durability of the number, not the effect. Whether both have it.
-    fn keep(&self, crl: &Crl) -> bool {
+    fn keep(&mut self, crl: &Crl) -> bool {
         let mark = CrlMark { number: crl.number, this_update: crl.this_update };
         let issuer = self.authorities.active_x509().key_id().to_string();
         if let Err(error) = self.ledger.record_crl_blocking(&issuer, mark) {
             self.readiness.raise("CRL number in the ledger", error.to_string());
             return false;
         }
+        self.settings.numbering.recorded();
         self.readiness.clear("CRL number in the ledger");
         failpoint::hit("revoke.before_witness");
         let mut kept = true;

@@ -9,6 +9,7 @@ use mayfly_attestors::{Attestation, Process, ProcessKey};
 use tokio::sync::watch;
 
 use super::Connection;
+use super::bars::Standing;
 use crate::id::{EntryId, LeaseId};
 use crate::issue::x509::X509Svid;
 use crate::lease::{Core, Wanted, WorkloadId};
@@ -40,6 +41,8 @@ pub(super) struct State {
     pub(super) leases_by_uid: HashMap<u32, usize>,
     /// Live JWT leases of each process.
     jwts: HashMap<ProcessKey, usize>,
+    /// What operators took, by process: also from processes that are no members.
+    pub(super) standing: HashMap<ProcessKey, Standing>,
     /// When the timer thread means to wake.
     pub(super) timer_at: Option<Instant>,
     next: u64,
@@ -59,6 +62,10 @@ pub(super) struct Member {
     pub(super) suspect: bool,
     /// How often there was a reason to look at it again.
     pub(super) notices: u64,
+    /// How often it was told, or must be feared, to have started a program since it was taken in.
+    pub(super) execs: u64,
+    /// The same when it was last attested.
+    pub(super) execs_attested: u64,
     /// The trust generation for which the program was last found unchanged.
     pub(super) checked_for: Option<u64>,
 }
@@ -123,6 +130,8 @@ impl State {
         self.by_key.insert(key, id);
         self.by_pid.entry(key.pid).or_default().insert(id);
         self.members.insert(id, member);
+        // It has nothing yet, so there is nothing to carry out.
+        drop(self.apply_bars(id, key));
         id
     }
 

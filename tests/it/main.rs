@@ -7,7 +7,11 @@ mod entries;
 #[cfg(test)]
 mod interop_spiffe;
 #[cfg(test)]
+mod issuing;
+#[cfg(test)]
 mod lifecycle;
+#[cfg(test)]
+mod operator;
 #[cfg(test)]
 mod support;
 #[cfg(test)]

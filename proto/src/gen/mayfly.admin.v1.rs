@@ -237,6 +237,9 @@ pub struct ExplainResponse {
     /// Nearest first, at most five.
     #[prost(message, repeated, tag = "5")]
     pub near_misses: ::prost::alloc::vec::Vec<NearMiss>,
+    /// What is odd about the process, in the words of the audit log, such as `mixed_uid`; empty is ordinary.
+    #[prost(string, repeated, tag = "6")]
+    pub posture: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ProcessFacts {
@@ -273,6 +276,9 @@ pub struct AttestorAnswer {
     pub micros: u64,
     #[prost(uint32, tag = "4")]
     pub selectors: u32,
+    /// What it left out, each with the reason, such as `path: exe_fs_not_trusted`.
+    #[prost(string, repeated, tag = "5")]
+    pub notes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ExplainMatch {

@@ -6,6 +6,7 @@ pub mod admin;
 pub mod agent;
 pub mod files;
 pub mod holder;
+pub mod pause;
 pub mod pki;
 #[cfg(test)]
 mod stand_in;
@@ -16,6 +17,7 @@ use std::time::{Duration, Instant};
 
 pub use agent::{Agent, Entry, Plan};
 pub use holder::{Holder, Refusal, Svid, Token};
+pub use pause::Pause;
 pub use pki::Crl;
 
 /// How long anything may take before a test gives up. Not a performance bound: nothing is asserted about

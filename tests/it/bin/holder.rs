@@ -45,7 +45,8 @@ fn main() -> Result<()> {
 
 /// Carries out orders until standard input ends.
 async fn hold(socket: PathBuf, mut inbox: mpsc::UnboundedReceiver<String>) -> Result<()> {
-    let mut holder = Holder { socket, client: None, streams: JoinSet::new(), ballast: Vec::new() };
+    let mut holder =
+        Holder { socket, client: None, streams: JoinSet::new(), calls: JoinSet::new(), ballast: Vec::new() };
     say(&json!({"event": "started", "pid": std::process::id()}))?;
     while let Some(line) = inbox.recv().await {
         let order: Value = serde_json::from_str(&line)?;
@@ -61,6 +62,7 @@ struct Holder {
     socket: PathBuf,
     client: Option<Client>,
     streams: JoinSet<Result<()>>,
+    calls: JoinSet<()>,
     ballast: Vec<Vec<u64>>,
 }
 
@@ -71,6 +73,8 @@ impl Holder {
             "x509" => self.x509().await,
             "bundles" => self.bundles().await,
             "jwt" => self.jwt(order).await,
+            "jwt_begin" => self.jwt_begin().await,
+            "jwt_cancel" => self.jwt_cancel().await,
             "validate" => self.validate(order).await,
             "setresuid" => become_uid(order),
             "exec" => exec(order),
@@ -132,6 +136,19 @@ impl Holder {
             }
             Err(status) => ended("jwt", Some(&status)),
         })
+    }
+
+    /// Asks for a token and does not wait.
+    async fn jwt_begin(&mut self) -> Result<Value> {
+        let client = self.client().await?;
+        self.calls.spawn(async move { drop(client.jwt(vec!["aud".to_owned()], String::new()).await) });
+        Ok(Value::Null)
+    }
+
+    /// Gives up what was begun; the agent is told by a stream reset.
+    async fn jwt_cancel(&mut self) -> Result<Value> {
+        self.calls.shutdown().await;
+        Ok(json!({"event": "jwt_cancelled"}))
     }
 
     async fn validate(&mut self, order: &Value) -> Result<Value> {
