@@ -1,8 +1,13 @@
 //! Signing keys: what they certify, how they are kept, and where they stand in their life.
 
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
 mod jwk;
 mod jws;
 mod keys;
+pub mod life;
 mod load;
 mod set;
 mod store;
@@ -21,9 +26,9 @@ pub use self::set::{Authorities, AuthoritySet};
 pub use self::store::{Disk, KeyStore, Memory, Slot, StoreError};
 pub use self::x509::{AuthorityError, BACKDATE, CrlProfile, LeafProfile, RevokedSerial, X509Authority};
 
-/// Where an authority stands in its life. Today every authority is active from the start; the other states
-/// belong to rotation.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+/// Where an authority stands in its life.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum State {
     /// In the bundle, not yet signing: verifiers learn it before they meet it.
     Prepared,
@@ -35,4 +40,23 @@ pub enum State {
     Tainted,
     /// Out of the bundle for ever.
     Revoked,
+}
+
+impl State {
+    /// The word for it in the journal, in answers and in messages.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Prepared => "prepared",
+            Self::Active => "active",
+            Self::Old => "old",
+            Self::Tainted => "tainted",
+            Self::Revoked => "revoked",
+        }
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
 }
