@@ -17,10 +17,10 @@ use crate::api::listener::{Access, Bound};
 use crate::api::overview::Sources;
 use crate::api::wire::budget::Rate;
 use crate::audit::{self, Event};
-use crate::authority::Authorities;
+use crate::authority::{Authorities, AuthorityKind, JwsAuthority};
 use crate::clock::{Clock, SystemClock, unix_seconds};
 use crate::config::{Config, Storage};
-use crate::ledger::{Kind, Row};
+use crate::ledger::Row;
 use crate::policy::Engine;
 use crate::ready::Readiness;
 use crate::trust::TrustSnapshot;
@@ -156,23 +156,26 @@ fn open_audit(config: &Config, host: &Arc<Host>, clock: &Arc<dyn Clock>) -> Resu
 }
 
 fn note_authorities(audit: &audit::Log, stored: &Stored) {
-    let (x509, jwt) = (stored.authorities.active_x509(), stored.authorities.active_jwt());
-    audit.note(vec![
-        Event::AuthorityLoaded {
-            kind: Kind::X509,
-            id: x509.key_id().to_string(),
-            algorithm: x509.algorithm().to_string(),
-            not_after: Some(x509.not_after()),
-            created: stored.created,
-        },
-        Event::AuthorityLoaded {
-            kind: Kind::Jwt,
-            id: jwt.kid().to_owned(),
-            algorithm: jwt.algorithm().to_owned(),
-            not_after: Some(jwt.not_after()),
-            created: stored.created,
-        },
-    ]);
+    let created = |id: &str| stored.changes.iter().any(|change| change.record.id == id);
+    let set = &stored.authorities;
+    let x509 = set.x509().iter().map(|one| Event::AuthorityLoaded {
+        kind: AuthorityKind::X509,
+        id: one.key_id().to_string(),
+        algorithm: one.algorithm().to_string(),
+        not_after: Some(one.not_after()),
+        created: created(&one.key_id().to_string()),
+    });
+    let jws = |kind| {
+        move |one: &Arc<JwsAuthority>| Event::AuthorityLoaded {
+            kind,
+            id: one.kid().to_owned(),
+            algorithm: one.algorithm().to_owned(),
+            not_after: Some(one.not_after()),
+            created: created(one.kid()),
+        }
+    };
+    let tokens = set.jwt().iter().map(jws(AuthorityKind::Jwt));
+    audit.note(x509.chain(tokens).chain(set.wit().iter().map(jws(AuthorityKind::Wit))).collect());
 }
 
 #[expect(clippy::too_many_arguments, reason = "called once, with everything there is")]
@@ -214,7 +217,10 @@ fn start_workloads(
         coalesce: config.revocation.coalesce,
         next_update: config.revocation.next_update,
         numbering: stored.numbering,
-        witness: matches!(config.storage, Storage::Disk(_)).then_some(stored.witness),
+        data_dir: match &config.storage {
+            Storage::Disk(dir) => Some(dir.clone()),
+            Storage::Memory => None,
+        },
     };
     Ok(Workloads::start(parts, settings, revoker)?)
 }

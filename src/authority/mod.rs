@@ -4,26 +4,37 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+mod check;
+mod custody;
+mod journal;
 mod jwk;
 mod jws;
 mod keys;
 pub mod life;
-mod load;
+mod protect;
 mod set;
 mod store;
+mod takeover;
 mod x509;
 
+#[cfg(test)]
+mod custody_tests;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
+pub use self::check::{AuthoritySettings, LoadError, Unusable};
+pub use self::custody::{Change, Custody, in_memory};
+pub use self::journal::{Journal, JournalFault};
 pub use self::jwk::{BundleError, JwsAlgorithm, JwtBundle, JwtBundles, JwtKey, KeyRefusal};
 pub use self::jws::{JwsAuthority, JwsUse};
-pub use self::keys::{CryptoError, KeyType, UnknownKeyType, WorkloadKey};
-pub use self::load::{AuthoritySettings, LoadError, Unusable, create_anew, load_or_create};
+pub use self::keys::{CryptoError, KeyType, SignatureForm, SigningKey, UnknownKeyType, WorkloadKey};
+pub use self::life::AuthorityKind;
+pub use self::protect::{EmptyPassphrase, Protection, Unopened};
+
 pub use self::set::{Authorities, AuthoritySet};
-pub use self::store::{Disk, KeyStore, Memory, Slot, StoreError};
+pub use self::store::{Disk, KeyStore, Memory, StoreError, name_of};
 pub use self::x509::{AuthorityError, BACKDATE, CrlProfile, LeafProfile, RevokedSerial, X509Authority};
 
 /// Where an authority stands in its life.

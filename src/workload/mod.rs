@@ -14,6 +14,7 @@ mod admit;
 mod denied;
 mod exits;
 mod issue;
+mod issuers;
 mod jwt;
 mod operator;
 mod reload;
@@ -38,7 +39,7 @@ pub use self::revoker::{PublishedCrl, RevokerSettings};
 pub use self::state::View;
 pub use self::subscribe::{Attendance, Subscription};
 
-use self::revoker::RevokeJob;
+use self::revoker::Job;
 use self::state::State;
 use crate::audit;
 use crate::authority::Authorities;
@@ -170,7 +171,7 @@ struct Shared {
     timings: Arc<Mutex<Timings>>,
     /// Refusals by user, phase and reason, for the audit log.
     denials: Mutex<audit::Tally<(u32, &'static str, String)>>,
-    jobs: mpsc::Sender<RevokeJob>,
+    jobs: mpsc::Sender<Job>,
     crl: watch::Receiver<Option<PublishedCrl>>,
 }
 
