@@ -11,13 +11,13 @@ use tokio::sync::watch;
 
 use super::StartError;
 use super::entries::Entries;
-use super::storage::{self, Stored};
+use super::storage::{self, Records, Stored};
 use crate::api::limits::AdmissionLimits;
 use crate::api::listener::{Access, Bound};
 use crate::api::overview::Sources;
 use crate::api::wire::budget::Rate;
 use crate::audit::{self, Event};
-use crate::authority::{Authorities, AuthorityKind, JwsAuthority};
+use crate::authority::{Authorities, AuthorityKind, Custody, JwsAuthority};
 use crate::clock::{Clock, SystemClock, unix_seconds};
 use crate::config::{Config, Storage};
 use crate::ledger::Row;
@@ -36,6 +36,7 @@ pub(super) struct Agent {
     pub(super) workloads: Workloads,
     pub(super) authorities: Authorities,
     pub(super) rows: Vec<Row>,
+    pub(super) custody: Custody,
     pub(super) entries: Entries,
     /// Must live as long as the agent serves: dropping it ends the watch.
     pub(super) exec_watch: ExecWatch,
@@ -77,6 +78,7 @@ impl Agent {
         note_authorities(&audit, &stored);
         let rows = stored.rows.clone();
         let authorities = Authorities::new(stored.authorities.clone());
+        let (custody, stored) = stored.split();
         let workloads = start_workloads(
             &config,
             &host,
@@ -105,6 +107,7 @@ impl Agent {
             workloads,
             authorities,
             rows,
+            custody,
             entries,
             exec_watch,
             public,
@@ -185,12 +188,13 @@ fn start_workloads(
     clock: &Arc<dyn Clock>,
     readiness: &Readiness,
     audit: &audit::Log,
-    stored: Stored,
+    stored: Records,
     authorities: &Authorities,
     entries: watch::Receiver<Arc<crate::registration::EntrySet>>,
     issuing: &Runtime,
 ) -> Result<Workloads, StartError> {
-    let trust = watch::Sender::new(Arc::new(TrustSnapshot::new(&config.trust_domain, &stored.authorities)));
+    let trust =
+        watch::Sender::new(Arc::new(TrustSnapshot::new(&config.trust_domain, &authorities.current())));
     let parts = Parts {
         host: Arc::clone(host),
         attestors: AttestorSet::new(Arc::clone(host), attest_settings(config), measurer(config)),

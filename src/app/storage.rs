@@ -31,6 +31,20 @@ pub(super) struct Stored {
     pub(super) numbering: BTreeMap<KeyId, CrlNumbering>,
 }
 
+/// What the workloads' shell goes on with.
+pub(super) struct Records {
+    pub(super) ledger: Ledger,
+    pub(super) denied: Denied,
+    pub(super) numbering: BTreeMap<KeyId, CrlNumbering>,
+}
+
+impl Stored {
+    pub(super) fn split(self) -> (Custody, Records) {
+        let Self { custody, ledger, denied, numbering, .. } = self;
+        (custody, Records { ledger, denied, numbering })
+    }
+}
+
 pub(super) fn open(config: &Config, now: SystemTime) -> Result<Stored, StartError> {
     let (place, keys, journal): (LedgerPlace, Arc<dyn KeyStore>, Journal) = match &config.storage {
         Storage::Disk(dir) => {

@@ -88,7 +88,12 @@ impl Custody {
         let life = Life::restore(records, life_settings(&settings), now)
             .map_err(|why| LoadError::Inconsistent { place: journal.place(), why })?;
         let mut custody = Self { keys, journal, settings, life, held: BTreeMap::new() };
+        let is_news = !lines.iter().map(|line| &line.record).eq(custody.life.records());
         custody.open_keys(lines, now)?;
+        if is_news {
+            // A kind was switched off. Its keys go only after the journal says so.
+            custody.write(|_| Ok(()))?;
+        }
         custody.sweep()?;
         let changes = custody.tend_all(Moment { wall: now, up: Duration::ZERO })?;
         Ok((custody, changes))

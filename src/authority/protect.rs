@@ -60,7 +60,7 @@ pub(super) fn seal(pkcs8: &KeyBytes, protection: &Protection) -> Result<KeyBytes
             (pem::ENCRYPTED_PRIVATE_KEY, Some(encrypt(pkcs8.expose(), passphrase)?))
         }
     };
-    let text = pem::encode(label, der.as_deref().unwrap_or(pkcs8.expose()));
+    let text = pem::encode(label, der.as_deref().unwrap_or_else(|| pkcs8.expose()));
     Ok(KeyBytes::new(text.as_bytes().to_vec()))
 }
 
@@ -87,9 +87,9 @@ fn encrypt(pkcs8: &[u8], passphrase: &KeyBytes) -> Result<Vec<u8>, CryptoError> 
     Ok(sealed.as_bytes().to_vec())
 }
 
-/// 32 MiB and about a tenth of a second a key: it is spent on the keeper's thread, some times a week, and once for
-/// each key at start.
-const SCRYPT_LOG_N: u8 = 15;
+/// 16 MiB and some 50 ms a key, spent on the keeper's thread and once for each key at start. OpenSSL refuses to take
+/// as much as 32 MiB.
+const SCRYPT_LOG_N: u8 = 14;
 
 #[cfg(test)]
 mod tests {

@@ -16,6 +16,7 @@ mod exits;
 mod issue;
 mod issuers;
 mod jwt;
+mod keeper;
 mod operator;
 mod reload;
 mod restore;
@@ -33,6 +34,7 @@ use tokio::sync::watch;
 
 pub use self::admit::Admission;
 pub use self::denied::Denied;
+pub use self::keeper::{Order, OrderError};
 pub use self::operator::{Explained, LeaseFilter, Revoked, Target};
 pub use self::restore::Restored;
 pub use self::revoker::{PublishedCrl, RevokerSettings};
@@ -43,6 +45,7 @@ use self::revoker::Job;
 use self::state::State;
 use crate::audit;
 use crate::authority::Authorities;
+use crate::authority::life::Record;
 use crate::clock::Clock;
 use crate::id::TrustDomain;
 use crate::ledger::{Ledger, LedgerError};
@@ -173,6 +176,10 @@ struct Shared {
     denials: Mutex<audit::Tally<(u32, &'static str, String)>>,
     jobs: mpsc::Sender<Job>,
     crl: watch::Receiver<Option<PublishedCrl>>,
+    /// To the keeper, once there is one.
+    orders: OnceLock<mpsc::Sender<keeper::Request>>,
+    /// Where the authorities stand.
+    records: watch::Sender<Arc<[Record]>>,
 }
 
 impl Workloads {
@@ -192,8 +199,20 @@ impl Workloads {
         let state = Mutex::new(State::default());
         let timer = Condvar::new();
         let denials = Mutex::default();
-        let shared =
-            Arc::new(Shared { parts, settings, reaper, state, timer, denied, timings, denials, jobs, crl });
+        let shared = Arc::new(Shared {
+            parts,
+            settings,
+            reaper,
+            state,
+            timer,
+            denied,
+            timings,
+            denials,
+            jobs,
+            crl,
+            orders: OnceLock::new(),
+            records: watch::Sender::new(Arc::from([])),
+        });
         // Nobody else sets it: the cell was made above.
         hook.set(Arc::downgrade(&shared)).ok();
         timer::start(&shared)?;

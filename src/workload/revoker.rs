@@ -199,7 +199,7 @@ impl Revoker {
             Job::Authorities { set, done } => {
                 // What was revoked before is in the lists that come with the set.
                 self.write_down();
-                let answer = self.put_in_force(set);
+                let answer = self.put_in_force(&set);
                 // Whoever asked may be gone.
                 done.send(answer).ok();
             }
@@ -285,23 +285,23 @@ impl Revoker {
 
     /// Tells verifiers of a changed set, each new authority together with its first CRL, and only then lets signers
     /// use it.
-    fn put_in_force(&mut self, set: Arc<AuthoritySet>) -> Result<(), String> {
+    fn put_in_force(&mut self, set: &Arc<AuthoritySet>) -> Result<(), String> {
         let new: Vec<KeyId> =
             set.x509().iter().map(|one| one.key_id()).filter(|id| !self.issuers.knows(*id)).collect();
         for id in &new {
             self.issuers.add(*id, None, self.clock.as_ref());
         }
-        let signed = self.sign_due(&set);
+        let signed = self.sign_due(set);
         if let Some(bare) = new.iter().find(|id| !signed.iter().any(|one| one.issuer == **id)) {
             let why = format!("authority {bare} has no revocation list yet");
             new.iter().for_each(|id| self.issuers.remove(*id));
             return Err(why);
         }
         let crls: Vec<_> = signed.iter().map(|one| (one.issuer, one.crl.der.clone())).collect();
-        self.trust.send_modify(|trust| *trust = Arc::new(trust.with_authorities(&set, &crls)));
-        self.authorities.replace(Arc::clone(&set));
+        self.trust.send_modify(|trust| *trust = Arc::new(trust.with_authorities(set, &crls)));
+        self.authorities.replace(Arc::clone(set));
         failpoint::hit("life.after_publish");
-        self.after_publication(&set, &signed);
+        self.after_publication(set, &signed);
         for gone in self.issuers.except(set.x509().iter().map(|one| one.key_id())) {
             self.issuers.remove(gone);
             lock(&self.denied).forget_issuer(&gone.to_string());

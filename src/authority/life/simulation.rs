@@ -224,8 +224,7 @@ fn left_alone_every_successor_is_known_long_before_it_signs() {
     while world.now.wall < START + 20 * TTL {
         let wait = world.life.next(world.now).expect("there is always a next step");
         // Seconds, as the wall has them.
-        let wait = wait.as_secs_f64().ceil().max(1.0);
-        world.run(&Op::Pass(wait as u64));
+        world.run(&Op::Pass((wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1)));
         if let Some(Step::Activate { hurried, .. }) = world.life.due(world.now) {
             assert!(!hurried);
         }
