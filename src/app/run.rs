@@ -104,14 +104,10 @@ impl Agent {
         tasks.spawn(self.workloads.clone().know_own_program());
         tasks.spawn(health::follow(public_health, self.readiness.clone(), watch.clone()));
         tasks.spawn(health::follow(admin_health, self.readiness.clone(), watch.clone()));
-        tasks.spawn(super::checkpoint::follow(
-            self.audit.clone(),
-            Arc::clone(&self.authorities),
-            watch.clone(),
-        ));
+        tasks.spawn(super::checkpoint::follow(self.audit.clone(), self.authorities.clone(), watch.clone()));
         tasks.spawn(super::concerns::watch_validity(
             self.readiness.clone(),
-            Arc::clone(&self.authorities),
+            self.authorities.clone(),
             Arc::clone(&self.clock),
             watch.clone(),
         ));
@@ -125,6 +121,7 @@ impl Agent {
         running.serve(self.public, "public socket", public, connections(&self.config), limits, &shared)?;
         running.serve(self.admin, "admin socket", admin, ConnectionLimits::default(), limits, &shared)?;
         gate.open();
+        self.workloads.keep(self.custody)?;
         Ok(running)
     }
 }

@@ -299,7 +299,7 @@ mod tests {
         for round in 1..=3 {
             let log = open(&path).unwrap();
             log.record(every_event()).await.unwrap();
-            assert_eq!(log.head().seq, round * 17);
+            assert_eq!(log.head().seq, round * 18);
             drop(log);
         }
         assert_eq!(verify(&[&path], Expected::default()).unwrap().lines, 51);

@@ -1,29 +1,45 @@
 //! Signing keys: what they certify, how they are kept, and where they stand in their life.
 
-use std::sync::Arc;
+use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
+mod check;
+mod custody;
+mod journal;
 mod jwk;
-mod jwt;
+mod jws;
 mod keys;
-mod load;
+pub mod life;
+mod protect;
+mod set;
 mod store;
+mod takeover;
 mod x509;
 
+#[cfg(test)]
+mod custody_tests;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
+pub use self::check::{AuthoritySettings, LoadError, Unusable};
+pub use self::custody::{Change, Custody, in_memory};
+pub use self::journal::{Journal, JournalFault};
 pub use self::jwk::{BundleError, JwsAlgorithm, JwtBundle, JwtBundles, JwtKey, KeyRefusal};
-pub use self::jwt::JwtAuthority;
-pub use self::keys::{CryptoError, KeyType, UnknownKeyType, WorkloadKey};
-pub use self::load::{AuthoritySettings, LoadError, Unusable, create_anew, load_or_create};
-pub use self::store::{Disk, KeyStore, Memory, Slot, StoreError};
+pub use self::jws::{JwsAuthority, JwsUse};
+pub use self::keys::{CryptoError, KeyType, SignatureForm, SigningKey, UnknownKeyType, WorkloadKey};
+pub use self::life::AuthorityKind;
+pub use self::protect::{EmptyPassphrase, Protection, Unopened};
+
+pub use self::set::{Authorities, AuthoritySet};
+pub use self::store::{Disk, KeyStore, Memory, StoreError, name_of};
 pub use self::x509::{AuthorityError, BACKDATE, CrlProfile, LeafProfile, RevokedSerial, X509Authority};
 
-/// Where an authority stands in its life. Today every authority is active from the start; the other states
-/// belong to rotation.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+/// Where an authority stands in its life.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum State {
     /// In the bundle, not yet signing: verifiers learn it before they meet it.
     Prepared,
@@ -37,37 +53,21 @@ pub enum State {
     Revoked,
 }
 
-/// All authorities of the trust domain that this agent holds: for each kind exactly one is active.
-#[derive(Clone, Debug)]
-pub struct AuthoritySet {
-    x509: Vec<Arc<X509Authority>>,
-    jwt: Vec<Arc<JwtAuthority>>,
-    active: (Arc<X509Authority>, Arc<JwtAuthority>),
+impl State {
+    /// The word for it in the journal, in answers and in messages.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Prepared => "prepared",
+            Self::Active => "active",
+            Self::Old => "old",
+            Self::Tainted => "tainted",
+            Self::Revoked => "revoked",
+        }
+    }
 }
 
-impl AuthoritySet {
-    /// One active authority of each kind and no others.
-    fn new(x509: Arc<X509Authority>, jwt: Arc<JwtAuthority>) -> Self {
-        Self { x509: vec![Arc::clone(&x509)], jwt: vec![Arc::clone(&jwt)], active: (x509, jwt) }
-    }
-
-    /// The X.509 authority that signs now.
-    pub fn active_x509(&self) -> &Arc<X509Authority> {
-        &self.active.0
-    }
-
-    /// The JWT authority that signs now.
-    pub fn active_jwt(&self) -> &Arc<JwtAuthority> {
-        &self.active.1
-    }
-
-    /// All X.509 authorities in the bundle, each with a CRL of its own.
-    pub fn x509(&self) -> &[Arc<X509Authority>] {
-        &self.x509
-    }
-
-    /// All JWT authorities in the bundle.
-    pub fn jwt(&self) -> &[Arc<JwtAuthority>] {
-        &self.jwt
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
     }
 }

@@ -5,6 +5,8 @@
 //! identifier equals the subject key identifier *in the certificate*, a CRL is complete and carries no
 //! distribution point, and no leaf outlives its issuer.
 
+use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -16,7 +18,7 @@ use rcgen::{
 use time::OffsetDateTime;
 
 use super::State;
-use super::keys::{CryptoError, KeyType, SigningPair, WorkloadKey, verify};
+use super::keys::{CryptoError, KeyType, Signer, SigningKey, WorkloadKey, key_id, verify};
 use crate::clock::{from_unix_seconds, unix_seconds};
 use crate::id::{KeyId, LeaseId, SpiffeId, TrustDomain};
 
@@ -46,10 +48,10 @@ pub enum AuthorityError {
     ForeignIdentity,
 }
 
-/// An X.509 signing key, its certificate and its state.
-#[derive(Debug)]
+/// An X.509 signing key, its certificate and its state. Clones share the key.
+#[derive(Clone)]
 pub struct X509Authority {
-    issuer: Issuer<'static, SigningPair>,
+    issuer: Arc<Issuer<'static, Signer>>,
     trust_domain: TrustDomain,
     key_id: KeyId,
     certificate: Bytes,
@@ -62,21 +64,26 @@ pub struct X509Authority {
 impl X509Authority {
     /// Puts key and certificate together; the caller has checked that they belong together.
     pub(super) fn assemble(
-        pair: SigningPair,
+        key: Arc<dyn SigningKey>,
         trust_domain: TrustDomain,
         certificate: Bytes,
         validity: (SystemTime, SystemTime),
+        state: State,
     ) -> Result<Self, AuthorityError> {
-        let key_id = pair.key_id();
+        let key_id = key_id(&key);
         let der = rustls::pki_types::CertificateDer::from(certificate.as_ref());
         // Name and key identifier as they stand in the certificate, byte for byte, not as we would write them.
-        let issuer = Issuer::from_ca_cert_der(&der, pair)?;
+        let issuer = Arc::new(Issuer::from_ca_cert_der(&der, Signer(key))?);
         let subject = x509_parser::parse_x509_certificate(&certificate)
             .map(|(_, parsed)| Bytes::copy_from_slice(parsed.subject().as_raw()))
             .map_err(|_error| rcgen::Error::CouldNotParseCertificate)?;
         let (not_before, not_after) = validity;
-        let state = State::Active;
         Ok(Self { issuer, trust_domain, key_id, certificate, subject, not_before, not_after, state })
+    }
+
+    /// The same key in another state.
+    pub(super) fn in_state(&self, state: State) -> Self {
+        Self { state, ..self.clone() }
     }
 
     /// Subject key identifier of the certificate; authority key identifier of all it signs.
@@ -112,7 +119,7 @@ impl X509Authority {
 
     /// The type of its key, and of the keys it certifies.
     pub fn algorithm(&self) -> KeyType {
-        self.issuer.key().kind()
+        self.issuer.key().0.key_type()
     }
 
     /// The trust domain it signs for.
@@ -153,7 +160,7 @@ impl X509Authority {
         params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
-        let leaf = params.signed_by(profile.key.public(), &self.issuer)?;
+        let leaf = params.signed_by(profile.key.public(), self.issuer.as_ref())?;
         Ok(Bytes::from(leaf.der().to_vec()))
     }
 
@@ -178,7 +185,7 @@ impl X509Authority {
             revoked_certs: revoked_certs.collect::<Result<_, AuthorityError>>()?,
             key_identifier_method: KeyIdMethod::PreSpecified(self.key_id.as_bytes().to_vec()),
         };
-        Ok(Bytes::from(params.signed_by(&self.issuer)?.der().to_vec()))
+        Ok(Bytes::from(params.signed_by(self.issuer.as_ref())?.der().to_vec()))
     }
 
     /// Checks that a signature over `message`, as it stands in a certificate or CRL, is this authority's.
@@ -186,7 +193,13 @@ impl X509Authority {
     /// # Errors
     /// [`CryptoError`] when it is not.
     pub fn verify(&self, message: &[u8], signature: &[u8]) -> Result<(), CryptoError> {
-        verify(self.issuer.key(), message, signature)
+        verify(self.issuer.key().0.as_ref(), message, signature)
+    }
+}
+
+impl fmt::Debug for X509Authority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "X509Authority({}, {:?})", self.key_id, self.state)
     }
 }
 
@@ -231,36 +244,21 @@ pub struct RevokedSerial {
 
 /// The certificate of a new authority, DER, signed by its own key.
 pub(super) fn self_sign(
-    pair: &SigningPair,
+    key: &Arc<dyn SigningKey>,
     trust_domain: &TrustDomain,
-    usage: CertificateUse,
     validity: (SystemTime, SystemTime),
     serial: LeaseId,
 ) -> Result<Bytes, AuthorityError> {
-    let key_id = pair.key_id();
+    let key_id = key_id(key);
     let mut params = CertificateParams::default();
     params.serial_number = Some(SerialNumber::from_slice(serial.as_bytes()));
     (params.not_before, params.not_after) = (date(validity.0)?, date(validity.1)?);
     params.distinguished_name = authority_subject(trust_domain, key_id)?;
     params.subject_alt_names = vec![SanType::URI(trust_domain.id().as_str().try_into()?)];
     params.key_identifier_method = KeyIdMethod::PreSpecified(key_id.as_bytes().to_vec());
-    (params.is_ca, params.key_usages) = match usage {
-        CertificateUse::X509 => (
-            IsCa::Ca(BasicConstraints::Constrained(0)),
-            vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign],
-        ),
-        CertificateUse::Jwt => (IsCa::ExplicitNoCa, vec![KeyUsagePurpose::DigitalSignature]),
-    };
-    Ok(Bytes::from(params.self_signed(pair)?.der().to_vec()))
-}
-
-/// What a self-signed certificate is for.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum CertificateUse {
-    /// Trust anchor for X.509-SVIDs and their CRL.
-    X509,
-    /// Never shown to a verifier: it binds a JWT key on disk to its trust domain and validity.
-    Jwt,
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    Ok(Bytes::from(params.self_signed(&Signer(Arc::clone(key)))?.der().to_vec()))
 }
 
 /// Unique per key: the key identifier is part of it. Two keys under one name would make webpki check a CRL

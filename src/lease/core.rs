@@ -1,5 +1,6 @@
 //! The state machine itself.
 
+mod renewing;
 mod taking;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -66,6 +67,8 @@ struct Flight {
     entry: EntryId,
     fills_slot: bool,
     revision: u64,
+    /// What it brings is to be replaced at once.
+    stale: bool,
     doomed: Option<Cause>,
 }
 
@@ -215,6 +218,10 @@ impl Core {
             if let Some(slot) = slot {
                 let renew_at = jitter.renew_at(now, ends);
                 slot.filled(Current { lease, ends, renew_at }, flight.revision);
+                slot.outdated |= flight.stale;
+            }
+            if flight.stale {
+                self.hide_unheard(workload, &flight.entry);
             }
             self.pursue(workload, now, &mut actions);
             actions.push(Action::Show { workload });
@@ -344,7 +351,8 @@ impl Core {
             state.flights.insert(ticket);
             revision = state.slots.get(&entry).map_or(0, |slot| slot.revision);
         }
-        self.flights.insert(ticket, Flight { workload, entry, fills_slot, revision, doomed: None });
+        self.flights
+            .insert(ticket, Flight { workload, entry, fills_slot, revision, stale: false, doomed: None });
         ticket
     }
 

@@ -7,7 +7,7 @@ use std::time::Instant;
 use mayfly_attestors::{ExitCause, ExitNotice, Process};
 
 use super::issue::Order;
-use super::revoker::{Initiator, RevokeJob};
+use super::revoker::{Initiator, Job, RevokeJob};
 use super::state::View;
 use super::{Shared, State, lock};
 use crate::audit::{self, Event};
@@ -118,7 +118,7 @@ impl Shared {
         }
         let refused = self.parts.clock.monotonic();
         let job = RevokeJob { rows, reason, initiator, at, seen, refused, done };
-        if self.jobs.send(job).is_err() {
+        if self.jobs.send(Job::Revoke(job)).is_err() {
             // Only when the revoker thread is gone; memory already refuses.
             self.parts.readiness.raise("revoker", "stopped; restart the agent");
         }

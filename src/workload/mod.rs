@@ -16,7 +16,9 @@ mod denied;
 mod exec_watch;
 mod exits;
 mod issue;
+mod issuers;
 mod jwt;
+mod keeper;
 mod operator;
 mod reload;
 mod restore;
@@ -34,16 +36,18 @@ use tokio::sync::watch;
 
 pub use self::admit::Admission;
 pub use self::denied::Denied;
+pub use self::keeper::{Order, OrderError};
 pub use self::operator::{Explained, LeaseFilter, Revoked, Target};
 pub use self::restore::Restored;
 pub use self::revoker::{PublishedCrl, RevokerSettings};
 pub use self::state::View;
 pub use self::subscribe::{Attendance, Subscription};
 
-use self::revoker::RevokeJob;
+use self::revoker::Job;
 use self::state::State;
 use crate::audit;
-use crate::authority::AuthoritySet;
+use crate::authority::Authorities;
+use crate::authority::life::Record;
 use crate::clock::Clock;
 use crate::id::TrustDomain;
 use crate::ledger::{Ledger, LedgerError};
@@ -123,7 +127,7 @@ pub struct Parts {
     /// Turns a process into selectors.
     pub attestors: AttestorSet,
     /// Signs.
-    pub authorities: Arc<AuthoritySet>,
+    pub authorities: Authorities,
     /// Leases, durable.
     pub ledger: Ledger,
     /// What happened, durable.
@@ -174,8 +178,12 @@ struct Shared {
     denials: Mutex<audit::Tally<(u32, &'static str, String)>>,
     /// Taken before the state lock, never after it.
     exec_watch: Mutex<exec_watch::WatchState>,
-    jobs: mpsc::Sender<RevokeJob>,
+    jobs: mpsc::Sender<Job>,
     crl: watch::Receiver<Option<PublishedCrl>>,
+    /// To the keeper, once there is one.
+    orders: OnceLock<mpsc::Sender<keeper::Request>>,
+    /// Where the authorities stand.
+    records: watch::Sender<Arc<[Record]>>,
 }
 
 impl Workloads {
@@ -206,6 +214,8 @@ impl Workloads {
             exec_watch: Mutex::default(),
             jobs,
             crl,
+            orders: OnceLock::new(),
+            records: watch::Sender::new(Arc::from([])),
         });
         // Nobody else sets it: the cell was made above.
         hook.set(Arc::downgrade(&shared)).ok();

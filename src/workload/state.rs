@@ -46,6 +46,9 @@ pub(super) struct State {
     /// When the timer thread means to wake.
     pub(super) timer_at: Option<Instant>,
     next: u64,
+    /// What each open stream was last given.
+    pub(super) given: HashMap<u64, Vec<LeaseId>>,
+    next_stream: u64,
 }
 
 pub(super) struct Member {
@@ -133,6 +136,12 @@ impl State {
         // It has nothing yet, so there is nothing to carry out.
         drop(self.apply_bars(id, key));
         id
+    }
+
+    /// A name for one more stream.
+    pub(super) fn new_stream(&mut self) -> u64 {
+        self.next_stream += 1;
+        self.next_stream
     }
 
     pub(super) fn remove(&mut self, id: WorkloadId) -> Option<Member> {

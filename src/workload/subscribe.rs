@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::{Admission, Shared, State, View, Workloads};
+use crate::issue::x509::X509Svid;
 use crate::lease::WorkloadId;
 use crate::trust::TrustSnapshot;
 
@@ -13,6 +14,7 @@ use crate::trust::TrustSnapshot;
 pub struct Subscription {
     shared: Arc<Shared>,
     id: WorkloadId,
+    stream: u64,
     view: watch::Receiver<View>,
     trust: watch::Receiver<Arc<TrustSnapshot>>,
 }
@@ -40,14 +42,19 @@ impl Workloads {
         let actions = state.core.listen(id, now);
         self.0.perform(&mut state, actions, now);
         state.show(id, now);
+        let stream = state.new_stream();
         drop(state);
-        Subscription { shared: Arc::clone(&self.0), id, view, trust: self.0.parts.trust.subscribe() }
+        Subscription { shared: Arc::clone(&self.0), id, stream, view, trust: self.0.parts.trust.subscribe() }
     }
 }
 
 impl Subscription {
     /// Waits until there is something to tell, then says what: latest state wins. The process was found
     /// to be the attested one for exactly this state.
+    ///
+    /// SVIDs and trust belong together: verifiers are told of an authority before anything it signed is shown, and
+    /// it leaves after everything it signed was replaced. An answer made of an older and a newer half could hold an
+    /// SVID whose authority is not in the bundle beside it.
     pub async fn next(&mut self) -> (View, Arc<TrustSnapshot>) {
         loop {
             let trust = Arc::clone(&self.trust.borrow_and_update());
@@ -58,10 +65,22 @@ impl Subscription {
                 // A second look ended after the view was read: the process is the attested one again, but of an
                 // attestation that earned it something else, or nothing.
                 View::Ready(_) if self.view.has_changed().unwrap_or(true) => continue,
+                View::Ready(svids) if !self.give(&svids, &trust) => continue,
                 other => return (other, trust),
             }
             self.changed().await;
         }
+    }
+
+    /// Writes down what this stream is given; false when it is not of one moment. Under the state lock, so that an
+    /// authority cannot leave in between: who counts the holders sees the stream in here or in the view.
+    fn give(&self, svids: &[Arc<X509Svid>], trust: &TrustSnapshot) -> bool {
+        let mut state = self.shared.lock();
+        if self.trust.borrow().generation() != trust.generation() || self.view.has_changed().unwrap_or(true) {
+            return false;
+        }
+        state.given.insert(self.stream, svids.iter().map(|svid| svid.id).collect());
+        true
     }
 
     /// Resolves when the view or the trust snapshot has changed since [`Subscription::next`] answered.
@@ -109,6 +128,7 @@ const SHORTEST_TURN: Duration = Duration::from_millis(1);
 impl Drop for Subscription {
     fn drop(&mut self) {
         let mut state = self.shared.lock();
+        state.given.remove(&self.stream);
         let idle = state.core.unlisten(self.id);
         self.shared.forget_if(idle, self.id, state);
     }

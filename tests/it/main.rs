@@ -13,6 +13,10 @@ mod lifecycle;
 #[cfg(test)]
 mod operator;
 #[cfg(test)]
+mod rotation;
+#[cfg(test)]
+mod rotation_client;
+#[cfg(test)]
 mod support;
 #[cfg(test)]
 mod workload_api;
