@@ -298,7 +298,14 @@ impl Revoker {
             return Err(why);
         }
         let crls: Vec<_> = signed.iter().map(|one| (one.issuer, one.crl.der.clone())).collect();
-        self.trust.send_modify(|trust| *trust = Arc::new(trust.with_authorities(set, &crls)));
+        self.trust.send_if_modified(|trust| {
+            let next = trust.with_authorities(set, &crls);
+            let is_news = !next.tells_the_same(trust);
+            if is_news {
+                *trust = Arc::new(next);
+            }
+            is_news
+        });
         self.authorities.replace(Arc::clone(set));
         failpoint::hit("life.after_publish");
         self.after_publication(set, &signed);

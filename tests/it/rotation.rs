@@ -14,8 +14,8 @@ use crate::rotation_client::{Counts, follow};
 use crate::support::{agent, client, own_uid};
 
 /// A successor is known for a tenth of a second before it signs: every stream has long been told.
-const FAST: &str =
-    "[x509]\nttl = \"60s\"\n[jwt]\nttl = \"30s\"\n[authority]\nttl = \"1h\"\nlead = \"100ms\"\n";
+const FAST: &str = "[x509]\nttl = \"60s\"\n[jwt]\nttl = \"10s\"\n[limits]\njwt_leases_per_workload = 10000\n\
+                    [attest]\nper_second = 10000\nburst = 10000\n[authority]\nttl = \"1h\"\nlead = \"100ms\"\n";
 
 fn active(all: &[AuthorityRecord], kind: &str) -> String {
     let mut active = all.iter().filter(|one| one.kind == kind && one.state == "active");
