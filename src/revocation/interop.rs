@@ -130,7 +130,11 @@ fn a_lapsed_crl_is_refused_by_both() {
     let good = leaf(authority, 1, &[]);
     let by_webpki = |at| webpki_verdict(authority, &good, &[&short], KeyUsage::client_auth(), at);
     assert_eq!(by_webpki(NOW + 59), Ok(()));
-    assert!(matches!(by_webpki(NOW + 61), Err(webpki::Error::CrlExpired { .. })), "{:?}", by_webpki(NOW + 61));
+    assert!(
+        matches!(by_webpki(NOW + 61), Err(webpki::Error::CrlExpired { .. })),
+        "{:?}",
+        by_webpki(NOW + 61)
+    );
     let by_openssl = |at: u64| {
         let at = at.to_string();
         openssl(dir.path(), authority, &good, &[&short], &["-attime", at.as_str(), "-crl_check"])

@@ -63,6 +63,7 @@ fn rounds() -> usize {
 const KILL_EVERY: usize = 20;
 
 #[test]
+#[expect(clippy::print_stderr, reason = "how much was verified belongs to the answer")]
 fn no_verifier_ever_meets_what_its_bundle_lacks() {
     let mut agent = Plan::for_uids(&[own_uid()]).settings(FAST).start();
     let stop = Arc::new(AtomicBool::new(false));
@@ -87,7 +88,7 @@ fn no_verifier_ever_meets_what_its_bundle_lacks() {
     until("a last round", || counts.is_under_way().then_some(()));
     stop.store(true, Ordering::Release);
     verifier.join().expect("the verifier");
-    println!("{} rotations: {counts:?}", rounds());
+    eprintln!("{} rotations: {counts:?}", rounds());
     assert_eq!(counts.failures(), Vec::<String>::new());
     assert!(counts.x509() > rounds() / 2, "{counts:?}");
 }

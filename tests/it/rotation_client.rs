@@ -222,7 +222,7 @@ fn verify(chain: &[u8], bundle: &[u8], crls: &[Vec<u8>]) -> Result<(), String> {
     let crls: Vec<_> =
         crls.iter().map(|der| OwnedCertRevocationList::from_der(der).unwrap().into()).collect();
     let crls: Vec<_> = crls.iter().collect();
-    let options = RevocationOptionsBuilder::new(&crls).map_err(|_| "no CRL at all")?;
+    let options = RevocationOptionsBuilder::new(&crls).map_err(|_none| "no CRL at all")?;
     let options = options
         .with_depth(RevocationCheckDepth::Chain)
         .with_status_policy(UnknownStatusPolicy::Deny)
