@@ -27,4 +27,10 @@ impl TrustSnapshot {
         next.crl_list = next.crls.values().cloned().collect();
         next
     }
+
+    /// Whether our own bundles and CRLs are the same as there: then there is nothing to tell anybody, whatever became
+    /// of the authorities among themselves.
+    pub fn tells_the_same(&self, other: &Self) -> bool {
+        self.x509_bundle == other.x509_bundle && self.jwks == other.jwks && self.crls == other.crls
+    }
 }

@@ -5,6 +5,7 @@
 Prints one line for each test and `N passed, N failed` at the end.
 """
 
+import json
 import os
 import pathlib
 import subprocess
@@ -95,6 +96,40 @@ def py_spiffe_jwt_source():
             assert str(JwtSvid.parse_and_validate(token.token, bundle, {"a"}).spiffe_id) == ID
         finally:
             source.close()
+
+
+@test
+def py_spiffe_follows_rotating_authorities():
+    """Every token verifies against the key set that the library has at that moment, over whole turns of both keys."""
+    domain = TrustDomain("example.org")
+    with Agent(BINARY, ttl="1m", lead="200ms") as agent:
+        def active(kind):
+            code, said = agent.mayfly("authority", "show", "--output", "json")
+            assert code == 0, said
+            found = [a["id"] for a in json.loads(said)["authorities"] if (a["kind"], a["state"]) == (kind, "active")]
+            assert len(found) == 1, found
+            return found[0]
+
+        def verify(jwt):
+            token = jwt.fetch_svid(audience={"interop"})
+            JwtSvid.parse_and_validate(token.token, jwt.get_bundle_for_trust_domain(domain), {"interop"})
+
+        with X509Source(socket_path=agent.endpoint) as source, JwtSource(socket_path=agent.endpoint) as jwt:
+            for turn in range(10):
+                kind = ("x509", "jwt")[turn % 2]
+                former = active(kind)
+                code, said = agent.mayfly("authority", "prepare", kind)
+                assert code == 0, said
+                verify(jwt)
+                until("the successor is known", lambda: agent.mayfly("authority", "activate", kind)[0] == 0)
+                verify(jwt)
+                code, said = agent.mayfly("authority", "revoke", former)
+                assert code == 0, said
+                verify(jwt)
+                anchors = lambda: source.get_bundle_for_trust_domain(domain).x509_authorities
+                until("one authority is left", lambda: len(anchors()) == 1)
+                [anchor] = anchors()
+                source.svid.leaf.verify_directly_issued_by(anchor)
 
 
 @test
