@@ -15,7 +15,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use super::JwtAuthority;
+use super::{JwsAuthority, JwsUse};
 use crate::id::TrustDomain;
 
 /// The nine algorithms a JWT-SVID may use (JWT-SVID §2.1).
@@ -92,7 +92,9 @@ impl JwtKey {
     /// a key type or curve outside RFC 7518's for the nine algorithms, a point off the curve, RSA under 2048
     /// bits.
     pub fn from_jwk(jwk: &Value) -> Option<Self> {
-        (jwk.get("use").and_then(Value::as_str) == Some(JWT_SVID)).then(|| Self::read(jwk)).flatten()
+        (jwk.get("use").and_then(Value::as_str) == Some(JwsUse::JwtSvid.jwk_use()))
+            .then(|| Self::read(jwk))
+            .flatten()
     }
 
     /// As [`Self::from_jwk`], whatever the `use`.
@@ -181,8 +183,8 @@ pub struct JwtBundle {
 
 impl JwtBundle {
     /// The bundle of our own authorities.
-    pub fn of<'a>(authorities: impl IntoIterator<Item = &'a JwtAuthority>) -> Self {
-        Self::from_jwks(authorities.into_iter().map(JwtAuthority::jwk).collect())
+    pub fn of<'a>(authorities: impl IntoIterator<Item = &'a JwsAuthority>) -> Self {
+        Self::from_jwks(authorities.into_iter().map(JwsAuthority::jwk).collect())
     }
 
     /// Reads a JWK Set or SPIFFE bundle document. Keys that are not usable for JWT-SVIDs are skipped; a `kid`
@@ -194,13 +196,13 @@ impl JwtBundle {
         let document: Value = serde_json::from_slice(document).ok().ok_or(BundleError::NotJson)?;
         let members = document.as_object().ok_or(BundleError::NotJson)?;
         let keys = members.get("keys").and_then(Value::as_array).ok_or(BundleError::NoKeys)?;
-        Ok(Self::of_keys(JWT_SVID, keys))
+        Ok(Self::of_keys(JwsUse::JwtSvid, keys))
     }
 
-    /// The bundle of those JWKs that have this `use` ([`JWT_SVID`], [`WIT_SVID`]), skipping as [`Self::parse`]
+    /// The bundle of those JWKs that have this `use`, skipping as [`Self::parse`]
     /// does. Only public members are kept.
-    pub fn of_keys<'a>(wanted: &str, jwks: impl IntoIterator<Item = &'a Value>) -> Self {
-        let is_wanted = |jwk: &&Value| jwk.get("use").and_then(Value::as_str) == Some(wanted);
+    pub fn of_keys<'a>(wanted: JwsUse, jwks: impl IntoIterator<Item = &'a Value>) -> Self {
+        let is_wanted = |jwk: &&Value| jwk.get("use").and_then(Value::as_str) == Some(wanted.jwk_use());
         let usable = |jwk: &&Value| JwtKey::read(jwk).is_some();
         Self::from_jwks(jwks.into_iter().filter(is_wanted).filter(usable).map(public_half).collect())
     }
@@ -263,10 +265,6 @@ impl JwtBundles {
     }
 }
 
-/// `use` of a key for JWT-SVIDs.
-pub const JWT_SVID: &str = "jwt-svid";
-/// `use` of a key for WIT-SVIDs.
-pub const WIT_SVID: &str = "wit-svid";
 const MIN_RSA_BYTES: usize = 256;
 const MAX_RSA_BYTES: usize = 1024;
 const MAX_EXPONENT_BYTES: usize = 4;

@@ -37,7 +37,8 @@ impl DomainBundle {
     pub fn of(authorities: &AuthoritySet) -> Self {
         let certificates = authorities.x509().iter().map(|x509| Bytes::copy_from_slice(x509.certificate()));
         let jwt = JwtBundle::of(authorities.jwt().iter().map(Arc::as_ref));
-        Self::new(certificates, jwt, JwtBundle::of([]))
+        let wit = JwtBundle::of(authorities.wit().iter().map(Arc::as_ref));
+        Self::new(certificates, jwt, wit)
     }
 
     /// X.509 authorities: certificates, DER.
@@ -63,6 +64,11 @@ impl DomainBundle {
     /// Whether every credential of the domain is to be refused.
     pub fn is_empty(&self) -> bool {
         self.x509.is_empty() && self.jwt.is_empty() && self.wit.is_empty()
+    }
+
+    /// Whether verifiers would see no difference.
+    pub fn same_as(&self, other: &Self) -> bool {
+        self.x509 == other.x509 && self.jwt.json() == other.jwt.json() && self.wit.json() == other.wit.json()
     }
 
     /// The SPIFFE bundle document (Trust Domain and Bundle §4), JSON with a final newline. The same bundle

@@ -16,7 +16,7 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::bundle::DomainBundle;
 use super::jwk::certificate_jwk;
-use crate::authority::{JWT_SVID, JwtBundle, JwtKey, WIT_SVID};
+use crate::authority::{JwsUse, JwtBundle, JwtKey};
 use crate::json;
 
 /// What a document says. The trust domain's name is not in it: whoever asked knows whom.
@@ -147,7 +147,7 @@ impl Reader {
         }
         match text("use") {
             Some("x509-svid") => self.x509(index, members),
-            Some(JWT_SVID | WIT_SVID) => {
+            Some(usage) if SIGNING_USES.iter().any(|known| known.jwk_use() == usage) => {
                 self.signing(index, jwk);
                 Ok(())
             }
@@ -226,8 +226,8 @@ impl Reader {
                 );
             }
         }
-        let jwt = JwtBundle::of_keys(JWT_SVID, self.signing.iter().map(|(_, jwk)| jwk));
-        let wit = JwtBundle::of_keys(WIT_SVID, self.signing.iter().map(|(_, jwk)| jwk));
+        let jwt = JwtBundle::of_keys(JwsUse::JwtSvid, self.signing.iter().map(|(_, jwk)| jwk));
+        let wit = JwtBundle::of_keys(JwsUse::WitSvid, self.signing.iter().map(|(_, jwk)| jwk));
         self.remarks.sort_by_key(|(index, _)| *index);
         let remarks = self.remarks.into_iter().map(|(_, remark)| remark).collect();
         (DomainBundle::new(self.x509, jwt, wit), remarks)
@@ -242,6 +242,7 @@ fn is_certificate(der: &[u8]) -> bool {
 pub const MAX_DOCUMENT_BYTES: usize = 1 << 20;
 /// Most keys in one document.
 pub const MAX_KEYS: usize = 1_000;
+const SIGNING_USES: [JwsUse; 2] = [JwsUse::JwtSvid, JwsUse::WitSvid];
 /// RFC 7518 §6.1 and RFC 8037 §2, without `oct`, which is no public key.
 const KEY_TYPES: [&str; 3] = ["EC", "RSA", "OKP"];
 

@@ -4,6 +4,7 @@
 
 mod bundle;
 mod document;
+mod federated;
 mod jwk;
 pub mod map;
 
@@ -18,6 +19,7 @@ use crate::id::{KeyId, TrustDomain};
 
 pub use self::bundle::{DocumentForm, DomainBundle};
 pub use self::document::{BundleDocument, DocumentError, Fault, MAX_DOCUMENT_BYTES, MAX_KEYS, Remark};
+pub use self::federated::{FederatesWith, TrustMark, TrustView, publish_federated};
 pub use self::jwk::UnsupportedKey;
 pub use crate::authority::JwtBundles;
 
@@ -31,8 +33,10 @@ pub struct TrustSnapshot {
     jwt_bundles: JwtBundles,
     crls: BTreeMap<KeyId, Bytes>,
     crl_list: Vec<Bytes>,
-    federated_x509: BTreeMap<TrustDomain, Bytes>,
-    federated_jwks: BTreeMap<TrustDomain, Bytes>,
+    /// Never holds our own.
+    federated: Arc<federated::Bundles>,
+    /// The generation in which our own part last changed.
+    own_generation: u64,
 }
 
 impl TrustSnapshot {
@@ -51,8 +55,8 @@ impl TrustSnapshot {
             jwt_bundles,
             crls: BTreeMap::new(),
             crl_list: Vec::new(),
-            federated_x509: BTreeMap::new(),
-            federated_jwks: BTreeMap::new(),
+            federated: Arc::default(),
+            own_generation: 1,
         }
     }
 
@@ -62,6 +66,7 @@ impl TrustSnapshot {
     pub fn with_crl(&self, key_id: KeyId, crl: Bytes) -> Self {
         let mut next = self.clone();
         next.generation += 1;
+        next.own_generation = next.generation;
         next.crls.insert(key_id, crl);
         next.crl_list = next.crls.values().cloned().collect();
         next
@@ -87,7 +92,8 @@ impl TrustSnapshot {
         &self.jwks
     }
 
-    /// The JWT keys of all trust domains, ready to verify.
+    /// The JWT keys of our own trust domain, ready to verify. Those of others are for callers that federate with
+    /// them: see [`TrustView`].
     pub fn jwt_bundles(&self) -> &JwtBundles {
         &self.jwt_bundles
     }
@@ -95,16 +101,6 @@ impl TrustSnapshot {
     /// One complete CRL for each authority that has signed one, DER.
     pub fn crls(&self) -> &[Bytes] {
         &self.crl_list
-    }
-
-    /// X.509 bundles of other trust domains, in the form of [`Self::x509_bundle`]. Never holds our own.
-    pub fn federated_x509(&self) -> &BTreeMap<TrustDomain, Bytes> {
-        &self.federated_x509
-    }
-
-    /// JWT bundles of other trust domains, in the form of [`Self::jwks`]. Never holds our own.
-    pub fn federated_jwks(&self) -> &BTreeMap<TrustDomain, Bytes> {
-        &self.federated_jwks
     }
 }
 
@@ -151,6 +147,7 @@ mod tests {
             trust_domain: "example.org".parse().unwrap(),
             x509_key: KeyType::EcP256,
             jwt_key: KeyType::EcP256,
+            wit_key: None,
             ttl: Duration::from_secs(3_600),
         };
         let now = from_unix_seconds(1_800_000_000);
@@ -164,8 +161,7 @@ mod tests {
         assert_eq!(trust.x509_bundle(), set.active_x509().certificate());
         let jwks: serde_json::Value = serde_json::from_slice(trust.jwks()).unwrap();
         assert_eq!(jwks, serde_json::json!({ "keys": [set.active_jwt().jwk()] }));
-        assert!(trust.crls().is_empty() && trust.federated_x509().is_empty());
-        assert!(trust.federated_jwks().is_empty());
+        assert!(trust.crls().is_empty() && trust.federated().next().is_none());
         let own = trust.jwt_bundles().get(trust.trust_domain()).unwrap();
         assert!(own.key(set.active_jwt().kid()).is_some());
     }
