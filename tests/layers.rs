@@ -8,9 +8,9 @@
 const LAYERS: &[&[&str]] = &[
     &["clock", "diag", "drain", "exit", "files", "id", "json", "pem", "queue", "ready", "secret"],
     &["telemetry"],
-    &["authority", "config", "lease", "ledger", "policy", "registration"],
+    &["authority", "config", "lease", "ledger", "policy", "registration", "verify"],
     &["audit", "issue", "revocation", "trust"],
-    &["workload"],
+    &["federation", "workload"],
     &["api"],
     &["app"],
     &["cli"],

@@ -20,10 +20,11 @@ use crate::audit::{self, Event};
 use crate::authority::Authorities;
 use crate::clock::{Clock, SystemClock, unix_seconds};
 use crate::config::{Config, Storage};
+use crate::federation::{self, Federation};
 use crate::ledger::{Kind, Row};
 use crate::policy::Engine;
 use crate::ready::Readiness;
-use crate::trust::TrustSnapshot;
+use crate::trust::{BundleStore, TrustSnapshot};
 use crate::workload::{Parts, RevokerSettings, Settings, Workloads};
 
 /// A fully wired agent: sockets are bound, nothing is served.
@@ -37,6 +38,7 @@ pub(super) struct Agent {
     pub(super) authorities: Authorities,
     pub(super) rows: Vec<Row>,
     pub(super) entries: Entries,
+    pub(super) federation: Federation,
     /// Must live as long as the agent serves: dropping it ends the watch.
     pub(super) exec_watch: ExecWatch,
     pub(super) public: Bound,
@@ -77,6 +79,9 @@ impl Agent {
         note_authorities(&audit, &stored);
         let rows = stored.rows.clone();
         let authorities = Authorities::new(stored.authorities.clone());
+        let trust =
+            watch::Sender::new(Arc::new(TrustSnapshot::new(&config.trust_domain, &stored.authorities)));
+        let federation = open_federation(&config, &trust, &audit, &clock);
         let workloads = start_workloads(
             &config,
             &host,
@@ -85,6 +90,7 @@ impl Agent {
             &audit,
             stored,
             &authorities,
+            trust,
             in_force,
             &runtimes.issuing,
         )?;
@@ -106,6 +112,7 @@ impl Agent {
             authorities,
             rows,
             entries,
+            federation,
             exec_watch,
             public,
             admin,
@@ -131,6 +138,7 @@ impl Agent {
             workloads: self.workloads.clone(),
             clock: Arc::clone(&self.clock),
             started_at: unix_seconds(self.clock.wall()),
+            federation: self.federation.clone(),
             reload_error: self.entries.last_error(),
         }
     }
@@ -175,6 +183,27 @@ fn note_authorities(audit: &audit::Log, stored: &Stored) {
     ]);
 }
 
+/// Before anybody is served: the first message of a stream has the bundles that were kept.
+fn open_federation(
+    config: &Config,
+    trust: &watch::Sender<Arc<TrustSnapshot>>,
+    audit: &audit::Log,
+    clock: &Arc<dyn Clock>,
+) -> Federation {
+    let store = match &config.storage {
+        Storage::Disk(dir) => Some(BundleStore::new(dir)),
+        Storage::Memory => None,
+    };
+    Federation::open(federation::Parts {
+        own: config.trust_domain.clone(),
+        relationships: config.federation.clone(),
+        store,
+        trust: trust.clone(),
+        audit: audit.clone(),
+        clock: Arc::clone(clock),
+    })
+}
+
 #[expect(clippy::too_many_arguments, reason = "called once, with everything there is")]
 fn start_workloads(
     config: &Config,
@@ -184,10 +213,10 @@ fn start_workloads(
     audit: &audit::Log,
     stored: Stored,
     authorities: &Authorities,
+    trust: watch::Sender<Arc<TrustSnapshot>>,
     entries: watch::Receiver<Arc<crate::registration::EntrySet>>,
     issuing: &Runtime,
 ) -> Result<Workloads, StartError> {
-    let trust = watch::Sender::new(Arc::new(TrustSnapshot::new(&config.trust_domain, &stored.authorities)));
     let parts = Parts {
         host: Arc::clone(host),
         attestors: AttestorSet::new(Arc::clone(host), attest_settings(config), measurer(config)),

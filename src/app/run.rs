@@ -93,7 +93,7 @@ impl Agent {
         let status: crate::api::admin::StatusSource = Arc::new(move || sources.status());
         let max_audiences = self.config.jwt.max_audiences;
         let (public, public_health) = routes::public(&gate, &self.clock, &watch, max_audiences)?;
-        let (admin, admin_health) = routes::admin(&self.workloads, &self.audit, status)?;
+        let (admin, admin_health) = routes::admin(&self.workloads, &self.audit, status, &self.federation)?;
         let restored = self.workloads.restore(std::mem::take(&mut self.rows)).await;
         tracing::info!(adopted = restored.adopted, revoked = restored.revoked, "leases of the run before");
         let mut tasks = JoinSet::new();
@@ -101,6 +101,7 @@ impl Agent {
         let reload = entries.trigger();
         tasks.spawn(entries.run());
         tasks.spawn(self.workloads.clone().follow_entries(watch.clone()));
+        tasks.spawn(self.federation.clone().run(watch.clone()));
         tasks.spawn(health::follow(public_health, self.readiness.clone(), watch.clone()));
         tasks.spawn(health::follow(admin_health, self.readiness.clone(), watch.clone()));
         tasks.spawn(super::checkpoint::follow(self.audit.clone(), self.authorities.clone(), watch.clone()));

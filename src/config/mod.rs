@@ -2,6 +2,7 @@
 //! only be valid ([`Config`]). Every mistake of both stages is in one report. Reference:
 //! `docs/configuration.md`.
 
+mod federation;
 mod raw;
 mod resolve;
 mod settings;
@@ -9,6 +10,7 @@ mod show;
 
 use std::path::Path;
 
+pub use self::federation::{EndpointProfile, EndpointUrl, FederationSettings, UrlError};
 pub use self::raw::RawConfig;
 pub use self::resolve::{DEV_TRUST_DOMAIN, MAX_AUDIENCES};
 pub use self::settings::{

@@ -4,6 +4,7 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::federation;
 use super::raw::{RawAttest, RawConfig, RawJwt, RawLimits, RawLog, RawRevocation, RawSockets};
 use super::settings::{
     AttestSettings, AuditSettings, AuthoritySettings, Config, EntriesFrom, JwtKeyType, JwtSettings,
@@ -37,6 +38,7 @@ impl RawConfig {
         let grace = or(self.shutdown_grace, &GRACE, Duration::from_secs(10), problems);
         let trust_domain = self.trust_domain.map(|found| found.value);
         let jwt = jwt(self.jwt, trust_domain.as_ref(), problems);
+        let federation = federation::resolve(self.federation, trust_domain.as_ref(), problems);
         Some(Config {
             trust_domain: trust_domain?,
             storage: Storage::Disk(data_dir),
@@ -51,6 +53,7 @@ impl RawConfig {
             limits,
             log,
             shutdown: ShutdownSettings { grace },
+            federation,
         })
     }
 }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::federation::FederationSettings;
 use crate::id::TrustDomain;
 use crate::telemetry::LogConfig;
 
@@ -35,6 +36,8 @@ pub struct Config {
     pub log: LogConfig,
     /// `[shutdown]`
     pub shutdown: ShutdownSettings,
+    /// `[[federation]]`, one for each trust domain.
+    pub federation: Vec<FederationSettings>,
 }
 
 /// Where keys, the ledger and published CRLs live.

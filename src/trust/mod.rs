@@ -7,6 +7,7 @@ mod document;
 mod federated;
 mod jwk;
 pub mod map;
+mod store;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,6 +22,7 @@ pub use self::bundle::{DocumentForm, DomainBundle};
 pub use self::document::{BundleDocument, DocumentError, Fault, MAX_DOCUMENT_BYTES, MAX_KEYS, Remark};
 pub use self::federated::{FederatesWith, TrustMark, TrustView, publish_federated};
 pub use self::jwk::UnsupportedKey;
+pub use self::store::{BundleStore, Kept, Origin, StoreError as BundleStoreError};
 pub use crate::authority::JwtBundles;
 
 /// The trust of one moment.
@@ -33,6 +35,7 @@ pub struct TrustSnapshot {
     jwt_bundles: JwtBundles,
     crls: BTreeMap<KeyId, Bytes>,
     crl_list: Vec<Bytes>,
+    own: Arc<DomainBundle>,
     /// Never holds our own.
     federated: Arc<federated::Bundles>,
     /// The generation in which our own part last changed.
@@ -55,6 +58,7 @@ impl TrustSnapshot {
             jwt_bundles,
             crls: BTreeMap::new(),
             crl_list: Vec::new(),
+            own: Arc::new(DomainBundle::of(authorities)),
             federated: Arc::default(),
             own_generation: 1,
         }
@@ -80,6 +84,11 @@ impl TrustSnapshot {
     /// Our trust domain.
     pub fn trust_domain(&self) -> &TrustDomain {
         &self.trust_domain
+    }
+
+    /// Our own bundle, as others may have it.
+    pub fn own(&self) -> &Arc<DomainBundle> {
+        &self.own
     }
 
     /// Our X.509 authorities: certificates, DER, concatenated.
