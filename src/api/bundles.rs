@@ -10,7 +10,7 @@ use super::identity::seconds;
 use super::peer::Peer;
 use crate::audit;
 use crate::clock::unix_seconds;
-use crate::config::EndpointProfile;
+use crate::config::RemoteProfile;
 use crate::federation::{BundleOrderError, Federation, Row};
 use crate::id::TrustDomain;
 use crate::trust::DocumentForm;
@@ -134,8 +134,8 @@ pub(super) fn bundle(row: &Row) -> proto::FederatedBundle {
         None => "",
     };
     let endpoint = settings.and_then(|settings| match &settings.profile {
-        EndpointProfile::HttpsSpiffe { endpoint_spiffe_id, .. } => Some(endpoint_spiffe_id.to_string()),
-        EndpointProfile::HttpsWeb { .. } => None,
+        RemoteProfile::HttpsSpiffe { endpoint_spiffe_id, .. } => Some(endpoint_spiffe_id.to_string()),
+        RemoteProfile::HttpsWeb { .. } => None,
     });
     let small = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
     let at = |time: Option<std::time::SystemTime>| time.map_or(0, |time| seconds(unix_seconds(time)));

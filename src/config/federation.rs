@@ -15,12 +15,12 @@ pub struct FederationSettings {
     /// Where it is served.
     pub url: EndpointUrl,
     /// How the server proves itself.
-    pub profile: EndpointProfile,
+    pub profile: RemoteProfile,
 }
 
 /// How a bundle endpoint proves that it is the right one.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub enum EndpointProfile {
+pub enum RemoteProfile {
     /// A certificate of the Web PKI for the host of the URL.
     HttpsWeb {
         /// PEM certificates to believe instead of the system's.
@@ -36,7 +36,7 @@ pub enum EndpointProfile {
     },
 }
 
-impl EndpointProfile {
+impl RemoteProfile {
     /// The word of the configuration file.
     pub fn name(&self) -> &'static str {
         match self {
@@ -178,7 +178,7 @@ impl RawFederation {
                 refuse(&bootstrap.place, message);
             }
             let bootstrap_bundle = self.bootstrap_bundle.map(|found| found.value);
-            EndpointProfile::HttpsSpiffe { endpoint_spiffe_id: id.value, bootstrap_bundle }
+            RemoteProfile::HttpsSpiffe { endpoint_spiffe_id: id.value, bootstrap_bundle }
         } else {
             let places = [
                 self.endpoint_spiffe_id.map(|found| found.place),
@@ -187,7 +187,7 @@ impl RawFederation {
             for place in places.iter().flatten() {
                 refuse(place, "belongs to the profile \"https_spiffe\": remove it");
             }
-            EndpointProfile::HttpsWeb { ca_file: self.ca_file.map(|found| found.value) }
+            RemoteProfile::HttpsWeb { ca_file: self.ca_file.map(|found| found.value) }
         };
         Some(FederationSettings { trust_domain: self.trust_domain?.value, url: self.url?.value, profile })
     }
@@ -230,8 +230,8 @@ impl fmt::Display for FederationSettings {
         )?;
         writeln!(f, "profile = \"{}\"", profile.name())?;
         let (name, path) = match profile {
-            EndpointProfile::HttpsWeb { ca_file } => ("ca_file", ca_file),
-            EndpointProfile::HttpsSpiffe { endpoint_spiffe_id, bootstrap_bundle } => {
+            RemoteProfile::HttpsWeb { ca_file } => ("ca_file", ca_file),
+            RemoteProfile::HttpsSpiffe { endpoint_spiffe_id, bootstrap_bundle } => {
                 writeln!(f, "endpoint_spiffe_id = \"{endpoint_spiffe_id}\"")?;
                 ("bootstrap_bundle", bootstrap_bundle)
             }

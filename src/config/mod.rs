@@ -10,7 +10,7 @@ mod show;
 
 use std::path::Path;
 
-pub use self::federation::{EndpointProfile, EndpointUrl, FederationSettings, UrlError};
+pub use self::federation::{EndpointUrl, FederationSettings, RemoteProfile, UrlError};
 pub use self::raw::RawConfig;
 pub use self::resolve::{DEV_TRUST_DOMAIN, MAX_AUDIENCES};
 pub use self::settings::{

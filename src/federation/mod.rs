@@ -22,7 +22,7 @@ pub use self::tls::TlsError;
 use self::table::{Change, Table, Turn};
 use crate::audit::{self, Event};
 use crate::clock::Clock;
-use crate::config::{EndpointProfile, FederationSettings};
+use crate::config::{FederationSettings, RemoteProfile};
 use crate::drain::Watch;
 use crate::files::{self, TrustRules};
 use crate::id::TrustDomain;
@@ -290,8 +290,8 @@ impl Shared {
 
     fn tls(&self, settings: &FederationSettings) -> Result<rustls::ClientConfig, FetchError> {
         match &settings.profile {
-            EndpointProfile::HttpsWeb { ca_file } => Ok(tls::web(ca_file.as_deref())?),
-            EndpointProfile::HttpsSpiffe { endpoint_spiffe_id, bootstrap_bundle } => {
+            RemoteProfile::HttpsWeb { ca_file } => Ok(tls::web(ca_file.as_deref())?),
+            RemoteProfile::HttpsSpiffe { endpoint_spiffe_id, bootstrap_bundle } => {
                 let authorities =
                     self.authorities(endpoint_spiffe_id.trust_domain(), bootstrap_bundle.as_deref())?;
                 Ok(tls::spiffe(endpoint_spiffe_id.clone(), authorities)?)
@@ -358,8 +358,8 @@ impl Shared {
     fn note(&self, domain: &TrustDomain, turn: &Turn, outcome: &Result<(Option<u64>, Change), FetchError>) {
         let FederationSettings { url, profile, .. } = turn.settings.as_ref();
         let peer = match profile {
-            EndpointProfile::HttpsWeb { .. } => url.host().to_owned(),
-            EndpointProfile::HttpsSpiffe { endpoint_spiffe_id, .. } => endpoint_spiffe_id.to_string(),
+            RemoteProfile::HttpsWeb { .. } => url.host().to_owned(),
+            RemoteProfile::HttpsSpiffe { endpoint_spiffe_id, .. } => endpoint_spiffe_id.to_string(),
         };
         let change = outcome.as_ref().map(|(_, change)| *change).unwrap_or_default();
         if change.went_back {

@@ -282,7 +282,7 @@ mod tests {
     use std::time::UNIX_EPOCH;
 
     use super::*;
-    use crate::config::{EndpointProfile, EndpointUrl};
+    use crate::config::{EndpointUrl, RemoteProfile};
 
     fn domain() -> TrustDomain {
         "other.test".parse().unwrap()
@@ -292,7 +292,7 @@ mod tests {
         FederationSettings {
             trust_domain: domain(),
             url: EndpointUrl::parse("https://other.test/").unwrap(),
-            profile: EndpointProfile::HttpsWeb { ca_file: None },
+            profile: RemoteProfile::HttpsWeb { ca_file: None },
         }
     }
 

@@ -5,6 +5,8 @@ mod demo;
 #[cfg(test)]
 mod entries;
 #[cfg(test)]
+mod federation;
+#[cfg(test)]
 mod interop_spiffe;
 #[cfg(test)]
 mod lifecycle;
