@@ -2,6 +2,8 @@
 //! of federated trust domains. A change makes a new value with the next generation number; the bytes of what
 //! did not change are shared.
 
+pub mod sequence;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
