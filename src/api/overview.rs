@@ -6,7 +6,7 @@ use mayfly_attestors::{ExecMode, Host};
 use mayfly_proto::admin as proto;
 
 use super::facts;
-use crate::authority::AuthoritySet;
+use crate::authority::Authorities;
 use crate::clock::{Clock, unix_seconds};
 use crate::config::Config;
 use crate::ready::Readiness;
@@ -21,7 +21,7 @@ pub struct Sources {
     /// How exec is seen.
     pub exec_mode: ExecMode,
     /// Signing keys.
-    pub authorities: Arc<AuthoritySet>,
+    pub authorities: Authorities,
     /// What holds readiness back.
     pub readiness: Readiness,
     /// Who is served.
@@ -72,7 +72,8 @@ impl Sources {
     }
 
     fn authorities(&self) -> Vec<proto::Authority> {
-        let (x509, jwt) = (self.authorities.active_x509(), self.authorities.active_jwt());
+        let current = self.authorities.current();
+        let (x509, jwt) = (current.active_x509(), current.active_jwt());
         let now = self.clock.wall();
         let state = |until| if until > now { "active" } else { "expired" };
         vec![

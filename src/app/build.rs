@@ -17,6 +17,7 @@ use crate::api::listener::{Access, Bound};
 use crate::api::overview::Sources;
 use crate::api::wire::budget::Rate;
 use crate::audit::{self, Event};
+use crate::authority::Authorities;
 use crate::clock::{Clock, SystemClock, unix_seconds};
 use crate::config::{Config, Storage};
 use crate::ledger::{Kind, Row};
@@ -33,7 +34,7 @@ pub(super) struct Agent {
     pub(super) readiness: Readiness,
     pub(super) audit: audit::Log,
     pub(super) workloads: Workloads,
-    pub(super) authorities: Arc<crate::authority::AuthoritySet>,
+    pub(super) authorities: Authorities,
     pub(super) rows: Vec<Row>,
     pub(super) entries: Entries,
     /// Must live as long as the agent serves: dropping it ends the watch.
@@ -75,9 +76,18 @@ impl Agent {
         let admin = Bound::bind(&config.sockets.admin, Access::Admin, host.features())?;
         note_authorities(&audit, &stored);
         let rows = stored.rows.clone();
-        let authorities = Arc::clone(&stored.authorities);
-        let workloads =
-            start_workloads(&config, &host, &clock, &readiness, &audit, stored, in_force, &runtimes.issuing)?;
+        let authorities = Authorities::new(stored.authorities.clone());
+        let workloads = start_workloads(
+            &config,
+            &host,
+            &clock,
+            &readiness,
+            &audit,
+            stored,
+            &authorities,
+            in_force,
+            &runtimes.issuing,
+        )?;
         let told = workloads.clone();
         let exec_watch = ExecWatch::start(&host, Box::new(move |notice| told.on_exec(&notice)));
         if let ExecMode::Unavailable { why } = exec_watch.mode() {
@@ -116,7 +126,7 @@ impl Agent {
             config: self.config.clone(),
             host: Arc::clone(&self.host),
             exec_mode: self.exec_watch.mode().clone(),
-            authorities: Arc::clone(&self.authorities),
+            authorities: self.authorities.clone(),
             readiness: self.readiness.clone(),
             workloads: self.workloads.clone(),
             clock: Arc::clone(&self.clock),
@@ -173,6 +183,7 @@ fn start_workloads(
     readiness: &Readiness,
     audit: &audit::Log,
     stored: Stored,
+    authorities: &Authorities,
     entries: watch::Receiver<Arc<crate::registration::EntrySet>>,
     issuing: &Runtime,
 ) -> Result<Workloads, StartError> {
@@ -180,7 +191,7 @@ fn start_workloads(
     let parts = Parts {
         host: Arc::clone(host),
         attestors: AttestorSet::new(Arc::clone(host), attest_settings(config), measurer(config)),
-        authorities: stored.authorities,
+        authorities: authorities.clone(),
         ledger: stored.ledger,
         audit: audit.clone(),
         entries,

@@ -103,14 +103,10 @@ impl Agent {
         tasks.spawn(self.workloads.clone().follow_entries(watch.clone()));
         tasks.spawn(health::follow(public_health, self.readiness.clone(), watch.clone()));
         tasks.spawn(health::follow(admin_health, self.readiness.clone(), watch.clone()));
-        tasks.spawn(super::checkpoint::follow(
-            self.audit.clone(),
-            Arc::clone(&self.authorities),
-            watch.clone(),
-        ));
+        tasks.spawn(super::checkpoint::follow(self.audit.clone(), self.authorities.clone(), watch.clone()));
         tasks.spawn(super::concerns::watch_validity(
             self.readiness.clone(),
-            Arc::clone(&self.authorities),
+            self.authorities.clone(),
             Arc::clone(&self.clock),
             watch.clone(),
         ));

@@ -15,7 +15,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use super::JwtAuthority;
+use super::JwsAuthority;
 use crate::id::TrustDomain;
 
 /// The nine algorithms a JWT-SVID may use (JWT-SVID §2.1).
@@ -179,8 +179,8 @@ pub struct JwtBundle {
 
 impl JwtBundle {
     /// The bundle of our own authorities.
-    pub fn of<'a>(authorities: impl IntoIterator<Item = &'a JwtAuthority>) -> Self {
-        Self::from_jwks(authorities.into_iter().map(JwtAuthority::jwk).collect())
+    pub fn of<'a>(authorities: impl IntoIterator<Item = &'a JwsAuthority>) -> Self {
+        Self::from_jwks(authorities.into_iter().map(JwsAuthority::jwk).collect())
     }
 
     /// Reads a JWK Set or SPIFFE bundle document. Keys that are not usable for JWT-SVIDs are skipped; a `kid`

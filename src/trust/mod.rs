@@ -145,6 +145,7 @@ mod tests {
             trust_domain: "example.org".parse().unwrap(),
             x509_key: KeyType::EcP256,
             jwt_key: KeyType::EcP256,
+            wit_key: None,
             ttl: Duration::from_secs(3_600),
         };
         let now = from_unix_seconds(1_800_000_000);

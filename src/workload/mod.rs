@@ -41,7 +41,7 @@ pub use self::subscribe::{Attendance, Subscription};
 use self::revoker::RevokeJob;
 use self::state::State;
 use crate::audit;
-use crate::authority::AuthoritySet;
+use crate::authority::Authorities;
 use crate::clock::Clock;
 use crate::id::TrustDomain;
 use crate::ledger::{Ledger, LedgerError};
@@ -121,7 +121,7 @@ pub struct Parts {
     /// Turns a process into selectors.
     pub attestors: AttestorSet,
     /// Signs.
-    pub authorities: Arc<AuthoritySet>,
+    pub authorities: Authorities,
     /// Leases, durable.
     pub ledger: Ledger,
     /// What happened, durable.

@@ -14,7 +14,7 @@ use mayfly_attestors::ProcessKey;
 use serde::Serialize;
 
 use super::{IssueError, not_after};
-use crate::authority::{AuthorityError, BACKDATE, JwtAuthority};
+use crate::authority::{AuthorityError, BACKDATE, JwsAuthority, JwsUse};
 use crate::clock::{from_unix_seconds, unix_seconds};
 use crate::id::{EntryId, LeaseId, SpiffeId};
 use crate::ledger::{self, Committed, Row};
@@ -32,13 +32,13 @@ pub use self::validate::{
 /// [`IssueError`]; the permit is spent either way.
 pub fn mint(
     permit: Permit,
-    authority: &JwtAuthority,
+    authority: &JwsAuthority,
     lease: LeaseId,
     issuer: &str,
     now: SystemTime,
 ) -> Result<MintedJwt, IssueError> {
     let grant = permit.spend();
-    if grant.kind != policy::Kind::Jwt {
+    if grant.kind != policy::Kind::Jwt || authority.usage() != JwsUse::JwtSvid {
         return Err(IssueError::WrongKind);
     }
     let id = &grant.spiffe_id;
