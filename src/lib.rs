@@ -29,4 +29,5 @@ pub mod revocation;
 pub mod secret;
 pub mod telemetry;
 pub mod trust;
+pub mod web;
 pub mod workload;

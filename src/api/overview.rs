@@ -32,6 +32,17 @@ pub struct Sources {
     pub started_at: u64,
     /// Why the last reload of entries was refused; empty when it was not.
     pub reload_error: Arc<arc_swap::ArcSwap<String>>,
+    /// Where HTTP is served.
+    pub listeners: Vec<Listener>,
+}
+
+/// One HTTP listener.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Listener {
+    /// Its key in the configuration.
+    pub name: String,
+    /// A path, or address and port.
+    pub address: String,
 }
 
 impl std::fmt::Debug for Sources {
@@ -68,6 +79,7 @@ impl Sources {
             open_descriptors: facts::own_descriptors(),
             revocation_strengths: self.strengths(),
             last_reload_error: self.reload_error.load().to_string(),
+            listeners: self.listeners.iter().map(listener).collect(),
         }
     }
 
@@ -121,6 +133,10 @@ impl Sources {
             row("everyone else", format!("residual lifetime: at most {x509} s (X.509), {jwt} s (JWT)")),
         ]
     }
+}
+
+fn listener(listener: &Listener) -> proto::Listener {
+    proto::Listener { name: listener.name.clone(), address: listener.address.clone() }
 }
 
 fn published(crl: &PublishedCrl) -> proto::Crl {

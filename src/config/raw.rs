@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::settings::{JwtKeyType, X509KeyType};
+use super::web::RawWeb;
 use crate::diag::{Found, Problems, Table, read_toml};
 use crate::id::TrustDomain;
 use crate::telemetry::{LogFormat, LogLevel};
@@ -25,6 +26,7 @@ pub struct RawConfig {
     pub(super) limits: RawLimits,
     pub(super) log: RawLog,
     pub(super) shutdown_grace: Option<Found<Duration>>,
+    pub(super) web: RawWeb,
 }
 
 #[derive(Debug)]
@@ -119,6 +121,7 @@ impl RawConfig {
                 level: t.choice("level", &LogLevel::WORDS),
             }),
             shutdown_grace: table.section("shutdown", |t| t.duration("grace")),
+            web: RawWeb::read(table),
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::web::{BundleEndpointSettings, BundleSettings, HttpSettings};
 use crate::id::TrustDomain;
 use crate::telemetry::LogConfig;
 
@@ -35,6 +36,14 @@ pub struct Config {
     pub log: LogConfig,
     /// `[shutdown]`
     pub shutdown: ShutdownSettings,
+    /// `[http]`
+    pub http: HttpSettings,
+    /// `[bundle_endpoint]`
+    pub bundle_endpoint: Option<BundleEndpointSettings>,
+    /// `[bundle]`
+    pub bundle: BundleSettings,
+    /// `[status_list] uri`: below it verifiers find the lists that tokens name; `None` = tokens name none.
+    pub status_list_uri: Option<String>,
 }
 
 /// Where keys, the ledger and published CRLs live.

@@ -6,6 +6,7 @@ mod bundle;
 mod document;
 mod jwk;
 pub mod map;
+pub mod oidc;
 pub mod sequence;
 
 use std::collections::BTreeMap;
@@ -96,6 +97,11 @@ impl TrustSnapshot {
     /// One complete CRL for each authority that has signed one, DER.
     pub fn crls(&self) -> &[Bytes] {
         &self.crl_list
+    }
+
+    /// The CRL of that authority, DER.
+    pub fn crl(&self, key_id: &KeyId) -> Option<&Bytes> {
+        self.crls.get(key_id)
     }
 
     /// X.509 bundles of other trust domains, in the form of [`Self::x509_bundle`]. Never holds our own.

@@ -16,6 +16,7 @@ mod exits;
 mod issue;
 mod jwt;
 mod operator;
+mod own;
 mod reload;
 mod restore;
 mod revoker;

@@ -5,6 +5,8 @@ mod demo;
 #[cfg(test)]
 mod entries;
 #[cfg(test)]
+mod http;
+#[cfg(test)]
 mod interop_spiffe;
 #[cfg(test)]
 mod lifecycle;
