@@ -88,7 +88,7 @@ impl Agent {
     /// Everybody who died while the agent was down is refused before the first connection is accepted.
     async fn start(mut self, watch: Watch) -> Result<Running, StartError> {
         let rate = Arc::new(RateLimit::new(self.rate_limits()));
-        let gate = Gate::new(self.workloads.clone(), rate, Arc::clone(&self.clock));
+        let gate = Gate::new(self.workloads.clone(), Arc::clone(&rate), Arc::clone(&self.clock));
         let web = super::web::bind(&super::web::WebParts {
             config: &self.config,
             workloads: &self.workloads,
@@ -96,6 +96,7 @@ impl Agent {
             clock: &self.clock,
             readiness: &self.readiness,
             watch: &watch,
+            attestations: &rate,
         })?;
         let sources = self.sources(web.listeners.clone());
         let status: crate::api::admin::StatusSource = Arc::new(move || sources.status());

@@ -48,6 +48,7 @@ pub(super) struct WebParts<'a> {
     pub(super) clock: &'a Arc<dyn Clock>,
     pub(super) readiness: &'a Readiness,
     pub(super) watch: &'a Watch,
+    pub(super) attestations: &'a crate::api::limits::Admission,
 }
 
 /// A task of the agent.
@@ -75,6 +76,7 @@ pub(super) fn bind(parts: &WebParts<'_>) -> Result<Web, StartError> {
         readiness: parts.readiness.clone(),
         bundle: BundleSource::new(keeper, refresh_hint, parts.readiness.clone()),
         issuer: parts.config.jwt.issuer.clone(),
+        attestations: parts.attestations.clone(),
     });
     let mut web = Web { site, servers: Vec::new(), tasks: Vec::new(), listeners: Vec::new() };
     web.listen(parts)?;

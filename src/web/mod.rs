@@ -10,12 +10,15 @@ mod caller;
 mod conditional;
 mod crl;
 mod der;
+mod form;
 mod health;
+mod named;
 mod oidc;
 mod serve;
 mod site;
 mod tcp;
 pub mod tls;
+mod tokens;
 mod unix;
 
 pub use self::bundle::BundleSource;

@@ -7,12 +7,14 @@ use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, Response, StatusCode, Uri};
 use axum::response::IntoResponse as _;
-use axum::routing::get;
+use axum::routing::{get, post};
 
 use super::bundle::BundleSource;
 use super::crl::Crls;
 use super::oidc::Discovery;
-use super::{crl, health};
+use super::{crl, health, tokens};
+use crate::api::limits::{Admission as RateLimit, AdmissionLimits};
+use crate::api::wire::budget::Rate;
 use crate::clock::Clock;
 use crate::ready::Readiness;
 use crate::trust::TrustSnapshot;
@@ -30,6 +32,8 @@ pub struct SiteParts {
     pub bundle: BundleSource,
     /// `iss` of our tokens.
     pub issuer: String,
+    /// Attestations of each user; shared with the gRPC sockets.
+    pub attestations: RateLimit,
 }
 
 impl std::fmt::Debug for SiteParts {
@@ -47,13 +51,17 @@ pub(super) struct Inner {
     pub(super) parts: SiteParts,
     pub(super) crls: Crls,
     pub(super) discovery: Option<Discovery>,
+    /// Requests of each user or identity.
+    pub(super) requests: RateLimit,
 }
 
 impl Site {
     /// Nothing is read or written yet.
     pub fn new(parts: SiteParts) -> Self {
         let discovery = Discovery::of_issuer(&parts.issuer);
-        Self(Arc::new(Inner { parts, crls: Crls::default(), discovery }))
+        let rate = Rate { per_second: 2_000, burst: 4_000 };
+        let requests = RateLimit::new(AdmissionLimits { rate, in_flight: 64, ..AdmissionLimits::default() });
+        Self(Arc::new(Inner { parts, crls: Crls::default(), discovery, requests }))
     }
 
     /// What anybody may read: bundle, discovery, CRLs. Nothing in it is secret and nothing changes anything.
@@ -70,7 +78,11 @@ impl Site {
 
     /// [`Self::public`], with what only callers with a name are told.
     pub fn named(&self) -> Router {
-        self.public()
+        let tokens = Router::new()
+            .route("/introspect", post(tokens::introspect))
+            .route("/revoke", post(tokens::revoke))
+            .with_state(Arc::clone(&self.0));
+        self.public().merge(tokens)
     }
 
     /// [`Self::public`], with the bundle at `/` as well: other trust domains are given a URL without a path.

@@ -13,6 +13,7 @@
 mod admit;
 mod denied;
 mod exits;
+mod give_back;
 mod issue;
 mod jwt;
 mod operator;
@@ -33,6 +34,7 @@ use tokio::sync::watch;
 
 pub use self::admit::Admission;
 pub use self::denied::Denied;
+pub use self::give_back::{Claim, GivenBack};
 pub use self::operator::{Explained, LeaseFilter, Revoked, Target};
 pub use self::restore::Restored;
 pub use self::revoker::{PublishedCrl, RevokerSettings};
