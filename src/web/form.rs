@@ -69,7 +69,10 @@ mod tests {
     #[test]
     fn one_token_and_nothing_twice() {
         assert_eq!(read(FORM, b"token=a.b.c").as_deref(), Ok("a.b.c"));
-        assert_eq!(read("Application/X-WWW-Form-Urlencoded; charset=UTF-8", b"x=1&token=%61").as_deref(), Ok("a"));
+        assert_eq!(
+            read("Application/X-WWW-Form-Urlencoded; charset=UTF-8", b"x=1&token=%61").as_deref(),
+            Ok("a")
+        );
         assert_eq!(read(FORM, b"token_type_hint=refresh_token&token=a").as_deref(), Ok("a"));
         for (kind, body, wrong) in [
             (FORM, "token=a&token=b", BadForm::Twice),

@@ -36,7 +36,10 @@ impl Inner {
     pub(super) async fn recognise(&self, caller: &Caller, headers: &HeaderMap) -> Result<Named, Unnamed> {
         // No token opens this door, whatever its kind: a stolen one must not ask about others.
         if headers.contains_key(AUTHORIZATION) {
-            return Err(self.stranger(caller, "credentials in the request are not taken: the connection says who calls"));
+            return Err(self.stranger(
+                caller,
+                "credentials in the request are not taken: the connection says who calls",
+            ));
         }
         match caller {
             Caller::Nobody => Err(self.stranger(caller, "the connection has no name")),
@@ -107,4 +110,3 @@ fn by_name(spiffe_id: &SpiffeId) -> u32 {
     let [.., a, b, c, d] = hasher.finish().to_be_bytes();
     u32::from_be_bytes([a, b, c, d]) | 1 << 31
 }
-

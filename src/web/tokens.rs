@@ -87,11 +87,17 @@ async fn asked(
     let named = site.recognise(caller, headers).await.map_err(refused)?;
     let body: Bytes = axum::body::to_bytes(body, MAX_BODY_BYTES).await.map_err(|_too_long| {
         let description = "the form is too long";
-        json_answer(StatusCode::PAYLOAD_TOO_LARGE, &json!({ "error": "invalid_request", "error_description": description }))
+        json_answer(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            &json!({ "error": "invalid_request", "error_description": description }),
+        )
     })?;
     let token = form::token(headers, &body).map_err(|wrong| {
         let description = wrong.to_string();
-        json_answer(StatusCode::BAD_REQUEST, &json!({ "error": "invalid_request", "error_description": description }))
+        json_answer(
+            StatusCode::BAD_REQUEST,
+            &json!({ "error": "invalid_request", "error_description": description }),
+        )
     })?;
     Ok((named, token))
 }

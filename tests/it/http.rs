@@ -295,3 +295,133 @@ fn tdb04_the_sequence_stands_still_through_a_restart() {
     assert_eq!(after["keys"], first["keys"]);
     assert!(after["spiffe_sequence"].as_u64() > first["spiffe_sequence"].as_u64());
 }
+
+/// Certificate and key of a holder, as curl takes them.
+fn credentials(agent: &Agent, name: &str, svid: &mayfly_harness::Svid) -> [String; 2] {
+    let write = |what: &str, label: &str, der: &[u8]| {
+        let path = agent.dir().join(format!("{name}.{what}"));
+        std::fs::write(&path, mayfly_harness::pki::pem(label, der)).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    [write("pem", "CERTIFICATE", &svid.leaf.der), write("key", "PRIVATE KEY", &svid.key)]
+}
+
+#[test]
+fn callers_by_mtls_ask_and_give_back_and_strangers_do_not() {
+    let settings = "[http]\ntcp = \"127.0.0.1:0\"\nmtls = \"127.0.0.1:0\"\n";
+    let agent = Plan::with_entries(&[own_entry("/web")]).settings(settings).start();
+    let mut caller = client(&agent);
+    let [certificate, key] = credentials(&agent, "caller", &caller.x509().svids[0]);
+    let mut other = client(&agent);
+    let tokens: Vec<String> = (0..2).map(|_| other.jwt("peer").unwrap().remove(0).text).collect();
+    let base = format!("https://{}", address(&agent, "http.mtls"));
+    until("the listener has its SVID", || {
+        curl(&["-k", "--cert", &certificate, "--key", &key, &format!("{base}/health")])
+            .status
+            .success()
+            .then_some(())
+    });
+    let post = |path: &str, token: &str, more: &[&str]| {
+        let (url, form) = (format!("{base}{path}"), format!("token={token}"));
+        let mut arguments =
+            vec!["-k", "--cert", certificate.as_str(), "--key", key.as_str(), "--data", form.as_str()];
+        arguments.extend(more);
+        arguments.push(&url);
+        curl(&arguments)
+    };
+    let answer = Answer::read(&post("/introspect", &tokens[0], &[]));
+    assert_eq!((answer.status, answer.header("cache-control")), (200, "no-store"));
+    let said = answer.json();
+    for (name, value) in [("active", true.into()), ("sub", Value::from("spiffe://example.org/web"))] {
+        assert_eq!(said[name], value, "{said}");
+    }
+    assert_eq!((&said["client_id"], &said["aud"]), (&said["sub"], &serde_json::json!(["peer"])));
+    let mut names: Vec<_> = said.as_object().unwrap().keys().cloned().collect();
+    names.sort();
+    assert_eq!(names, ["active", "aud", "client_id", "exp", "iat", "iss", "jti", "sub", "token_type"]);
+    // Tokens in headers open nothing, forms have to be forms.
+    let bearer = format!("Authorization: Bearer {}", tokens[0]);
+    let refused = Answer::read(&post("/introspect", &tokens[0], &["-H", &bearer]));
+    assert_eq!((refused.status, refused.header("www-authenticate")), (401, "X509-SVID realm=\"mayfly\""));
+    assert_eq!(Answer::read(&post("/introspect", &format!("a&token={}", tokens[0]), &[])).status, 400);
+    assert_eq!(Answer::read(&post("/introspect", &"x".repeat(70_000), &[])).status, 413);
+    assert_eq!(
+        Answer::read(&curl(&["-k", "--cert", &certificate, "--key", &key, &format!("{base}/introspect")]))
+            .status,
+        405
+    );
+    let inactive = |token: &str| Answer::read(&post("/introspect", token, &[])).body == b"{\"active\":false}";
+    assert!(inactive("rubbish") && inactive(&tokens[0][..tokens[0].len() - 4]));
+    // Given back by one who has the same identity; the other token stands.
+    assert_eq!(Answer::read(&post("/revoke", &tokens[0], &[])).status, 200);
+    assert!(inactive(&tokens[0]) && !inactive(&tokens[1]));
+    assert!(other.validate("peer", &tokens[0]).is_err());
+    assert_eq!(Answer::read(&post("/revoke", &tokens[0], &[])).status, 200, "again");
+    assert_eq!(Answer::read(&post("/revoke", "rubbish", &[])).status, 200);
+    let audit = std::fs::read_to_string(agent.audit_path()).unwrap();
+    assert!(audit.contains("\"returned\"") && audit.contains("\"holder\""), "{audit}");
+    // The process is gone, and in that instant its token.
+    other.kill();
+    eventually("the token of a dead process is inactive", || inactive(&tokens[1]));
+    // Nobody without an SVID of ours gets in, and nobody whose SVID was taken back.
+    assert!(!curl(&["-k", &format!("{base}/health")]).status.success());
+    let (foreign, foreign_key) = web_certificate(agent.dir(), "foreign", "URI:spiffe://example.org/web");
+    let foreign = [foreign.to_str().unwrap(), "--key", foreign_key.to_str().unwrap()];
+    assert!(
+        !curl(&["-k", "--cert", foreign[0], foreign[1], foreign[2], &format!("{base}/health")])
+            .status
+            .success()
+    );
+    let plain = format!("http://{}/introspect", address(&agent, "http.tcp"));
+    assert_eq!(Answer::read(&curl(&["--data", "token=x", &plain])).status, 401);
+    caller.kill();
+    eventually("a revoked SVID opens nothing", || !post("/introspect", "x", &[]).status.success());
+}
+
+#[test]
+fn a_connection_outlives_no_svid_that_was_revoked() {
+    let agent = Plan::with_entries(&[own_entry("/web")]).settings("[http]\nmtls = \"127.0.0.1:0\"\n").start();
+    let mut caller = client(&agent);
+    let [certificate, key] = credentials(&agent, "caller", &caller.x509().svids[0]);
+    let address = address(&agent, "http.mtls");
+    let connected = || {
+        let arguments = ["s_client", "-quiet", "-connect", &address, "-cert", &certificate, "-key", &key];
+        let mut command = Command::new("openssl");
+        command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        command.spawn().expect("openssl")
+    };
+    let ask = |client: &mut std::process::Child| -> String {
+        use std::io::{BufRead as _, BufReader, Write as _};
+        let request = "POST /introspect HTTP/1.1\r\nHost: x\r\nContent-Length: 7\r\n\
+                       Content-Type: application/x-www-form-urlencoded\r\n\r\ntoken=x";
+        client.stdin.as_mut().unwrap().write_all(request.as_bytes()).ok();
+        let mut line = String::new();
+        BufReader::with_capacity(16, client.stdout.as_mut().unwrap()).read_line(&mut line).ok();
+        line
+    };
+    let mut client = connected();
+    until("the listener has its SVID", || {
+        let answered = ask(&mut client).contains("200");
+        if !answered {
+            client.kill().ok();
+            client.wait().ok();
+            client = connected();
+        }
+        answered.then_some(())
+    });
+    client.kill().unwrap();
+    client.wait().unwrap();
+    let mut client = connected();
+    assert!(ask(&mut client).contains("200"));
+    caller.kill();
+    eventually("the lease is revoked", || agent.admin().status().revoked_leases > 0);
+    // The rest of the first answer is still in the pipe: read on to the next status line.
+    use std::io::{BufRead as _, BufReader, Write as _};
+    let request = "POST /introspect HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n";
+    client.stdin.as_mut().unwrap().write_all(request.as_bytes()).unwrap();
+    let lines = BufReader::new(client.stdout.as_mut().unwrap()).lines().map_while(Result::ok);
+    let status = lines.filter_map(|line| line.split_once("HTTP/1.1 ").map(|(_, s)| s.to_owned())).next();
+    assert_eq!(status.as_deref(), Some("401 Unauthorized"));
+    client.kill().unwrap();
+    client.wait().unwrap();
+}
