@@ -31,4 +31,5 @@ pub mod secret;
 pub mod telemetry;
 pub mod trust;
 pub mod verify;
+pub mod web;
 pub mod workload;

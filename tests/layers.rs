@@ -12,6 +12,8 @@ const LAYERS: &[&[&str]] = &[
     &["audit", "issue", "revocation", "trust"],
     &["federation", "workload"],
     &["api"],
+    // Above `api`, not beside it: the Unix listener and its pinned peers are those of the gRPC sockets.
+    &["web"],
     &["app"],
     &["cli"],
     &["main"],

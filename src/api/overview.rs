@@ -37,6 +37,17 @@ pub struct Sources {
     pub federation: Federation,
     /// Why the last reload of entries was refused; empty when it was not.
     pub reload_error: Arc<arc_swap::ArcSwap<String>>,
+    /// Where HTTP is served.
+    pub listeners: Vec<Listener>,
+}
+
+/// One HTTP listener.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Listener {
+    /// Its key in the configuration.
+    pub name: String,
+    /// A path, or address and port.
+    pub address: String,
 }
 
 impl std::fmt::Debug for Sources {
@@ -74,6 +85,7 @@ impl Sources {
             revocation_strengths: self.strengths(),
             last_reload_error: self.reload_error.load().to_string(),
             federation: self.federation.rows().iter().map(super::bundles::bundle).collect(),
+            listeners: self.listeners.iter().map(listener).collect(),
         }
     }
 
@@ -153,6 +165,10 @@ impl Sources {
             row("everyone else", format!("residual lifetime: at most {x509} s (X.509), {jwt} s (JWT)")),
         ]
     }
+}
+
+fn listener(listener: &Listener) -> proto::Listener {
+    proto::Listener { name: listener.name.clone(), address: listener.address.clone() }
 }
 
 fn published(crl: &PublishedCrl) -> proto::Crl {

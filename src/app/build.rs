@@ -14,7 +14,7 @@ use super::entries::Entries;
 use super::storage::{self, Stored};
 use crate::api::limits::AdmissionLimits;
 use crate::api::listener::{Access, Bound};
-use crate::api::overview::Sources;
+use crate::api::overview::{Listener, Sources};
 use crate::api::wire::budget::Rate;
 use crate::audit::{self, Event};
 use crate::authority::Authorities;
@@ -43,6 +43,7 @@ pub(super) struct Agent {
     pub(super) exec_watch: ExecWatch,
     pub(super) public: Bound,
     pub(super) admin: Bound,
+    pub(super) http: Bound,
 }
 
 /// The runtimes, kept apart from the agent: neither may be dropped inside the other.
@@ -76,6 +77,7 @@ impl Agent {
         let audit = open_audit(&config, &host, &clock)?;
         let public = Bound::bind(&config.sockets.public, Access::Public, host.features())?;
         let admin = Bound::bind(&config.sockets.admin, Access::Admin, host.features())?;
+        let http = Bound::bind(&config.http.socket, Access::Public, host.features())?;
         note_authorities(&audit, &stored);
         let rows = stored.rows.clone();
         let authorities = Authorities::new(stored.authorities.clone());
@@ -116,6 +118,7 @@ impl Agent {
             exec_watch,
             public,
             admin,
+            http,
         })
     }
 
@@ -128,7 +131,7 @@ impl Agent {
         }
     }
 
-    pub(super) fn sources(&self) -> Sources {
+    pub(super) fn sources(&self, listeners: Vec<Listener>) -> Sources {
         Sources {
             config: self.config.clone(),
             host: Arc::clone(&self.host),
@@ -140,6 +143,7 @@ impl Agent {
             started_at: unix_seconds(self.clock.wall()),
             federation: self.federation.clone(),
             reload_error: self.entries.last_error(),
+            listeners,
         }
     }
 }

@@ -50,6 +50,13 @@ struct Answer {
     revocation_strengths: Vec<StrengthJson>,
     last_reload_error: String,
     federation: Vec<bundle::BundleJson>,
+    listeners: Vec<ListenerJson>,
+}
+
+#[derive(Serialize)]
+struct ListenerJson {
+    name: String,
+    address: String,
 }
 
 #[derive(Serialize)]
@@ -151,6 +158,11 @@ fn json(status: StatusResponse) -> Answer {
         revocation_strengths: strengths.map(|s| StrengthJson { name: s.name, bound: s.bound }).collect(),
         last_reload_error: status.last_reload_error,
         federation: status.federation.into_iter().map(bundle::json).collect(),
+        listeners: status
+            .listeners
+            .into_iter()
+            .map(|l| ListenerJson { name: l.name, address: l.address })
+            .collect(),
     }
 }
 
@@ -182,6 +194,9 @@ fn text(status: &StatusResponse) -> Vec<String> {
         let next = relative(crl.next_update, now);
         lines.push(format!("CRL        {}, {entries}, {bytes}, next at the latest {next}", crl.number));
     }
+    lines.extend(
+        status.listeners.iter().map(|l| format!("listening  {} {}", cell(&l.name), cell(&l.address))),
+    );
     let mut authorities = Table::new(["AUTHORITY", "STATE", "KEY", "ALGORITHM", "UNTIL"]);
     for a in &status.authorities {
         let until = stamp_unix(a.not_after);
@@ -255,6 +270,10 @@ mod tests {
             }],
             last_reload_error: String::new(),
             federation: Vec::new(),
+            listeners: vec![mayfly_proto::admin::Listener {
+                name: "http".into(),
+                address: "/run/mayfly/http/http.sock".into(),
+            }],
         });
         agent
     }
@@ -296,6 +315,6 @@ platform: Linux 6.18, all features";
         assert_eq!(json["crl"]["next_update"], "1970-01-01T00:00:02Z");
         assert_eq!(json["authorities"][0]["not_after"], "2100-01-01T00:00:00Z");
         let keys = json.as_object().expect("object").len();
-        assert_eq!(keys, 21, "one for each field of the status message");
+        assert_eq!(keys, 22, "one for each field of the status message");
     }
 }

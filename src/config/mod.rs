@@ -7,6 +7,7 @@ mod raw;
 mod resolve;
 mod settings;
 mod show;
+mod web;
 
 use std::path::Path;
 
@@ -17,6 +18,7 @@ pub use self::settings::{
     AttestSettings, AuditSettings, AuthoritySettings, Config, EntriesFrom, JwtKeyType, JwtSettings,
     LimitSettings, RevocationSettings, ShutdownSettings, SocketSettings, Storage, X509KeyType, X509Settings,
 };
+pub use self::web::{BundleEndpointSettings, BundleSettings, EndpointProfile, HttpSettings};
 use crate::diag::{MAX_TOML_BYTES, Problem, Problems};
 use crate::files::{TrustRules, read_trusted};
 

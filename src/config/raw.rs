@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::federation::RawFederation;
 use super::settings::{JwtKeyType, X509KeyType};
+use super::web::RawWeb;
 use crate::diag::{Found, Problems, Table, read_toml};
 use crate::id::TrustDomain;
 use crate::telemetry::{LogFormat, LogLevel};
@@ -27,6 +28,7 @@ pub struct RawConfig {
     pub(super) log: RawLog,
     pub(super) shutdown_grace: Option<Found<Duration>>,
     pub(super) federation: Vec<RawFederation>,
+    pub(super) web: RawWeb,
 }
 
 #[derive(Debug)]
@@ -122,6 +124,7 @@ impl RawConfig {
             }),
             shutdown_grace: table.section("shutdown", |t| t.duration("grace")),
             federation: table.tables("federation", RawFederation::read).unwrap_or_default(),
+            web: RawWeb::read(table),
         }
     }
 }

@@ -7,6 +7,8 @@ mod document;
 mod federated;
 mod jwk;
 pub mod map;
+pub mod oidc;
+pub mod sequence;
 mod store;
 
 use std::collections::BTreeMap;
@@ -110,6 +112,11 @@ impl TrustSnapshot {
     /// One complete CRL for each authority that has signed one, DER.
     pub fn crls(&self) -> &[Bytes] {
         &self.crl_list
+    }
+
+    /// The CRL of that authority, DER.
+    pub fn crl(&self, key_id: &KeyId) -> Option<&Bytes> {
+        self.crls.get(key_id)
     }
 }
 

@@ -13,9 +13,11 @@
 mod admit;
 mod denied;
 mod exits;
+mod give_back;
 mod issue;
 mod jwt;
 mod operator;
+mod own;
 mod reload;
 mod restore;
 mod revoker;
@@ -32,6 +34,7 @@ use tokio::sync::watch;
 
 pub use self::admit::Admission;
 pub use self::denied::Denied;
+pub use self::give_back::{Claim, GivenBack};
 pub use self::operator::{Explained, LeaseFilter, Revoked, Target};
 pub use self::restore::Restored;
 pub use self::revoker::{PublishedCrl, RevokerSettings};

@@ -46,6 +46,7 @@ pub(super) enum Initiator {
     Entries,
     Operator,
     Agent,
+    Holder,
 }
 
 /// How the revoker publishes.
@@ -396,6 +397,7 @@ impl Initiator {
             Self::Entries => "entries",
             Self::Operator => "operator",
             Self::Agent => "agent",
+            Self::Holder => "holder",
         }
     }
 }

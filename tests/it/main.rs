@@ -7,6 +7,8 @@ mod entries;
 #[cfg(test)]
 mod federation;
 #[cfg(test)]
+mod http;
+#[cfg(test)]
 mod interop_spiffe;
 #[cfg(test)]
 mod lifecycle;

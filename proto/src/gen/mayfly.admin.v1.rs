@@ -50,8 +50,11 @@ pub struct StatusResponse {
     /// Entries that did not load, and why.
     #[prost(string, tag = "20")]
     pub last_reload_error: ::prost::alloc::string::String,
-    /// Other trust domains.
+    /// Where HTTP is served.
     #[prost(message, repeated, tag = "40")]
+    pub listeners: ::prost::alloc::vec::Vec<Listener>,
+    /// Other trust domains.
+    #[prost(message, repeated, tag = "41")]
     pub federation: ::prost::alloc::vec::Vec<FederatedBundle>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -147,6 +150,15 @@ pub struct RefreshBundleRequest {
 pub struct RefreshBundleResponse {
     #[prost(message, optional, tag = "1")]
     pub bundle: ::core::option::Option<FederatedBundle>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Listener {
+    /// The key in the configuration: `http`, `http.tcp`, `http.mtls`, `bundle_endpoint`.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// A path, or address and port.
+    #[prost(string, tag = "2")]
+    pub address: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Authority {
