@@ -214,7 +214,7 @@ fn fed_23_redirects_are_checked_anew_bounded_and_forgotten() {
     for (to, why) in [
         (target.url().replace("https", "http"), "does not begin with `https://`"),
         (target.url().replace("https://", "https://user@"), "has user information"),
-        (String::new(), "does not begin with `https://`"),
+        (String::new(), "is not an absolute URL"),
         ("//127.0.0.1/".to_owned(), "does not begin with `https://`"),
     ] {
         front.answer(Answer::Redirect(302, to));

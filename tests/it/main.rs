@@ -15,4 +15,6 @@ mod lifecycle;
 #[cfg(test)]
 mod support;
 #[cfg(test)]
+mod two_domains;
+#[cfg(test)]
 mod workload_api;

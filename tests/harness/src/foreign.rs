@@ -38,6 +38,20 @@ impl Clone for Identity {
     }
 }
 
+impl Identity {
+    /// Certificate and key as PEM.
+    pub fn pem(&self) -> (String, String) {
+        (pem("CERTIFICATE", &self.chain[0]), pem("PRIVATE KEY", self.key.secret_der()))
+    }
+}
+
+fn pem(label: &str, der: &[u8]) -> String {
+    let body = STANDARD.encode(der);
+    let lines: Vec<String> =
+        body.as_bytes().chunks(64).map(|l| String::from_utf8_lossy(l).into_owned()).collect();
+    format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"))
+}
+
 impl std::fmt::Debug for Authority {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Authority").finish_non_exhaustive()
@@ -106,10 +120,7 @@ impl Authority {
 
     /// The certificate as PEM.
     pub fn pem(&self) -> String {
-        let body = STANDARD.encode(&self.certificate);
-        let lines: Vec<String> =
-            body.as_bytes().chunks(64).map(|l| String::from_utf8_lossy(l).into_owned()).collect();
-        format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
+        pem("CERTIFICATE", &self.certificate)
     }
 }
 
