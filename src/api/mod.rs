@@ -4,6 +4,7 @@ pub mod admin;
 mod admission;
 mod authorities;
 pub mod bind;
+pub mod bundles;
 mod closer;
 pub mod facts;
 pub mod guard;

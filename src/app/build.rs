@@ -14,16 +14,17 @@ use super::entries::Entries;
 use super::storage::{self, Records, Stored};
 use crate::api::limits::AdmissionLimits;
 use crate::api::listener::{Access, Bound};
-use crate::api::overview::Sources;
+use crate::api::overview::{Listener, Sources};
 use crate::api::wire::budget::Rate;
 use crate::audit::{self, Event};
 use crate::authority::{Authorities, AuthorityKind, Custody, JwsAuthority};
 use crate::clock::{Clock, SystemClock, unix_seconds};
 use crate::config::{Config, Storage};
+use crate::federation::{self, Federation};
 use crate::ledger::Row;
 use crate::policy::Engine;
 use crate::ready::Readiness;
-use crate::trust::TrustSnapshot;
+use crate::trust::{BundleStore, TrustSnapshot};
 use crate::workload::{Parts, RevokerSettings, Settings, Workloads};
 
 /// A fully wired agent: sockets are bound, nothing is served.
@@ -38,10 +39,12 @@ pub(super) struct Agent {
     pub(super) rows: Vec<Row>,
     pub(super) custody: Custody,
     pub(super) entries: Entries,
+    pub(super) federation: Federation,
     /// Must live as long as the agent serves: dropping it ends the watch.
     pub(super) exec_watch: ExecWatch,
     pub(super) public: Bound,
     pub(super) admin: Bound,
+    pub(super) http: Bound,
 }
 
 /// The runtimes, kept apart from the agent: neither may be dropped inside the other.
@@ -75,10 +78,14 @@ impl Agent {
         let audit = open_audit(&config, &host, &clock)?;
         let public = Bound::bind(&config.sockets.public, Access::Public, host.features())?;
         let admin = Bound::bind(&config.sockets.admin, Access::Admin, host.features())?;
+        let http = Bound::bind(&config.http.socket, Access::Public, host.features())?;
         note_authorities(&audit, &stored);
         let rows = stored.rows.clone();
         let authorities = Authorities::new(stored.authorities.clone());
         let (custody, stored) = stored.split();
+        let trust =
+            watch::Sender::new(Arc::new(TrustSnapshot::new(&config.trust_domain, &authorities.current())));
+        let federation = open_federation(&config, &trust, &audit, &clock);
         let workloads = start_workloads(
             &config,
             &host,
@@ -87,6 +94,7 @@ impl Agent {
             &audit,
             stored,
             &authorities,
+            trust,
             in_force,
             &runtimes.issuing,
         )?;
@@ -110,9 +118,11 @@ impl Agent {
             rows,
             custody,
             entries,
+            federation,
             exec_watch,
             public,
             admin,
+            http,
         })
     }
 
@@ -125,7 +135,7 @@ impl Agent {
         }
     }
 
-    pub(super) fn sources(&self) -> Sources {
+    pub(super) fn sources(&self, listeners: Vec<Listener>) -> Sources {
         Sources {
             config: self.config.clone(),
             host: Arc::clone(&self.host),
@@ -135,7 +145,9 @@ impl Agent {
             workloads: self.workloads.clone(),
             clock: Arc::clone(&self.clock),
             started_at: unix_seconds(self.clock.wall()),
+            federation: self.federation.clone(),
             reload_error: self.entries.last_error(),
+            listeners,
         }
     }
 }
@@ -182,6 +194,27 @@ fn note_authorities(audit: &audit::Log, stored: &Stored) {
     audit.note(x509.chain(tokens).chain(set.wit().iter().map(jws(AuthorityKind::Wit))).collect());
 }
 
+/// Before anybody is served: the first message of a stream has the bundles that were kept.
+fn open_federation(
+    config: &Config,
+    trust: &watch::Sender<Arc<TrustSnapshot>>,
+    audit: &audit::Log,
+    clock: &Arc<dyn Clock>,
+) -> Federation {
+    let store = match &config.storage {
+        Storage::Disk(dir) => Some(BundleStore::new(dir)),
+        Storage::Memory => None,
+    };
+    Federation::open(federation::Parts {
+        own: config.trust_domain.clone(),
+        relationships: config.federation.clone(),
+        store,
+        trust: trust.clone(),
+        audit: audit.clone(),
+        clock: Arc::clone(clock),
+    })
+}
+
 #[expect(clippy::too_many_arguments, reason = "called once, with everything there is")]
 fn start_workloads(
     config: &Config,
@@ -191,11 +224,10 @@ fn start_workloads(
     audit: &audit::Log,
     stored: Records,
     authorities: &Authorities,
+    trust: watch::Sender<Arc<TrustSnapshot>>,
     entries: watch::Receiver<Arc<crate::registration::EntrySet>>,
     issuing: &Runtime,
 ) -> Result<Workloads, StartError> {
-    let trust =
-        watch::Sender::new(Arc::new(TrustSnapshot::new(&config.trust_domain, &authorities.current())));
     let parts = Parts {
         host: Arc::clone(host),
         attestors: AttestorSet::new(Arc::clone(host), attest_settings(config), measurer(config)),

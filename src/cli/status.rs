@@ -3,11 +3,11 @@
 use mayfly_proto::admin::{Crl, StatusRequest, StatusResponse};
 use serde::Serialize;
 
-use super::Context;
 use super::args::OutputArgs;
 use super::client::{ClientArgs, Target, Which, answer};
 use super::failure::Failure;
 use super::render::{Table, cell, count, millis, relative, size, stamp_unix};
+use super::{Context, bundle};
 use crate::clock::{Clock, SystemClock};
 use crate::exit::Exit;
 
@@ -49,6 +49,14 @@ struct Answer {
     open_descriptors: u64,
     revocation_strengths: Vec<StrengthJson>,
     last_reload_error: String,
+    federation: Vec<bundle::BundleJson>,
+    listeners: Vec<ListenerJson>,
+}
+
+#[derive(Serialize)]
+struct ListenerJson {
+    name: String,
+    address: String,
 }
 
 #[derive(Serialize)]
@@ -149,6 +157,12 @@ fn json(status: StatusResponse) -> Answer {
         open_descriptors: status.open_descriptors,
         revocation_strengths: strengths.map(|s| StrengthJson { name: s.name, bound: s.bound }).collect(),
         last_reload_error: status.last_reload_error,
+        federation: status.federation.into_iter().map(bundle::json).collect(),
+        listeners: status
+            .listeners
+            .into_iter()
+            .map(|l| ListenerJson { name: l.name, address: l.address })
+            .collect(),
     }
 }
 
@@ -180,12 +194,18 @@ fn text(status: &StatusResponse) -> Vec<String> {
         let next = relative(crl.next_update, now);
         lines.push(format!("CRL        {}, {entries}, {bytes}, next at the latest {next}", crl.number));
     }
+    lines.extend(
+        status.listeners.iter().map(|l| format!("listening  {} {}", cell(&l.name), cell(&l.address))),
+    );
     let mut authorities = Table::new(["AUTHORITY", "STATE", "KEY", "ALGORITHM", "UNTIL"]);
     for a in &status.authorities {
         let until = stamp_unix(a.not_after);
         authorities.row([a.kind.clone(), a.state.clone(), a.key_id.clone(), a.algorithm.clone(), until]);
     }
     lines.extend(authorities.lines());
+    if !status.federation.is_empty() {
+        lines.extend(bundle::table(&status.federation).lines());
+    }
     let mut latency = Table::new(["REVOCATION", "COUNT", "P50", "P99", "MAX"]);
     for row in &status.revocation_latency {
         let shown = |micros| if row.count == 0 { "-".to_owned() } else { millis(micros) };
@@ -249,6 +269,11 @@ mod tests {
                 bound: "immediate".into(),
             }],
             last_reload_error: String::new(),
+            federation: Vec::new(),
+            listeners: vec![mayfly_proto::admin::Listener {
+                name: "http".into(),
+                address: "/run/mayfly/http/http.sock".into(),
+            }],
         });
         agent
     }
@@ -290,6 +315,6 @@ platform: Linux 6.18, all features";
         assert_eq!(json["crl"]["next_update"], "1970-01-01T00:00:02Z");
         assert_eq!(json["authorities"][0]["not_after"], "2100-01-01T00:00:00Z");
         let keys = json.as_object().expect("object").len();
-        assert_eq!(keys, 20, "one for each field of the status message");
+        assert_eq!(keys, 22, "one for each field of the status message");
     }
 }

@@ -4,7 +4,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::federation::RawFederation;
 use super::settings::{JwtKeyType, X509KeyType};
+use super::web::RawWeb;
 use crate::diag::{Found, Problems, Table, read_toml};
 use crate::id::TrustDomain;
 use crate::telemetry::{LogFormat, LogLevel};
@@ -25,6 +27,8 @@ pub struct RawConfig {
     pub(super) limits: RawLimits,
     pub(super) log: RawLog,
     pub(super) shutdown_grace: Option<Found<Duration>>,
+    pub(super) federation: Vec<RawFederation>,
+    pub(super) web: RawWeb,
 }
 
 #[derive(Debug)]
@@ -138,6 +142,8 @@ impl RawConfig {
                 level: t.choice("level", &LogLevel::WORDS),
             }),
             shutdown_grace: table.section("shutdown", |t| t.duration("grace")),
+            federation: table.tables("federation", RawFederation::read).unwrap_or_default(),
+            web: RawWeb::read(table),
         }
     }
 }

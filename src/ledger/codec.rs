@@ -351,7 +351,8 @@ mod tests {
                 "restart",
                 "issue_aborted",
                 "credentials_changed",
-                "superseded"
+                "superseded",
+                "returned"
             ]
         );
     }

@@ -87,6 +87,8 @@ pub enum Reason {
     CredentialsChanged,
     /// A newer credential took its place.
     Superseded,
+    /// Its holder gave it back.
+    Returned,
 }
 
 impl Kind {
@@ -101,7 +103,7 @@ impl Kind {
 
 impl Reason {
     /// Every reason, in the order of its code in the ledger.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Exited,
         Self::WatchLost,
         Self::ExecMismatch,
@@ -111,6 +113,7 @@ impl Reason {
         Self::IssueAborted,
         Self::CredentialsChanged,
         Self::Superseded,
+        Self::Returned,
     ];
 
     /// The stable name.
@@ -125,6 +128,7 @@ impl Reason {
             Self::IssueAborted => "issue_aborted",
             Self::CredentialsChanged => "credentials_changed",
             Self::Superseded => "superseded",
+            Self::Returned => "returned",
         }
     }
 }

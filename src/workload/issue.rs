@@ -275,7 +275,7 @@ impl Shared {
             state.add_row(row);
         }
         if let Some(member) = state.members.get_mut(&id) {
-            let has_valid = matches!(*member.view.borrow(), View::Ready(_));
+            let has_valid = matches!(member.view.borrow().view, View::Ready(_));
             member.failing = !has_valid;
         }
         let actions = state.core.fail(ticket, lease, now);

@@ -66,6 +66,7 @@ pub(super) enum Initiator {
     Entries,
     Operator,
     Agent,
+    Holder,
 }
 
 /// How the revoker publishes.
@@ -397,6 +398,7 @@ impl Initiator {
             Self::Entries => "entries",
             Self::Operator => "operator",
             Self::Agent => "agent",
+            Self::Holder => "holder",
         }
     }
 }

@@ -5,17 +5,18 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use super::state::Shown;
 use super::{Admission, Shared, State, View, Workloads};
 use crate::issue::x509::X509Svid;
 use crate::lease::WorkloadId;
-use crate::trust::TrustSnapshot;
+use crate::trust::{TrustSnapshot, TrustView};
 
 /// One open stream. While it lives the workload's SVIDs are kept fresh.
 pub struct Subscription {
     shared: Arc<Shared>,
     id: WorkloadId,
     stream: u64,
-    view: watch::Receiver<View>,
+    view: watch::Receiver<Shown>,
     trust: watch::Receiver<Arc<TrustSnapshot>>,
 }
 
@@ -36,7 +37,7 @@ impl Workloads {
                 member.failing = false;
                 member.view.subscribe()
             }
-            None => watch::Sender::new(View::Ended).subscribe(),
+            None => watch::Sender::new(View::Ended.into()).subscribe(),
         };
         let now = self.0.parts.clock.monotonic();
         let actions = state.core.listen(id, now);
@@ -55,10 +56,13 @@ impl Subscription {
     /// SVIDs and trust belong together: verifiers are told of an authority before anything it signed is shown, and
     /// it leaves after everything it signed was replaced. An answer made of an older and a newer half could hold an
     /// SVID whose authority is not in the bundle beside it.
-    pub async fn next(&mut self) -> (View, Arc<TrustSnapshot>) {
+    pub async fn next(&mut self) -> (View, TrustView) {
         loop {
             let trust = Arc::clone(&self.trust.borrow_and_update());
-            let view = self.view.borrow_and_update().clone();
+            let (view, federates_with) = {
+                let seen = self.view.borrow_and_update();
+                (seen.view.clone(), Arc::clone(&seen.federates_with))
+            };
             match view {
                 View::Pending => {}
                 View::Ready(_) if !self.shared.may_push(self.id, trust.generation()) => {}
@@ -66,7 +70,7 @@ impl Subscription {
                 // attestation that earned it something else, or nothing.
                 View::Ready(_) if self.view.has_changed().unwrap_or(true) => continue,
                 View::Ready(svids) if !self.give(&svids, &trust) => continue,
-                other => return (other, trust),
+                other => return (other, TrustView::new(trust, federates_with)),
             }
             self.changed().await;
         }
@@ -138,7 +142,7 @@ impl Drop for Subscription {
 pub struct Attendance {
     shared: Arc<Shared>,
     id: WorkloadId,
-    view: watch::Receiver<View>,
+    view: watch::Receiver<Shown>,
     trust: watch::Receiver<Arc<TrustSnapshot>>,
 }
 
@@ -155,7 +159,7 @@ impl Workloads {
         let mut state = self.0.lock();
         let view = match state.members.get(&id) {
             Some(member) => member.view.subscribe(),
-            None => watch::Sender::new(View::Ended).subscribe(),
+            None => watch::Sender::new(View::Ended.into()).subscribe(),
         };
         state.core.hold(id);
         drop(state);
@@ -164,11 +168,12 @@ impl Workloads {
 }
 
 impl Attendance {
-    /// The trust snapshot now, or `None` when the process has no identity any more.
-    pub fn now(&mut self) -> Option<Arc<TrustSnapshot>> {
+    /// What the process may know of the trust now, or `None` when it has no identity any more.
+    pub fn now(&mut self) -> Option<TrustView> {
         let trust = Arc::clone(&self.trust.borrow_and_update());
-        let ended = matches!(*self.view.borrow_and_update(), View::NoIdentity | View::Ended);
-        (!ended).then_some(trust)
+        let seen = self.view.borrow_and_update();
+        let ended = matches!(seen.view, View::NoIdentity | View::Ended);
+        (!ended).then(|| TrustView::new(trust, Arc::clone(&seen.federates_with)))
     }
 
     /// Resolves when [`Attendance::now`] may answer otherwise.

@@ -5,6 +5,10 @@ mod demo;
 #[cfg(test)]
 mod entries;
 #[cfg(test)]
+mod federation;
+#[cfg(test)]
+mod http;
+#[cfg(test)]
 mod interop_spiffe;
 #[cfg(test)]
 mod issuing;
@@ -18,5 +22,7 @@ mod rotation;
 mod rotation_client;
 #[cfg(test)]
 mod support;
+#[cfg(test)]
+mod two_domains;
 #[cfg(test)]
 mod workload_api;

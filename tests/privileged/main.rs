@@ -16,6 +16,8 @@ mod g_crash;
 #[cfg(test)]
 mod g_disk;
 #[cfg(test)]
+mod http;
+#[cfg(test)]
 mod j_input;
 #[cfg(test)]
 mod revocation;

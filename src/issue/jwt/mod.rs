@@ -1,6 +1,5 @@
 //! JWT-SVIDs: minted with the claims `sub aud exp iat iss jti` and no others, and validated strictly.
 
-mod strict;
 mod validate;
 
 #[cfg(test)]
@@ -22,7 +21,7 @@ use crate::policy::{self, Permit};
 
 pub use self::validate::{
     JwtRefusal, MAX_AUDIENCES, MAX_LIFETIME_SECONDS, MAX_TOKEN_BYTES, NBF_LEEWAY_SECONDS, ValidatedJwt,
-    validate,
+    inspect, validate,
 };
 
 /// Signs a token for the audiences of the permit. One token serves one call of one workload. `issuer` is the

@@ -5,6 +5,7 @@
 pub mod admin;
 pub mod agent;
 pub mod files;
+pub mod foreign;
 pub mod holder;
 pub mod pause;
 pub mod pki;
