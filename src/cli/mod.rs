@@ -14,6 +14,7 @@ mod demo;
 mod entry;
 mod explain;
 mod failure;
+mod federate;
 mod fetch;
 mod files;
 mod follow;
@@ -110,6 +111,8 @@ enum Client {
     /// Check entry files, or list the agent's entries (operators)
     #[command(subcommand)]
     Entry(Entry),
+    /// Print what other parties need to believe our tokens (operators)
+    Federate(federate::Args),
     /// Say how the agent is (operators)
     #[command(after_help = status::EXAMPLES)]
     Status(status::Args),
@@ -164,6 +167,7 @@ impl Client {
             Self::Lease(args) => lease::run(args, context).await,
             Self::Entry(Entry::Check(args)) => entry::check(&args, context),
             Self::Entry(Entry::List(args)) => entry::list(args, context).await,
+            Self::Federate(args) => federate::run(args, context).await,
             Self::Status(args) => status::run(args, context).await,
             Self::Healthcheck(args) => healthcheck::run(args, context).await,
             Self::Demo(args) => demo::run(args, context).await,
