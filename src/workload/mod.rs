@@ -27,6 +27,7 @@ mod restore;
 mod revoker;
 mod second_look;
 mod state;
+mod status_list;
 mod subscribe;
 mod timer;
 
@@ -44,6 +45,7 @@ pub use self::operator::{Explained, LeaseFilter, Revoked, Target};
 pub use self::restore::Restored;
 pub use self::revoker::{PublishedCrl, RevokerSettings};
 pub use self::state::View;
+pub use self::status_list::SignedList;
 pub use self::subscribe::{Attendance, Subscription};
 
 use self::revoker::Job;
@@ -58,6 +60,7 @@ use crate::policy::Engine;
 use crate::ready::Readiness;
 use crate::registration::EntrySet;
 use crate::revocation::Timings;
+use crate::revocation::status_list::StatusLists;
 use crate::trust::TrustSnapshot;
 
 /// A connection that can be closed from any thread, at once, without waiting.
@@ -117,6 +120,8 @@ pub struct Settings {
     pub jwt_ttl: Duration,
     /// `iss` of JWT-SVIDs.
     pub jwt_issuer: String,
+    /// Where verifiers find status lists; `None`: tokens name none.
+    pub status_list_uri: Option<String>,
     /// Live leases of one uid.
     pub leases_per_uid: usize,
     /// Live JWT leases of one process.
@@ -177,6 +182,8 @@ struct Shared {
     /// Refused from now on, in memory; the first thing a revocation touches.
     denied: Arc<Mutex<Denied>>,
     timings: Arc<Mutex<Timings>>,
+    /// Places of tokens in published lists.
+    status: Mutex<StatusLists>,
     /// Refusals by user, phase and reason, for the audit log.
     denials: Mutex<audit::Tally<(u32, &'static str, String)>>,
     /// Taken before the state lock, never after it.
@@ -214,6 +221,7 @@ impl Workloads {
             denied,
             timings,
             denials: Mutex::default(),
+            status: Mutex::default(),
             exec_watch: Mutex::default(),
             jobs,
             crl,
@@ -229,6 +237,11 @@ impl Workloads {
     /// Follows what verifiers need.
     pub fn trust(&self) -> watch::Receiver<Arc<TrustSnapshot>> {
         self.0.parts.trust.subscribe()
+    }
+
+    /// The `iss` of JWT-SVIDs.
+    pub fn jwt_issuer(&self) -> &str {
+        &self.0.settings.jwt_issuer
     }
 
     /// Follows the entries in force.

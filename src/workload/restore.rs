@@ -63,6 +63,7 @@ impl Workloads {
     /// at a process with, it does not return: living processes would lose what they have for our want.
     pub async fn restore(&self, rows: Vec<Row>) -> Restored {
         failpoint::hit("restore.before");
+        self.0.restore_lists(&rows);
         let mut pending = self.0.read_past(rows);
         let mut restored = Restored::default();
         loop {

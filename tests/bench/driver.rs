@@ -3,6 +3,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "measures real time")]
 
+mod http;
 mod starts;
 
 use std::io::Write as _;
@@ -57,6 +58,11 @@ fn main() -> Result<()> {
         }
         if wanted("storm") {
             all_at_once(if quick { 500 } else { room_for(10_000)? }).await?;
+        }
+        if wanted("http") {
+            http::asking(quick).await?;
+            let (processes, each) = if quick { (20, 40) } else { (250, 40) };
+            http::long_crl(processes, each, if quick { 10 } else { 50 }).await?;
         }
         if wanted("memory") {
             resident(if quick { &[1_000] } else { &[1_000, 10_000] }).await?;

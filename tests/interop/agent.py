@@ -34,13 +34,14 @@ lead = "{lead}"
 class Agent:
     """Runs `binary`; `socket_dir` is the name of the socket's directory, which clients put into `:authority`."""
 
-    def __init__(self, binary, ttl="10s", socket_dir="public", lead="15m"):
+    def __init__(self, binary, ttl="10s", socket_dir="public", lead="15m", more=""):
         self.binary = binary
         self.dir = pathlib.Path(tempfile.mkdtemp(prefix="i"))
         self.dir.chmod(0o755)
         self.public = self.dir / socket_dir / "api.sock"
         (self.dir / "entries.d").mkdir()
-        (self.dir / "agent.toml").write_text(CONFIG.format(dir=self.dir, public=self.public, ttl=ttl, lead=lead))
+        text = CONFIG.format(dir=self.dir, public=self.public, ttl=ttl, lead=lead) + more.replace("{dir}", str(self.dir))
+        (self.dir / "agent.toml").write_text(text)
         self.entries([f"/uid/{os.getuid()}"])
         self.process = None
 
