@@ -51,6 +51,15 @@ impl Admin for AdminService {
         Ok(Response::new((self.status)()))
     }
 
+    async fn jwt_key_set(
+        &self,
+        _request: Request<proto::JwtKeySetRequest>,
+    ) -> Result<Response<proto::JwtKeySetResponse>, Status> {
+        let jwks = crate::trust::oidc::key_set(&self.workloads.trust().borrow());
+        let issuer = self.workloads.jwt_issuer().to_owned();
+        Ok(Response::new(proto::JwtKeySetResponse { jwks, issuer }))
+    }
+
     async fn list_leases(
         &self,
         request: Request<proto::ListLeasesRequest>,

@@ -240,6 +240,7 @@ fn start_workloads(
         x509_ttl: config.x509.ttl,
         jwt_ttl: config.jwt.ttl,
         jwt_issuer: config.jwt.issuer.clone(),
+        status_list_uri: config.status_list_uri.clone(),
         leases_per_uid: wide(config.limits.live_leases_per_uid),
         jwt_leases_per_workload: wide(config.limits.jwt_leases_per_workload),
     };

@@ -15,6 +15,7 @@ mod demo;
 mod entry;
 mod explain;
 mod failure;
+mod federate;
 mod fetch;
 mod files;
 mod follow;
@@ -114,6 +115,8 @@ enum Client {
     /// Bundles of other trust domains (operators)
     #[command(subcommand)]
     Bundle(bundle::Bundle),
+    /// Print what other parties need to believe our tokens (operators)
+    Federate(federate::Args),
     /// Say how the agent is (operators)
     #[command(after_help = status::EXAMPLES)]
     Status(status::Args),
@@ -169,6 +172,7 @@ impl Client {
             Self::Entry(Entry::Check(args)) => entry::check(&args, context),
             Self::Entry(Entry::List(args)) => entry::list(args, context).await,
             Self::Bundle(what) => bundle::run(what, context).await,
+            Self::Federate(args) => federate::run(args, context).await,
             Self::Status(args) => status::run(args, context).await,
             Self::Healthcheck(args) => healthcheck::run(args, context).await,
             Self::Demo(args) => demo::run(args, context).await,

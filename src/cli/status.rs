@@ -290,6 +290,7 @@ entries    4
 resources  20.0 MiB resident, 40 descriptors
 exec       proc-connector
 audit      /var/lib/mayfly/audit.jsonl
+listening  http /run/mayfly/http/http.sock
 AUTHORITY  STATE   KEY  ALGORITHM  UNTIL
 x509       active  ab   ec-p256    2100-01-01T00:00:00Z
 REVOCATION         COUNT  P50       P99       MAX

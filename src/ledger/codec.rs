@@ -8,7 +8,7 @@
 use aws_lc_rs::digest::{Context, SHA256};
 use mayfly_attestors::{BootId, ProcessKey};
 
-use super::row::{Kind, Reason, Row, State};
+use super::row::{Kind, Reason, Row, State, StatusIndex};
 use super::{CrlMark, LedgerError};
 use crate::id::{EntryId, LeaseId};
 
@@ -60,12 +60,16 @@ pub(super) fn encode(row: &Row) -> Result<Vec<u8>, LedgerError> {
     if let State::Revoked { reason, .. } = row.state {
         out.byte(reason_code(reason));
     }
+    out.option(row.status.map(|status| status.list));
+    if let Some(status) = row.status {
+        out.bytes(&status.index.to_be_bytes());
+    }
     Ok(out.sealed(LEASES, &key(row.not_after, row.id)))
 }
 
 /// The row under `key`.
 pub(super) fn decode(key: &Key, value: &[u8]) -> Result<Row, DecodeError> {
-    let mut input = Reader::unseal(LEASES, key, value)?;
+    let (mut input, version) = Reader::unseal(LEASES, key, value)?;
     let kind = match input.byte()? {
         0 => Kind::X509,
         1 => Kind::Jwt,
@@ -88,11 +92,29 @@ pub(super) fn decode(key: &Key, value: &[u8]) -> Result<Row, DecodeError> {
             State::Revoked { at_millis, reason: *Reason::ALL.get(code).ok_or(DecodeError::Field)? }
         }
     };
+    let list = if version >= WITH_STATUS { input.option()? } else { None };
+    let status = match list {
+        None => None,
+        Some(list) => Some(StatusIndex { list, index: u32::from_be_bytes(input.array()?) }),
+    };
     input.end()?;
     let mut name = Reader(key);
     let not_after = name.number()?;
     let id = LeaseId::from_bytes(name.array()?);
-    Ok(Row { id, kind, issuer, spiffe_id, entry, process, uid, audience, issued_at, not_after, state })
+    Ok(Row {
+        id,
+        kind,
+        issuer,
+        spiffe_id,
+        entry,
+        process,
+        uid,
+        audience,
+        issued_at,
+        not_after,
+        state,
+        status,
+    })
 }
 
 /// The value of an issuer's CRL mark.
@@ -106,7 +128,7 @@ pub(super) fn encode_mark(issuer: &str, mark: CrlMark) -> Vec<u8> {
 
 /// The CRL mark stored for `issuer`.
 pub(super) fn decode_mark(issuer: &str, value: &[u8]) -> Result<CrlMark, DecodeError> {
-    let mut input = Reader::unseal(MARKS, issuer.as_bytes(), value)?;
+    let (mut input, _) = Reader::unseal(MARKS, issuer.as_bytes(), value)?;
     let mark = CrlMark { number: input.number()?, this_update: input.number()? };
     input.end()?;
     Ok(mark)
@@ -156,14 +178,14 @@ impl Writer {
 struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
-    fn unseal(table: &str, key: &[u8], value: &'a [u8]) -> Result<Self, DecodeError> {
+    fn unseal(table: &str, key: &[u8], value: &'a [u8]) -> Result<(Self, u8), DecodeError> {
         let (body, have) = value.split_last_chunk::<SUM>().ok_or(DecodeError::Sum)?;
         if sum(table, key, body) != *have {
             return Err(DecodeError::Sum);
         }
         let mut input = Self(body);
         match input.byte()? {
-            VERSION => Ok(input),
+            version @ 1..=VERSION => Ok((input, version)),
             other => Err(DecodeError::Version(other)),
         }
     }
@@ -237,7 +259,9 @@ fn reason_code(reason: Reason) -> u8 {
 pub(super) const LEASES: &str = "leases";
 /// Name of the table of CRL marks.
 pub(super) const MARKS: &str = "crl_marks";
-const VERSION: u8 = 1;
+/// Rows of version 1 have no place in a status list.
+const VERSION: u8 = 2;
+const WITH_STATUS: u8 = 2;
 const SUM: usize = 8;
 
 #[cfg(test)]
@@ -270,6 +294,16 @@ mod tests {
             let sealed = Writer(value).sealed(LEASES, &key);
             drop(decode(&key, &sealed));
         }
+    }
+
+    #[test]
+    fn rows_of_the_first_version_are_read() {
+        let row = Row { status: None, ..crate::ledger::testing::row(1, 2) };
+        let key = key(row.not_after, row.id);
+        let value = encode(&row).unwrap();
+        let mut first = value[..value.len() - SUM - 1].to_vec();
+        first[0] = 1;
+        assert_eq!(decode(&key, &Writer(first).sealed(LEASES, &key)), Ok(row));
     }
 
     #[test]

@@ -26,7 +26,7 @@ pub(crate) mod testing;
 pub use self::check::check_main;
 pub use self::error::{LedgerError, OpenError};
 pub use self::reset::reset;
-pub use self::row::{Kind, Reason, Row, State};
+pub use self::row::{Kind, Reason, Row, State, StatusIndex};
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;

@@ -31,6 +31,17 @@ pub struct Row {
     pub not_after: u64,
     /// Whether it still stands.
     pub state: State,
+    /// Where a token's status is published; only for tokens, and only where lists are published.
+    pub status: Option<StatusIndex>,
+}
+
+/// A token's place in a published status list.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct StatusIndex {
+    /// Which list: the hour of the token's end, counted from the Unix epoch.
+    pub list: u64,
+    /// Which bit.
+    pub index: u32,
 }
 
 /// What kind of credential a lease is.

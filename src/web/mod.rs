@@ -16,6 +16,7 @@ mod named;
 mod oidc;
 mod serve;
 mod site;
+mod status_list;
 mod tcp;
 pub mod tls;
 mod tokens;

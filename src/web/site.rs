@@ -12,7 +12,7 @@ use axum::routing::{get, post};
 use super::bundle::BundleSource;
 use super::crl::Crls;
 use super::oidc::Discovery;
-use super::{crl, health, tokens};
+use super::{crl, health, status_list, tokens};
 use crate::api::limits::{Admission as RateLimit, AdmissionLimits};
 use crate::api::wire::budget::Rate;
 use crate::clock::Clock;
@@ -51,6 +51,7 @@ pub(super) struct Inner {
     pub(super) parts: SiteParts,
     pub(super) crls: Crls,
     pub(super) discovery: Option<Discovery>,
+    pub(super) lists: status_list::Lists,
     /// Requests of each user or identity.
     pub(super) requests: RateLimit,
 }
@@ -61,7 +62,13 @@ impl Site {
         let discovery = Discovery::of_issuer(&parts.issuer);
         let rate = Rate { per_second: 2_000, burst: 4_000 };
         let requests = RateLimit::new(AdmissionLimits { rate, in_flight: 64, ..AdmissionLimits::default() });
-        Self(Arc::new(Inner { parts, crls: Crls::default(), discovery, requests }))
+        Self(Arc::new(Inner {
+            parts,
+            crls: Crls::default(),
+            discovery,
+            lists: status_list::Lists::default(),
+            requests,
+        }))
     }
 
     /// What anybody may read: bundle, discovery, CRLs. Nothing in it is secret and nothing changes anything.
@@ -70,6 +77,7 @@ impl Site {
             .route("/bundle", get(bundle))
             .route("/crl/{file}", get(crl_file))
             .route("/health", get(health::answer))
+            .route("/statuslists/{list}", get(status_list::answer))
             .route(super::oidc::CONFIGURATION, get(configuration))
             .route(super::oidc::KEYS, get(keys))
             .fallback(get(elsewhere))

@@ -111,6 +111,7 @@ impl Shared {
                 denied.add(row.clone(), reason, at);
             }
         }
+        self.list_as_revoked(&rows);
         let refused = self.parts.clock.monotonic();
         let job = RevokeJob { rows, reason, initiator, at, seen, refused, done };
         if self.jobs.send(job).is_err() {

@@ -270,7 +270,7 @@ pub(super) fn new_lease() -> Result<LeaseId, Refusal> {
 }
 
 /// Spreads timers; a failing generator only makes it less random.
-fn random_u32() -> u32 {
+pub(super) fn random_u32() -> u32 {
     let mut bytes = [0; 4];
     aws_lc_rs::rand::fill(&mut bytes).ok();
     u32::from_le_bytes(bytes)

@@ -136,7 +136,9 @@ impl Shared {
         let permit = self.parts.policy.permit(request).map_err(|_denied| Refusal::NotEntitled)?;
         let authorities = self.parts.authorities.current();
         let now = self.parts.clock.wall();
-        issue::jwt::mint(permit, authorities.active_jwt(), new_lease()?, &self.settings.jwt_issuer, now)
+        let place = |not_after| self.list_token(not_after);
+        let terms = issue::jwt::Terms { issuer: &self.settings.jwt_issuer, status: Some(&place) };
+        issue::jwt::mint_listed(permit, authorities.active_jwt(), new_lease()?, &terms, now)
             .map_err(Refusal::Authority)
     }
 

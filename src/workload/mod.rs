@@ -23,6 +23,7 @@ mod restore;
 mod revoker;
 mod second_look;
 mod state;
+mod status_list;
 mod subscribe;
 mod timer;
 
@@ -39,6 +40,7 @@ pub use self::operator::{Explained, LeaseFilter, Revoked, Target};
 pub use self::restore::Restored;
 pub use self::revoker::{PublishedCrl, RevokerSettings};
 pub use self::state::View;
+pub use self::status_list::SignedList;
 pub use self::subscribe::{Attendance, Subscription};
 
 use self::revoker::RevokeJob;
@@ -52,6 +54,7 @@ use crate::policy::Engine;
 use crate::ready::Readiness;
 use crate::registration::EntrySet;
 use crate::revocation::Timings;
+use crate::revocation::status_list::StatusLists;
 use crate::trust::TrustSnapshot;
 
 /// A connection that can be closed from any thread, at once, without waiting.
@@ -111,6 +114,8 @@ pub struct Settings {
     pub jwt_ttl: Duration,
     /// `iss` of JWT-SVIDs.
     pub jwt_issuer: String,
+    /// Where verifiers find status lists; `None`: tokens name none.
+    pub status_list_uri: Option<String>,
     /// Live leases of one uid.
     pub leases_per_uid: usize,
     /// Live JWT leases of one process.
@@ -171,6 +176,8 @@ struct Shared {
     /// Refused from now on, in memory; the first thing a revocation touches.
     denied: Arc<Mutex<Denied>>,
     timings: Arc<Mutex<Timings>>,
+    /// Places of tokens in published lists.
+    status: Mutex<StatusLists>,
     /// Refusals by user, phase and reason, for the audit log.
     denials: Mutex<audit::Tally<(u32, &'static str, String)>>,
     jobs: mpsc::Sender<RevokeJob>,
@@ -193,9 +200,20 @@ impl Workloads {
         let crl = revoker::start(&parts, revoker, queue, Arc::clone(&denied), Arc::clone(&timings))?;
         let state = Mutex::new(State::default());
         let timer = Condvar::new();
-        let denials = Mutex::default();
-        let shared =
-            Arc::new(Shared { parts, settings, reaper, state, timer, denied, timings, denials, jobs, crl });
+        let (denials, status) = (Mutex::default(), Mutex::default());
+        let shared = Arc::new(Shared {
+            parts,
+            settings,
+            reaper,
+            state,
+            timer,
+            denied,
+            timings,
+            denials,
+            status,
+            jobs,
+            crl,
+        });
         // Nobody else sets it: the cell was made above.
         hook.set(Arc::downgrade(&shared)).ok();
         timer::start(&shared)?;
@@ -205,6 +223,11 @@ impl Workloads {
     /// Follows what verifiers need.
     pub fn trust(&self) -> watch::Receiver<Arc<TrustSnapshot>> {
         self.0.parts.trust.subscribe()
+    }
+
+    /// The `iss` of JWT-SVIDs.
+    pub fn jwt_issuer(&self) -> &str {
+        &self.0.settings.jwt_issuer
     }
 
     /// Follows the entries in force.

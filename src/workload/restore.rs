@@ -48,6 +48,7 @@ impl Workloads {
     /// agent was down is refused, and in the published CRL, when this returns.
     pub async fn restore(&self, rows: Vec<Row>) -> Restored {
         let now = unix_seconds(self.0.parts.clock.wall());
+        self.0.restore_lists(&rows);
         let mut processes: BTreeMap<ProcessKey, Past> = BTreeMap::new();
         for row in rows {
             let past = processes.entry(row.process).or_default();

@@ -3,6 +3,8 @@
 
 #![expect(clippy::disallowed_methods, reason = "measures real time")]
 
+mod http;
+
 use std::io::Write as _;
 use std::time::{Duration, Instant};
 
@@ -41,6 +43,9 @@ fn main() -> Result<()> {
             }
             exit_to_crl(processes, entries, if quick { 20 } else { 200 }).await?;
         }
+        http::asking(quick).await?;
+        let (processes, each) = if quick { (20, 40) } else { (250, 40) };
+        http::long_crl(processes, each, if quick { 10 } else { 50 }).await?;
         resident(if quick { &[1_000] } else { &[1_000, 10_000] }).await
     })
 }

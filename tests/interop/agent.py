@@ -31,13 +31,14 @@ ttl = "{ttl}"
 class Agent:
     """Runs `binary`; `socket_dir` is the name of the socket's directory, which clients put into `:authority`."""
 
-    def __init__(self, binary, ttl="10s", socket_dir="public"):
+    def __init__(self, binary, ttl="10s", socket_dir="public", more=""):
         self.binary = binary
         self.dir = pathlib.Path(tempfile.mkdtemp(prefix="i"))
         self.dir.chmod(0o755)
         self.public = self.dir / socket_dir / "api.sock"
         (self.dir / "entries.d").mkdir()
-        (self.dir / "agent.toml").write_text(CONFIG.format(dir=self.dir, public=self.public, ttl=ttl))
+        text = CONFIG.format(dir=self.dir, public=self.public, ttl=ttl) + more.replace("{dir}", str(self.dir))
+        (self.dir / "agent.toml").write_text(text)
         self.entries([f"/uid/{os.getuid()}"])
         self.process = None
 
