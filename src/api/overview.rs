@@ -6,6 +6,7 @@ use mayfly_attestors::{ExecMode, Host};
 use mayfly_proto::admin as proto;
 
 use super::facts;
+use super::sds::Sds;
 use crate::authority::AuthoritySet;
 use crate::clock::{Clock, unix_seconds};
 use crate::config::Config;
@@ -32,6 +33,8 @@ pub struct Sources {
     pub started_at: u64,
     /// Why the last reload of entries was refused; empty when it was not.
     pub reload_error: Arc<arc_swap::ArcSwap<String>>,
+    /// Envoy's secret discovery service.
+    pub sds: Sds,
 }
 
 impl std::fmt::Debug for Sources {
@@ -68,6 +71,7 @@ impl Sources {
             open_descriptors: facts::own_descriptors(),
             revocation_strengths: self.strengths(),
             last_reload_error: self.reload_error.load().to_string(),
+            sds: Some(self.sds.status()),
         }
     }
 

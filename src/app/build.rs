@@ -15,6 +15,7 @@ use super::storage::{self, Stored};
 use crate::api::limits::AdmissionLimits;
 use crate::api::listener::{Access, Bound};
 use crate::api::overview::Sources;
+use crate::api::sds::Sds;
 use crate::api::wire::budget::Rate;
 use crate::audit::{self, Event};
 use crate::clock::{Clock, SystemClock, unix_seconds};
@@ -111,7 +112,7 @@ impl Agent {
         }
     }
 
-    pub(super) fn sources(&self) -> Sources {
+    pub(super) fn sources(&self, sds: Sds) -> Sources {
         Sources {
             config: self.config.clone(),
             host: Arc::clone(&self.host),
@@ -122,6 +123,7 @@ impl Agent {
             clock: Arc::clone(&self.clock),
             started_at: unix_seconds(self.clock.wall()),
             reload_error: self.entries.last_error(),
+            sds,
         }
     }
 }

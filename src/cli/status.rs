@@ -1,6 +1,6 @@
 //! `mayfly status`: how the agent is, and how fast it takes back.
 
-use mayfly_proto::admin::{Crl, StatusRequest, StatusResponse};
+use mayfly_proto::admin::{Crl, Sds, StatusRequest, StatusResponse};
 use serde::Serialize;
 
 use super::Context;
@@ -49,6 +49,35 @@ struct Answer {
     open_descriptors: u64,
     revocation_strengths: Vec<StrengthJson>,
     last_reload_error: String,
+    sds: SdsJson,
+}
+
+/// Envoy's secret discovery service since the agent started.
+#[derive(Default, Serialize)]
+struct SdsJson {
+    streams: u64,
+    waiting: u64,
+    responses: u64,
+    acknowledged: u64,
+    refused: u64,
+    last_refusal: String,
+    withdrawn: u64,
+    crl_withheld: Vec<String>,
+}
+
+impl From<Sds> for SdsJson {
+    fn from(sds: Sds) -> Self {
+        Self {
+            streams: sds.streams,
+            waiting: sds.waiting,
+            responses: sds.responses,
+            acknowledged: sds.acknowledged,
+            refused: sds.refused,
+            last_refusal: sds.last_refusal,
+            withdrawn: sds.withdrawn,
+            crl_withheld: sds.crl_withheld,
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -149,7 +178,21 @@ fn json(status: StatusResponse) -> Answer {
         open_descriptors: status.open_descriptors,
         revocation_strengths: strengths.map(|s| StrengthJson { name: s.name, bound: s.bound }).collect(),
         last_reload_error: status.last_reload_error,
+        sds: status.sds.map(SdsJson::from).unwrap_or_default(),
     }
+}
+
+fn sds_lines(sds: &Sds) -> Vec<String> {
+    let streams = count(sds.streams, "stream", "streams");
+    let mut lines = vec![format!(
+        "SDS        {streams} ({} waiting), {} sent, {} accepted, {} refused, {} withdrawn",
+        sds.waiting, sds.responses, sds.acknowledged, sds.refused, sds.withdrawn
+    )];
+    if !sds.last_refusal.is_empty() {
+        lines.push(format!("  ! last refusal: {}", cell(&sds.last_refusal)));
+    }
+    lines.extend(sds.crl_withheld.iter().map(|why| format!("  ! no CRL in SDS for {}", cell(why))));
+    lines
 }
 
 fn text(status: &StatusResponse) -> Vec<String> {
@@ -180,6 +223,7 @@ fn text(status: &StatusResponse) -> Vec<String> {
         let next = relative(crl.next_update, now);
         lines.push(format!("CRL        {}, {entries}, {bytes}, next at the latest {next}", crl.number));
     }
+    lines.extend(status.sds.as_ref().map(sds_lines).unwrap_or_default());
     let mut authorities = Table::new(["AUTHORITY", "STATE", "KEY", "ALGORITHM", "UNTIL"]);
     for a in &status.authorities {
         let until = stamp_unix(a.not_after);

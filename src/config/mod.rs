@@ -4,6 +4,7 @@
 
 mod raw;
 mod resolve;
+mod sds;
 mod settings;
 mod show;
 
@@ -11,6 +12,7 @@ use std::path::Path;
 
 pub use self::raw::RawConfig;
 pub use self::resolve::{DEV_TRUST_DOMAIN, MAX_AUDIENCES};
+pub use self::sds::{SdsCrl, SdsNames, SdsSettings};
 pub use self::settings::{
     AttestSettings, AuditSettings, AuthoritySettings, Config, EntriesFrom, JwtKeyType, JwtSettings,
     LimitSettings, RevocationSettings, ShutdownSettings, SocketSettings, Storage, X509KeyType, X509Settings,

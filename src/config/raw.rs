@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::sds::RawSds;
 use super::settings::{JwtKeyType, X509KeyType};
 use crate::diag::{Found, Problems, Table, read_toml};
 use crate::id::TrustDomain;
@@ -25,6 +26,7 @@ pub struct RawConfig {
     pub(super) limits: RawLimits,
     pub(super) log: RawLog,
     pub(super) shutdown_grace: Option<Found<Duration>>,
+    pub(super) sds: RawSds,
 }
 
 #[derive(Debug)]
@@ -119,6 +121,7 @@ impl RawConfig {
                 level: t.choice("level", &LogLevel::WORDS),
             }),
             shutdown_grace: table.section("shutdown", |t| t.duration("grace")),
+            sds: table.section("sds", RawSds::read),
         }
     }
 }

@@ -37,6 +37,7 @@ impl RawConfig {
         let grace = or(self.shutdown_grace, &GRACE, Duration::from_secs(10), problems);
         let trust_domain = self.trust_domain.map(|found| found.value);
         let jwt = jwt(self.jwt, trust_domain.as_ref(), problems);
+        let sds = self.sds.resolve(problems);
         Some(Config {
             trust_domain: trust_domain?,
             storage: Storage::Disk(data_dir),
@@ -51,6 +52,7 @@ impl RawConfig {
             limits,
             log,
             shutdown: ShutdownSettings { grace },
+            sds,
         })
     }
 }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::sds::SdsSettings;
 use crate::id::TrustDomain;
 use crate::telemetry::LogConfig;
 
@@ -35,6 +36,8 @@ pub struct Config {
     pub log: LogConfig,
     /// `[shutdown]`
     pub shutdown: ShutdownSettings,
+    /// `[sds]`
+    pub sds: SdsSettings,
 }
 
 /// Where keys, the ledger and published CRLs live.

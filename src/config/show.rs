@@ -33,7 +33,8 @@ impl fmt::Display for Config {
         self.limits(f)?;
         let (format, level) = self.log.words();
         writeln!(f, "\n[log]\nformat = \"{format}\"\nlevel = \"{level}\"")?;
-        writeln!(f, "\n[shutdown]\ngrace = \"{}\"", Time(self.shutdown.grace))
+        writeln!(f, "\n[shutdown]\ngrace = \"{}\"", Time(self.shutdown.grace))?;
+        write!(f, "{}", self.sds)
     }
 }
 

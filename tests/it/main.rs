@@ -9,6 +9,8 @@ mod interop_spiffe;
 #[cfg(test)]
 mod lifecycle;
 #[cfg(test)]
+mod sds;
+#[cfg(test)]
 mod support;
 #[cfg(test)]
 mod workload_api;

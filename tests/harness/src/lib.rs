@@ -11,6 +11,7 @@ pub mod pki;
 mod stand_in;
 pub mod tools;
 pub mod wire;
+pub mod xds;
 
 use std::time::{Duration, Instant};
 
