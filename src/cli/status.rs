@@ -293,6 +293,13 @@ mod tests {
                 bound: "immediate".into(),
             }],
             last_reload_error: String::new(),
+            sds: Some(Sds {
+                streams: 3,
+                waiting: 1,
+                refused: 1,
+                last_refusal: "no".into(),
+                ..Sds::default()
+            }),
         });
         agent
     }
@@ -309,6 +316,8 @@ entries    4
 resources  20.0 MiB resident, 40 descriptors
 exec       proc-connector
 audit      /var/lib/mayfly/audit.jsonl
+SDS        3 streams (1 waiting), 0 sent, 0 accepted, 1 refused, 0 withdrawn
+  ! last refusal: no
 AUTHORITY  STATE   KEY  ALGORITHM  UNTIL
 x509       active  ab   ec-p256    2100-01-01T00:00:00Z
 REVOCATION         COUNT  P50       P99       MAX

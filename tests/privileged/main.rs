@@ -10,6 +10,8 @@ mod d_life;
 #[cfg(test)]
 mod e_exhaustion;
 #[cfg(test)]
+mod envoy;
+#[cfg(test)]
 mod f_daemon;
 #[cfg(test)]
 mod g_crash;

@@ -4,6 +4,7 @@
 
 pub mod admin;
 pub mod agent;
+pub mod envoy;
 pub mod files;
 pub mod holder;
 pub mod pki;
