@@ -2,6 +2,8 @@
 //! as where it runs as a sidecar with a user of its own; and a program beside it under the same user, for which the
 //! same entry stands.
 
+#![expect(clippy::disallowed_methods, reason = "measures real time")]
+
 use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::net::{Ipv4Addr, TcpStream};

@@ -22,4 +22,6 @@ mod j_input;
 #[cfg(test)]
 mod revocation;
 #[cfg(test)]
+mod scale;
+#[cfg(test)]
 mod support;

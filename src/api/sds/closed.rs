@@ -18,25 +18,15 @@ pub(super) struct Expired {
     pub(super) key: Zeroizing<Vec<u8>>,
 }
 
-/// Made anew each time: two processes never share a key, not even one that is worth nothing.
+/// Made anew each time: two processes never share a key, not even one that is worth nothing. As a trust anchor it is
+/// barren: it is over, and may sign nothing.
 pub(super) fn expired(now: SystemTime) -> Result<Expired, CryptoError> {
-    throw_away(now, Duration::from_secs(7_200), Duration::from_secs(3_600), IsCa::ExplicitNoCa)
-}
-
-/// A trust anchor that nothing hangs from: its key is gone before anybody sees it. DER.
-pub(super) fn barren_anchor(now: SystemTime) -> Result<Vec<u8>, CryptoError> {
-    let usage = IsCa::Ca(rcgen::BasicConstraints::Constrained(0));
-    throw_away(now, Duration::from_secs(7_200), Duration::from_secs(3_600), usage)
-        .map(|made| made.certificate)
-}
-
-fn throw_away(now: SystemTime, from: Duration, until: Duration, usage: IsCa) -> Result<Expired, CryptoError> {
     let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(|_refused| CryptoError)?;
     let mut params = CertificateParams::default();
-    params.not_before = date(now, from);
-    params.not_after = date(now, until);
+    params.not_before = date(now, Duration::from_secs(7_200));
+    params.not_after = date(now, Duration::from_secs(3_600));
     params.distinguished_name.push(DnType::CommonName, "withdrawn");
-    params.is_ca = usage;
+    params.is_ca = IsCa::ExplicitNoCa;
     let certificate = params.self_signed(&key).map_err(|_refused| CryptoError)?;
     Ok(Expired { certificate: certificate.der().to_vec(), key: Zeroizing::new(key.serialize_der()) })
 }

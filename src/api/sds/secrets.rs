@@ -11,7 +11,7 @@ use prost::Message as _;
 use prost_types::Any;
 
 use super::client::Validator;
-use super::closed;
+use super::closed::{self, Expired};
 use super::contexts::{self, Contexts, Domain};
 use super::conversation::{Catalog, Finding, Kind, Piece};
 use crate::authority::CryptoError;
@@ -67,23 +67,29 @@ impl Secrets {
         name == self.names.svid || SpiffeId::parse(name.as_bytes()).is_ok_and(|id| !id.path().is_empty())
     }
 
-    /// The secret of a piece that this catalog answered for.
+    /// The secrets of pieces that this catalog answered for.
     ///
     /// # Errors
     /// No throw-away key could be made.
-    pub(super) fn encode(&self, piece: &Piece, now: SystemTime) -> Result<Any, CryptoError> {
-        let kind = match (piece.kind, piece.closed) {
-            (Kind::Certificate, false) => self.svid(&piece.name).map(|svid| certificate(svid)),
-            (Kind::Certificate, true) => Some(replacement(now)?),
-            (Kind::Context, false) => self.context(&piece.name).map(secret::Type::ValidationContext),
-            (Kind::Context, true) => {
-                let anchor = closed::barren_anchor(now)?;
-                let barren = contexts::barren(&piece.name, &anchor, self.validator);
+    pub(super) fn encode(&self, pieces: &[Piece], now: SystemTime) -> Result<Vec<Any>, CryptoError> {
+        // One replacement serves all names of a response: it is for one process.
+        let ended = pieces.iter().any(|piece| piece.closed);
+        let replacement = if ended { Some(closed::expired(now)?) } else { None };
+        Ok(pieces.iter().map(|piece| self.encode_one(piece, replacement.as_ref())).collect())
+    }
+
+    fn encode_one(&self, piece: &Piece, replacement: Option<&Expired>) -> Any {
+        let kind = match (piece.kind, replacement.filter(|_| piece.closed)) {
+            (Kind::Certificate, None) => self.svid(&piece.name).map(|svid| certificate(svid)),
+            (Kind::Certificate, Some(expired)) => Some(expired_certificate(expired)),
+            (Kind::Context, None) => self.context(&piece.name).map(secret::Type::ValidationContext),
+            (Kind::Context, Some(expired)) => {
+                let barren = contexts::barren(&piece.name, &expired.certificate, self.validator);
                 Some(secret::Type::ValidationContext(barren))
             }
         };
         let secret = Secret { name: piece.name.clone(), r#type: kind };
-        Ok(Any { type_url: SECRET_TYPE.to_owned(), value: secret.encode_to_vec() })
+        Any { type_url: SECRET_TYPE.to_owned(), value: secret.encode_to_vec() }
     }
 
     fn context(&self, name: &str) -> Option<CertificateValidationContext> {
@@ -104,8 +110,10 @@ impl Catalog for Secrets {
         match self.domains(contexts, name) {
             None => Finding::Gone(None),
             Some(domains) if domains.is_empty() => Finding::Gone(None),
-            // The default validator would take any of them for any identity.
-            Some(domains) if domains.len() > 1 && self.validator == Validator::Plain => Finding::Withheld,
+            // The default validator would take any authority of any of them for any identity.
+            Some(_) if name == self.names.all_bundles && self.validator == Validator::Plain => {
+                Finding::Gone(None)
+            }
             Some(domains) => Finding::Value(Kind::Context, contexts::version(&domains, self.validator)),
         }
     }
@@ -126,12 +134,11 @@ fn certificate(svid: &X509Svid) -> secret::Type {
     })
 }
 
-fn replacement(now: SystemTime) -> Result<secret::Type, CryptoError> {
-    let expired = closed::expired(now)?;
+fn expired_certificate(expired: &Expired) -> secret::Type {
     let chain = pem::encode(pem::CERTIFICATE, &expired.certificate);
     let key = pem::encode(pem::PRIVATE_KEY, &expired.key);
-    Ok(secret::Type::TlsCertificate(TlsCertificate {
+    secret::Type::TlsCertificate(TlsCertificate {
         certificate_chain: Some(contexts::inline(&chain)),
         private_key: Some(contexts::inline(&key)),
-    }))
+    })
 }

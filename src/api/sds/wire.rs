@@ -65,10 +65,9 @@ impl Dialogue for World {
     ) -> Result<Option<(DiscoveryResponse, usize)>, CryptoError> {
         let Some(answer) = self.answer(secrets, nonce) else { return Ok(None) };
         let withdrawn = withdrawn(&answer.pieces);
-        let resources = answer.pieces.iter().map(|piece| secrets.encode(piece, now));
         let reply = DiscoveryResponse {
             version_info: answer.version,
-            resources: resources.collect::<Result<_, _>>()?,
+            resources: secrets.encode(&answer.pieces, now)?,
             type_url: SECRET_TYPE.to_owned(),
             nonce: answer.nonce,
         };
@@ -110,12 +109,14 @@ impl Dialogue for Delta {
     ) -> Result<Option<(DeltaDiscoveryResponse, usize)>, CryptoError> {
         let Some(answer) = self.answer(secrets, nonce) else { return Ok(None) };
         let withdrawn = withdrawn(&answer.pieces);
-        let resources = answer.pieces.into_iter().map(|piece| {
-            let resource = Some(secrets.encode(&piece, now)?);
-            Ok(Resource { name: piece.name, version: piece.version, resource })
+        let encoded = secrets.encode(&answer.pieces, now)?;
+        let resources = answer.pieces.into_iter().zip(encoded).map(|(piece, any)| Resource {
+            name: piece.name,
+            version: piece.version,
+            resource: Some(any),
         });
         let reply = DeltaDiscoveryResponse {
-            resources: resources.collect::<Result<_, CryptoError>>()?,
+            resources: resources.collect(),
             type_url: SECRET_TYPE.to_owned(),
             nonce: answer.nonce,
             ..DeltaDiscoveryResponse::default()
