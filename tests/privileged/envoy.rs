@@ -7,13 +7,15 @@
 use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::net::{Ipv4Addr, TcpStream};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-use mayfly_harness::envoy::{Bootstrap, Envoy, PAUSE, Ports, app, get, memory_blocks, request};
+use mayfly_harness::envoy::{Bootstrap, Envoy, PAUSE, Ports, app, free_port, get, memory_blocks, request};
 use mayfly_harness::pki::Leaf;
-use mayfly_harness::{Agent, Entry, Holder, PATIENCE, Plan, require_root, until};
+use mayfly_harness::{Agent, Crl, Entry, Holder, PATIENCE, Plan, require_root, until, xds};
 use mayfly_proto::admin::revoke_leases_request::Target;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
@@ -43,7 +45,6 @@ enum Validator {
 struct Pair {
     web: Envoy,
     billing: Envoy,
-    app: u16,
 }
 
 impl Pair {
@@ -55,7 +56,7 @@ impl Pair {
         }
         let billing = Envoy::start(agent, BILLING, ports, &bootstrap);
         let web = Self::caller(agent, validator, ports.ingress, requests_per_connection);
-        Self { web, billing, app }
+        Self { web, billing }
     }
 
     fn caller(agent: &Agent, validator: Validator, peer: u16, requests_per_connection: u32) -> Envoy {
@@ -93,24 +94,9 @@ impl Stolen {
         Self { config: Arc::new(config), leaf }
     }
 
-    /// Out of the memory of a live Envoy, as whoever broke into it would take them.
     fn from_memory(envoy: &Envoy, spiffe_id: &str) -> Self {
-        let keys = memory_blocks(envoy.pid(), "PRIVATE KEY");
-        let pairs: Vec<_> = keys
-            .iter()
-            .filter_map(|key| Some((rcgen::KeyPair::try_from(key.as_slice()).ok()?, key)))
-            .map(|(pair, key)| (rcgen::PublicKeyData::subject_public_key_info(&pair), key))
-            .collect();
-        for chain in memory_blocks(envoy.pid(), "CERTIFICATE") {
-            let (_, read) = x509_parser::parse_x509_certificate(&chain).unwrap();
-            let found = pairs.iter().find(|(public, _)| *public == read.public_key().raw);
-            if let Some((_, key)) = found
-                && Leaf::parse(&chain).uris == [spiffe_id]
-            {
-                return Self::new(chain, (*key).clone());
-            }
-        }
-        panic!("{} keys in Envoy's memory, none of {spiffe_id}", keys.len());
+        let (chain, key) = loot(envoy, spiffe_id);
+        Self::new(chain, key)
     }
 
     /// One handshake and one request with it.
@@ -133,6 +119,26 @@ impl Stolen {
             refused.then(|| since.elapsed())
         })
     }
+}
+
+/// Certificate and key out of the memory of a live Envoy, as whoever broke into it would take them.
+fn loot(envoy: &Envoy, spiffe_id: &str) -> (Vec<u8>, Vec<u8>) {
+    let keys = memory_blocks(envoy.pid(), "PRIVATE KEY");
+    let pairs: Vec<_> = keys
+        .iter()
+        .filter_map(|key| Some((rcgen::KeyPair::try_from(key.as_slice()).ok()?, key)))
+        .map(|(pair, key)| (rcgen::PublicKeyData::subject_public_key_info(&pair), key))
+        .collect();
+    for chain in memory_blocks(envoy.pid(), "CERTIFICATE") {
+        let (_, read) = x509_parser::parse_x509_certificate(&chain).unwrap();
+        let found = pairs.iter().find(|(public, _)| *public == read.public_key().raw);
+        if let Some((_, key)) = found
+            && Leaf::parse(&chain).uris == [spiffe_id]
+        {
+            return (chain, (*key).clone());
+        }
+    }
+    panic!("{} keys in Envoy's memory, none of {spiffe_id}", keys.len());
 }
 
 /// The thief does not care who serves it.
@@ -171,6 +177,43 @@ impl ServerCertVerifier for Careless {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         vec![SignatureScheme::ECDSA_NISTP256_SHA256, SignatureScheme::RSA_PSS_SHA256]
+    }
+}
+
+/// A client of our own on an SDS stream, to tell what the agent takes from what Envoy takes.
+struct Subscriber(Receiver<(Instant, BTreeSet<String>)>);
+
+impl Subscriber {
+    fn start(agent: &Agent) -> Self {
+        let (socket, (sender, receiver)) = (agent.public(), channel());
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let client = xds::Sds::connect(&socket).await.unwrap();
+                let mut stream = client.world().await.unwrap();
+                stream.ask(xds::ask(&["ROOTCA"], "", "")).await;
+                // Until the agent is gone.
+                while let Ok(Some(reply)) = stream.next().await {
+                    let at = Instant::now();
+                    let crl = Crl::parse(&xds::Seen::all(&reply)[0].crls[0]);
+                    stream.ask(xds::ask(&["ROOTCA"], &reply.version_info, &reply.nonce)).await;
+                    if sender.send((at, crl.serials)).is_err() {
+                        return;
+                    }
+                }
+            });
+        });
+        Self(receiver)
+    }
+
+    /// When the CRL with that serial came.
+    fn told_of(&self, serial: &str) -> Instant {
+        loop {
+            let (at, serials) = self.0.recv_timeout(PATIENCE).expect("a CRL with the serial");
+            if serials.contains(serial) {
+                return at;
+            }
+        }
     }
 }
 
@@ -244,11 +287,10 @@ fn two_envoys_rotate_under_load_without_a_lost_request() {
         }
     }
     let (sent, certificates) = (sent.load(Ordering::Relaxed), hashes.len());
-    let handshakes = pair.billing.stat("listener.127.0.0.1_0.ssl.handshake");
-    figure(
-        "rotation under load",
-        &format!("{sent} requests, {certificates} certificates, 0 lost ({handshakes})"),
-    );
+    let name = format!("listener.127.0.0.1_{}.ssl.handshake", pair.billing.ports().ingress);
+    let handshakes = pair.billing.stat(&name);
+    let what = format!("{sent} requests, {handshakes} handshakes, {certificates} certificates, 0 lost");
+    figure("rotation under load", &what);
 }
 
 fn a_killed_envoys_certificate_is_refused_by_the_other(validator: Validator, rounds: usize) {
@@ -293,17 +335,67 @@ fn a_killed_envoys_certificate_is_refused_by_the_default_validator() {
     a_killed_envoys_certificate_is_refused_by_the_other(Validator::Plain, 5);
 }
 
+/// A server with a stolen certificate, by OpenSSL.
+struct Impostor(Child);
+
+impl Impostor {
+    fn start(agent: &Agent, port: u16, chain: &[u8], key: &[u8]) -> Self {
+        let place = |name: &str| agent.dir().join(name).to_str().unwrap().to_owned();
+        let (certificate, private) = (place("stolen.der"), place("stolen.key"));
+        std::fs::write(&certificate, chain).unwrap();
+        std::fs::write(&private, key).unwrap();
+        let mut command = Command::new("openssl");
+        command.args(["s_server", "-www", "-quiet", "-certform", "DER", "-keyform", "DER"]);
+        command.args(["-cert", &certificate, "-key", &private, "-accept", &port.to_string()]);
+        let child =
+            command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        Self(child)
+    }
+}
+
+impl Drop for Impostor {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+#[test]
+fn a_killed_servers_certificate_is_refused_by_its_callers() {
+    require_root();
+    let agent = Plan::with_entries(&[web(), billing()]).settings(WIDE).start();
+    for validator in [Validator::Spiffe, Validator::Plain] {
+        let mut pair = Pair::start(&agent, validator, 1);
+        pair.web.reaches_its_peer();
+        let (chain, key) = loot(&pair.billing, "spiffe://example.org/billing");
+        let port = free_port();
+        let _impostor = Impostor::start(&agent, port, &chain, &key);
+        let misled = Pair::caller(&agent, validator, port, 1);
+        misled.reaches_its_peer();
+        let since = Instant::now();
+        pair.billing.kill_unreaped();
+        misled.reaches_nobody();
+        figure(
+            &format!(
+                "kill of the serving Envoy → its certificate refused by a caller, {validator:?} validator"
+            ),
+            &format!("{:.1} ms", since.elapsed().as_secs_f64() * 1e3),
+        );
+    }
+}
+
 /// The program that Envoy stands for has a certificate of its own, by the same entry: when it is killed, that one is
 /// refused, and Envoy's is not.
 #[test]
 fn a_killed_program_beside_envoy_takes_its_own_certificate_with_it() {
     require_root();
-    let agent = Plan::with_entries(&[web(), billing()]).settings(WIDE).start();
+    let agent = Plan::with_entries(&[web(), billing(), Entry::for_uid(0)]).settings(WIDE).start();
+    let subscriber = Subscriber::start(&agent);
     for validator in [Validator::Spiffe, Validator::Plain] {
         let pair = Pair::start(&agent, validator, 1);
         pair.web.reaches_its_peer();
         let ingress = pair.billing.ports().ingress;
-        let mut samples = Vec::new();
+        let (mut samples, mut told) = (Vec::new(), Vec::new());
         for _ in 0..5 {
             let mut program = Holder::start(&agent, WEB);
             let svid = program.x509().svids.remove(0);
@@ -312,13 +404,14 @@ fn a_killed_program_beside_envoy_takes_its_own_certificate_with_it() {
             let since = Instant::now();
             program.kill_unreaped();
             samples.push(stolen.refused_after(ingress, since));
+            told.push(subscriber.told_of(&stolen.leaf.serial) - since);
             assert!(matches!(get(pair.web.ports().egress, "/"), Ok((200, _))), "Envoy itself lives");
         }
         figure(
             &format!("kill of a small process → first refused handshake, {validator:?} validator"),
             &spread(samples),
         );
-        assert_ne!(pair.app, 0);
+        figure("of that, until an SDS client had the CRL", &spread(told));
     }
 }
 

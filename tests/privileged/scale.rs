@@ -20,7 +20,7 @@ const KINDS: [&str; 10] =
 const PATIENCE: Duration = Duration::from_secs(120);
 
 const SETTINGS: &str = "[x509]\nttl = \"30s\"\n\
-    [attest]\nper_second = 100000\nburst = 100000\nin_flight = 256\n\
+    [attest]\nper_second = 100000\nburst = 100000\nin_flight = 1024\n\
     [limits]\nconnections = 16384\nconnections_per_uid = 16384\nconnections_per_cgroup = 16384\n";
 
 /// What one stream last reported.

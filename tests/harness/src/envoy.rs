@@ -1,6 +1,6 @@
 //! Real Envoys (`tests/run peers` installs the program), and who would abuse what they hold.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::fs::FileExt as _;
 use std::os::unix::process::CommandExt as _;

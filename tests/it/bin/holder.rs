@@ -156,10 +156,7 @@ impl Holder {
             match kind {
                 "world" => self.streams.spawn(follow_world(tag, sds.world().await?)),
                 "delta" => self.streams.spawn(follow_delta(tag, sds.delta().await?)),
-                _ => {
-                    let stream = self.client().await?.x509().await?;
-                    self.streams.spawn(follow_x509(tag, stream))
-                }
+                _ => self.streams.spawn(follow_x509(tag, self.client().await?)),
             };
         }
         Ok(Value::Null)
@@ -262,7 +259,17 @@ async fn follow_delta(tag: usize, mut stream: xds::Delta) -> Result<()> {
     }
 }
 
-async fn follow_x509(tag: usize, mut stream: Streaming<X509svidResponse>) -> Result<()> {
+async fn follow_x509(tag: usize, client: Client) -> Result<()> {
+    let mut stream = loop {
+        match client.x509().await {
+            Ok(stream) => break stream,
+            // Busy: as any client of the Workload API would.
+            Err(status) if status.code() == tonic::Code::Unavailable => {
+                tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+            }
+            Err(status) => return say(&json!({"event": "lost", "tag": tag, "why": status.to_string()})),
+        }
+    };
     loop {
         match stream.message().await {
             Ok(Some(message)) => {
