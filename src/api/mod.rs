@@ -3,6 +3,7 @@
 pub mod admin;
 mod admission;
 pub mod bind;
+pub mod bundles;
 mod closer;
 pub mod facts;
 pub mod guard;

@@ -14,16 +14,18 @@ use super::entries::Entries;
 use super::storage::{self, Stored};
 use crate::api::limits::AdmissionLimits;
 use crate::api::listener::{Access, Bound};
-use crate::api::overview::Sources;
+use crate::api::overview::{Listener, Sources};
 use crate::api::sds::Sds;
 use crate::api::wire::budget::Rate;
 use crate::audit::{self, Event};
+use crate::authority::Authorities;
 use crate::clock::{Clock, SystemClock, unix_seconds};
 use crate::config::{Config, Storage};
+use crate::federation::{self, Federation};
 use crate::ledger::{Kind, Row};
 use crate::policy::Engine;
 use crate::ready::Readiness;
-use crate::trust::TrustSnapshot;
+use crate::trust::{BundleStore, TrustSnapshot};
 use crate::workload::{Parts, RevokerSettings, Settings, Workloads};
 
 /// A fully wired agent: sockets are bound, nothing is served.
@@ -34,13 +36,15 @@ pub(super) struct Agent {
     pub(super) readiness: Readiness,
     pub(super) audit: audit::Log,
     pub(super) workloads: Workloads,
-    pub(super) authorities: Arc<crate::authority::AuthoritySet>,
+    pub(super) authorities: Authorities,
     pub(super) rows: Vec<Row>,
     pub(super) entries: Entries,
+    pub(super) federation: Federation,
     /// Must live as long as the agent serves: dropping it ends the watch.
     pub(super) exec_watch: ExecWatch,
     pub(super) public: Bound,
     pub(super) admin: Bound,
+    pub(super) http: Bound,
 }
 
 /// The runtimes, kept apart from the agent: neither may be dropped inside the other.
@@ -74,11 +78,25 @@ impl Agent {
         let audit = open_audit(&config, &host, &clock)?;
         let public = Bound::bind(&config.sockets.public, Access::Public, host.features())?;
         let admin = Bound::bind(&config.sockets.admin, Access::Admin, host.features())?;
+        let http = Bound::bind(&config.http.socket, Access::Public, host.features())?;
         note_authorities(&audit, &stored);
         let rows = stored.rows.clone();
-        let authorities = Arc::clone(&stored.authorities);
-        let workloads =
-            start_workloads(&config, &host, &clock, &readiness, &audit, stored, in_force, &runtimes.issuing)?;
+        let authorities = Authorities::new(stored.authorities.clone());
+        let trust =
+            watch::Sender::new(Arc::new(TrustSnapshot::new(&config.trust_domain, &stored.authorities)));
+        let federation = open_federation(&config, &trust, &audit, &clock);
+        let workloads = start_workloads(
+            &config,
+            &host,
+            &clock,
+            &readiness,
+            &audit,
+            stored,
+            &authorities,
+            trust,
+            in_force,
+            &runtimes.issuing,
+        )?;
         let told = workloads.clone();
         let exec_watch = ExecWatch::start(&host, Box::new(move |notice| told.on_exec(&notice)));
         if let ExecMode::Unavailable { why } = exec_watch.mode() {
@@ -97,9 +115,11 @@ impl Agent {
             authorities,
             rows,
             entries,
+            federation,
             exec_watch,
             public,
             admin,
+            http,
         })
     }
 
@@ -112,18 +132,20 @@ impl Agent {
         }
     }
 
-    pub(super) fn sources(&self, sds: Sds) -> Sources {
+    pub(super) fn sources(&self, listeners: Vec<Listener>, sds: Sds) -> Sources {
         Sources {
             config: self.config.clone(),
             host: Arc::clone(&self.host),
             exec_mode: self.exec_watch.mode().clone(),
-            authorities: Arc::clone(&self.authorities),
+            authorities: self.authorities.clone(),
             readiness: self.readiness.clone(),
             workloads: self.workloads.clone(),
             clock: Arc::clone(&self.clock),
             started_at: unix_seconds(self.clock.wall()),
+            federation: self.federation.clone(),
             reload_error: self.entries.last_error(),
             sds,
+            listeners,
         }
     }
 }
@@ -167,6 +189,27 @@ fn note_authorities(audit: &audit::Log, stored: &Stored) {
     ]);
 }
 
+/// Before anybody is served: the first message of a stream has the bundles that were kept.
+fn open_federation(
+    config: &Config,
+    trust: &watch::Sender<Arc<TrustSnapshot>>,
+    audit: &audit::Log,
+    clock: &Arc<dyn Clock>,
+) -> Federation {
+    let store = match &config.storage {
+        Storage::Disk(dir) => Some(BundleStore::new(dir)),
+        Storage::Memory => None,
+    };
+    Federation::open(federation::Parts {
+        own: config.trust_domain.clone(),
+        relationships: config.federation.clone(),
+        store,
+        trust: trust.clone(),
+        audit: audit.clone(),
+        clock: Arc::clone(clock),
+    })
+}
+
 #[expect(clippy::too_many_arguments, reason = "called once, with everything there is")]
 fn start_workloads(
     config: &Config,
@@ -175,14 +218,15 @@ fn start_workloads(
     readiness: &Readiness,
     audit: &audit::Log,
     stored: Stored,
+    authorities: &Authorities,
+    trust: watch::Sender<Arc<TrustSnapshot>>,
     entries: watch::Receiver<Arc<crate::registration::EntrySet>>,
     issuing: &Runtime,
 ) -> Result<Workloads, StartError> {
-    let trust = watch::Sender::new(Arc::new(TrustSnapshot::new(&config.trust_domain, &stored.authorities)));
     let parts = Parts {
         host: Arc::clone(host),
         attestors: AttestorSet::new(Arc::clone(host), attest_settings(config), measurer(config)),
-        authorities: stored.authorities,
+        authorities: authorities.clone(),
         ledger: stored.ledger,
         audit: audit.clone(),
         entries,

@@ -1,13 +1,12 @@
 //! Checkpoints of the audit log: every minute in which it grew, a line with the chain's end and a signature over
 //! it. Whoever keeps such a line elsewhere can tell later whether the log was cut off or written anew.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
 
 use crate::audit::{Event, Head, Log};
-use crate::authority::{AuthorityError, AuthoritySet};
+use crate::authority::{Authorities, AuthorityError, AuthoritySet};
 use crate::drain::Watch;
 
 const EVERY: Duration = Duration::from_secs(60);
@@ -21,7 +20,7 @@ struct Claims {
 }
 
 /// Until the drain starts.
-pub(super) async fn follow(audit: Log, authorities: Arc<AuthoritySet>, mut drain: Watch) {
+pub(super) async fn follow(audit: Log, authorities: Authorities, mut drain: Watch) {
     let mut last = None;
     loop {
         tokio::select! {
@@ -32,7 +31,7 @@ pub(super) async fn follow(audit: Log, authorities: Arc<AuthoritySet>, mut drain
         if !has_moved(last, head.seq) {
             continue;
         }
-        match proof(&authorities, &head) {
+        match proof(&authorities.current(), &head) {
             Ok(proof) => {
                 audit.note(vec![Event::Checkpoint { head, proof: Some(proof) }]);
                 last = Some(head.seq);
@@ -54,6 +53,7 @@ fn proof(authorities: &AuthoritySet, head: &Head) -> Result<String, AuthorityErr
 #[cfg(test)]
 mod tests {
     use std::path::Path;
+    use std::sync::Arc;
 
     use base64::Engine as _;
     use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -91,9 +91,9 @@ mod tests {
         log.record(vec![Event::AgentStop { reason: "test".to_owned() }]).await.unwrap();
         let head = log.head();
         assert_eq!(head.seq, 1);
-        let authorities = Arc::new(testing::authorities("example.org", KeyType::EcP256));
+        let authorities = Authorities::new(testing::authorities("example.org", KeyType::EcP256));
         let (drain, watch) = drain::channel();
-        let mut following = Box::pin(follow(log.clone(), Arc::clone(&authorities), watch));
+        let mut following = Box::pin(follow(log.clone(), authorities, watch));
         let hours = Duration::from_secs(7200);
         assert!(tokio::time::timeout(hours, &mut following).await.is_err(), "ended by itself");
         // The writer's thread lives in real time.
@@ -121,7 +121,7 @@ mod tests {
     async fn the_drain_ends_it() {
         let dir = tempfile::tempdir().unwrap();
         let log = log(&dir.path().join("audit.jsonl"));
-        let authorities = Arc::new(testing::authorities("example.org", KeyType::EcP256));
+        let authorities = Authorities::new(testing::authorities("example.org", KeyType::EcP256));
         let (drain, watch) = drain::channel();
         let (drained, ()) =
             tokio::join!(drain.drain(Duration::from_secs(1)), follow(log, authorities, watch));

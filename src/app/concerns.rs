@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 
 use crate::audit::AuditHealth;
-use crate::authority::AuthoritySet;
+use crate::authority::Authorities;
 use crate::clock::Clock;
 use crate::drain::Watch;
 use crate::ledger::LedgerHealth;
@@ -42,12 +42,13 @@ pub(super) async fn follow(
 /// and goes with the clock and not with the next caller. Until the drain starts.
 pub(super) async fn watch_validity(
     readiness: Readiness,
-    authorities: Arc<AuthoritySet>,
+    authorities: Authorities,
     clock: Arc<dyn Clock>,
     mut drain: Watch,
 ) {
     loop {
-        let (x509, jwt) = (authorities.active_x509(), authorities.active_jwt());
+        let current = authorities.current();
+        let (x509, jwt) = (current.active_x509(), current.active_jwt());
         for (name, validity) in [
             ("X.509 authority", (x509.not_before(), x509.not_after())),
             ("JWT authority", (jwt.not_before(), jwt.not_after())),
@@ -102,10 +103,15 @@ mod tests {
     async fn g08_the_concern_comes_and_goes_with_the_clock_alone() {
         let clock = Arc::new(Set(Mutex::new(now())));
         let readiness = Readiness::default();
-        let set = Arc::new(authorities("example.org", KeyType::EcP256));
+        let set = authorities("example.org", KeyType::EcP256);
         let end = set.active_x509().not_after();
         let (_drain, watch) = drain::channel();
-        let mut watching = Box::pin(watch_validity(readiness.clone(), set, Arc::<Set>::clone(&clock), watch));
+        let mut watching = Box::pin(watch_validity(
+            readiness.clone(),
+            Authorities::new(set),
+            Arc::<Set>::clone(&clock),
+            watch,
+        ));
         for (wall, concerns) in
             [(now(), 0), (now() - Duration::from_secs(86_400), 2), (now(), 0), (end, 2), (now(), 0)]
         {

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::StartError;
@@ -18,7 +17,7 @@ use crate::workload::Denied;
 
 /// What an earlier run left, checked.
 pub(super) struct Stored {
-    pub(super) authorities: Arc<AuthoritySet>,
+    pub(super) authorities: AuthoritySet,
     /// Made now, rather than found.
     pub(super) created: bool,
     pub(super) ledger: Ledger,
@@ -53,7 +52,7 @@ pub(super) fn open(config: &Config, now: SystemTime) -> Result<Stored, StartErro
     let resume = resume.max(mark.map(|m| (m.number, m.this_update)));
     let denied = denied(&rows, last.as_ref(), now);
     let numbering = CrlNumbering::resume(resume, now);
-    Ok(Stored { authorities: Arc::new(authorities), created, ledger, rows, denied, numbering, witness })
+    Ok(Stored { authorities, created, ledger, rows, denied, numbering, witness })
 }
 
 /// Keys whose ledger is gone sign nothing any more: without it nobody knows what they signed.
@@ -74,6 +73,7 @@ fn load_authorities(
             JwtKeyType::EcP256 => KeyType::EcP256,
             JwtKeyType::Rsa2048 => KeyType::Rsa2048,
         },
+        wit_key: None,
         ttl: config.authority.ttl,
     };
     let found = store.load(Slot::X509).map_err(authority::LoadError::from)?.is_some();

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use mayfly_attestors::ProcessKey;
 
 use super::chain::Head;
-use crate::id::{EntryId, LeaseId};
+use crate::id::{EntryId, LeaseId, TrustDomain};
 use crate::ledger::{Kind, Reason, Row};
 
 /// One audit event. Strings may come from anybody: they are escaped and cut when they are written. No
@@ -116,6 +116,32 @@ pub enum Event {
         target: String,
         /// How many leases matched.
         credentials: u64,
+    },
+    /// The bundle of another trust domain was asked for at its endpoint.
+    BundleFetch {
+        /// Whose.
+        trust_domain: TrustDomain,
+        /// Where the configuration says.
+        url: String,
+        /// Host or SPIFFE ID that the endpoint had to prove.
+        peer: String,
+        /// The sequence number that came, if the document has one, or why none came.
+        outcome: Result<Option<u64>, String>,
+        /// The document is another than before.
+        changed: bool,
+        /// The sequence number is lower than before.
+        went_back: bool,
+    },
+    /// An operator set or deleted the bundle of another trust domain.
+    BundleOrder {
+        /// The operator's process.
+        by: Option<Agent>,
+        /// `set` or `delete`.
+        order: &'static str,
+        /// Whose.
+        trust_domain: TrustDomain,
+        /// Of the document that was set.
+        sequence: Option<u64>,
     },
     /// Where the chain was: whoever keeps this line elsewhere can tell later whether lines were cut off.
     Checkpoint {

@@ -174,6 +174,23 @@ enum Detail {
         target: String,
         credentials: u64,
     },
+    Fetch {
+        trust_domain: String,
+        url: String,
+        peer: String,
+        result: String,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        sequence: Option<u64>,
+        changed: bool,
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        sequence_went_back: bool,
+    },
+    Bundle {
+        order: &'static str,
+        trust_domain: String,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        sequence: Option<u64>,
+    },
     Checkpoint {
         seq: u64,
         head: String,
@@ -223,6 +240,11 @@ impl Body {
                 let detail = Detail::Admin { target: capped(target), credentials: *credentials };
                 Self { detail: Some(detail), ..of(by) }
             }
+            Event::BundleOrder { by, order, trust_domain, sequence } => {
+                let trust_domain = trust_domain.to_string();
+                let detail = Detail::Bundle { order, trust_domain, sequence: *sequence };
+                Self { detail: Some(detail), ..by.as_ref().map_or_else(Self::default, of) }
+            }
             other => other.detail().map_or_else(Self::default, with),
         }
     }
@@ -260,6 +282,15 @@ impl Event {
                 Detail::Recovered { cut_bytes: *cut_bytes, moved_to: moved_to.as_deref().map(capped) }
             }
             Self::Gap { lost } => Detail::Gap { lost: *lost },
+            Self::BundleFetch { trust_domain, url, peer, outcome, changed, went_back } => Detail::Fetch {
+                trust_domain: trust_domain.to_string(),
+                url: capped(url),
+                peer: capped(peer),
+                result: outcome.as_ref().map_or_else(|why| capped(why), |_| "ok".to_owned()),
+                sequence: outcome.as_ref().ok().copied().flatten(),
+                changed: *changed,
+                sequence_went_back: *went_back,
+            },
             _ => return None,
         })
     }
@@ -348,6 +379,11 @@ fn name_and_severity(event: &Event) -> (&'static str, &'static str) {
         Event::AuthorityLoaded { .. } => ("authority.loaded", NOTICE),
         Event::LedgerLost { .. } => ("ledger.lost", CRITICAL),
         Event::AdminRevoke { .. } => ("admin.revoke", NOTICE),
+        Event::BundleFetch { outcome: Err(_), .. } | Event::BundleFetch { went_back: true, .. } => {
+            ("bundle.fetch", WARNING)
+        }
+        Event::BundleFetch { .. } => ("bundle.fetch", INFO),
+        Event::BundleOrder { .. } => ("bundle.order", NOTICE),
         Event::Checkpoint { .. } => ("audit.checkpoint", INFO),
         Event::Recovered { .. } => ("audit.recovered", WARNING),
         Event::Gap { .. } => ("audit.gap", CRITICAL),

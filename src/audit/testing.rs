@@ -127,6 +127,28 @@ fn agent_events() -> Vec<Event> {
             head: Head { seq: 12, hash: [0xcc; 32] },
             proof: Some("e30.e30.c2ln".to_owned()),
         },
+        Event::BundleFetch {
+            trust_domain: "other.test".parse().unwrap(),
+            url: "https://other.test/bundle".to_owned(),
+            peer: "spiffe://other.test/endpoint".to_owned(),
+            outcome: Ok(Some(7)),
+            changed: true,
+            went_back: false,
+        },
+        Event::BundleFetch {
+            trust_domain: "other.test".parse().unwrap(),
+            url: "https://other.test/bundle".to_owned(),
+            peer: "other.test".to_owned(),
+            outcome: Err("the endpoint answers with status 500".to_owned()),
+            changed: false,
+            went_back: false,
+        },
+        Event::BundleOrder {
+            by: Some(bare()),
+            order: "set",
+            trust_domain: "other.test".parse().unwrap(),
+            sequence: Some(8),
+        },
         Event::Recovered { cut_bytes: 17, moved_to: None },
         Event::Gap { lost: 5 },
     ]

@@ -4,7 +4,6 @@
 //! the old one signed, and that is the operator's decision. The one exception is a lost ledger
 //! ([`create_anew`]): a key whose credentials can no longer be revoked must not stay in the bundle.
 
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use rcgen::PublicKeyData as _;
@@ -12,10 +11,11 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use x509_parser::prelude::{GeneralName, X509Certificate};
 
+use super::jws::{JwsAuthority, JwsUse};
 use super::keys::{CryptoError, KeyType, SignatureForm, SigningPair, refused, verify};
 use super::store::{KeyStore, Slot, StoreError};
 use super::x509::{AuthorityError, BACKDATE, CertificateUse, X509Authority, self_sign};
-use super::{AuthoritySet, JwtAuthority};
+use super::{AuthoritySet, State};
 use crate::clock::{from_unix_seconds, unix_seconds};
 use crate::id::{LeaseId, TrustDomain};
 use crate::pem;
@@ -30,6 +30,8 @@ pub struct AuthoritySettings {
     pub x509_key: KeyType,
     /// Key type of the JWT authority.
     pub jwt_key: KeyType,
+    /// Key type of the WIT authority; `None` while there is to be none.
+    pub wit_key: Option<KeyType>,
     /// Lifetime of a new authority.
     pub ttl: Duration,
 }
@@ -51,6 +53,9 @@ pub enum LoadError {
         /// What is wrong, and the way out.
         why: Unusable,
     },
+    /// Of some kind none, or more than one, is active: our mistake.
+    #[error("there is not exactly one active authority of each kind")]
+    NoActive,
 }
 
 /// What is wrong with an authority that was found.
@@ -83,7 +88,7 @@ pub enum Unusable {
     },
 }
 
-/// Loads both authorities from the store, or makes and stores those that are missing. Blocking.
+/// Loads the authorities from the store, or makes and stores those that are missing. Blocking.
 ///
 /// # Errors
 /// [`LoadError`]; nothing that was found is changed.
@@ -92,18 +97,30 @@ pub fn load_or_create(
     settings: &AuthoritySettings,
     now: SystemTime,
 ) -> Result<AuthoritySet, LoadError> {
-    let found = |slot| match store.load(slot)? {
-        Some(document) => parse(&document, slot, settings, now)
+    let found = |slot, kind| match store.load(slot)? {
+        Some(document) => parse(&document, slot, kind, settings, now)
             .map(Some)
             .map_err(|why| LoadError::Unusable { place: store.place(slot), why }),
         None => Ok(None),
     };
-    let (x509, jwt) = (found(Slot::X509)?, found(Slot::Jwt)?);
-    let or_new = |parts: Option<Parts>, slot| parts.map_or_else(|| make(store, slot, settings, now), Ok);
-    assemble(or_new(x509, Slot::X509)?, or_new(jwt, Slot::Jwt)?, settings)
+    // All that is there is looked at before anything is made.
+    let all: Vec<_> = slots(settings)
+        .map(|(slot, kind)| Ok((slot, kind, found(slot, kind)?)))
+        .collect::<Result<_, LoadError>>()?;
+    let or_new = |(slot, kind, parts): (Slot, KeyType, Option<Parts>)| {
+        let parts = parts.map_or_else(|| make(store, slot, kind, settings, now), Ok)?;
+        Ok((slot, parts))
+    };
+    assemble(all.into_iter().map(or_new).collect::<Result<_, LoadError>>()?, settings)
 }
 
-/// Makes both authorities anew and puts them in place of whatever is stored: for a ledger that is lost or was
+/// The authorities there are to be, each with the type of its key.
+fn slots(settings: &AuthoritySettings) -> impl Iterator<Item = (Slot, KeyType)> {
+    let wit = settings.wit_key.map(|kind| (Slot::Wit, kind));
+    [(Slot::X509, settings.x509_key), (Slot::Jwt, settings.jwt_key)].into_iter().chain(wit)
+}
+
+/// Makes all authorities anew and puts them in place of whatever is stored: for a ledger that is lost or was
 /// rolled back (G04, G05). Everything signed before stops verifying once verifiers have the new bundle.
 ///
 /// # Errors
@@ -113,8 +130,8 @@ pub fn create_anew(
     settings: &AuthoritySettings,
     now: SystemTime,
 ) -> Result<AuthoritySet, LoadError> {
-    let x509 = make(store, Slot::X509, settings, now)?;
-    assemble(x509, make(store, Slot::Jwt, settings, now)?, settings)
+    let new = |(slot, kind)| Ok((slot, make(store, slot, kind, settings, now)?));
+    assemble(slots(settings).map(new).collect::<Result<_, LoadError>>()?, settings)
 }
 
 /// A key with the certificate that binds it to its trust domain and validity.
@@ -124,20 +141,34 @@ struct Parts {
     validity: (SystemTime, SystemTime),
 }
 
-fn assemble(x509: Parts, jwt: Parts, settings: &AuthoritySettings) -> Result<AuthoritySet, LoadError> {
+fn assemble(all: Vec<(Slot, Parts)>, settings: &AuthoritySettings) -> Result<AuthoritySet, LoadError> {
     let domain = &settings.trust_domain;
-    let x509 = X509Authority::assemble(x509.key, domain.clone(), x509.certificate.into(), x509.validity)?;
-    let jwt = JwtAuthority::assemble(jwt.key, domain.clone(), jwt.validity)?;
-    Ok(AuthoritySet::new(Arc::new(x509), Arc::new(jwt)))
+    let (mut x509, mut tokens) = (Vec::new(), Vec::new());
+    for (slot, Parts { key, certificate, validity }) in all {
+        let jws = |key, usage| JwsAuthority::assemble(key, usage, domain.clone(), validity, State::Active);
+        match slot {
+            Slot::X509 => x509.push(X509Authority::assemble(
+                key,
+                domain.clone(),
+                certificate.into(),
+                validity,
+                State::Active,
+            )?),
+            Slot::Jwt => tokens.push(jws(key, JwsUse::JwtSvid)?),
+            Slot::Wit => tokens.push(jws(key, JwsUse::WitSvid)?),
+        }
+    }
+    AuthoritySet::new(x509, tokens).ok_or(LoadError::NoActive)
 }
 
 fn make(
     store: &dyn KeyStore,
     slot: Slot,
+    kind: KeyType,
     settings: &AuthoritySettings,
     now: SystemTime,
 ) -> Result<Parts, LoadError> {
-    let key = SigningPair::generate(key_type(slot, settings), SignatureForm::X509).map_err(crypto)?;
+    let key = SigningPair::generate(kind, SignatureForm::X509).map_err(crypto)?;
     let now = from_unix_seconds(unix_seconds(now));
     let not_before = now.checked_sub(BACKDATE).unwrap_or(now);
     let not_after = now.checked_add(settings.ttl).ok_or(AuthorityError::Time)?;
@@ -160,6 +191,7 @@ fn make(
 fn parse(
     document: &KeyBytes,
     slot: Slot,
+    wanted: KeyType,
     settings: &AuthoritySettings,
     now: SystemTime,
 ) -> Result<Parts, Unusable> {
@@ -168,7 +200,6 @@ fn parse(
     let form = signature_form(slot);
     let key = SigningPair::parse(secret.secret_pkcs8_der(), form).ok().ok_or(Unusable::Malformed)?;
     let validity = check(&certificate, &key, slot, settings, now)?;
-    let wanted = key_type(slot, settings);
     if key.kind() != wanted {
         return Err(Unusable::KeyType { found: key.kind(), wanted });
     }
@@ -223,24 +254,17 @@ fn in_form(key: SigningPair, secret: &KeyBytes, slot: Slot) -> Result<SigningPai
     }
 }
 
-fn key_type(slot: Slot, settings: &AuthoritySettings) -> KeyType {
-    match slot {
-        Slot::X509 => settings.x509_key,
-        Slot::Jwt => settings.jwt_key,
-    }
-}
-
 fn signature_form(slot: Slot) -> SignatureForm {
     match slot {
         Slot::X509 => SignatureForm::X509,
-        Slot::Jwt => SignatureForm::Jws,
+        Slot::Jwt | Slot::Wit => SignatureForm::Jws,
     }
 }
 
 fn certificate_use(slot: Slot) -> CertificateUse {
     match slot {
         Slot::X509 => CertificateUse::X509,
-        Slot::Jwt => CertificateUse::Jwt,
+        Slot::Jwt | Slot::Wit => CertificateUse::Jws,
     }
 }
 

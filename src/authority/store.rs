@@ -16,6 +16,8 @@ pub enum Slot {
     X509,
     /// The active JWT authority.
     Jwt,
+    /// The active WIT authority.
+    Wit,
 }
 
 impl Slot {
@@ -23,6 +25,7 @@ impl Slot {
         match self {
             Self::X509 => "x509.pem",
             Self::Jwt => "jwt.pem",
+            Self::Wit => "wit.pem",
         }
     }
 }
@@ -62,7 +65,7 @@ pub trait KeyStore: fmt::Debug + Send + Sync {
     fn place(&self, slot: Slot) -> String;
 }
 
-/// `DATA_DIR/authority/{x509,jwt}.pem`, mode 0600 in a 0700 directory.
+/// `DATA_DIR/authority/{x509,jwt,wit}.pem`, mode 0600 in a 0700 directory.
 #[derive(Debug)]
 pub struct Disk {
     dir: PathBuf,

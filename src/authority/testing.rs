@@ -27,6 +27,7 @@ pub(crate) fn settings(trust_domain: &str, key: KeyType) -> AuthoritySettings {
         trust_domain: trust_domain.parse().unwrap(),
         x509_key: key,
         jwt_key: key,
+        wit_key: Some(key),
         ttl: Duration::from_secs(7 * 86_400),
     }
 }

@@ -331,6 +331,29 @@ fn a_token_has_exactly_three_header_members_and_the_published_key() {
 }
 
 #[test]
+fn a_wit_key_says_so_in_header_and_jwk_and_is_in_no_jwt_bundle() {
+    let set = authorities("example.org", KeyType::EcP256);
+    let wit = set.active_wit().unwrap();
+    assert_eq!((wit.usage(), wit.jwk()["use"].as_str()), (JwsUse::WitSvid, Some("wit-svid")));
+    let token = wit.sign(&json!({})).unwrap();
+    let header = URL_SAFE_NO_PAD.decode(token.split('.').next().unwrap()).unwrap();
+    let header: Value = serde_json::from_slice(&header).unwrap();
+    assert_eq!(header, json!({ "alg": "ES256", "kid": wit.kid(), "typ": "wit+jwt" }));
+    assert_ne!(wit.kid(), set.active_jwt().kid());
+    assert!(set.jwt().iter().all(|one| one.kid() != wit.kid()));
+    assert!(JwtKey::from_jwk(&wit.jwk()).is_none());
+}
+
+#[test]
+fn there_is_no_wit_key_while_it_is_switched_off() {
+    let store = Memory::default();
+    let settings = AuthoritySettings { wit_key: None, ..settings("example.org", KeyType::EcP256) };
+    let set = load_or_create(&store, &settings, now()).unwrap();
+    assert!(set.wit().is_empty() && set.active_wit().is_none());
+    assert!(store.load(Slot::Wit).unwrap().is_none());
+}
+
+#[test]
 fn the_kid_is_the_thumbprint_of_rfc_7638() {
     let set = authorities("example.org", KeyType::EcP256);
     let jwk: jsonwebtoken::jwk::Jwk = serde_json::from_value(set.active_jwt().jwk()).unwrap();

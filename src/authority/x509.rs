@@ -5,6 +5,8 @@
 //! identifier equals the subject key identifier *in the certificate*, a CRL is complete and carries no
 //! distribution point, and no leaf outlives its issuer.
 
+use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -46,10 +48,10 @@ pub enum AuthorityError {
     ForeignIdentity,
 }
 
-/// An X.509 signing key, its certificate and its state.
-#[derive(Debug)]
+/// An X.509 signing key, its certificate and its state. Clones share the key.
+#[derive(Clone)]
 pub struct X509Authority {
-    issuer: Issuer<'static, SigningPair>,
+    issuer: Arc<Issuer<'static, SigningPair>>,
     trust_domain: TrustDomain,
     key_id: KeyId,
     certificate: Bytes,
@@ -66,16 +68,16 @@ impl X509Authority {
         trust_domain: TrustDomain,
         certificate: Bytes,
         validity: (SystemTime, SystemTime),
+        state: State,
     ) -> Result<Self, AuthorityError> {
         let key_id = pair.key_id();
         let der = rustls::pki_types::CertificateDer::from(certificate.as_ref());
         // Name and key identifier as they stand in the certificate, byte for byte, not as we would write them.
-        let issuer = Issuer::from_ca_cert_der(&der, pair)?;
+        let issuer = Arc::new(Issuer::from_ca_cert_der(&der, pair)?);
         let subject = x509_parser::parse_x509_certificate(&certificate)
             .map(|(_, parsed)| Bytes::copy_from_slice(parsed.subject().as_raw()))
             .map_err(|_error| rcgen::Error::CouldNotParseCertificate)?;
         let (not_before, not_after) = validity;
-        let state = State::Active;
         Ok(Self { issuer, trust_domain, key_id, certificate, subject, not_before, not_after, state })
     }
 
@@ -153,7 +155,7 @@ impl X509Authority {
         params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
-        let leaf = params.signed_by(profile.key.public(), &self.issuer)?;
+        let leaf = params.signed_by(profile.key.public(), self.issuer.as_ref())?;
         Ok(Bytes::from(leaf.der().to_vec()))
     }
 
@@ -178,7 +180,7 @@ impl X509Authority {
             revoked_certs: revoked_certs.collect::<Result<_, AuthorityError>>()?,
             key_identifier_method: KeyIdMethod::PreSpecified(self.key_id.as_bytes().to_vec()),
         };
-        Ok(Bytes::from(params.signed_by(&self.issuer)?.der().to_vec()))
+        Ok(Bytes::from(params.signed_by(self.issuer.as_ref())?.der().to_vec()))
     }
 
     /// Checks that a signature over `message`, as it stands in a certificate or CRL, is this authority's.
@@ -187,6 +189,12 @@ impl X509Authority {
     /// [`CryptoError`] when it is not.
     pub fn verify(&self, message: &[u8], signature: &[u8]) -> Result<(), CryptoError> {
         verify(self.issuer.key(), message, signature)
+    }
+}
+
+impl fmt::Debug for X509Authority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "X509Authority({}, {:?})", self.key_id, self.state)
     }
 }
 
@@ -249,7 +257,7 @@ pub(super) fn self_sign(
             IsCa::Ca(BasicConstraints::Constrained(0)),
             vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign],
         ),
-        CertificateUse::Jwt => (IsCa::ExplicitNoCa, vec![KeyUsagePurpose::DigitalSignature]),
+        CertificateUse::Jws => (IsCa::ExplicitNoCa, vec![KeyUsagePurpose::DigitalSignature]),
     };
     Ok(Bytes::from(params.self_signed(pair)?.der().to_vec()))
 }
@@ -259,8 +267,8 @@ pub(super) fn self_sign(
 pub(super) enum CertificateUse {
     /// Trust anchor for X.509-SVIDs and their CRL.
     X509,
-    /// Never shown to a verifier: it binds a JWT key on disk to its trust domain and validity.
-    Jwt,
+    /// Never shown to a verifier: it binds a token key on disk to its trust domain and validity.
+    Jws,
 }
 
 /// Unique per key: the key identifier is part of it. Two keys under one name would make webpki check a CRL

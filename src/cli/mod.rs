@@ -7,6 +7,7 @@
 mod agent;
 mod args;
 mod audit;
+mod bundle;
 mod client;
 mod completions;
 mod config;
@@ -110,6 +111,9 @@ enum Client {
     /// Check entry files, or list the agent's entries (operators)
     #[command(subcommand)]
     Entry(Entry),
+    /// Bundles of other trust domains (operators)
+    #[command(subcommand)]
+    Bundle(bundle::Bundle),
     /// Say how the agent is (operators)
     #[command(after_help = status::EXAMPLES)]
     Status(status::Args),
@@ -164,6 +168,7 @@ impl Client {
             Self::Lease(args) => lease::run(args, context).await,
             Self::Entry(Entry::Check(args)) => entry::check(&args, context),
             Self::Entry(Entry::List(args)) => entry::list(args, context).await,
+            Self::Bundle(what) => bundle::run(what, context).await,
             Self::Status(args) => status::run(args, context).await,
             Self::Healthcheck(args) => healthcheck::run(args, context).await,
             Self::Demo(args) => demo::run(args, context).await,

@@ -3,11 +3,11 @@
 use mayfly_proto::admin::{Crl, Sds, StatusRequest, StatusResponse};
 use serde::Serialize;
 
-use super::Context;
 use super::args::OutputArgs;
 use super::client::{ClientArgs, Target, Which, answer};
 use super::failure::Failure;
 use super::render::{Table, cell, count, millis, relative, size, stamp_unix};
+use super::{Context, bundle};
 use crate::clock::{Clock, SystemClock};
 use crate::exit::Exit;
 
@@ -50,6 +50,8 @@ struct Answer {
     revocation_strengths: Vec<StrengthJson>,
     last_reload_error: String,
     sds: SdsJson,
+    federation: Vec<bundle::BundleJson>,
+    listeners: Vec<ListenerJson>,
 }
 
 /// Envoy's secret discovery service since the agent started.
@@ -78,6 +80,12 @@ impl From<Sds> for SdsJson {
             crl_withheld: sds.crl_withheld,
         }
     }
+}
+
+#[derive(Serialize)]
+struct ListenerJson {
+    name: String,
+    address: String,
 }
 
 #[derive(Serialize)]
@@ -179,6 +187,12 @@ fn json(status: StatusResponse) -> Answer {
         revocation_strengths: strengths.map(|s| StrengthJson { name: s.name, bound: s.bound }).collect(),
         last_reload_error: status.last_reload_error,
         sds: status.sds.map(SdsJson::from).unwrap_or_default(),
+        federation: status.federation.into_iter().map(bundle::json).collect(),
+        listeners: status
+            .listeners
+            .into_iter()
+            .map(|l| ListenerJson { name: l.name, address: l.address })
+            .collect(),
     }
 }
 
@@ -224,12 +238,18 @@ fn text(status: &StatusResponse) -> Vec<String> {
         lines.push(format!("CRL        {}, {entries}, {bytes}, next at the latest {next}", crl.number));
     }
     lines.extend(status.sds.as_ref().map(sds_lines).unwrap_or_default());
+    lines.extend(
+        status.listeners.iter().map(|l| format!("listening  {} {}", cell(&l.name), cell(&l.address))),
+    );
     let mut authorities = Table::new(["AUTHORITY", "STATE", "KEY", "ALGORITHM", "UNTIL"]);
     for a in &status.authorities {
         let until = stamp_unix(a.not_after);
         authorities.row([a.kind.clone(), a.state.clone(), a.key_id.clone(), a.algorithm.clone(), until]);
     }
     lines.extend(authorities.lines());
+    if !status.federation.is_empty() {
+        lines.extend(bundle::table(&status.federation).lines());
+    }
     let mut latency = Table::new(["REVOCATION", "COUNT", "P50", "P99", "MAX"]);
     for row in &status.revocation_latency {
         let shown = |micros| if row.count == 0 { "-".to_owned() } else { millis(micros) };
@@ -300,6 +320,11 @@ mod tests {
                 last_refusal: "no".into(),
                 ..Sds::default()
             }),
+            federation: Vec::new(),
+            listeners: vec![mayfly_proto::admin::Listener {
+                name: "http".into(),
+                address: "/run/mayfly/http/http.sock".into(),
+            }],
         });
         agent
     }
@@ -318,6 +343,7 @@ exec       proc-connector
 audit      /var/lib/mayfly/audit.jsonl
 SDS        3 streams (1 waiting), 0 sent, 0 accepted, 1 refused, 0 withdrawn
   ! last refusal: no
+listening  http /run/mayfly/http/http.sock
 AUTHORITY  STATE   KEY  ALGORITHM  UNTIL
 x509       active  ab   ec-p256    2100-01-01T00:00:00Z
 REVOCATION         COUNT  P50       P99       MAX
@@ -343,6 +369,6 @@ platform: Linux 6.18, all features";
         assert_eq!(json["crl"]["next_update"], "1970-01-01T00:00:02Z");
         assert_eq!(json["authorities"][0]["not_after"], "2100-01-01T00:00:00Z");
         let keys = json.as_object().expect("object").len();
-        assert_eq!(keys, 21, "one for each field of the status message");
+        assert_eq!(keys, 23, "one for each field of the status message");
     }
 }

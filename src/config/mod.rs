@@ -2,14 +2,17 @@
 //! only be valid ([`Config`]). Every mistake of both stages is in one report. Reference:
 //! `docs/configuration.md`.
 
+mod federation;
 mod raw;
 mod resolve;
 mod sds;
 mod settings;
 mod show;
+mod web;
 
 use std::path::Path;
 
+pub use self::federation::{EndpointUrl, FederationSettings, RemoteProfile, UrlError};
 pub use self::raw::RawConfig;
 pub use self::resolve::{DEV_TRUST_DOMAIN, MAX_AUDIENCES};
 pub use self::sds::{SdsCrl, SdsNames, SdsSettings};
@@ -17,6 +20,7 @@ pub use self::settings::{
     AttestSettings, AuditSettings, AuthoritySettings, Config, EntriesFrom, JwtKeyType, JwtSettings,
     LimitSettings, RevocationSettings, ShutdownSettings, SocketSettings, Storage, X509KeyType, X509Settings,
 };
+pub use self::web::{BundleEndpointSettings, BundleSettings, EndpointProfile, HttpSettings};
 use crate::diag::{MAX_TOML_BYTES, Problem, Problems};
 use crate::files::{TrustRules, read_trusted};
 

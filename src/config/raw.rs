@@ -4,8 +4,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::federation::RawFederation;
 use super::sds::RawSds;
 use super::settings::{JwtKeyType, X509KeyType};
+use super::web::RawWeb;
 use crate::diag::{Found, Problems, Table, read_toml};
 use crate::id::TrustDomain;
 use crate::telemetry::{LogFormat, LogLevel};
@@ -27,6 +29,8 @@ pub struct RawConfig {
     pub(super) log: RawLog,
     pub(super) shutdown_grace: Option<Found<Duration>>,
     pub(super) sds: RawSds,
+    pub(super) federation: Vec<RawFederation>,
+    pub(super) web: RawWeb,
 }
 
 #[derive(Debug)]
@@ -122,6 +126,8 @@ impl RawConfig {
             }),
             shutdown_grace: table.section("shutdown", |t| t.duration("grace")),
             sds: table.section("sds", RawSds::read),
+            federation: table.tables("federation", RawFederation::read).unwrap_or_default(),
+            web: RawWeb::read(table),
         }
     }
 }

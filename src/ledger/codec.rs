@@ -293,7 +293,8 @@ mod tests {
                 "restart",
                 "issue_aborted",
                 "credentials_changed",
-                "superseded"
+                "superseded",
+                "returned"
             ]
         );
     }

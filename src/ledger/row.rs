@@ -77,6 +77,8 @@ pub enum Reason {
     CredentialsChanged,
     /// A newer credential took its place.
     Superseded,
+    /// Its holder gave it back.
+    Returned,
 }
 
 impl Kind {
@@ -91,7 +93,7 @@ impl Kind {
 
 impl Reason {
     /// Every reason, in the order of its code in the ledger.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Exited,
         Self::WatchLost,
         Self::ExecMismatch,
@@ -101,6 +103,7 @@ impl Reason {
         Self::IssueAborted,
         Self::CredentialsChanged,
         Self::Superseded,
+        Self::Returned,
     ];
 
     /// The stable name.
@@ -115,6 +118,7 @@ impl Reason {
             Self::IssueAborted => "issue_aborted",
             Self::CredentialsChanged => "credentials_changed",
             Self::Superseded => "superseded",
+            Self::Returned => "returned",
         }
     }
 }

@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 use mayfly_attestors::{AttestError, Attestation, Process};
 use tokio::sync::watch;
 
-use super::state::{Member, View};
+use super::state::{Member, Shown, View, federates_with};
 use super::{Connection, Refusal, Shared, Workloads, lock};
 use crate::audit::{self, Event};
 use crate::lease::{Cause, WorkloadId};
 use crate::registration::Identity;
 use crate::registration::matching::{self, Facts};
+use crate::trust::FederatesWith;
 
 /// How long an attestation of the same, unchanged program serves further calls.
 const REUSE: Duration = Duration::from_secs(1);
@@ -42,6 +43,11 @@ impl Admission {
     /// What the attestors said.
     pub fn attestation(&self) -> &Attestation {
         &self.attestation
+    }
+
+    /// The trust domains whose bundles it may have: those that its entries name.
+    pub fn federates_with(&self) -> FederatesWith {
+        federates_with(&self.identities)
     }
 
     /// Its identities, the default first. Never empty.
@@ -251,13 +257,14 @@ pub(super) fn member(
     identities: Vec<Identity>,
     now: Instant,
 ) -> Member {
+    let first = Shown { view: View::Pending, federates_with: federates_with(&identities) };
     Member {
         process: Arc::clone(process),
         attestation,
         attested_at: now,
         identities,
         svids: Default::default(),
-        view: watch::Sender::new(View::Pending),
+        view: watch::Sender::new(first),
         connections: Vec::new(),
         failing: false,
         suspect: false,

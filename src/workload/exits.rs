@@ -53,7 +53,7 @@ impl Shared {
         for connection in member.connections.iter().filter_map(std::sync::Weak::upgrade) {
             connection.end();
         }
-        member.view.send_replace(View::Ended);
+        member.view.send_replace(View::Ended.into());
     }
 
     /// Carries out the core's actions. `now` is when their cause was seen.

@@ -155,8 +155,9 @@ impl Shared {
         let permit = self.parts.policy.permit(request).map_err(|_denied| Refusal::NotEntitled)?;
         let now = self.parts.clock.wall();
         let lease = new_lease()?;
-        let authority = self.parts.authorities.active_x509();
-        let minted = issue::x509::mint(permit, authority, lease, now).map_err(Refusal::Authority)?;
+        let authorities = self.parts.authorities.current();
+        let minted =
+            issue::x509::mint(permit, authorities.active_x509(), lease, now).map_err(Refusal::Authority)?;
         let row = minted.row(subject.process.key(), subject.process.uid());
         Ok((minted, row))
     }
@@ -220,7 +221,7 @@ impl Shared {
             state.add_row(row);
         }
         if let Some(member) = state.members.get_mut(&id) {
-            let has_valid = matches!(*member.view.borrow(), View::Ready(_));
+            let has_valid = matches!(member.view.borrow().view, View::Ready(_));
             member.failing = !has_valid;
         }
         let actions = state.core.fail(ticket, lease, now);

@@ -134,9 +134,9 @@ impl Shared {
             hint: identity.hint.clone(),
         };
         let permit = self.parts.policy.permit(request).map_err(|_denied| Refusal::NotEntitled)?;
-        let authority = self.parts.authorities.active_jwt();
+        let authorities = self.parts.authorities.current();
         let now = self.parts.clock.wall();
-        issue::jwt::mint(permit, authority, new_lease()?, &self.settings.jwt_issuer, now)
+        issue::jwt::mint(permit, authorities.active_jwt(), new_lease()?, &self.settings.jwt_issuer, now)
             .map_err(Refusal::Authority)
     }
 

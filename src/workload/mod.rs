@@ -13,9 +13,11 @@
 mod admit;
 mod denied;
 mod exits;
+mod give_back;
 mod issue;
 mod jwt;
 mod operator;
+mod own;
 mod reload;
 mod restore;
 mod revoker;
@@ -32,6 +34,7 @@ use tokio::sync::watch;
 
 pub use self::admit::Admission;
 pub use self::denied::Denied;
+pub use self::give_back::{Claim, GivenBack};
 pub use self::operator::{Explained, LeaseFilter, Revoked, Target};
 pub use self::restore::Restored;
 pub use self::revoker::{PublishedCrl, RevokerSettings};
@@ -41,7 +44,7 @@ pub use self::subscribe::{Attendance, Subscription};
 use self::revoker::RevokeJob;
 use self::state::State;
 use crate::audit;
-use crate::authority::AuthoritySet;
+use crate::authority::Authorities;
 use crate::clock::Clock;
 use crate::id::TrustDomain;
 use crate::ledger::{Ledger, LedgerError};
@@ -121,7 +124,7 @@ pub struct Parts {
     /// Turns a process into selectors.
     pub attestors: AttestorSet,
     /// Signs.
-    pub authorities: Arc<AuthoritySet>,
+    pub authorities: Authorities,
     /// Leases, durable.
     pub ledger: Ledger,
     /// What happened, durable.

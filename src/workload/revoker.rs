@@ -13,7 +13,7 @@ use tokio::sync::{oneshot, watch};
 
 use super::{Denied, Parts, lock};
 use crate::audit::{self, Event};
-use crate::authority::AuthoritySet;
+use crate::authority::Authorities;
 use crate::clock::{Clock, unix_seconds};
 use crate::ledger::{CrlMark, Kind, Ledger, Reason, Row};
 use crate::ready::Readiness;
@@ -46,6 +46,7 @@ pub(super) enum Initiator {
     Entries,
     Operator,
     Agent,
+    Holder,
 }
 
 /// How the revoker publishes.
@@ -86,7 +87,7 @@ pub(super) fn start(
 ) -> std::io::Result<watch::Receiver<Option<PublishedCrl>>> {
     let (crl, follow) = watch::channel(None);
     let mut revoker = Revoker {
-        authorities: Arc::clone(&parts.authorities),
+        authorities: parts.authorities.clone(),
         ledger: parts.ledger.clone(),
         audit: parts.audit.clone(),
         clock: Arc::clone(&parts.clock),
@@ -109,7 +110,7 @@ pub(super) fn start(
 }
 
 struct Revoker {
-    authorities: Arc<AuthoritySet>,
+    authorities: Authorities,
     ledger: Ledger,
     audit: audit::Log,
     clock: Arc<dyn Clock>,
@@ -227,7 +228,8 @@ impl Revoker {
             denied.expire(wall);
             denied.serials()
         };
-        let authority = self.authorities.active_x509();
+        let authorities = self.authorities.current();
+        let authority = authorities.active_x509();
         let turn = (number, this_update);
         let crl = revocation::sign_and_lint(authority, &serials, turn, self.settings.next_update, wall);
         failpoint::hit("revoke.after_sign");
@@ -260,7 +262,7 @@ impl Revoker {
 
     fn put_out(&mut self, crl: &Crl, revision: u64) {
         let signed = self.clock.monotonic();
-        let issuer = self.authorities.active_x509().key_id();
+        let issuer = self.authorities.current().active_x509().key_id();
         self.trust.send_modify(|trust| *trust = Arc::new(trust.with_crl(issuer, crl.der.clone())));
         let published = self.clock.monotonic();
         lock(&self.denied).published(revision);
@@ -287,7 +289,7 @@ impl Revoker {
     /// ledger was rolled back. A failure costs durability of the number, not the effect. Whether both have it.
     fn keep(&self, crl: &Crl) -> bool {
         let mark = CrlMark { number: crl.number, this_update: crl.this_update };
-        let issuer = self.authorities.active_x509().key_id().to_string();
+        let issuer = self.authorities.current().active_x509().key_id().to_string();
         if let Err(error) = self.ledger.record_crl_blocking(&issuer, mark) {
             self.readiness.raise("CRL number in the ledger", error.to_string());
             return false;
@@ -395,6 +397,7 @@ impl Initiator {
             Self::Entries => "entries",
             Self::Operator => "operator",
             Self::Agent => "agent",
+            Self::Holder => "holder",
         }
     }
 }

@@ -13,6 +13,7 @@ use crate::issue::x509::X509Svid;
 use crate::lease::{Core, Wanted, WorkloadId};
 use crate::ledger::Row;
 use crate::registration::Identity;
+use crate::trust::FederatesWith;
 
 /// What a subscriber of X.509-SVIDs sees.
 #[derive(Clone, Debug)]
@@ -27,6 +28,20 @@ pub enum View {
     Unavailable,
     /// The process has ended.
     Ended,
+}
+
+/// What a workload's streams follow: both halves change in one step.
+#[derive(Debug)]
+pub(super) struct Shown {
+    pub(super) view: View,
+    /// Of the entries it holds.
+    pub(super) federates_with: FederatesWith,
+}
+
+impl From<View> for Shown {
+    fn from(view: View) -> Self {
+        Self { view, federates_with: FederatesWith::default() }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -48,7 +63,7 @@ pub(super) struct Member {
     pub(super) attested_at: Instant,
     pub(super) identities: Vec<Identity>,
     pub(super) svids: HashMap<LeaseId, Arc<X509Svid>>,
-    pub(super) view: watch::Sender<View>,
+    pub(super) view: watch::Sender<Shown>,
     pub(super) connections: Vec<Weak<dyn Connection>>,
     /// The last issuance failed and nothing valid is left to show.
     pub(super) failing: bool,
@@ -92,6 +107,12 @@ impl Member {
             self.connections.push(new);
         }
     }
+}
+
+/// The trust domains that these identities' entries name, together.
+pub(super) fn federates_with<'a>(identities: impl IntoIterator<Item = &'a Identity>) -> FederatesWith {
+    let each = identities.into_iter().flat_map(|identity| &identity.entry.terms.federates_with);
+    Arc::new(each.cloned().collect())
 }
 
 /// Stands for the SPIFFE ID.
@@ -185,7 +206,7 @@ impl State {
             .map(Arc::clone)
             .collect();
         let complete = ready.len() == shown.len();
-        let was_ready = matches!(*member.view.borrow(), View::Ready(_));
+        let was_ready = matches!(member.view.borrow().view, View::Ready(_));
         let next = if shown.is_empty() {
             View::NoIdentity
         } else if complete || (was_ready && !ready.is_empty()) {
@@ -195,10 +216,12 @@ impl State {
         } else {
             View::Pending
         };
-        member.view.send_if_modified(|view| {
-            let news = !view.same_as(&next);
+        let held: Vec<&EntryId> = shown.iter().map(|(entry, _)| entry).collect();
+        let federates_with = federates_with(member.identities.iter().filter(|i| held.contains(&&i.entry.id)));
+        member.view.send_if_modified(|seen| {
+            let news = !seen.view.same_as(&next) || seen.federates_with != federates_with;
             if news {
-                *view = next;
+                *seen = Shown { view: next, federates_with };
             }
             news
         });

@@ -4,15 +4,16 @@ use std::sync::{Arc, MutexGuard};
 
 use tokio::sync::watch;
 
+use super::state::Shown;
 use super::{Admission, Shared, State, View, Workloads};
 use crate::lease::WorkloadId;
-use crate::trust::TrustSnapshot;
+use crate::trust::{TrustSnapshot, TrustView};
 
 /// One open stream. While it lives the workload's SVIDs are kept fresh.
 pub struct Subscription {
     shared: Arc<Shared>,
     id: WorkloadId,
-    view: watch::Receiver<View>,
+    view: watch::Receiver<Shown>,
     trust: watch::Receiver<Arc<TrustSnapshot>>,
 }
 
@@ -33,7 +34,7 @@ impl Workloads {
                 member.failing = false;
                 member.view.subscribe()
             }
-            None => watch::Sender::new(View::Ended).subscribe(),
+            None => watch::Sender::new(View::Ended.into()).subscribe(),
         };
         let now = self.0.parts.clock.monotonic();
         let actions = state.core.listen(id, now);
@@ -47,17 +48,20 @@ impl Workloads {
 impl Subscription {
     /// Waits until there is something to tell, then says what: latest state wins. The process was found
     /// to be the attested one for exactly this state.
-    pub async fn next(&mut self) -> (View, Arc<TrustSnapshot>) {
+    pub async fn next(&mut self) -> (View, TrustView) {
         loop {
             let trust = Arc::clone(&self.trust.borrow_and_update());
-            let view = self.view.borrow_and_update().clone();
+            let (view, federates_with) = {
+                let seen = self.view.borrow_and_update();
+                (seen.view.clone(), Arc::clone(&seen.federates_with))
+            };
             match view {
                 View::Pending => {}
                 View::Ready(_) if !self.shared.may_push(self.id, trust.generation()) => {}
                 // A second look ended after the view was read: the process is the attested one again, but of an
                 // attestation that earned it something else, or nothing.
                 View::Ready(_) if self.view.has_changed().unwrap_or(true) => continue,
-                other => return (other, trust),
+                other => return (other, TrustView::new(trust, federates_with)),
             }
             self.changed().await;
         }
@@ -85,7 +89,7 @@ impl Drop for Subscription {
 pub struct Attendance {
     shared: Arc<Shared>,
     id: WorkloadId,
-    view: watch::Receiver<View>,
+    view: watch::Receiver<Shown>,
     trust: watch::Receiver<Arc<TrustSnapshot>>,
 }
 
@@ -102,7 +106,7 @@ impl Workloads {
         let mut state = self.0.lock();
         let view = match state.members.get(&id) {
             Some(member) => member.view.subscribe(),
-            None => watch::Sender::new(View::Ended).subscribe(),
+            None => watch::Sender::new(View::Ended.into()).subscribe(),
         };
         state.core.hold(id);
         drop(state);
@@ -111,11 +115,12 @@ impl Workloads {
 }
 
 impl Attendance {
-    /// The trust snapshot now, or `None` when the process has no identity any more.
-    pub fn now(&mut self) -> Option<Arc<TrustSnapshot>> {
+    /// What the process may know of the trust now, or `None` when it has no identity any more.
+    pub fn now(&mut self) -> Option<TrustView> {
         let trust = Arc::clone(&self.trust.borrow_and_update());
-        let ended = matches!(*self.view.borrow_and_update(), View::NoIdentity | View::Ended);
-        (!ended).then_some(trust)
+        let seen = self.view.borrow_and_update();
+        let ended = matches!(seen.view, View::NoIdentity | View::Ended);
+        (!ended).then(|| TrustView::new(trust, Arc::clone(&seen.federates_with)))
     }
 
     /// Resolves when [`Attendance::now`] may answer otherwise.

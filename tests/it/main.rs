@@ -5,6 +5,10 @@ mod demo;
 #[cfg(test)]
 mod entries;
 #[cfg(test)]
+mod federation;
+#[cfg(test)]
+mod http;
+#[cfg(test)]
 mod interop_spiffe;
 #[cfg(test)]
 mod lifecycle;
@@ -12,5 +16,7 @@ mod lifecycle;
 mod sds;
 #[cfg(test)]
 mod support;
+#[cfg(test)]
+mod two_domains;
 #[cfg(test)]
 mod workload_api;

@@ -18,6 +18,8 @@ mod g_crash;
 #[cfg(test)]
 mod g_disk;
 #[cfg(test)]
+mod http;
+#[cfg(test)]
 mod j_input;
 #[cfg(test)]
 mod revocation;

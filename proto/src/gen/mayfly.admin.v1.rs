@@ -50,33 +50,115 @@ pub struct StatusResponse {
     /// Entries that did not load, and why.
     #[prost(string, tag = "20")]
     pub last_reload_error: ::prost::alloc::string::String,
-    #[prost(message, optional, tag = "30")]
-    pub sds: ::core::option::Option<Sds>,
+    /// Where HTTP is served.
+    #[prost(message, repeated, tag = "40")]
+    pub listeners: ::prost::alloc::vec::Vec<Listener>,
+    /// Other trust domains.
+    #[prost(message, repeated, tag = "41")]
+    pub federation: ::prost::alloc::vec::Vec<FederatedBundle>,
 }
-/// Envoy SDS since the agent started.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Sds {
-    /// Open now.
-    #[prost(uint64, tag = "1")]
-    pub streams: u64,
-    /// Of those, waiting for an identity.
-    #[prost(uint64, tag = "2")]
-    pub waiting: u64,
-    #[prost(uint64, tag = "3")]
-    pub responses: u64,
-    #[prost(uint64, tag = "4")]
-    pub acknowledged: u64,
-    #[prost(uint64, tag = "5")]
-    pub refused: u64,
-    /// The last refusal in the client's words; empty before the first.
-    #[prost(string, tag = "6")]
-    pub last_refusal: ::prost::alloc::string::String,
-    /// Certificates replaced by an expired one, because the identity ended.
-    #[prost(uint64, tag = "7")]
-    pub withdrawn: u64,
-    /// Trust domains whose CRLs are withheld, and why.
-    #[prost(string, repeated, tag = "8")]
-    pub crl_withheld: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+pub struct FederatedBundle {
+    #[prost(string, tag = "1")]
+    pub trust_domain: ::prost::alloc::string::String,
+    /// `relationship`, `operator`, `deleted`, or empty when no bundle is known yet.
+    #[prost(string, tag = "2")]
+    pub origin: ::prost::alloc::string::String,
+    /// Of the relationship; empty without one.
+    #[prost(string, tag = "3")]
+    pub url: ::prost::alloc::string::String,
+    /// `https_web` or `https_spiffe`.
+    #[prost(string, tag = "4")]
+    pub profile: ::prost::alloc::string::String,
+    #[prost(string, tag = "5")]
+    pub endpoint_spiffe_id: ::prost::alloc::string::String,
+    #[prost(uint64, optional, tag = "6")]
+    pub sequence: ::core::option::Option<u64>,
+    #[prost(uint64, optional, tag = "7")]
+    pub refresh_hint_seconds: ::core::option::Option<u64>,
+    #[prost(uint32, tag = "8")]
+    pub x509_authorities: u32,
+    #[prost(uint32, tag = "9")]
+    pub jwt_keys: u32,
+    #[prost(uint32, tag = "10")]
+    pub wit_keys: u32,
+    /// Unix seconds: since when this bundle is in force, and the last fetch in this run; 0 = never.
+    #[prost(int64, tag = "11")]
+    pub since: i64,
+    #[prost(int64, tag = "12")]
+    pub last_fetch: i64,
+    /// Seconds from now; absent without a relationship, or when it rests.
+    #[prost(uint64, optional, tag = "13")]
+    pub next_fetch_seconds: ::core::option::Option<u64>,
+    /// Why the last fetch failed; empty when it did not.
+    #[prost(string, tag = "14")]
+    pub error: ::prost::alloc::string::String,
+    /// Members of the document that were passed over.
+    #[prost(string, repeated, tag = "15")]
+    pub remarks: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListBundlesRequest {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListBundlesResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub bundles: ::prost::alloc::vec::Vec<FederatedBundle>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ShowBundleRequest {
+    #[prost(string, tag = "1")]
+    pub trust_domain: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ShowBundleResponse {
+    /// A SPIFFE bundle document.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub document: ::prost::bytes::Bytes,
+    /// X.509 authorities, DER, one each.
+    #[prost(bytes = "bytes", repeated, tag = "2")]
+    pub x509_authorities: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+    /// Keys for JWT-SVIDs: a JWK Set.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub jwks: ::prost::bytes::Bytes,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SetBundleRequest {
+    #[prost(string, tag = "1")]
+    pub trust_domain: ::prost::alloc::string::String,
+    /// A SPIFFE bundle document, or PEM certificates.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub document: ::prost::bytes::Bytes,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SetBundleResponse {
+    #[prost(message, optional, tag = "1")]
+    pub bundle: ::core::option::Option<FederatedBundle>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeleteBundleRequest {
+    #[prost(string, tag = "1")]
+    pub trust_domain: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeleteBundleResponse {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RefreshBundleRequest {
+    #[prost(string, tag = "1")]
+    pub trust_domain: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RefreshBundleResponse {
+    #[prost(message, optional, tag = "1")]
+    pub bundle: ::core::option::Option<FederatedBundle>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Listener {
+    /// The key in the configuration: `http`, `http.tcp`, `http.mtls`, `bundle_endpoint`.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// A path, or address and port.
+    #[prost(string, tag = "2")]
+    pub address: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Authority {
@@ -917,6 +999,617 @@ pub mod admin_server {
     /// Generated gRPC service name
     pub const SERVICE_NAME: &str = "mayfly.admin.v1.Admin";
     impl<T> tonic::server::NamedService for AdminServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
+/// Generated client implementations.
+pub mod bundles_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// Bundles of other trust domains.
+    #[derive(Debug, Clone)]
+    pub struct BundlesClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl BundlesClient<tonic::transport::Channel> {
+        /// Attempt to create a new client by connecting to a given endpoint.
+        pub async fn connect<D>(dst: D) -> Result<Self, tonic::transport::Error>
+        where
+            D: TryInto<tonic::transport::Endpoint>,
+            D::Error: Into<StdError>,
+        {
+            let conn = tonic::transport::Endpoint::new(dst)?.connect().await?;
+            Ok(Self::new(conn))
+        }
+    }
+    impl<T> BundlesClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> BundlesClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            BundlesClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        pub async fn list(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListBundlesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListBundlesResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/mayfly.admin.v1.Bundles/List",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("mayfly.admin.v1.Bundles", "List"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Our own trust domain's bundle too.
+        pub async fn show(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ShowBundleRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ShowBundleResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/mayfly.admin.v1.Bundles/Show",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("mayfly.admin.v1.Bundles", "Show"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// A refused document changes nothing; the error names the member at fault.
+        pub async fn set(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SetBundleRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SetBundleResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/mayfly.admin.v1.Bundles/Set",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("mayfly.admin.v1.Bundles", "Set"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Takes the bundle from every stream and lets the relationship rest until a bundle is set.
+        pub async fn delete(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DeleteBundleRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DeleteBundleResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/mayfly.admin.v1.Bundles/Delete",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("mayfly.admin.v1.Bundles", "Delete"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Fetches now; answers when the bundle is in force.
+        pub async fn refresh(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RefreshBundleRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RefreshBundleResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/mayfly.admin.v1.Bundles/Refresh",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("mayfly.admin.v1.Bundles", "Refresh"));
+            self.inner.unary(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+pub mod bundles_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with BundlesServer.
+    #[async_trait]
+    pub trait Bundles: std::marker::Send + std::marker::Sync + 'static {
+        async fn list(
+            &self,
+            request: tonic::Request<super::ListBundlesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListBundlesResponse>,
+            tonic::Status,
+        >;
+        /// Our own trust domain's bundle too.
+        async fn show(
+            &self,
+            request: tonic::Request<super::ShowBundleRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ShowBundleResponse>,
+            tonic::Status,
+        >;
+        /// A refused document changes nothing; the error names the member at fault.
+        async fn set(
+            &self,
+            request: tonic::Request<super::SetBundleRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SetBundleResponse>,
+            tonic::Status,
+        >;
+        /// Takes the bundle from every stream and lets the relationship rest until a bundle is set.
+        async fn delete(
+            &self,
+            request: tonic::Request<super::DeleteBundleRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DeleteBundleResponse>,
+            tonic::Status,
+        >;
+        /// Fetches now; answers when the bundle is in force.
+        async fn refresh(
+            &self,
+            request: tonic::Request<super::RefreshBundleRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RefreshBundleResponse>,
+            tonic::Status,
+        >;
+    }
+    /// Bundles of other trust domains.
+    #[derive(Debug)]
+    pub struct BundlesServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> BundlesServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for BundlesServer<T>
+    where
+        T: Bundles,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/mayfly.admin.v1.Bundles/List" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListSvc<T: Bundles>(pub Arc<T>);
+                    impl<
+                        T: Bundles,
+                    > tonic::server::UnaryService<super::ListBundlesRequest>
+                    for ListSvc<T> {
+                        type Response = super::ListBundlesResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListBundlesRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Bundles>::list(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/mayfly.admin.v1.Bundles/Show" => {
+                    #[allow(non_camel_case_types)]
+                    struct ShowSvc<T: Bundles>(pub Arc<T>);
+                    impl<
+                        T: Bundles,
+                    > tonic::server::UnaryService<super::ShowBundleRequest>
+                    for ShowSvc<T> {
+                        type Response = super::ShowBundleResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ShowBundleRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Bundles>::show(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ShowSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/mayfly.admin.v1.Bundles/Set" => {
+                    #[allow(non_camel_case_types)]
+                    struct SetSvc<T: Bundles>(pub Arc<T>);
+                    impl<T: Bundles> tonic::server::UnaryService<super::SetBundleRequest>
+                    for SetSvc<T> {
+                        type Response = super::SetBundleResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SetBundleRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Bundles>::set(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SetSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/mayfly.admin.v1.Bundles/Delete" => {
+                    #[allow(non_camel_case_types)]
+                    struct DeleteSvc<T: Bundles>(pub Arc<T>);
+                    impl<
+                        T: Bundles,
+                    > tonic::server::UnaryService<super::DeleteBundleRequest>
+                    for DeleteSvc<T> {
+                        type Response = super::DeleteBundleResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DeleteBundleRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Bundles>::delete(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DeleteSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/mayfly.admin.v1.Bundles/Refresh" => {
+                    #[allow(non_camel_case_types)]
+                    struct RefreshSvc<T: Bundles>(pub Arc<T>);
+                    impl<
+                        T: Bundles,
+                    > tonic::server::UnaryService<super::RefreshBundleRequest>
+                    for RefreshSvc<T> {
+                        type Response = super::RefreshBundleResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RefreshBundleRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Bundles>::refresh(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RefreshSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for BundlesServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "mayfly.admin.v1.Bundles";
+    impl<T> tonic::server::NamedService for BundlesServer<T> {
         const NAME: &'static str = SERVICE_NAME;
     }
 }

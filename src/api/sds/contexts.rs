@@ -71,13 +71,12 @@ impl ContextCache {
 
     fn make(&self, trust: &TrustSnapshot) -> Contexts {
         let now = self.clock.wall();
-        let domain = |name: &TrustDomain, bundle: &Bytes, own: bool| {
-            let anchors = split(bundle);
-            let known = Authorities { anchors: &anchors, crls: trust.crls() };
-            Domain::new(name.clone(), &anchors, crl::choose(self.policy, &known, own, now))
+        let domain = |name: &TrustDomain, anchors: &[Bytes], own: bool| {
+            let known = Authorities { anchors, crls: trust.crls() };
+            Domain::new(name.clone(), anchors, crl::choose(self.policy, &known, own, now))
         };
-        let own = domain(trust.trust_domain(), trust.x509_bundle(), true);
-        let foreign = trust.federated_x509().iter().map(|(name, bundle)| domain(name, bundle, false));
+        let own = domain(trust.trust_domain(), trust.own().x509(), true);
+        let foreign = trust.federated().map(|(name, bundle)| domain(name, bundle.x509(), false));
         let domains = std::iter::once(own).chain(foreign).filter(|domain| !domain.anchors.is_empty());
         let own = trust.trust_domain().clone();
         Contexts { generation: trust.generation(), own, domains: domains.collect() }

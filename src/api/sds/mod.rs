@@ -42,8 +42,8 @@ use crate::clock::Clock;
 use crate::config::SdsSettings;
 use crate::drain::Watch;
 use crate::id::TrustDomain;
-use crate::trust::TrustSnapshot;
-use crate::workload::{Admission, Refusal, View};
+use crate::trust::{TrustSnapshot, TrustView};
+use crate::workload::{Refusal, View};
 
 /// The largest request. Envoy 1.40 says 61 KiB about itself in each, unless it is told to do so once.
 pub const MAX_REQUEST_BYTES: usize = 256 * 1024;
@@ -181,7 +181,7 @@ impl SecretDiscoveryService for SdsService {
             validator,
             svids,
             contexts: Some(shared.contexts.of(&trust)),
-            federates_with: federates_with(admitted.admission()),
+            federates_with: visible(&trust),
         };
         let reply = Dialogue::answer(&mut world, &secrets, String::new(), shared.clock.wall());
         let reply = reply.map_err(|_error| Status::unavailable("no secret could be made"))?;
@@ -190,8 +190,7 @@ impl SecretDiscoveryService for SdsService {
     }
 }
 
-/// The foreign trust domains that the caller's entries name.
-fn federates_with(admission: &Admission) -> Arc<BTreeSet<TrustDomain>> {
-    let each = admission.identities().iter().flat_map(|identity| &identity.entry.terms.federates_with);
-    Arc::new(each.cloned().collect())
+/// The foreign trust domains whose bundles the caller may see, of those that have one.
+fn visible(trust: &TrustView) -> Arc<BTreeSet<TrustDomain>> {
+    Arc::new(trust.federated().map(|(domain, _)| domain.clone()).collect())
 }

@@ -56,7 +56,7 @@ enum Caller {
     Unknown,
     /// No entry matches it.
     Stranger(#[expect(dead_code, reason = "counts while it lives")] Open),
-    Known(Box<Subscription>, Arc<BTreeSet<TrustDomain>>),
+    Known(Box<Subscription>),
 }
 
 /// Why a stream ends.
@@ -127,7 +127,7 @@ impl<D: Dialogue> Session<D> {
             let reply = match &self.caller {
                 Caller::Unknown => self.introduce().await?,
                 Caller::Stranger(_) => self.entertain().await?,
-                Caller::Known(..) => self.serve().await?,
+                Caller::Known(_) => self.serve().await?,
             };
             if let Some(reply) = reply {
                 return Ok(reply);
@@ -181,8 +181,7 @@ impl<D: Dialogue> Session<D> {
 
     /// Tells it what there is. The process is found to be the attested one before each message.
     async fn serve(&mut self) -> Result<Option<D::Reply>, End> {
-        let Caller::Known(subscription, federates_with) = &mut self.caller else { return Ok(None) };
-        let federates_with = Arc::clone(federates_with);
+        let Caller::Known(subscription) = &mut self.caller else { return Ok(None) };
         let (view, trust) = tokio::select! {
             biased;
             ask = heard(&mut self.inbound, &mut self.drain) => {
@@ -198,11 +197,12 @@ impl<D: Dialogue> Session<D> {
             View::NoIdentity | View::Unavailable | View::Pending => Arc::default(),
         };
         let may_know = has_identity || self.shared.settings.bundles_without_identity;
+        let federates_with = super::visible(&trust);
         let secrets = self.secrets(svids, may_know.then_some(&*trust), federates_with);
         if let Some(reply) = self.answer(&secrets)? {
             return Ok(Some(reply));
         }
-        let Caller::Known(subscription, _) = &mut self.caller else { return Ok(None) };
+        let Caller::Known(subscription) = &mut self.caller else { return Ok(None) };
         tokio::select! {
             biased;
             ask = heard(&mut self.inbound, &mut self.drain) => self.take_in(ask?).await?,
@@ -277,8 +277,7 @@ impl<D: Dialogue> Session<D> {
 
 /// Everything a caller that was let in has a right to know.
 fn known(workloads: &Workloads, admitted: &Admitted) -> Caller {
-    let admission = admitted.admission();
-    Caller::Known(Box::new(workloads.subscribe(admission)), super::federates_with(admission))
+    Caller::Known(Box::new(workloads.subscribe(admitted.admission())))
 }
 
 /// The client's next request.

@@ -1,6 +1,5 @@
 //! JWT-SVIDs: minted with the claims `sub aud exp iat iss jti` and no others, and validated strictly.
 
-mod strict;
 mod validate;
 
 #[cfg(test)]
@@ -14,7 +13,7 @@ use mayfly_attestors::ProcessKey;
 use serde::Serialize;
 
 use super::{IssueError, not_after};
-use crate::authority::{AuthorityError, BACKDATE, JwtAuthority};
+use crate::authority::{AuthorityError, BACKDATE, JwsAuthority, JwsUse};
 use crate::clock::{from_unix_seconds, unix_seconds};
 use crate::id::{EntryId, LeaseId, SpiffeId};
 use crate::ledger::{self, Committed, Row};
@@ -22,7 +21,7 @@ use crate::policy::{self, Permit};
 
 pub use self::validate::{
     JwtRefusal, MAX_AUDIENCES, MAX_LIFETIME_SECONDS, MAX_TOKEN_BYTES, NBF_LEEWAY_SECONDS, ValidatedJwt,
-    validate,
+    inspect, validate,
 };
 
 /// Signs a token for the audiences of the permit. One token serves one call of one workload. `issuer` is the
@@ -32,13 +31,13 @@ pub use self::validate::{
 /// [`IssueError`]; the permit is spent either way.
 pub fn mint(
     permit: Permit,
-    authority: &JwtAuthority,
+    authority: &JwsAuthority,
     lease: LeaseId,
     issuer: &str,
     now: SystemTime,
 ) -> Result<MintedJwt, IssueError> {
     let grant = permit.spend();
-    if grant.kind != policy::Kind::Jwt {
+    if grant.kind != policy::Kind::Jwt || authority.usage() != JwsUse::JwtSvid {
         return Err(IssueError::WrongKind);
     }
     let id = &grant.spiffe_id;

@@ -8,11 +8,11 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Map, Value};
 
-use super::strict;
 use crate::authority::{JwsAlgorithm, JwtBundles, KeyRefusal};
 use crate::clock::unix_seconds;
 use crate::config;
 use crate::id::{LeaseId, SpiffeId, TrustDomain};
+use crate::json;
 
 /// Checks a token for one audience. `revoked` is asked with the `jti` when that is a lease of ours.
 ///
@@ -28,12 +28,36 @@ pub fn validate(
     revoked: &dyn Fn(LeaseId) -> bool,
     now: SystemTime,
 ) -> Result<ValidatedJwt, JwtRefusal> {
+    check(token, Some(audience), bundles, revoked, now)
+}
+
+/// As [`validate`], for whoever wants to know what a token says and not whether it is for him: every audience
+/// is good enough.
+///
+/// # Errors
+/// As [`validate`].
+pub fn inspect(
+    token: &str,
+    bundles: &JwtBundles,
+    revoked: &dyn Fn(LeaseId) -> bool,
+    now: SystemTime,
+) -> Result<ValidatedJwt, JwtRefusal> {
+    check(token, None, bundles, revoked, now)
+}
+
+fn check(
+    token: &str,
+    audience: Option<&str>,
+    bundles: &JwtBundles,
+    revoked: &dyn Fn(LeaseId) -> bool,
+    now: SystemTime,
+) -> Result<ValidatedJwt, JwtRefusal> {
     if token.len() > MAX_TOKEN_BYTES {
         return Err(JwtRefusal::TooLong);
     }
     let parts = Parts::split(token)?;
-    let (algorithm, kid) = header(&strict::object(&parts.header).ok_or(JwtRefusal::Header)?)?;
-    let mut claims = strict::object(&parts.claims).ok_or(JwtRefusal::Claims)?;
+    let (algorithm, kid) = header(&json::object(&parts.header).ok_or(JwtRefusal::Header)?)?;
+    let mut claims = json::object(&parts.claims).ok_or(JwtRefusal::Claims)?;
     let spiffe_id = text(&claims, "sub")
         .and_then(|sub| SpiffeId::parse(sub.as_bytes()).ok())
         .ok_or(JwtRefusal::Subject)?;
@@ -43,7 +67,8 @@ pub fn validate(
     times(&claims, unix_seconds(now))?;
     let audiences = audiences(&claims)?;
     // An empty expectation must never match: go-spiffe then takes a token for nobody.
-    if audience.is_empty() || !audiences.iter().any(|one| one == audience) {
+    let wrong = |audience: &str| audience.is_empty() || !audiences.iter().any(|one| one == audience);
+    if audience.is_some_and(wrong) {
         return Err(JwtRefusal::Audience);
     }
     match claims.get("jti").map(Value::as_str) {

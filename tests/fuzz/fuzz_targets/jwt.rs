@@ -22,6 +22,7 @@ fn world() -> &'static (AuthoritySet, JwtBundles) {
             trust_domain: "example.org".parse().expect("valid"),
             x509_key: KeyType::EcP256,
             jwt_key: KeyType::EcP256,
+            wit_key: None,
             ttl: Duration::from_secs(3_600),
         };
         let set = load_or_create(&Memory::default(), &settings, from_unix_seconds(NOW)).expect("authorities");

@@ -6,6 +6,7 @@ pub mod admin;
 pub mod agent;
 pub mod envoy;
 pub mod files;
+pub mod foreign;
 pub mod holder;
 pub mod pki;
 #[cfg(test)]

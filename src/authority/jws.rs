@@ -1,6 +1,8 @@
-//! The JWT authority: signs compact JWS with the header `alg kid typ` and publishes its public JWK.
+//! A JWS authority, for JWT-SVIDs or for WIT-SVIDs: signs compact JWS with the header `alg kid typ` and publishes
+//! its public JWK. A key serves one of the two and never the other.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use aws_lc_rs::digest::{SHA256, digest};
@@ -13,10 +15,38 @@ use super::keys::{CryptoError, KeyType, SigningPair};
 use super::{AuthorityError, State};
 use crate::id::TrustDomain;
 
-/// A JWT signing key and its state.
-#[derive(Debug)]
-pub struct JwtAuthority {
-    pair: SigningPair,
+/// What a JWS key signs.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum JwsUse {
+    /// JWT-SVIDs.
+    JwtSvid,
+    /// WIT-SVIDs.
+    WitSvid,
+}
+
+impl JwsUse {
+    /// The `use` of the public JWK.
+    pub fn jwk_use(self) -> &'static str {
+        match self {
+            Self::JwtSvid => "jwt-svid",
+            Self::WitSvid => "wit-svid",
+        }
+    }
+
+    /// The `typ` of the header.
+    pub fn typ(self) -> &'static str {
+        match self {
+            Self::JwtSvid => "JWT",
+            Self::WitSvid => "wit+jwt",
+        }
+    }
+}
+
+/// A signing key for tokens, and its state. Clones share the key.
+#[derive(Clone, Debug)]
+pub struct JwsAuthority {
+    pair: Arc<SigningPair>,
+    usage: JwsUse,
     trust_domain: TrustDomain,
     kid: String,
     /// Encoded once: it is the same for every token.
@@ -27,24 +57,32 @@ pub struct JwtAuthority {
     state: State,
 }
 
-impl JwtAuthority {
+impl JwsAuthority {
     pub(super) fn assemble(
         pair: SigningPair,
+        usage: JwsUse,
         trust_domain: TrustDomain,
         validity: (SystemTime, SystemTime),
+        state: State,
     ) -> Result<Self, AuthorityError> {
         let members = public_members(&pair)?;
         let kid = thumbprint(&members)?;
         let header = serde_json::to_vec(
-            &json!({ "alg": pair.kind().jws_algorithm(), "kid": kid.as_str(), "typ": "JWT" }),
+            &json!({ "alg": pair.kind().jws_algorithm(), "kid": kid.as_str(), "typ": usage.typ() }),
         )?;
         let mut jwk = members;
-        jwk.insert("use", "jwt-svid".to_owned());
+        jwk.insert("use", usage.jwk_use().to_owned());
         jwk.insert("kid", kid.clone());
         let jwk = serde_json::to_value(jwk)?;
         let header = URL_SAFE_NO_PAD.encode(header);
         let (not_before, not_after) = validity;
-        Ok(Self { pair, trust_domain, kid, header, jwk, not_before, not_after, state: State::Active })
+        let pair = Arc::new(pair);
+        Ok(Self { pair, usage, trust_domain, kid, header, jwk, not_before, not_after, state })
+    }
+
+    /// What it signs.
+    pub fn usage(&self) -> JwsUse {
+        self.usage
     }
 
     /// Key identifier: the RFC 7638 thumbprint of the public key, so that no two keys share one.
@@ -62,7 +100,7 @@ impl JwtAuthority {
         self.pair.kind()
     }
 
-    /// The public JWK: key members, `use` = `jwt-svid`, `kid`.
+    /// The public JWK: key members, `use`, `kid`.
     pub fn jwk(&self) -> Value {
         self.jwk.clone()
     }
