@@ -396,3 +396,40 @@ fn too_many_names_end_the_stream_and_no_other() {
         assert_eq!(names(&next(&mut modest).await.1), ["default"]);
     });
 }
+
+#[test]
+fn a_foreign_trust_domain_appears_is_judged_apart_and_ends_in_nothing() {
+    let foreign = Plan { trust_domain: "other.test".to_owned(), ..Plan::with_entries(&[]) }.start();
+    let (code, pem, said) = foreign.mayfly(&["bundle", "show", "other.test", "--format", "pem"]);
+    assert_eq!(code, Some(0), "{said}");
+    let federated = own_entry("/federated").with("federates_with = [\"other.test\"]");
+    let agent = Plan::with_entries(&[federated]).start();
+    let file = agent.dir().join("other.pem");
+    std::fs::write(&file, pem).unwrap();
+    block_on(async {
+        let mut stream = open(&agent).await;
+        let wanted = ["spiffe://other.test", "ALL", "spiffe://third.test"];
+        stream.ask(ask(&wanted, "", "")).await;
+        let (_, first) = next(&mut stream).await;
+        assert_eq!((names(&first), first["ALL"].judged.len()), (vec!["ALL"], 1));
+        let set = agent.mayfly(&["bundle", "set", "other.test", file.to_str().unwrap()]);
+        assert_eq!(set.0, Some(0), "{}", set.2);
+        let (_, both) = next(&mut stream).await;
+        assert_eq!(names(&both), ["ALL", "spiffe://other.test"]);
+        assert_eq!(both["ALL"].judged, ["example.org", "other.test"]);
+        let other = &both["spiffe://other.test"];
+        assert_eq!((other.judged.as_slice(), other.crls.len()), (&["other.test".to_owned()][..], 0));
+        assert_eq!(both["ALL"].crls.len(), 1, "ours has one, and the other domain is none the worse for it");
+        let (_, status, _) = agent.mayfly(&["status"]);
+        assert!(status.contains("no CRL in SDS for other.test: authority"), "{status}");
+        assert_eq!(agent.mayfly(&["bundle", "delete", "other.test"]).0, Some(0));
+        let (_, without) = next(&mut stream).await;
+        assert_eq!(without["ALL"].judged, ["example.org"]);
+        let closed = &without["spiffe://other.test"];
+        assert_eq!(
+            (closed.anchors.len(), closed.anchors == other.anchors),
+            (1, false),
+            "nothing hangs from it"
+        );
+    });
+}
