@@ -37,7 +37,6 @@ impl RawConfig {
         let log = log(self.log);
         let grace = or(self.shutdown_grace, &GRACE, Duration::from_secs(10), problems);
         let trust_domain = self.trust_domain.map(|found| found.value);
-        let jwt = jwt(self.jwt, trust_domain.as_ref(), problems);
         let sds = self.sds.resolve(problems);
         let mut web = self.web;
         let oidc_issuer = web.oidc_issuer.take();
