@@ -4,8 +4,14 @@
 mod tests {
     use std::path::Path;
 
-    const FILES: [&str; 3] =
-        ["workloadapi.proto", "mayfly/admin/v1/admin.proto", "mayfly/identity/v1/identity.proto"];
+    const FILES: [&str; 6] = [
+        "workloadapi.proto",
+        "mayfly/admin/v1/admin.proto",
+        "mayfly/identity/v1/identity.proto",
+        "envoy/service/secret/v3/sds.proto",
+        "envoy/extensions/transport_sockets/tls/v3/secret.proto",
+        "envoy/extensions/transport_sockets/tls/v3/tls_spiffe_validator_config.proto",
+    ];
 
     #[test]
     fn generated_code_is_current() {

@@ -15,6 +15,7 @@ pub mod listener;
 pub mod overview;
 pub mod peer;
 pub mod routes;
+pub mod sds;
 pub mod seats;
 pub mod serve;
 mod status;

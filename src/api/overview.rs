@@ -7,6 +7,7 @@ use mayfly_attestors::{ExecMode, Host};
 use mayfly_proto::admin as proto;
 
 use super::facts;
+use super::sds::Sds;
 use crate::authority::{Authorities, State};
 use crate::clock::{Clock, unix_seconds};
 use crate::config::Config;
@@ -37,6 +38,8 @@ pub struct Sources {
     pub federation: Federation,
     /// Why the last reload of entries was refused; empty when it was not.
     pub reload_error: Arc<arc_swap::ArcSwap<String>>,
+    /// Envoy's secret discovery service.
+    pub sds: Sds,
     /// Where HTTP is served.
     pub listeners: Vec<Listener>,
 }
@@ -84,6 +87,7 @@ impl Sources {
             open_descriptors: facts::own_descriptors(),
             revocation_strengths: self.strengths(),
             last_reload_error: self.reload_error.load().to_string(),
+            sds: Some(self.sds.status()),
             federation: self.federation.rows().iter().map(super::bundles::bundle).collect(),
             listeners: self.listeners.iter().map(listener).collect(),
         }

@@ -7,6 +7,7 @@ use mayfly_proto::admin::admin_server::AdminServer;
 use mayfly_proto::admin::bundles_server::BundlesServer;
 use mayfly_proto::identity::identity_server::IdentityServer;
 use mayfly_proto::workload::spiffe_workload_api_server::SpiffeWorkloadApiServer;
+use mayfly_proto::xds::envoy::service::secret::v3::secret_discovery_service_server::SecretDiscoveryServiceServer;
 use tonic::service::Routes;
 use tonic_health::server::HealthReporter;
 use tonic_reflection::server::{Builder, Error as ReflectionError};
@@ -15,6 +16,7 @@ use super::Gate;
 use super::admin::{AdminService, StatusSource};
 use super::bundles::BundleService;
 use super::identity::IdentityService;
+use super::sds::{self, Sds, SdsService};
 use super::workload::WorkloadService;
 use crate::audit;
 use crate::clock::Clock;
@@ -26,23 +28,30 @@ use crate::workload::Workloads;
 /// The largest request any service takes: a token of 16 KiB with room to spare.
 const MAX_REQUEST_BYTES: usize = 64 * 1024;
 
+const SDS: &str = "envoy.service.secret.v3.SecretDiscoveryService";
+
 /// A bundle document, and one too long to be told so.
 const MAX_BUNDLE_BYTES: usize = MAX_DOCUMENT_BYTES + 64 * 1024;
 
-/// The public socket: Workload API, identity, health, reflection of these.
+/// The public socket: Workload API, identity, SDS, health, reflection of these.
 pub fn public(
     gate: &Gate,
     clock: &Arc<dyn Clock>,
     drain: &Watch,
     max_audiences: usize,
+    sds: &Sds,
 ) -> Result<(Routes, HealthReporter), ReflectionError> {
+    let secrets = SdsService::new(gate.clone(), sds.clone(), drain.clone());
     let workload = WorkloadService::new(gate.clone(), Arc::clone(clock), drain.clone(), max_audiences);
     let identity = IdentityService::new(gate.clone(), drain.clone());
     let (reporter, health) = tonic_health::server::health_reporter();
-    let names = ["SpiffeWorkloadAPI", "mayfly.identity.v1.Identity", "grpc.health.v1.Health"];
+    let names = ["SpiffeWorkloadAPI", "mayfly.identity.v1.Identity", SDS, "grpc.health.v1.Health"];
     let routes =
         Routes::new(SpiffeWorkloadApiServer::new(workload).max_decoding_message_size(MAX_REQUEST_BYTES))
             .add_service(IdentityServer::new(identity).max_decoding_message_size(MAX_REQUEST_BYTES))
+            .add_service(
+                SecretDiscoveryServiceServer::new(secrets).max_decoding_message_size(sds::MAX_REQUEST_BYTES),
+            )
             .add_service(health)
             .add_service(reflection(&names).build_v1()?)
             .add_service(reflection(&names).build_v1alpha()?);

@@ -15,6 +15,7 @@ use super::storage::{self, Records, Stored};
 use crate::api::limits::AdmissionLimits;
 use crate::api::listener::{Access, Bound};
 use crate::api::overview::{Listener, Sources};
+use crate::api::sds::Sds;
 use crate::api::wire::budget::Rate;
 use crate::audit::{self, Event};
 use crate::authority::{Authorities, AuthorityKind, Custody, JwsAuthority};
@@ -135,7 +136,7 @@ impl Agent {
         }
     }
 
-    pub(super) fn sources(&self, listeners: Vec<Listener>) -> Sources {
+    pub(super) fn sources(&self, listeners: Vec<Listener>, sds: Sds) -> Sources {
         Sources {
             config: self.config.clone(),
             host: Arc::clone(&self.host),
@@ -147,6 +148,7 @@ impl Agent {
             started_at: unix_seconds(self.clock.wall()),
             federation: self.federation.clone(),
             reload_error: self.entries.last_error(),
+            sds,
             listeners,
         }
     }

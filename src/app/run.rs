@@ -15,6 +15,7 @@ use super::{StartError, banner};
 use crate::api::limits::Admission as RateLimit;
 use crate::api::listener::{AcceptSettings, AcceptThread, Bound, ConnectionLimits};
 use crate::api::peer::{Cut, Peer};
+use crate::api::sds::Sds;
 use crate::api::serve::{self, ServeLimits};
 use crate::api::{Gate, health, routes};
 use crate::audit::{self, Event};
@@ -98,10 +99,11 @@ impl Agent {
             watch: &watch,
             attestations: &rate,
         })?;
-        let sources = self.sources(web.listeners.clone());
+        let sds = Sds::new(self.config.sds.clone(), &self.clock, self.workloads.trust());
+        let sources = self.sources(web.listeners.clone(), sds.clone());
         let status: crate::api::admin::StatusSource = Arc::new(move || sources.status());
         let max_audiences = self.config.jwt.max_audiences;
-        let (public, public_health) = routes::public(&gate, &self.clock, &watch, max_audiences)?;
+        let (public, public_health) = routes::public(&gate, &self.clock, &watch, max_audiences, &sds)?;
         let (admin, admin_health) = routes::admin(&self.workloads, &self.audit, status, &self.federation)?;
         let restored = self.workloads.restore(std::mem::take(&mut self.rows)).await;
         tracing::info!(adopted = restored.adopted, revoked = restored.revoked, "leases of the run before");

@@ -5,6 +5,7 @@
 mod federation;
 mod raw;
 mod resolve;
+mod sds;
 mod settings;
 mod show;
 mod web;
@@ -14,6 +15,7 @@ use std::path::Path;
 pub use self::federation::{EndpointUrl, FederationSettings, RemoteProfile, UrlError};
 pub use self::raw::RawConfig;
 pub use self::resolve::{DEV_TRUST_DOMAIN, MAX_AUDIENCES};
+pub use self::sds::{SdsCrl, SdsNames, SdsSettings};
 pub use self::settings::{
     AttestSettings, AuditSettings, AuthoritySettings, Config, EntriesFrom, JwtKeyType, JwtSettings,
     LimitSettings, Passphrase, RevocationSettings, ShutdownSettings, SocketSettings, Storage, X509KeyType,

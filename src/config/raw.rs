@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::federation::RawFederation;
+use super::sds::RawSds;
 use super::settings::{JwtKeyType, X509KeyType};
 use super::web::RawWeb;
 use crate::diag::{Found, Problems, Table, read_toml};
@@ -27,6 +28,7 @@ pub struct RawConfig {
     pub(super) limits: RawLimits,
     pub(super) log: RawLog,
     pub(super) shutdown_grace: Option<Found<Duration>>,
+    pub(super) sds: RawSds,
     pub(super) federation: Vec<RawFederation>,
     pub(super) web: RawWeb,
 }
@@ -142,6 +144,7 @@ impl RawConfig {
                 level: t.choice("level", &LogLevel::WORDS),
             }),
             shutdown_grace: table.section("shutdown", |t| t.duration("grace")),
+            sds: table.section("sds", RawSds::read),
             federation: table.tables("federation", RawFederation::read).unwrap_or_default(),
             web: RawWeb::read(table),
         }

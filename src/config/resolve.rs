@@ -32,6 +32,7 @@ impl RawConfig {
         let log = log(self.log);
         let grace = or(self.shutdown_grace, &GRACE, Duration::from_secs(10), problems);
         let trust_domain = self.trust_domain.map(|found| found.value);
+        let sds = self.sds.resolve(problems);
         let mut web = self.web;
         let oidc_issuer = web.oidc_issuer.take();
         let jwt = jwt(self.jwt, oidc_issuer, trust_domain.as_ref(), problems);
@@ -53,6 +54,7 @@ impl RawConfig {
             limits,
             log,
             shutdown: ShutdownSettings { grace },
+            sds,
             federation,
             http: web.http,
             bundle_endpoint: web.bundle_endpoint,

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::federation::FederationSettings;
+use super::sds::SdsSettings;
 use super::web::{BundleEndpointSettings, BundleSettings, HttpSettings};
 use crate::id::TrustDomain;
 use crate::telemetry::LogConfig;
@@ -37,6 +38,8 @@ pub struct Config {
     pub log: LogConfig,
     /// `[shutdown]`
     pub shutdown: ShutdownSettings,
+    /// `[sds]`
+    pub sds: SdsSettings,
     /// `[[federation]]`, one for each trust domain.
     pub federation: Vec<FederationSettings>,
     /// `[http]`

@@ -34,6 +34,7 @@ impl fmt::Display for Config {
         let (format, level) = self.log.words();
         writeln!(f, "\n[log]\nformat = \"{format}\"\nlevel = \"{level}\"")?;
         writeln!(f, "\n[shutdown]\ngrace = \"{}\"", Time(self.shutdown.grace))?;
+        write!(f, "{}", self.sds)?;
         self.web(f)?;
         self.federation.iter().try_for_each(|relationship| write!(f, "{relationship}"))
     }

@@ -17,6 +17,8 @@ impl TrustSnapshot {
         let own = Self::new(&self.trust_domain, set);
         let mut next = self.clone();
         next.generation += 1;
+        next.own_generation = next.generation;
+        next.own = own.own;
         next.x509_bundle = own.x509_bundle;
         next.jwks = own.jwks;
         let keys = JwtBundle::of(set.jwt().iter().map(Arc::as_ref));
@@ -31,6 +33,6 @@ impl TrustSnapshot {
     /// Whether our own bundles and CRLs are the same as there: then there is nothing to tell anybody, whatever became
     /// of the authorities among themselves.
     pub fn tells_the_same(&self, other: &Self) -> bool {
-        self.x509_bundle == other.x509_bundle && self.jwks == other.jwks && self.crls == other.crls
+        self.own.same_as(&other.own) && self.crls == other.crls
     }
 }

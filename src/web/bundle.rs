@@ -5,12 +5,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwapOption;
-use bytes::Bytes;
 use serde_json::Value;
 
 use super::conditional::Document;
-use super::der;
-use crate::authority::JwtBundle;
 use crate::ready::Readiness;
 use crate::trust::sequence::{Contents, SequenceKeeper};
 use crate::trust::{DocumentForm, DomainBundle, TrustSnapshot};
@@ -27,8 +24,7 @@ pub struct BundleSource {
 /// The document of some keys.
 #[derive(Debug)]
 struct Latest {
-    x509: Bytes,
-    jwks: Bytes,
+    bundle: Arc<DomainBundle>,
     document: Document,
 }
 
@@ -57,7 +53,7 @@ impl BundleSource {
         if let Some(made_meanwhile) = self.latest(trust) {
             return Some(made_meanwhile);
         }
-        let bundle = own(trust);
+        let bundle = Arc::clone(trust.own());
         let form = DocumentForm { refresh_hint: Some(self.refresh_hint), ..DocumentForm::default() };
         let contents = contents(&bundle.document(&form).ok()?, self.refresh_hint)?;
         let (sequence, kept) = keeper.number(contents, now);
@@ -74,11 +70,7 @@ impl BundleSource {
             // Nobody may keep it without asking: an authority that is taken out has to be gone at once.
             cache: "no-cache".to_owned(),
         };
-        let latest = Latest {
-            x509: trust.x509_bundle().clone(),
-            jwks: trust.jwks().clone(),
-            document: document.clone(),
-        };
+        let latest = Latest { bundle, document: document.clone() };
         self.latest.store(Some(Arc::new(latest)));
         Some(document)
     }
@@ -86,15 +78,8 @@ impl BundleSource {
 
 impl Latest {
     fn is_of(&self, trust: &TrustSnapshot) -> bool {
-        self.x509 == trust.x509_bundle() && self.jwks == trust.jwks()
+        Arc::ptr_eq(&self.bundle, trust.own())
     }
-}
-
-fn own(trust: &TrustSnapshot) -> DomainBundle {
-    let x509 = der::certificates(trust.x509_bundle()).into_iter().map(|one| Bytes::from(one.to_vec()));
-    // Ours, so it can be read; if it could not be, no key is better than a wrong one.
-    let jwt = JwtBundle::parse(trust.jwks()).unwrap_or_else(|_unreadable| JwtBundle::of([]));
-    DomainBundle::new(x509, jwt, JwtBundle::of([]))
 }
 
 /// What a document says besides its number.
@@ -108,6 +93,8 @@ const CONCERN: &str = "bundle sequence";
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
     use crate::authority::KeyType;
     use crate::authority::testing::{authorities, now};

@@ -21,6 +21,8 @@ mod rotation;
 #[cfg(test)]
 mod rotation_client;
 #[cfg(test)]
+mod sds;
+#[cfg(test)]
 mod support;
 #[cfg(test)]
 mod two_domains;

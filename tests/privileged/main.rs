@@ -10,6 +10,8 @@ mod d_life;
 #[cfg(test)]
 mod e_exhaustion;
 #[cfg(test)]
+mod envoy;
+#[cfg(test)]
 mod f_daemon;
 #[cfg(test)]
 mod g_crash;
@@ -21,5 +23,7 @@ mod http;
 mod j_input;
 #[cfg(test)]
 mod revocation;
+#[cfg(test)]
+mod scale;
 #[cfg(test)]
 mod support;

@@ -61,6 +61,8 @@ pub struct StatusResponse {
     /// Entries that did not load, and why.
     #[prost(string, tag = "20")]
     pub last_reload_error: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "30")]
+    pub sds: ::core::option::Option<Sds>,
     /// Where HTTP is served.
     #[prost(message, repeated, tag = "40")]
     pub listeners: ::prost::alloc::vec::Vec<Listener>,
@@ -170,6 +172,31 @@ pub struct Listener {
     /// A path, or address and port.
     #[prost(string, tag = "2")]
     pub address: ::prost::alloc::string::String,
+}
+/// Envoy SDS since the agent started.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Sds {
+    /// Open now.
+    #[prost(uint64, tag = "1")]
+    pub streams: u64,
+    /// Of those, waiting for an identity.
+    #[prost(uint64, tag = "2")]
+    pub waiting: u64,
+    #[prost(uint64, tag = "3")]
+    pub responses: u64,
+    #[prost(uint64, tag = "4")]
+    pub acknowledged: u64,
+    #[prost(uint64, tag = "5")]
+    pub refused: u64,
+    /// The last refusal in the client's words; empty before the first.
+    #[prost(string, tag = "6")]
+    pub last_refusal: ::prost::alloc::string::String,
+    /// Certificates replaced by an expired one, because the identity ended.
+    #[prost(uint64, tag = "7")]
+    pub withdrawn: u64,
+    /// Trust domains whose CRLs are withheld, and why.
+    #[prost(string, repeated, tag = "8")]
+    pub crl_withheld: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Authority {

@@ -4,6 +4,7 @@
 
 pub mod admin;
 pub mod agent;
+pub mod envoy;
 pub mod files;
 pub mod foreign;
 pub mod holder;
@@ -13,6 +14,7 @@ pub mod pki;
 mod stand_in;
 pub mod tools;
 pub mod wire;
+pub mod xds;
 
 use std::time::{Duration, Instant};
 
