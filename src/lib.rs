@@ -28,4 +28,5 @@ pub mod revocation;
 pub mod secret;
 pub mod telemetry;
 pub mod trust;
+pub mod verify;
 pub mod workload;

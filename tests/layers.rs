@@ -7,7 +7,7 @@
 #[cfg(test)]
 const LAYERS: &[&[&str]] = &[
     &["clock", "diag", "drain", "exit", "files", "id", "pem", "queue", "ready", "secret"],
-    &["telemetry"],
+    &["telemetry", "verify"],
     &["authority", "config", "lease", "ledger", "policy", "registration"],
     &["audit", "issue", "revocation", "trust"],
     &["workload"],
