@@ -13,6 +13,7 @@ pub mod clock;
 pub mod config;
 pub mod diag;
 pub mod drain;
+pub mod endpoint;
 pub mod exit;
 pub mod files;
 pub mod id;

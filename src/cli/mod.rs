@@ -15,7 +15,6 @@ mod entry;
 mod explain;
 mod failure;
 mod fetch;
-mod files;
 mod follow;
 mod healthcheck;
 mod lease;

@@ -2,7 +2,7 @@
 //!
 //! Pure checks of one certificate (X509-SVID §2, §4 and §5.2): no clock, no bundle, no network. webpki looks
 //! at dates, signatures, `cA` and extended key usage, and at nothing else; it does not even read the key
-//! usage. Whoever authenticates a peer needs both: this, and a path checked by [`super::path`].
+//! usage. Whoever authenticates a peer needs both: this, and a path checked by [`super::Trust::verify`].
 
 use std::fmt;
 
@@ -210,12 +210,12 @@ mod tests {
 
     const ID: &str = "spiffe://example.org/w";
 
-    fn verdict(shape: Shape) -> Result<Leaf, LeafError> {
-        check(&Authority::new("example.org").shaped(&shape))
+    fn verdict(shape: &Shape) -> Result<Leaf, LeafError> {
+        check(&Authority::new("example.org").shaped(shape))
     }
 
     fn uris(uris: &[&str]) -> Result<Leaf, LeafError> {
-        verdict(Shape { uris: uris.iter().map(|uri| (*uri).to_owned()).collect(), ..Shape::default() })
+        verdict(&Shape { uris: uris.iter().map(|uri| (*uri).to_owned()).collect(), ..Shape::default() })
     }
 
     #[test]
@@ -227,7 +227,7 @@ mod tests {
             Shape { common_name: None, ..Shape::default() },
             Shape { extended: Vec::new(), ..Shape::default() },
         ] {
-            assert_eq!(verdict(shape).expect("accepted").spiffe_id().as_str(), ID);
+            assert_eq!(verdict(&shape).expect("accepted").spiffe_id().as_str(), ID);
         }
         assert_eq!(uris(&[&long]).expect("2048 bytes").spiffe_id().as_str(), long);
     }
@@ -262,9 +262,12 @@ mod tests {
 
     #[test]
     fn x509_11_x509_29_a_signing_certificate_authenticates_nobody() {
-        assert_eq!(verdict(Shape { ca: Some(true), ..Shape::default() }), Err(LeafError::SigningCertificate));
         assert_eq!(
-            verdict(Shape { ca: None, ..Shape::default() }),
+            verdict(&Shape { ca: Some(true), ..Shape::default() }),
+            Err(LeafError::SigningCertificate)
+        );
+        assert_eq!(
+            verdict(&Shape { ca: None, ..Shape::default() }),
             Err(LeafError::Missing("basic constraints"))
         );
         let authority = Authority::new("example.org");
@@ -275,7 +278,7 @@ mod tests {
     fn x509_30_a_leafs_key_signs_no_certificates_and_no_crls() {
         use rcgen::KeyUsagePurpose::{CrlSign, DigitalSignature, KeyCertSign, KeyEncipherment};
         let usage = |usage: &[rcgen::KeyUsagePurpose]| {
-            verdict(Shape { usage: usage.to_vec(), ..Shape::default() }).map(drop)
+            verdict(&Shape { usage: usage.to_vec(), ..Shape::default() }).map(drop)
         };
         assert!(matches!(usage(&[DigitalSignature, KeyCertSign]), Err(LeafError::KeyUsage(_))));
         assert!(matches!(usage(&[DigitalSignature, CrlSign]), Err(LeafError::KeyUsage(_))));
