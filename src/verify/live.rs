@@ -111,11 +111,12 @@ impl Entry {
     fn cut(&self, why: PeerError) {
         // The first reason is the one that counts.
         self.shared.why.set(why).ok();
+        // Before the socket: whoever wakes from reading it must find out why.
+        self.shared.cut.cancel();
         if let Some(socket) = &self.socket {
             // Whoever else holds the socket is cut off too; one that is closed already needs nothing.
             rustix::net::shutdown(socket, rustix::net::Shutdown::Both).ok();
         }
-        self.shared.cut.cancel();
     }
 }
 
@@ -337,6 +338,7 @@ mod tests {
         live.cut_socket(&near).expect("dup");
         assert_eq!(world.revoke(&leaf), 1);
         assert_eq!(far.read(&mut [0; 1]).expect("end of file"), 0);
+        assert!(live.is_ended(), "whoever wakes from the socket finds the reason");
         // One that is handed over only after the cut is shut down at once.
         let (late, mut far) = std::os::unix::net::UnixStream::pair().expect("pair");
         live.cut_socket(&late).expect("dup");

@@ -11,4 +11,6 @@ mod lifecycle;
 #[cfg(test)]
 mod support;
 #[cfg(test)]
+mod verify;
+#[cfg(test)]
 mod workload_api;
