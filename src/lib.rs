@@ -27,6 +27,7 @@ pub mod ready;
 pub mod registration;
 pub mod revocation;
 pub mod secret;
+pub mod sync;
 pub mod telemetry;
 pub mod trust;
 pub mod verify;

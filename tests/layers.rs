@@ -8,7 +8,7 @@
 const LAYERS: &[&[&str]] = &[
     &["clock", "diag", "drain", "endpoint", "exit", "files", "id", "pem", "queue", "ready", "secret"],
     &["telemetry", "verify"],
-    &["authority", "config", "lease", "ledger", "policy", "registration"],
+    &["authority", "config", "lease", "ledger", "policy", "registration", "sync"],
     &["audit", "issue", "revocation", "trust"],
     &["workload"],
     &["api"],
