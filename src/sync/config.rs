@@ -184,7 +184,7 @@ pub fn check(path: &Path) -> Result<Vec<String>, Problems> {
     load(path).map(|config| config.lines())
 }
 
-pub(super) fn from_text(file: &str, bytes: &[u8]) -> Result<Config, Problems> {
+pub(in crate::sync) fn from_text(file: &str, bytes: &[u8]) -> Result<Config, Problems> {
     let mut problems = Problems::new();
     let raw = RawConfig::parse(file, bytes, &mut problems);
     let config = raw.and_then(|raw| raw.resolve(&mut problems));

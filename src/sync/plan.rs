@@ -142,3 +142,102 @@ fn named(pattern: &Target, domain: &TrustDomain) -> Target {
 fn certificates(ders: &[Bytes]) -> String {
     ders.iter().map(|der| pem::encode(pem::CERTIFICATE, der).to_string()).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::config::from_text;
+    use super::*;
+    use crate::secret::KeyBytes;
+    use crate::verify::testing::{Authority, List};
+    use crate::verify::{Identity, Trust};
+
+    fn answer(lists: bool) -> X509Answer {
+        let (ours, theirs) = (Authority::new("example.org"), Authority::new("other.test"));
+        let leaf = ours.leaf("spiffe://example.org/w");
+        let key = KeyBytes::new(leaf.key.clone());
+        let identity = Identity::new(&[&leaf.der], &key).expect("identity");
+        let chain = vec![leaf.der.into()];
+        let spiffe_id = "spiffe://example.org/w".parse().expect("an ID");
+        let bundle = |authority: &Authority| vec![Bytes::copy_from_slice(authority.der())];
+        X509Answer {
+            svids: vec![OwnSvid { spiffe_id, hint: String::new(), chain, key, identity }],
+            bundles: [("example.org", &ours), ("other.test", &theirs)]
+                .map(|(name, authority)| (name.parse().expect("a name"), bundle(authority)))
+                .into(),
+            lists: if lists { vec![ours.crl(&List::of(&[], 1)).into()] } else { Vec::new() },
+            trust: Arc::new(Trust::new()),
+            repeated_hints: Vec::new(),
+        }
+    }
+
+    fn config(text: &str) -> Config {
+        from_text("sync.toml", format!("directory = \"/d\"\n{text}").as_bytes()).expect("good")
+    }
+
+    fn known(lists: bool) -> Known {
+        Known { x509: Some(answer(lists)), ..Known::default() }
+    }
+
+    fn blocks(set: &Set, name: &str) -> Vec<String> {
+        let text = String::from_utf8(set[name].bytes.to_vec()).expect("text");
+        text.lines().filter_map(|line| Some(line.strip_prefix("-----BEGIN ")?.to_owned())).collect()
+    }
+
+    #[test]
+    fn authorities_are_pooled_only_where_the_configuration_says_so() {
+        let set = known(true).set(&config("[x509]\nfederated = \"ca-%.crt\"\ncombined = \"all.pem\"\n"));
+        let set = set.expect("complete");
+        assert_eq!(blocks(&set, "ca.crt").len(), 1);
+        assert_eq!(blocks(&set, "ca-other.test.crt").len(), 1);
+        assert_eq!(blocks(&set, "all.pem"), ["PRIVATE KEY-----", "CERTIFICATE-----"]);
+        let secret: Vec<&str> = set.values().filter(|f| f.secret).map(|f| f.target.name.as_str()).collect();
+        assert_eq!(secret, ["all.pem", "tls.key"]);
+        let pooled = known(true).set(&config("[x509]\nbundle_federated = true\n")).expect("complete");
+        assert_eq!(blocks(&pooled, "ca.crt").len(), 2);
+        assert!(!pooled.contains_key("ca-other.test.crt"));
+    }
+
+    #[test]
+    fn nothing_is_shown_before_everything_is_there() {
+        let config =
+            config("[[jwt]]\naudience = [\"db\"]\nfile = \"db.jwt\"\n[jwks]\nfile = \"jwks.json\"\n");
+        let mut known = known(true);
+        assert_eq!(known.set(&config), None);
+        known.jwts.insert(0, Zeroizing::new("a.b.c".to_owned()));
+        assert_eq!(known.set(&config), None);
+        known.jwks = Some([("example.org".parse().expect("a name"), Bytes::from_static(b"{}"))].into());
+        let set = known.set(&config).expect("complete");
+        assert_eq!((&set["db.jwt"].bytes[..], &set["jwks.json"].bytes[..]), (&b"a.b.c"[..], &b"{}"[..]));
+        assert_eq!(Known::default().set(&config), None);
+    }
+
+    /// OpenSSL refuses an empty file; an absent one at least says why.
+    #[test]
+    fn without_lists_there_is_no_list_file() {
+        assert!(known(true).set(&config("")).expect("complete").contains_key("crl.pem"));
+        assert!(!known(false).set(&config("")).expect("complete").contains_key("crl.pem"));
+    }
+
+    #[test]
+    fn changes_name_the_sorts_that_differ_and_the_end_leaves_what_it_should() {
+        let config = config("");
+        let (one, other) = (known(true), known(true));
+        let (before, mut after) =
+            (one.set(&config).expect("complete"), other.set(&config).expect("complete"));
+        assert_eq!(changes(&before, &before), BTreeSet::new());
+        assert_eq!(
+            changes(&before, &after),
+            [Kind::Certificate, Kind::Bundle, Kind::Crl].into(),
+            "another authority altogether"
+        );
+        after = before.clone();
+        after.remove("crl.pem");
+        assert_eq!(changes(&before, &after), [Kind::Crl].into());
+        assert_eq!(remains(&before, OnEnd::Keep), None);
+        assert_eq!(remains(&before, OnEnd::Remove), Some(Set::new()));
+        let left = remains(&before, OnEnd::RemoveSecrets).expect("a set");
+        assert_eq!(left.keys().collect::<Vec<_>>(), ["ca.crt", "crl.pem", "tls.crt"]);
+    }
+}

@@ -170,6 +170,7 @@ impl<'s> Sync<'s> {
                     return self.identity_ended(&why).await;
                 }
                 self.known.x509 = Some(*answer);
+                self.waiting_for.clear();
             }
             Event::Jwks(bundles) => self.known.jwks = Some(bundles),
             Event::Jwt(number, token) => {
@@ -283,7 +284,9 @@ impl<'s> Sync<'s> {
                     .filter(|name| !left.contains_key(*name))
                     .map(String::as_str)
                     .collect();
-                (self.say)(&format!("removing {} from {}", gone.join(" "), self.place.path().display()));
+                if !gone.is_empty() {
+                    (self.say)(&format!("removing {} from {}", gone.join(" "), self.place.path().display()));
+                }
                 self.place.reduce(&left)?;
                 self.written = left;
             }

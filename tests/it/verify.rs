@@ -6,7 +6,6 @@ use std::net::TcpStream;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
-use std::time::Instant;
 
 use mayfly::verify::{Authorizer, Identity, RevocationPolicy, Source, State, Trust};
 use mayfly_harness::tools::Tool;
@@ -69,7 +68,7 @@ fn a_stolen_key_is_cut_off_when_the_process_it_was_stolen_from_exits() {
         let mut stolen = dial(&thief, &address).unwrap();
         server.expect("accepted");
         round_trip(&mut stolen).unwrap();
-        let killed = Instant::now();
+        let killed = mayfly_harness::now();
         victim.kill();
         // Nothing is sent: the end of the connection comes by itself.
         assert!(stolen.read_exact(&mut [0; 1]).is_err(), "the connection outlived its process");
@@ -80,9 +79,9 @@ fn a_stolen_key_is_cut_off_when_the_process_it_was_stolen_from_exits() {
     }
     times.sort();
     let (half, last) = (times[rounds / 2], times[rounds - 1]);
-    println!(
-        "FIGURE verify: kill of the holder -> live connection cut, p50 {half:?}, max {last:?} ({rounds} x)"
-    );
+    mayfly_harness::figure(&format!(
+        "verify: kill of the holder -> live connection cut, p50 {half:?}, max {last:?} ({rounds} x)"
+    ));
 }
 
 #[test]
@@ -96,10 +95,13 @@ fn a_connection_that_was_handed_to_a_child_ends_with_the_parent() {
     assert_eq!(parent.expect("echo"), "hello");
     parent.tell("!child");
     let child: u32 = parent.expect("child").parse().unwrap();
-    let killed = Instant::now();
+    let killed = mayfly_harness::now();
     parent.kill();
     server.expect("cut");
-    println!("FIGURE verify: kill, a child holds the socket -> cut after {:?}", killed.elapsed());
+    mayfly_harness::figure(&format!(
+        "verify: kill, a child holds the socket -> cut after {:?}",
+        killed.elapsed()
+    ));
     assert!(Path::new(&format!("/proc/{child}")).exists(), "the child still holds its copy");
     kill_9(child);
 }
