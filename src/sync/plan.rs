@@ -147,9 +147,9 @@ fn certificates(ders: &[Bytes]) -> String {
 mod tests {
     use std::sync::Arc;
 
-    use super::super::config::from_text;
     use super::*;
     use crate::secret::KeyBytes;
+    use crate::sync::config::from_text;
     use crate::verify::testing::{Authority, List};
     use crate::verify::{Identity, Trust};
 

@@ -1,6 +1,6 @@
 //! The ready-made configurations in `deploy/examples`, each started as it stands but for its paths and ports.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use mayfly_harness::{files, until};
 
@@ -19,8 +19,8 @@ fn adapted(name: &str, changes: &[(&str, &str)]) -> String {
     })
 }
 
-fn write(path: PathBuf, text: &str) -> String {
-    files::replace(&path, text.as_bytes(), 0o644);
+fn write(path: &Path, text: &str) -> String {
+    files::replace(path, text.as_bytes(), 0o644);
     path.to_str().unwrap().to_owned()
 }
 
@@ -39,7 +39,7 @@ fn the_nginx_example_starts_and_serves() {
             ("user www-data;", "user root;"),
         ],
     );
-    let conf = write(home.join("nginx.conf"), &conf);
+    let conf = write(&home.join("nginx.conf"), &conf);
     let sync = adapted("nginx/sync.toml", &[("/run/mayfly-sync/nginx", &format!("{dir}/tls"))]);
     let _sync = Sync::start(&agent, &sync, 0, &["nginx", "-c", &conf, "-g", "daemon off;"]);
     let own = Own::start(&agent);
@@ -59,7 +59,7 @@ fn the_haproxy_example_starts_and_serves() {
             ("0.0.0.0:8443", &listen),
         ],
     );
-    let cfg = write(home.join("haproxy.cfg"), &cfg);
+    let cfg = write(&home.join("haproxy.cfg"), &cfg);
     let sync = adapted("haproxy/sync.toml", &[("/run/mayfly-sync/haproxy", &format!("{dir}/tls"))]);
     let _sync = Sync::start(&agent, &sync, 0, &["haproxy", "-W", "-db", "-f", &cfg]);
     let own = Own::start(&agent);
