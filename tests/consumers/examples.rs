@@ -12,7 +12,7 @@ fn example(name: &str) -> String {
 }
 
 /// The example's text with its paths, ports and users replaced; each must be there to be replaced.
-fn adapted(name: &str, changes: &[(&str, &str)]) -> String {
+pub(crate) fn adapted(name: &str, changes: &[(&str, &str)]) -> String {
     changes.iter().fold(example(name), |text, (from, to)| {
         assert!(text.contains(from), "{name} no longer says `{from}`");
         text.replace(from, to)

@@ -1,4 +1,4 @@
-//! PostgreSQL with client-certificate login.
+//! PostgreSQL with client-certificate login, by the configurations in `deploy/examples`.
 
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -7,6 +7,7 @@ use std::process::Command;
 use mayfly_harness::tools::Tool;
 use mayfly_harness::{Agent, Entry, Holder, Svid, files, until};
 
+use crate::examples::adapted;
 use crate::support::{Load, Sync, VICTIM, agent, free_port, pem, place, until_refused};
 
 /// The database server's uid: PostgreSQL refuses to run as root.
@@ -33,22 +34,18 @@ fn cluster(home: &Path, tls: &Path, port: u16, uid: u32) -> PathBuf {
         uid,
         Command::new(programs().join("initdb")).args(["-A", "peer", "-U", "postgres", "-D"]).arg(&data),
     );
-    let (tls, sockets) = (tls.display(), home.display());
+    let place = [("/run/mayfly-sync/postgresql", tls.to_str().unwrap())];
     let conf = format!(
-        "listen_addresses = '127.0.0.1'\nport = {port}\nunix_socket_directories = '{sockets}'\nssl = on\n\
-         ssl_cert_file = '{tls}/tls.crt'\nssl_key_file = '{tls}/tls.key'\nssl_ca_file = '{tls}/ca.crt'\n\
-         ssl_crl_file = '{tls}/crl.pem'\nfsync = off\nlogging_collector = off\n"
+        "{}\nlisten_addresses = '127.0.0.1'\nport = {port}\nunix_socket_directories = '{}'\nfsync = off\n",
+        adapted("postgresql/postgresql.conf", &place),
+        home.display()
     );
     std::fs::write(data.join("conf.extra"), conf).unwrap();
     let mut main = std::fs::read_to_string(data.join("postgresql.conf")).unwrap();
     main += "\ninclude 'conf.extra'\n";
     std::fs::write(data.join("postgresql.conf"), main).unwrap();
     // The certificate's common name is the entry's first DNS name; the map makes a role of it.
-    std::fs::write(
-        data.join("pg_hba.conf"),
-        "local all all peer\nhostssl all all 127.0.0.1/32 cert map=spiffe\n",
-    )
-    .unwrap();
+    std::fs::write(data.join("pg_hba.conf"), adapted("postgresql/pg_hba.conf", &[])).unwrap();
     std::fs::write(data.join("pg_ident.conf"), "spiffe app.example.org postgres\n").unwrap();
     data
 }
@@ -92,7 +89,8 @@ fn postgresql_rotates_without_a_failed_login_and_refuses_the_killed() {
     let (home, port) = (place(&agent, "pg", uid), free_port());
     let tls = home.join("tls");
     let data = cluster(&home, &tls, port, uid);
-    let config = format!("directory = \"{}\"\n[notify]\npause = \"200ms\"\n", tls.display());
+    let changes = [("/run/mayfly-sync/postgresql", tls.to_str().unwrap()), ("1s", "200ms")];
+    let config = adapted("postgresql/sync.toml", &changes);
     let postgres = programs().join("postgres");
     let program = [postgres.to_str().unwrap(), "-D", data.to_str().unwrap()];
     let sync = Sync::start(&agent, &config, uid, &program);
