@@ -373,3 +373,20 @@ fn a17_moved_process_loses_what_its_cgroup_earned() {
     good.take(holder.pid());
     until("an identity again", || holder.jwt("aud").ok());
 }
+
+/// Nothing tells the agent that the process has come to be what an entry wants; no entry changes either.
+#[test]
+fn a_waiting_sds_client_is_looked_at_again() {
+    require_root();
+    let name = format!("mayfly-sds-{}", std::process::id());
+    let good = Cgroup::new(&name);
+    let selectors = [format!("unix:uid:{WORKLOAD}"), format!("cgroup:path:/{name}")];
+    let selectors: Vec<&str> = selectors.iter().map(String::as_str).collect();
+    let agent = Plan::with_entries(&[Entry::new("/in-cgroup", &selectors)]).settings(WIDE).start();
+    let mut holder = Who::uid(WORKLOAD).start(&agent);
+    holder.order(&serde_json::json!({"do": "follow", "kinds": ["world"]}));
+    until("it waits", || (agent.admin().status().sds.unwrap().waiting == 1).then_some(()));
+    good.take(holder.pid());
+    let event = holder.expect_any(&["whole", "mixed", "lost"]);
+    assert_eq!(event["event"], "whole", "{event}");
+}
