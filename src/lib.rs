@@ -17,6 +17,7 @@ pub mod exit;
 pub mod files;
 pub mod id;
 pub mod issue;
+pub mod json;
 pub mod lease;
 pub mod ledger;
 pub mod pem;

@@ -6,7 +6,7 @@
 /// Bottom first. A module may import from the rows below its own, never from its own row or above.
 #[cfg(test)]
 const LAYERS: &[&[&str]] = &[
-    &["clock", "diag", "drain", "exit", "files", "id", "pem", "queue", "ready", "secret"],
+    &["clock", "diag", "drain", "exit", "files", "id", "json", "pem", "queue", "ready", "secret"],
     &["telemetry"],
     &["authority", "config", "lease", "ledger", "policy", "registration"],
     &["audit", "issue", "revocation", "trust"],

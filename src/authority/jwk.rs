@@ -92,11 +92,13 @@ impl JwtKey {
     /// a key type or curve outside RFC 7518's for the nine algorithms, a point off the curve, RSA under 2048
     /// bits.
     pub fn from_jwk(jwk: &Value) -> Option<Self> {
+        (jwk.get("use").and_then(Value::as_str) == Some(JWT_SVID)).then(|| Self::read(jwk)).flatten()
+    }
+
+    /// As [`Self::from_jwk`], whatever the `use`.
+    pub fn read(jwk: &Value) -> Option<Self> {
         let text = |name: &str| jwk.get(name).and_then(Value::as_str);
         let bytes = |name: &str| text(name).and_then(|text| URL_SAFE_NO_PAD.decode(text).ok());
-        if text("use") != Some("jwt-svid") {
-            return None;
-        }
         let kid = text("kid").filter(|kid| !kid.is_empty())?.to_owned();
         let material = match text("kty")? {
             "EC" => curve_key(text("crv")?, &bytes("x")?, &bytes("y")?)?,
@@ -192,14 +194,21 @@ impl JwtBundle {
         let document: Value = serde_json::from_slice(document).ok().ok_or(BundleError::NotJson)?;
         let members = document.as_object().ok_or(BundleError::NotJson)?;
         let keys = members.get("keys").and_then(Value::as_array).ok_or(BundleError::NoKeys)?;
-        let usable = |jwk: &&Value| JwtKey::from_jwk(jwk).is_some();
-        Ok(Self::from_jwks(keys.iter().filter(usable).map(public_half).collect()))
+        Ok(Self::of_keys(JWT_SVID, keys))
+    }
+
+    /// The bundle of those JWKs that have this `use` ([`JWT_SVID`], [`WIT_SVID`]), skipping as [`Self::parse`]
+    /// does. Only public members are kept.
+    pub fn of_keys<'a>(wanted: &str, jwks: impl IntoIterator<Item = &'a Value>) -> Self {
+        let is_wanted = |jwk: &&Value| jwk.get("use").and_then(Value::as_str) == Some(wanted);
+        let usable = |jwk: &&Value| JwtKey::read(jwk).is_some();
+        Self::from_jwks(jwks.into_iter().filter(is_wanted).filter(usable).map(public_half).collect())
     }
 
     fn from_jwks(jwks: Vec<Value>) -> Self {
         let mut keys = BTreeMap::new();
         let mut twice = BTreeSet::new();
-        for key in jwks.iter().filter_map(JwtKey::from_jwk) {
+        for key in jwks.iter().filter_map(JwtKey::read) {
             if let Some(earlier) = keys.insert(key.kid.clone(), key) {
                 twice.insert(earlier.kid);
             }
@@ -211,7 +220,17 @@ impl JwtBundle {
         Self { keys, json }
     }
 
-    /// A plain JWK Set: `{"keys":[…]}` with nothing but keys for JWT-SVIDs.
+    /// Whether there is no key.
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+
+    /// How many keys there are.
+    pub fn len(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// A plain JWK Set: `{"keys":[…]}` with nothing but keys of one `use`.
     pub fn json(&self) -> &Bytes {
         &self.json
     }
@@ -244,6 +263,10 @@ impl JwtBundles {
     }
 }
 
+/// `use` of a key for JWT-SVIDs.
+pub const JWT_SVID: &str = "jwt-svid";
+/// `use` of a key for WIT-SVIDs.
+pub const WIT_SVID: &str = "wit-svid";
 const MIN_RSA_BYTES: usize = 256;
 const MAX_RSA_BYTES: usize = 1024;
 const MAX_EXPONENT_BYTES: usize = 4;

@@ -13,7 +13,9 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
-pub use self::jwk::{BundleError, JwsAlgorithm, JwtBundle, JwtBundles, JwtKey, KeyRefusal};
+pub use self::jwk::{
+    BundleError, JWT_SVID, JwsAlgorithm, JwtBundle, JwtBundles, JwtKey, KeyRefusal, WIT_SVID,
+};
 pub use self::jws::{JwsAuthority, JwsUse};
 pub use self::keys::{CryptoError, KeyType, UnknownKeyType, WorkloadKey};
 pub use self::load::{AuthoritySettings, LoadError, Unusable, create_anew, load_or_create};

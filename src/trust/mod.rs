@@ -2,6 +2,11 @@
 //! of federated trust domains. A change makes a new value with the next generation number; the bytes of what
 //! did not change are shared.
 
+mod bundle;
+mod document;
+mod jwk;
+pub mod map;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -11,6 +16,9 @@ use tokio::sync::watch;
 use crate::authority::{AuthoritySet, JwtBundle};
 use crate::id::{KeyId, TrustDomain};
 
+pub use self::bundle::{DocumentForm, DomainBundle};
+pub use self::document::{BundleDocument, DocumentError, Fault, MAX_DOCUMENT_BYTES, MAX_KEYS, Remark};
+pub use self::jwk::UnsupportedKey;
 pub use crate::authority::JwtBundles;
 
 /// The trust of one moment.

@@ -1,6 +1,5 @@
 //! JWT-SVIDs: minted with the claims `sub aud exp iat iss jti` and no others, and validated strictly.
 
-mod strict;
 mod validate;
 
 #[cfg(test)]

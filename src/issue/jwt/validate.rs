@@ -8,11 +8,11 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Map, Value};
 
-use super::strict;
 use crate::authority::{JwsAlgorithm, JwtBundles, KeyRefusal};
 use crate::clock::unix_seconds;
 use crate::config;
 use crate::id::{LeaseId, SpiffeId, TrustDomain};
+use crate::json;
 
 /// Checks a token for one audience. `revoked` is asked with the `jti` when that is a lease of ours.
 ///
@@ -32,8 +32,8 @@ pub fn validate(
         return Err(JwtRefusal::TooLong);
     }
     let parts = Parts::split(token)?;
-    let (algorithm, kid) = header(&strict::object(&parts.header).ok_or(JwtRefusal::Header)?)?;
-    let mut claims = strict::object(&parts.claims).ok_or(JwtRefusal::Claims)?;
+    let (algorithm, kid) = header(&json::object(&parts.header).ok_or(JwtRefusal::Header)?)?;
+    let mut claims = json::object(&parts.claims).ok_or(JwtRefusal::Claims)?;
     let spiffe_id = text(&claims, "sub")
         .and_then(|sub| SpiffeId::parse(sub.as_bytes()).ok())
         .ok_or(JwtRefusal::Subject)?;

@@ -7,11 +7,19 @@ use serde_json::{Map, Number, Value};
 
 /// An object without duplicate members; `None` for everything else: other JSON, trailing bytes, a byte order
 /// mark, invalid UTF-8, lone surrogates, numbers beyond what a float holds, nesting over 128.
-pub(super) fn object(bytes: &[u8]) -> Option<Map<String, Value>> {
-    match serde_json::from_slice(bytes).ok()? {
-        Strict(Value::Object(members)) => Some(members),
-        Strict(_) => None,
-    }
+pub fn object(bytes: &[u8]) -> Option<Map<String, Value>> {
+    parse(bytes).ok()?
+}
+
+/// As [`object`], with the reader's words for what is no JSON of this kind; `None` for JSON that is no object.
+///
+/// # Errors
+/// Where the text stops being strict JSON, by line and column.
+pub fn parse(bytes: &[u8]) -> Result<Option<Map<String, Value>>, serde_json::Error> {
+    serde_json::from_slice(bytes).map(|Strict(value)| match value {
+        Value::Object(members) => Some(members),
+        _ => None,
+    })
 }
 
 struct Strict(Value);
