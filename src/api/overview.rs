@@ -76,7 +76,14 @@ impl Sources {
         let (x509, jwt) = (current.active_x509(), current.active_jwt());
         let now = self.clock.wall();
         let state = |until| if until > now { "active" } else { "expired" };
-        vec![
+        let wit = current.active_wit().map(|wit| proto::Authority {
+            kind: "wit".to_owned(),
+            state: state(wit.not_after()).to_owned(),
+            key_id: wit.kid().to_owned(),
+            algorithm: wit.algorithm().to_owned(),
+            not_after: signed(unix_seconds(wit.not_after())),
+        });
+        let mut all = vec![
             proto::Authority {
                 kind: "x509".to_owned(),
                 state: state(x509.not_after()).to_owned(),
@@ -91,7 +98,9 @@ impl Sources {
                 algorithm: jwt.algorithm().to_owned(),
                 not_after: signed(unix_seconds(jwt.not_after())),
             },
-        ]
+        ];
+        all.extend(wit);
+        all
     }
 
     fn latencies(&self) -> Vec<proto::Latency> {

@@ -20,6 +20,7 @@ use crate::audit::{self, Event};
 use crate::authority::Authorities;
 use crate::clock::{Clock, SystemClock, unix_seconds};
 use crate::config::{Config, Storage};
+use crate::issue::wit::Recipe;
 use crate::ledger::{Kind, Row};
 use crate::policy::Engine;
 use crate::ready::Readiness;
@@ -157,7 +158,14 @@ fn open_audit(config: &Config, host: &Arc<Host>, clock: &Arc<dyn Clock>) -> Resu
 
 fn note_authorities(audit: &audit::Log, stored: &Stored) {
     let (x509, jwt) = (stored.authorities.active_x509(), stored.authorities.active_jwt());
-    audit.note(vec![
+    let wit = stored.authorities.active_wit().map(|wit| Event::AuthorityLoaded {
+        kind: Kind::Wit,
+        id: wit.kid().to_owned(),
+        algorithm: wit.algorithm().to_owned(),
+        not_after: Some(wit.not_after()),
+        created: stored.created,
+    });
+    let mut events = vec![
         Event::AuthorityLoaded {
             kind: Kind::X509,
             id: x509.key_id().to_string(),
@@ -172,7 +180,9 @@ fn note_authorities(audit: &audit::Log, stored: &Stored) {
             not_after: Some(jwt.not_after()),
             created: stored.created,
         },
-    ]);
+    ];
+    events.extend(wit);
+    audit.note(events);
 }
 
 #[expect(clippy::too_many_arguments, reason = "called once, with everything there is")]
@@ -207,6 +217,8 @@ fn start_workloads(
         x509_ttl: config.x509.ttl,
         jwt_ttl: config.jwt.ttl,
         jwt_issuer: config.jwt.issuer.clone(),
+        wit_ttl: config.wit.ttl,
+        wit: Recipe { key: storage::wit_key_type(config), issuer: config.wit.issuer.clone() },
         leases_per_uid: wide(config.limits.live_leases_per_uid),
         jwt_leases_per_workload: wide(config.limits.jwt_leases_per_workload),
     };

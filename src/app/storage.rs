@@ -8,7 +8,7 @@ use super::StartError;
 use crate::authority::{
     self, AuthoritySet, AuthoritySettings, Disk, KeyStore, KeyType, Memory, Slot, X509Authority,
 };
-use crate::config::{Config, JwtKeyType, Storage, X509KeyType};
+use crate::config::{Config, JwtKeyType, Storage, WitKeyType, X509KeyType};
 use crate::files;
 use crate::id::LeaseId;
 use crate::ledger::{CrlMark, IntegrityCheck, Ledger, LedgerPlace, Row, State};
@@ -73,7 +73,7 @@ fn load_authorities(
             JwtKeyType::EcP256 => KeyType::EcP256,
             JwtKeyType::Rsa2048 => KeyType::Rsa2048,
         },
-        wit_key: None,
+        wit_key: config.wit.enabled.then(|| wit_key_type(config)),
         ttl: config.authority.ttl,
     };
     let found = store.load(Slot::X509).map_err(authority::LoadError::from)?.is_some();
@@ -90,6 +90,14 @@ fn load_authorities(
         return Ok((authority::create_anew(store, &settings, now)?, true));
     }
     Ok((authorities, !found))
+}
+
+/// The type of keys around WIT-SVIDs.
+pub(super) fn wit_key_type(config: &Config) -> KeyType {
+    match config.wit.key_type {
+        WitKeyType::EcP256 => KeyType::EcP256,
+        WitKeyType::EcP384 => KeyType::EcP384,
+    }
 }
 
 /// The last published CRL is the second witness against a ledger that was rolled back.

@@ -4,6 +4,7 @@ mod jwk;
 mod jws;
 mod keys;
 mod load;
+mod proof_key;
 mod set;
 mod store;
 mod x509;
@@ -19,6 +20,7 @@ pub use self::jwk::{
 pub use self::jws::{JwsAuthority, JwsUse};
 pub use self::keys::{CryptoError, KeyType, UnknownKeyType, WorkloadKey};
 pub use self::load::{AuthoritySettings, LoadError, Unusable, create_anew, load_or_create};
+pub use self::proof_key::{ConfirmationFault, ConfirmationKey, ProofKey};
 pub use self::set::{Authorities, AuthoritySet};
 pub use self::store::{Disk, KeyStore, Memory, Slot, StoreError};
 pub use self::x509::{AuthorityError, BACKDATE, CrlProfile, LeafProfile, RevokedSerial, X509Authority};

@@ -6,6 +6,7 @@ mod raw;
 mod resolve;
 mod settings;
 mod show;
+mod wit;
 
 use std::path::Path;
 
@@ -15,6 +16,7 @@ pub use self::settings::{
     AttestSettings, AuditSettings, AuthoritySettings, Config, EntriesFrom, JwtKeyType, JwtSettings,
     LimitSettings, RevocationSettings, ShutdownSettings, SocketSettings, Storage, X509KeyType, X509Settings,
 };
+pub use self::wit::{WitKeyType, WitSettings};
 use crate::diag::{MAX_TOML_BYTES, Problem, Problems};
 use crate::files::{TrustRules, read_trusted};
 

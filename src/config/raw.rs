@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::settings::{JwtKeyType, X509KeyType};
+use super::wit::RawWit;
 use crate::diag::{Found, Problems, Table, read_toml};
 use crate::id::TrustDomain;
 use crate::telemetry::{LogFormat, LogLevel};
@@ -18,6 +19,7 @@ pub struct RawConfig {
     pub(super) sockets: RawSockets,
     pub(super) x509: RawX509,
     pub(super) jwt: RawJwt,
+    pub(super) wit: RawWit,
     pub(super) authority_ttl: Option<Found<Duration>>,
     pub(super) revocation: RawRevocation,
     pub(super) audit_path: Option<Found<PathBuf>>,
@@ -106,6 +108,7 @@ impl RawConfig {
                 issuer: t.text("issuer"),
                 max_audiences: t.integer("max_audiences"),
             }),
+            wit: table.section("wit", RawWit::read),
             authority_ttl: table.section("authority", |t| t.duration("ttl")),
             revocation: table.section("revocation", |t| RawRevocation {
                 coalesce: t.duration("coalesce"),

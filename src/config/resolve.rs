@@ -36,6 +36,7 @@ impl RawConfig {
         let log = log(self.log);
         let grace = or(self.shutdown_grace, &GRACE, Duration::from_secs(10), problems);
         let trust_domain = self.trust_domain.map(|found| found.value);
+        let wit = self.wit.resolve(problems);
         let jwt = jwt(self.jwt, trust_domain.as_ref(), problems);
         Some(Config {
             trust_domain: trust_domain?,
@@ -44,6 +45,7 @@ impl RawConfig {
             sockets,
             x509: X509Settings { ttl: x509_ttl, key_type: x509_key },
             jwt,
+            wit,
             authority: AuthoritySettings { ttl: authority },
             revocation,
             audit: AuditSettings { path: audit },

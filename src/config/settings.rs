@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::wit::WitSettings;
 use crate::id::TrustDomain;
 use crate::telemetry::LogConfig;
 
@@ -21,6 +22,8 @@ pub struct Config {
     pub x509: X509Settings,
     /// `[jwt]`
     pub jwt: JwtSettings,
+    /// `[wit]`
+    pub wit: WitSettings,
     /// `[authority]`
     pub authority: AuthoritySettings,
     /// `[revocation]`

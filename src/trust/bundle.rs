@@ -37,7 +37,8 @@ impl DomainBundle {
     pub fn of(authorities: &AuthoritySet) -> Self {
         let certificates = authorities.x509().iter().map(|x509| Bytes::copy_from_slice(x509.certificate()));
         let jwt = JwtBundle::of(authorities.jwt().iter().map(Arc::as_ref));
-        Self::new(certificates, jwt, JwtBundle::of([]))
+        let wit = JwtBundle::of(authorities.wit().iter().map(Arc::as_ref));
+        Self::new(certificates, jwt, wit)
     }
 
     /// X.509 authorities: certificates, DER.

@@ -33,6 +33,8 @@ pub struct TrustSnapshot {
     crl_list: Vec<Bytes>,
     federated_x509: BTreeMap<TrustDomain, Bytes>,
     federated_jwks: BTreeMap<TrustDomain, Bytes>,
+    wit_jwks: Bytes,
+    federated_wit_jwks: BTreeMap<TrustDomain, Bytes>,
 }
 
 impl TrustSnapshot {
@@ -42,6 +44,7 @@ impl TrustSnapshot {
         let jwks = own.json().clone();
         let mut jwt_bundles = JwtBundles::default();
         jwt_bundles.insert(trust_domain.clone(), Arc::new(own));
+        let wit_jwks = JwtBundle::of(authorities.wit().iter().map(Arc::as_ref)).json().clone();
         let certificates = authorities.x509().iter().map(|authority| authority.certificate().as_ref());
         Self {
             generation: 1,
@@ -53,6 +56,8 @@ impl TrustSnapshot {
             crl_list: Vec::new(),
             federated_x509: BTreeMap::new(),
             federated_jwks: BTreeMap::new(),
+            wit_jwks,
+            federated_wit_jwks: BTreeMap::new(),
         }
     }
 
@@ -105,6 +110,17 @@ impl TrustSnapshot {
     /// JWT bundles of other trust domains, in the form of [`Self::jwks`]. Never holds our own.
     pub fn federated_jwks(&self) -> &BTreeMap<TrustDomain, Bytes> {
         &self.federated_jwks
+    }
+
+    /// Our WIT authorities, in the form of [`Self::jwks`]; no key of another use is among them, nor these among
+    /// those.
+    pub fn wit_jwks(&self) -> &Bytes {
+        &self.wit_jwks
+    }
+
+    /// WIT bundles of other trust domains, in the form of [`Self::jwks`]. Never holds our own.
+    pub fn federated_wit_jwks(&self) -> &BTreeMap<TrustDomain, Bytes> {
+        &self.federated_wit_jwks
     }
 }
 

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mayfly_attestors::{AttestError, Attestation, Process};
-use tokio::sync::watch;
 
-use super::state::{Member, View};
+use super::shelf::Shelf;
+use super::state::Member;
 use super::{Connection, Refusal, Shared, Workloads, lock};
 use crate::audit::{self, Event};
 use crate::lease::{Cause, WorkloadId};
@@ -71,7 +71,7 @@ impl Workloads {
             return None;
         }
         let mut state = self.0.lock();
-        let held = state.held(id, now);
+        let held = state.held(id);
         let member = state.members.get_mut(&id)?;
         member.join(connection);
         let mut admitted = admission(id, member);
@@ -174,7 +174,7 @@ impl Shared {
         if !process.is_alive() {
             return Err(Refusal::Exited);
         }
-        let held = state.held(id, now);
+        let held = state.held(id);
         let Some(member) = state.members.get_mut(&id) else { return Err(Refusal::Exited) };
         member.join(connection);
         let mut admitted = admission(id, member);
@@ -256,10 +256,9 @@ pub(super) fn member(
         attestation,
         attested_at: now,
         identities,
-        svids: Default::default(),
-        view: watch::Sender::new(View::Pending),
+        x509: Shelf::default(),
+        wit: None,
         connections: Vec::new(),
-        failing: false,
         suspect: false,
         notices: 0,
         checked_for: None,

@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use mayfly_attestors::{ExecNotice, ExitCause, ExitNotice, Process};
 
+use super::issue::Order;
 use super::revoker::{Initiator, RevokeJob};
-use super::state::View;
 use super::{Shared, State, Workloads, lock};
 use crate::audit::{self, Event};
 use crate::lease::{Action, Cause, WorkloadId};
@@ -53,7 +53,7 @@ impl Shared {
         for connection in member.connections.iter().filter_map(std::sync::Weak::upgrade) {
             connection.end();
         }
-        member.view.send_replace(View::Ended);
+        member.end();
     }
 
     /// Carries out the core's actions. `now` is when their cause was seen.
@@ -65,8 +65,8 @@ impl Shared {
         let mut expired = Vec::new();
         for action in actions {
             match action {
-                Action::Issue { ticket, workload, entry, renewal } => {
-                    self.spawn_issue(ticket, workload, entry, renewal);
+                Action::Issue { ticket, workload, entry, form, renewal } => {
+                    self.spawn_issue(Order { ticket, workload, entry, form, renewal });
                 }
                 Action::Revoke { leases, cause, .. } => {
                     let rows = leases.iter().filter_map(|lease| state.take_row(*lease)).collect();

@@ -1,17 +1,19 @@
-//! X.509 issuance: mint → commit → look again → release.
+//! Issuance of what is kept fresh, X.509-SVIDs and WIT-SVIDs: mint → commit → look again → release.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use mayfly_attestors::{AttestError, Attestation, Process, failpoint};
 
-use super::{Refusal, Shared, State, View, lock};
+use super::state::Member;
+use super::{Refusal, Shared, State, lock};
 use crate::audit::{self, Event};
 use crate::clock::unix_seconds;
 use crate::id::{EntryId, LeaseId};
 use crate::issue;
+use crate::issue::wit::MintedWit;
 use crate::issue::x509::MintedX509;
-use crate::lease::{Completion, Jitter, Ticket, WorkloadId};
+use crate::lease::{Completion, Form, Jitter, Ticket, WorkloadId};
 use crate::ledger::{Committed, Row};
 use crate::policy::{Kind, PermitRequest};
 use crate::registration::Identity;
@@ -41,43 +43,70 @@ impl From<Doubt> for Refusal {
     }
 }
 
-impl Shared {
-    pub(super) fn spawn_issue(
-        self: &Arc<Self>,
-        ticket: Ticket,
-        id: WorkloadId,
-        entry: EntryId,
-        renewal: bool,
-    ) {
-        let shared = Arc::clone(self);
-        self.spawn(async move { shared.issue_x509(ticket, id, &entry, renewal).await });
+/// One issuance that the core asked for.
+pub(super) struct Order {
+    pub(super) ticket: Ticket,
+    pub(super) workload: WorkloadId,
+    pub(super) entry: EntryId,
+    pub(super) form: Form,
+    pub(super) renewal: bool,
+}
+
+/// A credential that nobody may see yet.
+pub(super) enum Minted {
+    X509(MintedX509),
+    Wit(MintedWit),
+}
+
+impl Minted {
+    fn row(&self, process: &Process) -> Row {
+        match self {
+            Self::X509(minted) => minted.row(process.key(), process.uid()),
+            Self::Wit(minted) => minted.row(process.key(), process.uid()),
+        }
     }
 
-    async fn issue_x509(self: Arc<Self>, ticket: Ticket, id: WorkloadId, entry: &EntryId, renewal: bool) {
-        let Some(subject) = self.subject(id, entry) else {
-            self.abandon(ticket, id, None);
+    /// The print of a token, for the audit log.
+    fn print(&self) -> Option<audit::TokenPrint> {
+        match self {
+            Self::X509(_) => None,
+            Self::Wit(minted) => Some(audit::TokenPrint::of_sha256(minted.token_sha256().as_ref())),
+        }
+    }
+}
+
+impl Shared {
+    pub(super) fn spawn_issue(self: &Arc<Self>, order: Order) {
+        let shared = Arc::clone(self);
+        self.spawn(async move { shared.issue(&order).await });
+    }
+
+    async fn issue(self: Arc<Self>, order: &Order) {
+        let Some(subject) = self.subject(order.workload, &order.entry) else {
+            self.abandon(order, None);
             return;
         };
         if let Err(why) = self.verify(&subject) {
             // First of all nothing more is pushed to it, not even the CRL that the rest brings about.
-            self.doubt(id, &why);
-            self.abandon(ticket, id, None);
+            self.doubt(order.workload, &why);
+            self.abandon(order, None);
             return;
         }
-        let (minted, row) = match self.mint_x509(&subject) {
+        let minted = match self.mint(order.form, &subject) {
             Ok(minted) => minted,
             Err(refusal) => {
-                tracing::warn!(entry = %entry, error = %refusal, "an X.509-SVID could not be minted");
-                self.abandon(ticket, id, None);
+                tracing::warn!(entry = %order.entry, form = ?order.form, error = %refusal, "an SVID could not be minted");
+                self.abandon(order, None);
                 return;
             }
         };
-        let lease = row.id;
-        match self.write_down(vec![(row.clone(), issue_event(&subject, &row, renewal, None))]).await {
-            Ok(committed) => self.release_x509(ticket, id, &subject, minted, row, &committed),
+        let row = minted.row(&subject.process);
+        let event = issue_event(&subject, &row, order.renewal, minted.print());
+        match self.write_down(vec![(row.clone(), event)]).await {
+            Ok(committed) => self.release(order, &subject, minted, row, &committed),
             Err((refusal, written)) => {
-                tracing::warn!(entry = %entry, error = %refusal, "an X.509-SVID could not be written down");
-                self.abandon(ticket, id, written.then_some(lease).map(|_| row));
+                tracing::warn!(entry = %order.entry, form = ?order.form, error = %refusal, "an SVID could not be written down");
+                self.abandon(order, written.then_some(row));
             }
         }
     }
@@ -139,27 +168,30 @@ impl Shared {
         }
     }
 
-    fn mint_x509(&self, subject: &Subject) -> Result<(MintedX509, Row), Refusal> {
+    fn mint(&self, form: Form, subject: &Subject) -> Result<Minted, Refusal> {
         self.check_user(&self.lock(), subject.process.uid())?;
-        let entry = &subject.identity.entry;
+        match form {
+            Form::X509 => self.mint_x509(&subject.identity).map(Minted::X509),
+            Form::Wit => self.mint_wit(&subject.identity).map(Minted::Wit),
+        }
+    }
+
+    fn mint_x509(&self, identity: &Identity) -> Result<MintedX509, Refusal> {
+        let entry = &identity.entry;
         let request = PermitRequest {
             entry: entry.id.clone(),
-            spiffe_id: subject.identity.spiffe_id.clone(),
+            spiffe_id: identity.spiffe_id.clone(),
             kind: Kind::X509,
             ttl: entry.terms.x509_ttl.unwrap_or(self.settings.x509_ttl),
             audience: Vec::new(),
             allowed_audiences: None,
             dns_names: entry.terms.dns_names.clone(),
-            hint: subject.identity.hint.clone(),
+            hint: identity.hint.clone(),
         };
         let permit = self.parts.policy.permit(request).map_err(|_denied| Refusal::NotEntitled)?;
         let now = self.parts.clock.wall();
-        let lease = new_lease()?;
         let authorities = self.parts.authorities.current();
-        let minted =
-            issue::x509::mint(permit, authorities.active_x509(), lease, now).map_err(Refusal::Authority)?;
-        let row = minted.row(subject.process.key(), subject.process.uid());
-        Ok((minted, row))
+        issue::x509::mint(permit, authorities.active_x509(), new_lease()?, now).map_err(Refusal::Authority)
     }
 
     /// Ledger and audit log, both at once; a credential leaves only when both have it. The error says
@@ -175,35 +207,33 @@ impl Shared {
         Ok(committed)
     }
 
-    fn release_x509(
+    fn release(
         self: &Arc<Self>,
-        ticket: Ticket,
-        id: WorkloadId,
+        order: &Order,
         subject: &Subject,
-        minted: MintedX509,
+        minted: Minted,
         row: Row,
         committed: &Committed,
     ) {
         failpoint::hit("issue.before_release");
         if let Err(why) = self.verify_closely(&subject.process, &subject.attestation) {
-            self.doubt(id, &why);
-            self.abandon(ticket, id, Some(row));
+            self.doubt(order.workload, &why);
+            self.abandon(order, Some(row));
             return;
         }
         let lease = row.id;
         let now = self.parts.clock.monotonic();
         let ends = now + remaining(&row, self.parts.clock.wall());
-        let Some(svid) = minted.release(committed) else {
-            self.abandon(ticket, id, Some(row));
+        let Some(shelve) = opened(minted, committed) else {
+            self.abandon(order, Some(row));
             return;
         };
         let mut state = self.lock();
         state.add_row(row);
-        match state.core.complete(ticket, lease, ends, Jitter(random_u32()), now) {
+        match state.core.complete(order.ticket, lease, ends, Jitter(random_u32()), now) {
             Completion::Release(actions) => {
-                if let Some(member) = state.members.get_mut(&id) {
-                    member.svids.insert(lease, Arc::new(svid));
-                    member.failing = false;
+                if let Some(member) = state.members.get_mut(&order.workload) {
+                    shelve(member);
                 }
                 self.perform(&mut state, actions, now);
             }
@@ -213,23 +243,39 @@ impl Shared {
     }
 
     /// Gives a ticket back. `written` is the row when the ledger has it already: it is revoked.
-    pub(super) fn abandon(self: &Arc<Self>, ticket: Ticket, id: WorkloadId, written: Option<Row>) {
+    fn abandon(self: &Arc<Self>, order: &Order, written: Option<Row>) {
         let now = self.parts.clock.monotonic();
         let mut state = self.lock();
         let lease = written.as_ref().map(|row| row.id);
         if let Some(row) = written {
             state.add_row(row);
         }
-        if let Some(member) = state.members.get_mut(&id) {
-            let has_valid = matches!(*member.view.borrow(), View::Ready(_));
-            member.failing = !has_valid;
+        if let Some(member) = state.members.get_mut(&order.workload) {
+            member.set_failing(order.form, true);
         }
-        let actions = state.core.fail(ticket, lease, now);
+        let actions = state.core.fail(order.ticket, lease, now);
         self.perform(&mut state, actions, now);
     }
 }
 
-/// The audit event of an issuance. `token`: its print, only for a JWT.
+/// Puts an open credential where its subscribers find it.
+type Shelve = Box<dyn FnOnce(&mut Member)>;
+
+/// Opens a credential, and says how it gets to its workload; `None` when that commit did not write it.
+fn opened(minted: Minted, committed: &Committed) -> Option<Shelve> {
+    match minted {
+        Minted::X509(minted) => {
+            let svid = minted.release(committed)?;
+            Some(Box::new(move |member| member.x509.put(svid.id, svid)))
+        }
+        Minted::Wit(minted) => {
+            let svid = minted.release(committed)?;
+            Some(Box::new(move |member| member.wits().put(svid.id, svid)))
+        }
+    }
+}
+
+/// The audit event of an issuance. `token`: its print, unless it is a certificate.
 pub(super) fn issue_event(
     subject: &Subject,
     row: &Row,

@@ -20,9 +20,11 @@ mod reload;
 mod restore;
 mod revoker;
 mod second_look;
+mod shelf;
 mod state;
 mod subscribe;
 mod timer;
+mod wit;
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak, mpsc};
 use std::time::Duration;
@@ -35,7 +37,7 @@ pub use self::denied::Denied;
 pub use self::operator::{Explained, LeaseFilter, Revoked, Target};
 pub use self::restore::Restored;
 pub use self::revoker::{PublishedCrl, RevokerSettings};
-pub use self::state::View;
+pub use self::shelf::View;
 pub use self::subscribe::{Attendance, Subscription};
 
 use self::revoker::RevokeJob;
@@ -44,6 +46,7 @@ use crate::audit;
 use crate::authority::Authorities;
 use crate::clock::Clock;
 use crate::id::TrustDomain;
+use crate::issue::wit::Recipe;
 use crate::ledger::{Ledger, LedgerError};
 use crate::policy::Engine;
 use crate::ready::Readiness;
@@ -108,6 +111,10 @@ pub struct Settings {
     pub jwt_ttl: Duration,
     /// `iss` of JWT-SVIDs.
     pub jwt_issuer: String,
+    /// WIT-SVID lifetime where the entry names none.
+    pub wit_ttl: Duration,
+    /// How WIT-SVIDs are made.
+    pub wit: Recipe,
     /// Live leases of one uid.
     pub leases_per_uid: usize,
     /// Live JWT leases of one process.
@@ -212,6 +219,11 @@ impl Workloads {
     /// Follows the ledger's health.
     pub fn ledger_health(&self) -> watch::Receiver<crate::ledger::LedgerHealth> {
         self.0.parts.ledger.health()
+    }
+
+    /// Whether WIT-SVIDs are switched on.
+    pub fn serves_wits(&self) -> bool {
+        self.0.parts.authorities.current().active_wit().is_some()
     }
 
     /// Whether a lease was taken back. Answers from memory: true from the moment the agent decided.

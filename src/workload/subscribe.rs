@@ -1,53 +1,68 @@
-//! Listening to a workload's X.509-SVIDs.
+//! Listening to a workload's SVIDs.
 
 use std::sync::{Arc, MutexGuard};
 
 use tokio::sync::watch;
 
+use super::shelf::Shelf;
+use super::state::Member;
 use super::{Admission, Shared, State, View, Workloads};
-use crate::lease::WorkloadId;
+use crate::issue::wit::WitSvid;
+use crate::issue::x509::X509Svid;
+use crate::lease::{Form, WorkloadId};
 use crate::trust::TrustSnapshot;
 
-/// One open stream. While it lives the workload's SVIDs are kept fresh.
-pub struct Subscription {
+/// One open stream. While it lives the workload's SVIDs of its form are kept fresh.
+pub struct Subscription<T = X509Svid> {
     shared: Arc<Shared>,
     id: WorkloadId,
-    view: watch::Receiver<View>,
+    form: Form,
+    view: watch::Receiver<View<T>>,
     trust: watch::Receiver<Arc<TrustSnapshot>>,
 }
 
-impl std::fmt::Debug for Subscription {
+impl<T> std::fmt::Debug for Subscription<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Subscription").field("id", &self.id).finish_non_exhaustive()
     }
 }
 
 impl Workloads {
-    /// Opens a subscription; the first SVIDs are made if there are none.
+    /// Opens a subscription to X.509-SVIDs; the first are made if there are none.
     pub fn subscribe(&self, admission: &Admission) -> Subscription {
+        self.open(admission, Form::X509, |member| &mut member.x509)
+    }
+
+    /// Opens a subscription to WIT-SVIDs; the first are made if there are none. Streams of one workload share them.
+    pub fn subscribe_wits(&self, admission: &Admission) -> Subscription<WitSvid> {
+        self.open(admission, Form::Wit, Member::wits)
+    }
+
+    fn open<T>(
+        &self,
+        admission: &Admission,
+        form: Form,
+        shelf: fn(&mut Member) -> &mut Shelf<T>,
+    ) -> Subscription<T> {
         let id = admission.id();
         let mut state = self.0.lock();
         let view = match state.members.get_mut(&id) {
-            Some(member) => {
-                // An attempt of its own: an earlier stream's failure is not this one's.
-                member.failing = false;
-                member.view.subscribe()
-            }
+            Some(member) => shelf(member).subscribe(),
             None => watch::Sender::new(View::Ended).subscribe(),
         };
         let now = self.0.parts.clock.monotonic();
-        let actions = state.core.listen(id, now);
+        let actions = state.core.listen(id, form, now);
         self.0.perform(&mut state, actions, now);
         state.show(id, now);
         drop(state);
-        Subscription { shared: Arc::clone(&self.0), id, view, trust: self.0.parts.trust.subscribe() }
+        Subscription { shared: Arc::clone(&self.0), id, form, view, trust: self.0.parts.trust.subscribe() }
     }
 }
 
-impl Subscription {
+impl<T: Clone> Subscription<T> {
     /// Waits until there is something to tell, then says what: latest state wins. The process was found
     /// to be the attested one for exactly this state.
-    pub async fn next(&mut self) -> (View, Arc<TrustSnapshot>) {
+    pub async fn next(&mut self) -> (View<T>, Arc<TrustSnapshot>) {
         loop {
             let trust = Arc::clone(&self.trust.borrow_and_update());
             let view = self.view.borrow_and_update().clone();
@@ -73,10 +88,10 @@ impl Subscription {
     }
 }
 
-impl Drop for Subscription {
+impl<T> Drop for Subscription<T> {
     fn drop(&mut self) {
         let mut state = self.shared.lock();
-        let idle = state.core.unlisten(self.id);
+        let idle = state.core.unlisten(self.id, self.form);
         self.shared.forget_if(idle, self.id, state);
     }
 }
@@ -101,7 +116,7 @@ impl Workloads {
         let id = admission.id();
         let mut state = self.0.lock();
         let view = match state.members.get(&id) {
-            Some(member) => member.view.subscribe(),
+            Some(member) => member.x509.attend(),
             None => watch::Sender::new(View::Ended).subscribe(),
         };
         state.core.hold(id);

@@ -53,7 +53,7 @@ pub struct StatusResponse {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Authority {
-    /// `x509` or `jwt`.
+    /// `x509`, `jwt` or `wit`.
     #[prost(string, tag = "1")]
     pub kind: ::prost::alloc::string::String,
     /// `active` for now; prepared, old, tainted and revoked come with the life cycle.
@@ -216,6 +216,8 @@ pub struct Entry {
     /// File and line it came from.
     #[prost(string, tag = "14")]
     pub source: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "15")]
+    pub wit_ttl_seconds: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ExplainRequest {

@@ -1,0 +1,117 @@
+//! The current SVIDs of one form of one workload, and what its subscribers see of them.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use crate::id::{EntryId, LeaseId};
+use crate::issue::x509::X509Svid;
+use crate::registration::Identity;
+
+/// What a subscriber of SVIDs sees.
+#[derive(Clone, Debug)]
+pub enum View<T = X509Svid> {
+    /// The first SVIDs are being made.
+    Pending,
+    /// One SVID for each identity, the default first. Never empty.
+    Ready(Arc<[Arc<T>]>),
+    /// The process has no identity (any more).
+    NoIdentity,
+    /// It has, but none could be issued.
+    Unavailable,
+    /// The process has ended.
+    Ended,
+}
+
+/// See the module.
+pub(super) struct Shelf<T> {
+    svids: HashMap<LeaseId, Arc<T>>,
+    view: watch::Sender<View<T>>,
+    /// The last issuance failed and nothing valid is left to show.
+    failing: bool,
+}
+
+impl<T> Default for Shelf<T> {
+    fn default() -> Self {
+        Self { svids: HashMap::new(), view: watch::Sender::new(View::Pending), failing: false }
+    }
+}
+
+impl<T> Shelf<T> {
+    /// A new subscriber: an attempt of its own, an earlier stream's failure is not this one's.
+    pub(super) fn subscribe(&mut self) -> watch::Receiver<View<T>> {
+        self.failing = false;
+        self.view.subscribe()
+    }
+
+    /// As [`Self::subscribe`] for somebody who only wants to know when the identity ends.
+    pub(super) fn attend(&self) -> watch::Receiver<View<T>> {
+        self.view.subscribe()
+    }
+
+    pub(super) fn put(&mut self, lease: LeaseId, svid: T) {
+        self.svids.insert(lease, Arc::new(svid));
+        self.failing = false;
+    }
+
+    pub(super) fn set_failing(&mut self, failed: bool) {
+        let has_valid = matches!(*self.view.borrow(), View::Ready(_));
+        self.failing = failed && !has_valid;
+    }
+
+    /// Has every subscriber look again.
+    pub(super) fn nudge(&self) {
+        self.view.send_modify(|_| {});
+    }
+
+    pub(super) fn end(&self) {
+        self.view.send_replace(View::Ended);
+    }
+
+    /// Works out what to show, given the current lease of each entry held, and tells subscribers if it is news.
+    pub(super) fn show(&mut self, identities: &[Identity], shown: &[(EntryId, Option<LeaseId>)]) {
+        let current: HashMap<&EntryId, LeaseId> =
+            shown.iter().filter_map(|(entry, lease)| Some((entry, (*lease)?))).collect();
+        self.svids.retain(|lease, _| current.values().any(|l| l == lease));
+        let ready: Vec<Arc<T>> = identities
+            .iter()
+            .filter_map(|i| self.svids.get(current.get(&i.entry.id)?))
+            .map(Arc::clone)
+            .collect();
+        let complete = ready.len() == shown.len();
+        let was_ready = matches!(*self.view.borrow(), View::Ready(_));
+        let next = if shown.is_empty() {
+            View::NoIdentity
+        } else if complete || (was_ready && !ready.is_empty()) {
+            View::Ready(ready.into())
+        } else if self.failing {
+            View::Unavailable
+        } else {
+            View::Pending
+        };
+        self.view.send_if_modified(|view| {
+            let news = !view.same_as(&next);
+            if news {
+                *view = next;
+            }
+            news
+        });
+    }
+}
+
+impl<T> View<T> {
+    fn same_as(&self, other: &Self) -> bool {
+        match (self, other) {
+            // An SVID is put on the shelf once, so that the same one is the same place in memory.
+            (Self::Ready(a), Self::Ready(b)) => {
+                a.len() == b.len() && a.iter().zip(b.iter()).all(|(a, b)| Arc::ptr_eq(a, b))
+            }
+            (Self::Pending, Self::Pending)
+            | (Self::NoIdentity, Self::NoIdentity)
+            | (Self::Unavailable, Self::Unavailable)
+            | (Self::Ended, Self::Ended) => true,
+            _ => false,
+        }
+    }
+}
