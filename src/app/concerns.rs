@@ -117,7 +117,7 @@ mod tests {
             watch,
         ));
         for (wall, concerns) in
-            [(now(), 0), (now() - Duration::from_secs(86_400), 2), (now(), 0), (end, 2), (now(), 0)]
+            [(now(), 0), (now() - Duration::from_secs(86_400), 3), (now(), 0), (end, 3), (now(), 0)]
         {
             *clock.0.lock().unwrap() = wall;
             assert!(tokio::time::timeout(LOOK * 2, &mut watching).await.is_err());

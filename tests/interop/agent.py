@@ -29,15 +29,17 @@ ttl = "{ttl}"
 
 
 class Agent:
-    """Runs `binary`; `socket_dir` is the name of the socket's directory, which clients put into `:authority`."""
+    """Runs `binary`; `socket_dir` is the name of the socket's directory, which clients put into `:authority`;
+    `more` is further configuration."""
 
-    def __init__(self, binary, ttl="10s", socket_dir="public"):
+    def __init__(self, binary, ttl="10s", socket_dir="public", more=""):
         self.binary = binary
         self.dir = pathlib.Path(tempfile.mkdtemp(prefix="i"))
         self.dir.chmod(0o755)
         self.public = self.dir / socket_dir / "api.sock"
         (self.dir / "entries.d").mkdir()
-        (self.dir / "agent.toml").write_text(CONFIG.format(dir=self.dir, public=self.public, ttl=ttl))
+        config = CONFIG.format(dir=self.dir, public=self.public, ttl=ttl) + more
+        (self.dir / "agent.toml").write_text(config)
         self.entries([f"/uid/{os.getuid()}"])
         self.process = None
 

@@ -11,4 +11,6 @@ mod lifecycle;
 #[cfg(test)]
 mod support;
 #[cfg(test)]
+mod wit;
+#[cfg(test)]
 mod workload_api;

@@ -15,7 +15,7 @@ pub mod wire;
 use std::time::{Duration, Instant};
 
 pub use agent::{Agent, Entry, Plan};
-pub use holder::{Holder, Refusal, Svid, Token};
+pub use holder::{Holder, Refusal, Svid, Token, Wit};
 pub use pki::Crl;
 
 /// How long anything may take before a test gives up. Not a performance bound: nothing is asserted about
