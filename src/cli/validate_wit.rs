@@ -61,8 +61,7 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<Exit, Failu
     let id = unproven.named().as_str();
     if args.output.is_json() {
         let proof_id = proven.as_ref().map(|proven| proven.proof_id.as_str());
-        let answer =
-            Answer { spiffe_id: id, proven: proven.is_some(), proof_id, claims: unproven.claims() };
+        let answer = Answer { spiffe_id: id, proven: proven.is_some(), proof_id, claims: unproven.claims() };
         context.console.json(&answer)?;
     } else {
         let word = if proven.is_some() { "proven" } else { "unproven" };

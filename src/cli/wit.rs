@@ -114,7 +114,8 @@ impl Bundles {
         let mut bundles = Self { texts: BTreeMap::new(), keys: JwtBundles::default() };
         for (name, text) in &response.bundles {
             let bare = name.strip_prefix("spiffe://").unwrap_or(name);
-            let domain: TrustDomain = bare.parse().map_err(|_fault| WitError::Malformed("not a trust domain"))?;
+            let domain: TrustDomain =
+                bare.parse().map_err(|_fault| WitError::Malformed("not a trust domain"))?;
             let set = json::object(text.as_bytes()).ok_or(WitError::Malformed("not a JWK set"))?;
             let keys = set.get("keys").and_then(Value::as_array);
             let keys: Vec<Value> =
@@ -167,8 +168,7 @@ fn check(svid: &Witsvid, bundles: &JwtBundles, now: SystemTime) -> Result<Wit, W
     }
     let id = || svid.spiffe_id.clone();
     let rules = Rules { bundles, revoked: &|_| false, longest: None, now };
-    let unproven =
-        validate(&svid.wit_svid, &rules).map_err(|why| WitError::Token { id: id(), why })?;
+    let unproven = validate(&svid.wit_svid, &rules).map_err(|why| WitError::Token { id: id(), why })?;
     if unproven.named().as_str() != svid.spiffe_id {
         return Err(WitError::Name { id: id() });
     }
@@ -226,7 +226,8 @@ impl fmt::Debug for PrivateJwk {
 fn private_key(jwk: &str, unproven: &Unproven) -> Option<Option<KeyBytes>> {
     let private: PrivateJwk = serde_json::from_str(jwk).ok()?;
     let confirmed = unproven.claims().get("cnf")?.get("jwk")?;
-    let same = |name: &str, value: &str| confirmed.get(name).and_then(Value::as_str).unwrap_or_default() == value;
+    let same =
+        |name: &str, value: &str| confirmed.get(name).and_then(Value::as_str).unwrap_or_default() == value;
     let public = [("kty", &private.kty), ("crv", &private.crv), ("x", &private.x), ("y", &private.y)];
     let public = public.into_iter().chain([("n", &private.n), ("e", &private.e)]);
     if !public.into_iter().all(|(name, value)| same(name, value)) {

@@ -62,7 +62,10 @@ fn a_token_verifies_by_the_bundle_and_confirms_its_key() {
     assert!(key.as_object_mut().unwrap().remove("d").is_some());
     assert_eq!(key, unproven.claims()["cnf"]["jwk"]);
     let set: Value = serde_json::from_str(bundles["spiffe://example.org"].as_str().unwrap()).unwrap();
-    assert_eq!((set["keys"][0]["use"].as_str(), set["keys"].as_array().unwrap().len()), (Some("wit-svid"), 1));
+    assert_eq!(
+        (set["keys"][0]["use"].as_str(), set["keys"].as_array().unwrap().len()),
+        (Some("wit-svid"), 1)
+    );
     assert!(set.get("spiffe_sequence").is_none());
 }
 

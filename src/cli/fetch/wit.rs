@@ -322,7 +322,10 @@ mod tests {
         let x = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(&point[1..33]);
         assert_eq!(jwk["x"], x, "the same key twice");
         let index: serde_json::Value = serde_json::from_str(&read("index.json")).expect("JSON");
-        assert_eq!((index["svids"][1]["spiffe_id"].as_str(), index["svids"][1]["key"].as_str()), (Some(OTHER), Some("svid.1.key")));
+        assert_eq!(
+            (index["svids"][1]["spiffe_id"].as_str(), index["svids"][1]["key"].as_str()),
+            (Some(OTHER), Some("svid.1.key"))
+        );
         assert_eq!(index["bundles"][0]["trust_domain"], "spiffe://example.org");
     }
 

@@ -77,7 +77,8 @@ impl Wit {
         let part = |name: &str| URL_SAFE_NO_PAD.decode(jwk[name].as_str().expect(name)).expect(name);
         let point = [&[4][..], &part("x"), &part("y")].concat();
         let algorithm = &ECDSA_P256_SHA256_FIXED_SIGNING;
-        let pair = EcdsaKeyPair::from_private_key_and_public_key(algorithm, &part("d"), &point).expect("pair");
+        let pair =
+            EcdsaKeyPair::from_private_key_and_public_key(algorithm, &part("d"), &point).expect("pair");
         let hash = URL_SAFE_NO_PAD.encode(digest(&SHA256, self.token.as_bytes()));
         let claims = json!({ "aud": audience, "exp": now() + 60, "jti": "p", "wth": hash });
         let encode = |json: Value| URL_SAFE_NO_PAD.encode(json.to_string());

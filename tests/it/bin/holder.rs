@@ -216,9 +216,9 @@ fn wit_event(message: &WitsvidResponse) -> Value {
     let svids: Vec<Value> = message
         .svids
         .iter()
-        .map(|s| {
-            json!({"spiffe_id": s.spiffe_id, "hint": s.hint, "token": s.wit_svid, "key": s.wit_svid_key})
-        })
+        .map(
+            |s| json!({"spiffe_id": s.spiffe_id, "hint": s.hint, "token": s.wit_svid, "key": s.wit_svid_key}),
+        )
         .collect();
     json!({"event": "wit", "svids": svids})
 }
