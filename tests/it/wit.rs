@@ -130,14 +130,15 @@ fn one_stream_sees_three_renewals_with_fresh_keys() {
     let bundles = client.wit_bundles().unwrap();
     let mut seen = vec![only(&mut client)];
     while seen.len() < 4 {
-        seen.push(client.next_wits().expect("the stream goes on").remove(0));
+        let next = client.next_wits().expect("the stream goes on").remove(0);
+        checked(&next, &bundles);
+        seen.push(next);
     }
     for pair in seen.windows(2) {
         assert_ne!((pair[0].jti(), &pair[0].key), (pair[1].jti(), &pair[1].key));
         let (before, after) = (claims(&pair[0].token), claims(&pair[1].token));
         assert!(after["exp"].as_u64() > before["exp"].as_u64());
         assert!(after["iat"].as_u64() <= before["exp"].as_u64(), "no gap");
-        checked(&pair[1], &bundles);
     }
 }
 
@@ -145,11 +146,8 @@ fn one_stream_sees_three_renewals_with_fresh_keys() {
 fn exit_revokes_the_token() {
     let agent = switched_on();
     let mut victim = client(&agent);
-    let (wit, jti) = {
-        let wit = only(&mut victim);
-        let jti = wit.jti();
-        (wit, jti)
-    };
+    let wit = only(&mut victim);
+    let jti = wit.jti();
     let lease = agent.admin().live_leases_of(victim.pid()).into_iter().find(|l| l.id == jti).unwrap();
     assert_eq!((lease.kind.as_str(), lease.spiffe_id.as_str()), ("wit", wit.spiffe_id.as_str()));
     agent.audited(&["credential.issue", &jti, "\"wit\""]);
