@@ -3,6 +3,8 @@
 
 #![expect(clippy::disallowed_methods, reason = "measures real time")]
 
+mod fan_out;
+
 use std::io::Write as _;
 use std::time::{Duration, Instant};
 
@@ -30,7 +32,12 @@ const SETTINGS: &str = "[x509]\nttl = \"1h\"\n[jwt]\nttl = \"1h\"\n[revocation]\
 fn main() -> Result<()> {
     anyhow::ensure!(nix::unistd::geteuid().is_root(), "run as root: the clients have uids of their own");
     let quick = std::env::args().any(|argument| argument == "--quick");
+    let only_fan_out = std::env::args().any(|argument| argument == "--fan-out");
+    let (streams, rounds) = if quick { (&[1_000][..], 5) } else { (&[1_000, 10_000][..], 10) };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    if only_fan_out {
+        return runtime.block_on(fan_out::fan_out(streams, rounds));
+    }
     let crypto = crypto_limit(if quick { 500 } else { 3_000 })?;
     runtime.block_on(async {
         mint_rates(&crypto, quick).await?;
@@ -41,7 +48,8 @@ fn main() -> Result<()> {
             }
             exit_to_crl(processes, entries, if quick { 20 } else { 200 }).await?;
         }
-        resident(if quick { &[1_000] } else { &[1_000, 10_000] }).await
+        fan_out::fan_out(streams, rounds).await?;
+        resident(streams).await
     })
 }
 
