@@ -1,4 +1,4 @@
-//! PEM text (RFC 7468): what `openssl`, nginx and people read. Writing only; reading is rustls's.
+//! PEM text (RFC 7468): what `openssl`, nginx and people read.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -26,10 +26,23 @@ pub fn encode(label: &str, der: &[u8]) -> Zeroizing<String> {
     text
 }
 
+/// The content of the first block with that label; `None` when there is none, or it is not base64. Line ends and
+/// other white space do not matter.
+pub fn decode(label: &str, text: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
+    let text = str::from_utf8(text).ok()?;
+    let (_, rest) = text.split_once(&format!("-----BEGIN {label}-----"))?;
+    let (body, _) = rest.split_once(&format!("-----END {label}-----"))?;
+    let mut clean = Zeroizing::new(String::with_capacity(body.len()));
+    clean.extend(body.chars().filter(|c| !c.is_ascii_whitespace()));
+    STANDARD.decode(clean.as_bytes()).ok().map(Zeroizing::new)
+}
+
 /// Label of an X.509 certificate.
 pub const CERTIFICATE: &str = "CERTIFICATE";
 /// Label of an unencrypted PKCS#8 private key.
 pub const PRIVATE_KEY: &str = "PRIVATE KEY";
+/// Label of an encrypted PKCS#8 private key.
+pub const ENCRYPTED_PRIVATE_KEY: &str = "ENCRYPTED PRIVATE KEY";
 /// Label of a certificate revocation list.
 pub const CRL: &str = "X509 CRL";
 
@@ -50,6 +63,8 @@ mod tests {
             assert!(text.lines().all(|line| line.len() <= 64), "{length}");
             assert_eq!(CertificateDer::from_pem_slice(text.as_bytes()).unwrap().as_ref(), der, "{length}");
             assert!(text.ends_with("-----END CERTIFICATE-----\n"));
+            assert_eq!(*decode(CERTIFICATE, text.as_bytes()).unwrap(), der, "{length}");
+            assert!(decode(PRIVATE_KEY, text.as_bytes()).is_none());
         }
     }
 }

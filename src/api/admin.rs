@@ -8,10 +8,10 @@ use mayfly_proto::admin as proto;
 use mayfly_proto::admin::admin_server::Admin;
 use tonic::{Request, Response, Status};
 
-use super::facts;
 use super::identity::{seconds, strength};
 use super::peer::Peer;
 use super::status::{BadRequest, of_refusal};
+use super::{authorities, facts};
 use crate::audit::{self, Event};
 use crate::ledger::{Row, State};
 use crate::registration::{Entry, Identity};
@@ -107,6 +107,22 @@ impl Admin for AdminService {
         let set = self.workloads.entries().borrow().clone();
         let entries = set.iter().map(|e| entry(e)).collect();
         Ok(Response::new(proto::ListEntriesResponse { entries, version: set.version().to_string() }))
+    }
+
+    async fn list_authorities(
+        &self,
+        _request: Request<proto::ListAuthoritiesRequest>,
+    ) -> Result<Response<proto::ListAuthoritiesResponse>, Status> {
+        Ok(Response::new(authorities::list(&self.workloads)))
+    }
+
+    async fn order_authority(
+        &self,
+        request: Request<proto::OrderAuthorityRequest>,
+    ) -> Result<Response<proto::OrderAuthorityResponse>, Status> {
+        let peer = request.extensions().get::<Arc<Peer>>().cloned();
+        let by = peer.map(|peer| audit::Agent::new(peer.process().key(), peer.process().uid()));
+        Ok(Response::new(authorities::order(&self.workloads, request.into_inner(), by).await?))
     }
 
     async fn explain(

@@ -2,6 +2,7 @@
 
 pub mod admin;
 mod admission;
+mod authorities;
 pub mod bind;
 mod closer;
 pub mod facts;

@@ -6,7 +6,7 @@ use mayfly_attestors::{ExecMode, Host};
 use mayfly_proto::admin as proto;
 
 use super::facts;
-use crate::authority::Authorities;
+use crate::authority::{Authorities, State};
 use crate::clock::{Clock, unix_seconds};
 use crate::config::Config;
 use crate::ready::Readiness;
@@ -72,35 +72,29 @@ impl Sources {
     }
 
     fn authorities(&self) -> Vec<proto::Authority> {
-        let current = self.authorities.current();
-        let (x509, jwt) = (current.active_x509(), current.active_jwt());
+        let set = self.authorities.current();
         let now = self.clock.wall();
-        let state = |until| if until > now { "active" } else { "expired" };
-        let wit = current.active_wit().map(|wit| proto::Authority {
-            kind: "wit".to_owned(),
-            state: state(wit.not_after()).to_owned(),
-            key_id: wit.kid().to_owned(),
-            algorithm: wit.algorithm().to_owned(),
-            not_after: signed(unix_seconds(wit.not_after())),
+        let state = |state: State, until| {
+            let is_over = state == State::Active && until <= now;
+            (if is_over { "expired" } else { state.as_str() }).to_owned()
+        };
+        let x509 = set.x509().iter().map(|one| proto::Authority {
+            kind: "x509".to_owned(),
+            state: state(one.state(), one.not_after()),
+            key_id: one.key_id().to_string(),
+            algorithm: one.algorithm().to_string(),
+            not_after: signed(unix_seconds(one.not_after())),
         });
-        let mut all = vec![
-            proto::Authority {
-                kind: "x509".to_owned(),
-                state: state(x509.not_after()).to_owned(),
-                key_id: x509.key_id().to_string(),
-                algorithm: x509.algorithm().to_string(),
-                not_after: signed(unix_seconds(x509.not_after())),
-            },
-            proto::Authority {
-                kind: "jwt".to_owned(),
-                state: state(jwt.not_after()).to_owned(),
-                key_id: jwt.kid().to_owned(),
-                algorithm: jwt.algorithm().to_owned(),
-                not_after: signed(unix_seconds(jwt.not_after())),
-            },
-        ];
-        all.extend(wit);
-        all
+        let tokens = [("jwt", set.jwt()), ("wit", set.wit())].into_iter();
+        let tokens = tokens.flat_map(|(kind, all)| all.iter().map(move |one| (kind, one)));
+        let tokens = tokens.map(|(kind, one)| proto::Authority {
+            kind: kind.to_owned(),
+            state: state(one.state(), one.not_after()),
+            key_id: one.kid().to_owned(),
+            algorithm: one.algorithm().to_owned(),
+            not_after: signed(unix_seconds(one.not_after())),
+        });
+        x509.chain(tokens).collect()
     }
 
     fn latencies(&self) -> Vec<proto::Latency> {

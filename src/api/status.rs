@@ -32,6 +32,9 @@ pub(super) enum BadRequest {
     /// An operator's order without an object.
     #[error("say what to revoke: a lease, a pid or a SPIFFE ID")]
     Target,
+    /// An order about authorities that is none.
+    #[error("say what to do: prepare or activate x509, jwt or wit, taint or revoke an authority's id")]
+    Order,
 }
 
 impl From<BadRequest> for Status {

@@ -11,17 +11,17 @@ use tokio::sync::watch;
 
 use super::StartError;
 use super::entries::Entries;
-use super::storage::{self, Stored};
+use super::storage::{self, Records, Stored};
 use crate::api::limits::AdmissionLimits;
 use crate::api::listener::{Access, Bound};
 use crate::api::overview::Sources;
 use crate::api::wire::budget::Rate;
 use crate::audit::{self, Event};
-use crate::authority::Authorities;
+use crate::authority::{Authorities, AuthorityKind, Custody, JwsAuthority};
 use crate::clock::{Clock, SystemClock, unix_seconds};
 use crate::config::{Config, Storage};
 use crate::issue::wit::Recipe;
-use crate::ledger::{Kind, Row};
+use crate::ledger::Row;
 use crate::policy::Engine;
 use crate::ready::Readiness;
 use crate::trust::TrustSnapshot;
@@ -37,6 +37,7 @@ pub(super) struct Agent {
     pub(super) workloads: Workloads,
     pub(super) authorities: Authorities,
     pub(super) rows: Vec<Row>,
+    pub(super) custody: Custody,
     pub(super) entries: Entries,
     /// Must live as long as the agent serves: dropping it ends the watch.
     pub(super) exec_watch: ExecWatch,
@@ -78,6 +79,7 @@ impl Agent {
         note_authorities(&audit, &stored);
         let rows = stored.rows.clone();
         let authorities = Authorities::new(stored.authorities.clone());
+        let (custody, stored) = stored.split();
         let workloads = start_workloads(
             &config,
             &host,
@@ -106,6 +108,7 @@ impl Agent {
             workloads,
             authorities,
             rows,
+            custody,
             entries,
             exec_watch,
             public,
@@ -157,32 +160,26 @@ fn open_audit(config: &Config, host: &Arc<Host>, clock: &Arc<dyn Clock>) -> Resu
 }
 
 fn note_authorities(audit: &audit::Log, stored: &Stored) {
-    let (x509, jwt) = (stored.authorities.active_x509(), stored.authorities.active_jwt());
-    let wit = stored.authorities.active_wit().map(|wit| Event::AuthorityLoaded {
-        kind: Kind::Wit,
-        id: wit.kid().to_owned(),
-        algorithm: wit.algorithm().to_owned(),
-        not_after: Some(wit.not_after()),
-        created: stored.created,
+    let created = |id: &str| stored.changes.iter().any(|change| change.record.id == id);
+    let set = &stored.authorities;
+    let x509 = set.x509().iter().map(|one| Event::AuthorityLoaded {
+        kind: AuthorityKind::X509,
+        id: one.key_id().to_string(),
+        algorithm: one.algorithm().to_string(),
+        not_after: Some(one.not_after()),
+        created: created(&one.key_id().to_string()),
     });
-    let mut events = vec![
-        Event::AuthorityLoaded {
-            kind: Kind::X509,
-            id: x509.key_id().to_string(),
-            algorithm: x509.algorithm().to_string(),
-            not_after: Some(x509.not_after()),
-            created: stored.created,
-        },
-        Event::AuthorityLoaded {
-            kind: Kind::Jwt,
-            id: jwt.kid().to_owned(),
-            algorithm: jwt.algorithm().to_owned(),
-            not_after: Some(jwt.not_after()),
-            created: stored.created,
-        },
-    ];
-    events.extend(wit);
-    audit.note(events);
+    let jws = |kind| {
+        move |one: &Arc<JwsAuthority>| Event::AuthorityLoaded {
+            kind,
+            id: one.kid().to_owned(),
+            algorithm: one.algorithm().to_owned(),
+            not_after: Some(one.not_after()),
+            created: created(one.kid()),
+        }
+    };
+    let tokens = set.jwt().iter().map(jws(AuthorityKind::Jwt));
+    audit.note(x509.chain(tokens).chain(set.wit().iter().map(jws(AuthorityKind::Wit))).collect());
 }
 
 #[expect(clippy::too_many_arguments, reason = "called once, with everything there is")]
@@ -192,12 +189,13 @@ fn start_workloads(
     clock: &Arc<dyn Clock>,
     readiness: &Readiness,
     audit: &audit::Log,
-    stored: Stored,
+    stored: Records,
     authorities: &Authorities,
     entries: watch::Receiver<Arc<crate::registration::EntrySet>>,
     issuing: &Runtime,
 ) -> Result<Workloads, StartError> {
-    let trust = watch::Sender::new(Arc::new(TrustSnapshot::new(&config.trust_domain, &stored.authorities)));
+    let trust =
+        watch::Sender::new(Arc::new(TrustSnapshot::new(&config.trust_domain, &authorities.current())));
     let parts = Parts {
         host: Arc::clone(host),
         attestors: AttestorSet::new(Arc::clone(host), attest_settings(config), measurer(config)),
@@ -226,7 +224,10 @@ fn start_workloads(
         coalesce: config.revocation.coalesce,
         next_update: config.revocation.next_update,
         numbering: stored.numbering,
-        witness: matches!(config.storage, Storage::Disk(_)).then_some(stored.witness),
+        data_dir: match &config.storage {
+            Storage::Disk(dir) => Some(dir.clone()),
+            Storage::Memory => None,
+        },
     };
     Ok(Workloads::start(parts, settings, revoker)?)
 }

@@ -47,6 +47,23 @@ pub enum StartError {
     /// The authority's keys cannot be used.
     #[error(transparent)]
     Authority(#[from] LoadError),
+    /// There is not one active authority of each kind: our mistake.
+    #[error("there is not exactly one active authority of each kind")]
+    NoAuthorities,
+    /// The passphrase of the key files cannot be had.
+    #[error("cannot read the passphrase of the key files from {}: {why}", path.display())]
+    Passphrase {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The configuration names a credential, and no service manager has handed any over.
+    #[error(
+        "`authority.passphrase_credential` is set and CREDENTIALS_DIRECTORY is not: start the agent as a systemd \
+         service with LoadCredentialEncrypted=, or use `passphrase_file`"
+    )]
+    NoCredentials,
     /// The audit log cannot be used, and without it nothing may be issued.
     #[error(transparent)]
     Audit(#[from] LogOpenError),
@@ -77,11 +94,14 @@ impl StartError {
             Self::Host(_) => Exit::CannotPin,
             Self::Ledger(OpenError::InUse { .. }) => Exit::DataDirBusy,
             Self::Directory(_)
+            | Self::Passphrase { .. }
             | Self::Rollback { .. }
             | Self::Ledger(_)
             | Self::Authority(_)
             | Self::Audit(_) => Exit::DataDir,
             Self::Harden(_)
+            | Self::NoAuthorities
+            | Self::NoCredentials
             | Self::Reflection(_)
             | Self::Listen(_)
             | Self::RuntimeDir { .. }

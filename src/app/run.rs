@@ -120,6 +120,7 @@ impl Agent {
         running.serve(self.public, "public socket", public, connections(&self.config), limits, &shared)?;
         running.serve(self.admin, "admin socket", admin, ConnectionLimits::default(), limits, &shared)?;
         gate.open();
+        self.workloads.keep(self.custody)?;
         Ok(running)
     }
 }

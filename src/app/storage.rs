@@ -1,68 +1,88 @@
 //! Keys, ledger and last CRL, opened together: none of them is believed without the others.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::StartError;
 use crate::authority::{
-    self, AuthoritySet, AuthoritySettings, Disk, KeyStore, KeyType, Memory, Slot, X509Authority,
+    AuthoritySet, AuthoritySettings, Change, Custody, Disk, Journal, KeyStore, KeyType, Memory, Protection,
+    X509Authority,
 };
-use crate::config::{Config, JwtKeyType, Storage, WitKeyType, X509KeyType};
-use crate::files;
-use crate::id::LeaseId;
+use crate::clock::unix_seconds;
+use crate::config::{Config, JwtKeyType, Passphrase, Storage, WitKeyType, X509KeyType};
+use crate::files::{self, TrustRules};
+use crate::id::{KeyId, LeaseId};
 use crate::ledger::{CrlMark, IntegrityCheck, Ledger, LedgerPlace, Row, State};
 use crate::revocation::{self, CrlNumbering, LastCrl, Recorded, Revoked, Verdict, Witness};
+use crate::secret::KeyBytes;
 use crate::workload::Denied;
 
 /// What an earlier run left, checked.
 pub(super) struct Stored {
+    pub(super) custody: Custody,
+    /// What opening them brought about.
+    pub(super) changes: Vec<Change>,
     pub(super) authorities: AuthoritySet,
-    /// Made now, rather than found.
-    pub(super) created: bool,
     pub(super) ledger: Ledger,
     pub(super) rows: Vec<Row>,
     pub(super) denied: Denied,
-    pub(super) numbering: CrlNumbering,
-    pub(super) witness: Witness,
+    pub(super) numbering: BTreeMap<KeyId, CrlNumbering>,
+}
+
+/// What the workloads' shell goes on with.
+pub(super) struct Records {
+    pub(super) ledger: Ledger,
+    pub(super) denied: Denied,
+    pub(super) numbering: BTreeMap<KeyId, CrlNumbering>,
+}
+
+impl Stored {
+    pub(super) fn split(self) -> (Custody, Records) {
+        let Self { custody, ledger, denied, numbering, .. } = self;
+        (custody, Records { ledger, denied, numbering })
+    }
 }
 
 pub(super) fn open(config: &Config, now: SystemTime) -> Result<Stored, StartError> {
-    let (place, store): (LedgerPlace, Box<dyn KeyStore>) = match &config.storage {
+    let (place, keys, journal): (LedgerPlace, Arc<dyn KeyStore>, Journal) = match &config.storage {
         Storage::Disk(dir) => {
             files::ensure_private_dir(dir)?;
-            (LedgerPlace::Disk(dir.clone()), Box::new(Disk::new(dir)))
+            let keys = Disk::new(dir, protection(config)?);
+            (LedgerPlace::Disk(dir.clone()), Arc::new(keys), Journal::on_disk(dir))
         }
-        Storage::Memory => (LedgerPlace::Memory, Box::new(Memory::default())),
+        Storage::Memory => (LedgerPlace::Memory, Arc::new(Memory::default()), Journal::in_memory()),
     };
     let check = match &config.storage {
         Storage::Disk(_) => IntegrityCheck::Child { program: PathBuf::from("/proc/self/exe") },
         Storage::Memory => IntegrityCheck::InProcess,
     };
     let (ledger, rows) = Ledger::open(&place, check)?;
-    let (authorities, created) = load_authorities(config, store.as_ref(), &ledger, now)?;
-    let active = authorities.active_x509();
-    let witness = match &config.storage {
-        Storage::Disk(dir) => Witness::on_disk(dir, active.key_id()),
-        Storage::Memory => Witness::none(active.key_id()),
-    };
-    let mark = ledger.crl_marks().get(&active.key_id().to_string()).copied();
-    let last = believe(config, &witness, active, mark, &rows, now)?;
-    let resume = last.as_ref().map(|l| (l.number, l.this_update));
-    let resume = resume.max(mark.map(|m| (m.number, m.this_update)));
-    let denied = denied(&rows, last.as_ref(), now);
-    let numbering = CrlNumbering::resume(resume, now);
-    Ok(Stored { authorities, created, ledger, rows, denied, numbering, witness })
+    let (mut custody, mut changes) = Custody::open(keys, journal, settings(config), unix_seconds(now))?;
+    let mut authorities = custody.set().ok_or(StartError::NoAuthorities)?;
+    if !is_known(config, &custody, &authorities, &changes, &ledger) {
+        tracing::warn!("the ledger has never seen these signing keys: making new ones");
+        changes = custody.condemn(unix_seconds(now))?;
+        authorities = custody.set().ok_or(StartError::NoAuthorities)?;
+    }
+    let states: HashMap<LeaseId, State> = rows.iter().map(|row| (row.id, row.state)).collect();
+    let mut denied = denied_rows(&rows);
+    let mut numbering = BTreeMap::new();
+    for authority in authorities.x509() {
+        let id = authority.key_id();
+        let mark = ledger.crl_marks().get(&id.to_string()).copied();
+        let last = believe(config, authority, mark, &states, now)?;
+        let resume = last.as_ref().map(|l| (l.number, l.this_update));
+        let resume = resume.max(mark.map(|m| (m.number, m.this_update)));
+        deny_listed(&mut denied, authority, last.as_ref(), now);
+        numbering.insert(id, CrlNumbering::resume(resume, now));
+    }
+    Ok(Stored { custody, changes, authorities, ledger, rows, denied, numbering })
 }
 
-/// Keys whose ledger is gone sign nothing any more: without it nobody knows what they signed.
-fn load_authorities(
-    config: &Config,
-    store: &dyn KeyStore,
-    ledger: &Ledger,
-    now: SystemTime,
-) -> Result<(AuthoritySet, bool), StartError> {
-    let settings = AuthoritySettings {
+fn settings(config: &Config) -> AuthoritySettings {
+    AuthoritySettings {
         trust_domain: config.trust_domain.clone(),
         x509_key: match config.x509.key_type {
             X509KeyType::EcP256 => KeyType::EcP256,
@@ -75,21 +95,56 @@ fn load_authorities(
         },
         wit_key: config.wit.enabled.then(|| wit_key_type(config)),
         ttl: config.authority.ttl,
-    };
-    let found = store.load(Slot::X509).map_err(authority::LoadError::from)?.is_some();
-    let authorities = authority::load_or_create(store, &settings, now)?;
-    let known = ledger.crl_marks().contains_key(&authorities.active_x509().key_id().to_string());
-    let witnessed = match &config.storage {
-        Storage::Disk(dir) => Witness::on_disk(dir, authorities.active_x509().key_id())
-            .read(authorities.active_x509())
-            .is_ok_and(|last| last.is_some()),
-        Storage::Memory => false,
-    };
-    if found && !known && !witnessed {
-        tracing::warn!("the ledger has never seen these signing keys: making new ones");
-        return Ok((authority::create_anew(store, &settings, now)?, true));
+        lead: config.authority.lead,
     }
-    Ok((authorities, !found))
+}
+
+fn protection(config: &Config) -> Result<Protection, StartError> {
+    let (path, rules) = match &config.authority.passphrase {
+        None => return Ok(Protection::Plain),
+        Some(Passphrase::File(path)) => (path.clone(), TrustRules::private(4096)),
+        // The manager's directory is the unit's alone; the group bits there are those of an access control list.
+        Some(Passphrase::Credential(name)) => {
+            let dir = std::env::var_os("CREDENTIALS_DIRECTORY").ok_or(StartError::NoCredentials)?;
+            (PathBuf::from(dir).join(name), TrustRules::public(4096))
+        }
+    };
+    let unreadable = |why: String| StartError::Passphrase { path: path.clone(), why };
+    let read = files::read_trusted(&path, &rules);
+    let text = KeyBytes::new(read.map_err(|error| unreadable(error.to_string()))?);
+    Protection::passphrase(&text).map_err(|error| unreadable(error.to_string()))
+}
+
+/// Whether the ledger, or the last published CRLs beside it, remember any X.509 key that has signed. Keys whose
+/// ledger is gone sign nothing any more: without it nobody knows what they signed.
+fn is_known(
+    config: &Config,
+    custody: &Custody,
+    authorities: &AuthoritySet,
+    changes: &[Change],
+    ledger: &Ledger,
+) -> bool {
+    let is_new =
+        |id: &str| changes.iter().any(|change| change.record.id == id && change.record.prepared_at > 0);
+    let signed = |id: &str| {
+        custody.life().records().iter().any(|one| one.id == id && one.activated_at.is_some()) && !is_new(id)
+    };
+    let mut earlier = authorities.x509().iter().filter(|one| signed(&one.key_id().to_string())).peekable();
+    if earlier.peek().is_none() {
+        return true;
+    }
+    earlier.any(|authority| {
+        let known = ledger.crl_marks().contains_key(&authority.key_id().to_string());
+        known
+            || witness(config, authority).is_some_and(|w| w.read(authority).is_ok_and(|last| last.is_some()))
+    })
+}
+
+fn witness(config: &Config, authority: &X509Authority) -> Option<Witness> {
+    match &config.storage {
+        Storage::Disk(dir) => Some(Witness::on_disk(dir, authority.key_id())),
+        Storage::Memory => None,
+    }
 }
 
 /// The type of keys around WIT-SVIDs.
@@ -103,20 +158,18 @@ pub(super) fn wit_key_type(config: &Config) -> KeyType {
 /// The last published CRL is the second witness against a ledger that was rolled back.
 fn believe(
     config: &Config,
-    witness: &Witness,
-    active: &X509Authority,
+    authority: &X509Authority,
     mark: Option<CrlMark>,
-    rows: &[Row],
+    states: &HashMap<LeaseId, State>,
     now: SystemTime,
 ) -> Result<Option<LastCrl>, StartError> {
+    let Some(witness) = witness(config, authority) else { return Ok(None) };
     let data_dir = match &config.storage {
         Storage::Disk(dir) => dir.as_path(),
         Storage::Memory => Path::new("/"),
     };
     let distrust = |why: String| StartError::Rollback { data_dir: data_dir.to_owned(), why };
-    let last = witness.read(active).map_err(|error| distrust(error.to_string()))?;
-    // A map, because a CRL and a ledger may both have tens of thousands of rows.
-    let states: HashMap<LeaseId, State> = rows.iter().map(|row| (row.id, row.state)).collect();
+    let last = witness.read(authority).map_err(|error| distrust(error.to_string()))?;
     let recorded = |lease: LeaseId| match states.get(&lease) {
         None => Recorded::Unknown,
         Some(State::Live) => Recorded::Live,
@@ -128,18 +181,22 @@ fn believe(
     }
 }
 
-fn denied(rows: &[Row], last: Option<&LastCrl>, now: SystemTime) -> Denied {
+fn denied_rows(rows: &[Row]) -> Denied {
     let mut denied = Denied::default();
     for row in rows {
         if let State::Revoked { at_millis, reason } = row.state {
             denied.add(row.clone(), reason, UNIX_EPOCH + Duration::from_millis(at_millis));
         }
     }
-    // What only the CRL knows stays listed for as long as any certificate of ours could still be valid.
-    let until = crate::clock::unix_seconds(now) + 3600;
+    denied
+}
+
+/// What only the CRL knows stays listed for as long as any certificate of ours could still be valid.
+fn deny_listed(denied: &mut Denied, authority: &X509Authority, last: Option<&LastCrl>, now: SystemTime) {
+    let until = unix_seconds(now) + 3600;
+    let issuer = authority.key_id().to_string();
     for one in last.map(|l| l.revoked.as_slice()).unwrap_or_default() {
         let revoked = Revoked { not_after: until, at: one.at, reason: crate::ledger::Reason::Restart };
-        denied.add_serial(one.serial, revoked);
+        denied.add_serial(&issuer, one.serial, revoked);
     }
-    denied
 }

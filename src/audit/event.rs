@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 use mayfly_attestors::ProcessKey;
 
 use super::chain::Head;
+use crate::authority::{AuthorityKind, State as AuthorityState};
 use crate::id::{EntryId, LeaseId};
 use crate::ledger::{Kind, Reason, Row};
 
@@ -91,7 +92,7 @@ pub enum Event {
     /// A signing key is in use.
     AuthorityLoaded {
         /// What it signs.
-        kind: Kind,
+        kind: AuthorityKind,
         /// Authority key identifier in hex, or `kid`.
         id: String,
         /// `ec-p256`, ….
@@ -100,6 +101,21 @@ pub enum Event {
         not_after: Option<SystemTime>,
         /// Made now, rather than found on the disk.
         created: bool,
+    },
+    /// An authority took a step of its life.
+    AuthorityStep {
+        /// What it signs.
+        kind: AuthorityKind,
+        /// Authority key identifier in hex, or `kid`.
+        id: String,
+        /// Where it stands now.
+        state: AuthorityState,
+        /// Whether it is to leave the bundle as soon as what it signed has been replaced.
+        leaving: bool,
+        /// Whether verifiers had less time to learn it than they should have.
+        hurried: bool,
+        /// The operator who asked for it; `None` when its age did.
+        by: Option<Agent>,
     },
     /// The ledger could not be trusted, so every credential issued before left the bundle with its key.
     LedgerLost {

@@ -165,6 +165,15 @@ enum Detail {
         not_after: Option<String>,
         created: bool,
     },
+    Step {
+        kind: &'static str,
+        id: String,
+        state: &'static str,
+        #[serde(skip_serializing_if = "is_false")]
+        leaving: bool,
+        #[serde(skip_serializing_if = "is_false")]
+        hurried: bool,
+    },
     Lost {
         reason: String,
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -219,6 +228,17 @@ impl Body {
             Event::CredentialRevoke { agent, credential, revocation } => {
                 Self { credential: Some(credential.into()), revocation: Some(revocation.into()), ..of(agent) }
             }
+            Event::AuthorityStep { kind, id, state, leaving, hurried, by } => Self {
+                agent: by.as_ref().map(Into::into),
+                detail: Some(Detail::Step {
+                    kind: kind.as_str(),
+                    id: capped(id),
+                    state: state.as_str(),
+                    leaving: *leaving,
+                    hurried: *hurried,
+                }),
+                ..Self::default()
+            },
             Event::AdminRevoke { by, target, credentials } => {
                 let detail = Detail::Admin { target: capped(target), credentials: *credentials };
                 Self { detail: Some(detail), ..of(by) }
@@ -263,6 +283,11 @@ impl Event {
             _ => return None,
         })
     }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks with a reference")]
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 impl Names {
@@ -346,6 +371,7 @@ fn name_and_severity(event: &Event) -> (&'static str, &'static str) {
         Event::EntriesChanged { .. } => ("entries.changed", NOTICE),
         Event::EntriesRejected { .. } => ("entries.rejected", WARNING),
         Event::AuthorityLoaded { .. } => ("authority.loaded", NOTICE),
+        Event::AuthorityStep { .. } => ("authority.step", NOTICE),
         Event::LedgerLost { .. } => ("ledger.lost", CRITICAL),
         Event::AdminRevoke { .. } => ("admin.revoke", NOTICE),
         Event::Checkpoint { .. } => ("audit.checkpoint", INFO),

@@ -297,10 +297,10 @@ mod tests {
         for round in 1..=3 {
             let log = open(&path).unwrap();
             log.record(every_event()).await.unwrap();
-            assert_eq!(log.head().seq, round * 16);
+            assert_eq!(log.head().seq, round * 17);
             drop(log);
         }
-        assert_eq!(verify(&[&path], Expected::default()).unwrap().lines, 48);
+        assert_eq!(verify(&[&path], Expected::default()).unwrap().lines, 51);
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o640);
     }
 
@@ -437,7 +437,7 @@ mod tests {
 
     /// `every_event` has a made-up gap among its own.
     fn lost_in_every_event(kept: usize) -> usize {
-        (0..kept).filter(|at| at % 1_000 % 16 == 15).count() * 5
+        (0..kept).filter(|at| at % 1_000 % 17 == 16).count() * 5
     }
 
     #[tokio::test]

@@ -249,7 +249,7 @@ mod tests {
         std::fs::write(file.path(), log().concat()).unwrap();
         let with = |filter| shown(file.path(), &TailOptions { filter, ..TailOptions::default() });
         let event = |name: &str| Filter { event: Some(name.to_owned()), ..Filter::default() };
-        assert_eq!(with(Filter::default()).len(), 16);
+        assert_eq!(with(Filter::default()).len(), 17);
         assert_eq!(with(event("credential")), [5, 6, 7, 8]);
         assert_eq!(with(event("credential.issue")), [5]);
         assert_eq!(with(event("cred")), [0; 0]);

@@ -11,6 +11,7 @@ use super::chain::Head;
 use super::event::{Agent, Credential, Cut, Decision, Event, Revocation, TokenPrint};
 use super::line::Origin;
 use super::sink::{Opened, Sink};
+use crate::authority::{AuthorityKind, State as AuthorityState};
 use crate::clock::{Clock, from_unix_seconds};
 use crate::id::EntryId;
 use crate::ledger::testing::row;
@@ -112,11 +113,19 @@ fn agent_events() -> Vec<Event> {
             problems: vec!["a.toml:1:2: no".to_owned()],
         },
         Event::AuthorityLoaded {
-            kind: Kind::X509,
+            kind: AuthorityKind::X509,
             id: "aa".repeat(20),
             algorithm: "ec-p256".to_owned(),
             not_after: at(0),
             created: true,
+        },
+        Event::AuthorityStep {
+            kind: AuthorityKind::Jwt,
+            id: "kid-1".to_owned(),
+            state: AuthorityState::Tainted,
+            leaving: true,
+            hurried: false,
+            by: Some(bare()),
         },
         Event::LedgerLost {
             why: "check sum".to_owned(),

@@ -11,7 +11,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::keys::{CryptoError, KeyType, SigningPair};
+use super::keys::{CryptoError, KeyType, SigningKey};
 use super::{AuthorityError, State};
 use crate::id::TrustDomain;
 
@@ -45,7 +45,7 @@ impl JwsUse {
 /// A signing key for tokens, and its state. Clones share the key.
 #[derive(Clone, Debug)]
 pub struct JwsAuthority {
-    pair: Arc<SigningPair>,
+    key: Arc<dyn SigningKey>,
     usage: JwsUse,
     trust_domain: TrustDomain,
     kid: String,
@@ -59,16 +59,16 @@ pub struct JwsAuthority {
 
 impl JwsAuthority {
     pub(super) fn assemble(
-        pair: SigningPair,
+        key: Arc<dyn SigningKey>,
         usage: JwsUse,
         trust_domain: TrustDomain,
         validity: (SystemTime, SystemTime),
         state: State,
     ) -> Result<Self, AuthorityError> {
-        let members = public_members(&pair)?;
+        let members = public_members(key.as_ref())?;
         let kid = thumbprint(&members)?;
         let header = serde_json::to_vec(
-            &json!({ "alg": pair.kind().jws_algorithm(), "kid": kid.as_str(), "typ": usage.typ() }),
+            &json!({ "alg": key.key_type().jws_algorithm(), "kid": kid.as_str(), "typ": usage.typ() }),
         )?;
         let mut jwk = members;
         jwk.insert("use", usage.jwk_use().to_owned());
@@ -76,8 +76,12 @@ impl JwsAuthority {
         let jwk = serde_json::to_value(jwk)?;
         let header = URL_SAFE_NO_PAD.encode(header);
         let (not_before, not_after) = validity;
-        let pair = Arc::new(pair);
-        Ok(Self { pair, usage, trust_domain, kid, header, jwk, not_before, not_after, state })
+        Ok(Self { key, usage, trust_domain, kid, header, jwk, not_before, not_after, state })
+    }
+
+    /// The same key in another state.
+    pub(super) fn in_state(&self, state: State) -> Self {
+        Self { state, ..self.clone() }
     }
 
     /// What it signs.
@@ -92,12 +96,12 @@ impl JwsAuthority {
 
     /// The JWS `alg` of its tokens.
     pub fn algorithm(&self) -> &'static str {
-        self.pair.kind().jws_algorithm()
+        self.key.key_type().jws_algorithm()
     }
 
     /// The type of its key.
     pub fn key_type(&self) -> KeyType {
-        self.pair.kind()
+        self.key.key_type()
     }
 
     /// The public JWK: key members, `use`, `kid`.
@@ -133,29 +137,34 @@ impl JwsAuthority {
         let mut token = self.header.clone();
         token.push('.');
         URL_SAFE_NO_PAD.encode_string(serde_json::to_vec(claims)?, &mut token);
-        let signature = self.pair.sign(token.as_bytes())?;
+        let signature = self.key.sign(token.as_bytes())?;
         token.push('.');
         URL_SAFE_NO_PAD.encode_string(signature, &mut token);
         Ok(token)
     }
 }
 
+/// The `kid` of a key: what it will be called once it is an authority.
+pub(super) fn kid_of(key: &dyn SigningKey) -> Result<String, AuthorityError> {
+    thumbprint(&public_members(key)?)
+}
+
 /// Exactly the members that RFC 7638 §3.2 hashes, in its order.
 pub(super) type Members = BTreeMap<&'static str, String>;
 
-pub(super) fn public_members(pair: &SigningPair) -> Result<Members, CryptoError> {
+pub(super) fn public_members(key: &dyn SigningKey) -> Result<Members, CryptoError> {
     let encode = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
-    if let Some((n, e)) = pair.rsa_components() {
+    if let Some((n, e)) = key.rsa_components() {
         return Ok(Members::from([("kty", "RSA".to_owned()), ("n", encode(&n)), ("e", encode(&e))]));
     }
-    let (curve, width) = match pair.kind() {
+    let (curve, width) = match key.key_type() {
         KeyType::EcP256 => ("P-256", 32),
         KeyType::EcP384 => ("P-384", 48),
         KeyType::Rsa2048 => return Err(CryptoError),
     };
     // 0x04, then both coordinates at full width.
     let (x, y) =
-        pair.public_key().get(1..).and_then(|point| point.split_at_checked(width)).ok_or(CryptoError)?;
+        key.public_key().get(1..).and_then(|point| point.split_at_checked(width)).ok_or(CryptoError)?;
     Ok(Members::from([
         ("kty", "EC".to_owned()),
         ("crv", curve.to_owned()),

@@ -1,8 +1,10 @@
-//! Key pairs: generated, parsed and used through aws-lc-rs and kept parsed, so that a signature costs no
-//! parsing. Private keys leave this file only as [`KeyBytes`].
+//! Signing keys behind one trait, and the kind that this process holds itself: generated, parsed and used through
+//! aws-lc-rs and kept parsed, so that a signature costs no parsing. Private keys leave this file only as
+//! [`KeyBytes`].
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::encoding::{AsBigEndian as _, AsDer as _};
@@ -98,9 +100,69 @@ impl fmt::Display for KeyType {
 
 /// How an elliptic-curve signature is written: DER in certificates, raw R‖S in JWS (RFC 7518 §3.4).
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum SignatureForm {
+pub enum SignatureForm {
+    /// For certificates and CRLs.
     X509,
+    /// For tokens.
     Jws,
+}
+
+/// A private key that signs, wherever it lives: in this process, in a token of PKCS#11, in a key service.
+///
+/// Signing may block for as long as a round trip takes. It is therefore only ever done on the issuing runtime, the
+/// revoker's and the keeper's threads, never on the serving runtime.
+pub trait SigningKey: fmt::Debug + Send + Sync {
+    /// Its type.
+    fn key_type(&self) -> KeyType;
+
+    /// The form in which it signs.
+    fn form(&self) -> SignatureForm;
+
+    /// The curve point, uncompressed; or for RSA the PKCS#1 `RSAPublicKey`.
+    fn public_key(&self) -> &[u8];
+
+    /// Modulus and exponent, big-endian without leading zeros; `None` for a curve key.
+    fn rsa_components(&self) -> Option<(Vec<u8>, Vec<u8>)>;
+
+    /// Signs a message with the hash of its [`KeyType`].
+    ///
+    /// # Errors
+    /// [`CryptoError`] when it cannot just now.
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, CryptoError>;
+}
+
+/// First 160 bits of the SHA-256 of the SubjectPublicKeyInfo (after RFC 7093 method 4).
+pub(super) fn key_id(key: &Arc<dyn SigningKey>) -> KeyId {
+    let mut id = [0; 20];
+    let hash = digest(&SHA256, &Signer(Arc::clone(key)).subject_public_key_info());
+    for (to, from) in id.iter_mut().zip(hash.as_ref()) {
+        *to = *from;
+    }
+    KeyId::from_bytes(id)
+}
+
+/// A signing key as rcgen wants it.
+#[derive(Clone, Debug)]
+pub(super) struct Signer(pub(super) Arc<dyn SigningKey>);
+
+impl PublicKeyData for Signer {
+    fn der_bytes(&self) -> &[u8] {
+        self.0.public_key()
+    }
+
+    fn algorithm(&self) -> &'static SignatureAlgorithm {
+        self.0.key_type().x509_algorithm()
+    }
+}
+
+impl rcgen::SigningKey for Signer {
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
+        // A raw R‖S inside a certificate would be a certificate nobody accepts.
+        if self.0.form() == SignatureForm::Jws && self.0.key_type() != KeyType::Rsa2048 {
+            return Err(rcgen::Error::UnsupportedSignatureAlgorithm);
+        }
+        self.0.sign(message).map_err(|CryptoError| rcgen::Error::RemoteKeyError)
+    }
 }
 
 /// A private key ready to sign in one form.
@@ -139,10 +201,6 @@ impl SigningPair {
             .ok_or(CryptoError)
     }
 
-    pub(crate) fn kind(&self) -> KeyType {
-        self.kind
-    }
-
     pub(crate) fn pkcs8(&self) -> Result<KeyBytes, CryptoError> {
         Ok(KeyBytes::new(match &self.pair {
             Pair::Ec(pair) => pair.to_pkcs8v1().map_err(refused)?.as_ref().to_vec(),
@@ -156,29 +214,25 @@ impl SigningPair {
         let scalar: aws_lc_rs::encoding::EcPrivateKeyBin<'_> = pair.private_key().as_be_bytes().ok()?;
         Some(KeyBytes::new(scalar.as_ref().to_vec()))
     }
+}
 
-    pub(crate) fn sign(&self, message: &[u8]) -> Result<Vec<u8>, CryptoError> {
-        let random = SystemRandom::new();
-        match &self.pair {
-            Pair::Ec(pair) => Ok(pair.sign(&random, message).map_err(refused)?.as_ref().to_vec()),
-            Pair::Rsa(pair) => {
-                let mut signature = vec![0; pair.public_modulus_len()];
-                pair.sign(&RSA_PKCS1_SHA256, &random, message, &mut signature).map_err(refused)?;
-                Ok(signature)
-            }
-        }
+impl SigningKey for SigningPair {
+    fn key_type(&self) -> KeyType {
+        self.kind
     }
 
-    /// The curve point, uncompressed; or for RSA the PKCS#1 `RSAPublicKey`.
-    pub(crate) fn public_key(&self) -> &[u8] {
+    fn form(&self) -> SignatureForm {
+        self.form
+    }
+
+    fn public_key(&self) -> &[u8] {
         match &self.pair {
             Pair::Ec(pair) => pair.public_key().as_ref(),
             Pair::Rsa(pair) => pair.public_key().as_ref(),
         }
     }
 
-    /// Modulus and exponent, big-endian without leading zeros; `None` for a curve key.
-    pub(crate) fn rsa_components(&self) -> Option<(Vec<u8>, Vec<u8>)> {
+    fn rsa_components(&self) -> Option<(Vec<u8>, Vec<u8>)> {
         match &self.pair {
             Pair::Ec(_) => None,
             Pair::Rsa(pair) => {
@@ -190,14 +244,16 @@ impl SigningPair {
         }
     }
 
-    /// First 160 bits of the SHA-256 of the SubjectPublicKeyInfo (after RFC 7093 method 4).
-    pub(crate) fn key_id(&self) -> KeyId {
-        let mut id = [0; 20];
-        let hash = digest(&SHA256, &self.subject_public_key_info());
-        for (to, from) in id.iter_mut().zip(hash.as_ref()) {
-            *to = *from;
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, CryptoError> {
+        let random = SystemRandom::new();
+        match &self.pair {
+            Pair::Ec(pair) => Ok(pair.sign(&random, message).map_err(refused)?.as_ref().to_vec()),
+            Pair::Rsa(pair) => {
+                let mut signature = vec![0; pair.public_modulus_len()];
+                pair.sign(&RSA_PKCS1_SHA256, &random, message, &mut signature).map_err(refused)?;
+                Ok(signature)
+            }
         }
-        KeyId::from_bytes(id)
     }
 }
 
@@ -208,16 +264,6 @@ impl PublicKeyData for SigningPair {
 
     fn algorithm(&self) -> &'static SignatureAlgorithm {
         self.kind.x509_algorithm()
-    }
-}
-
-impl rcgen::SigningKey for SigningPair {
-    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
-        // A raw R‖S inside a certificate would be a certificate nobody accepts.
-        if self.form == SignatureForm::Jws && self.kind != KeyType::Rsa2048 {
-            return Err(rcgen::Error::UnsupportedSignatureAlgorithm);
-        }
-        Self::sign(self, message).map_err(|CryptoError| rcgen::Error::RemoteKeyError)
     }
 }
 
@@ -254,8 +300,8 @@ impl WorkloadKey {
 }
 
 /// Checks a signature in a certificate or CRL of that key's owner.
-pub(crate) fn verify(key: &SigningPair, message: &[u8], signature: &[u8]) -> Result<(), CryptoError> {
-    let algorithm: &'static dyn VerificationAlgorithm = match key.kind {
+pub(crate) fn verify(key: &dyn SigningKey, message: &[u8], signature: &[u8]) -> Result<(), CryptoError> {
+    let algorithm: &'static dyn VerificationAlgorithm = match key.key_type() {
         KeyType::EcP256 => &ECDSA_P256_SHA256_ASN1,
         KeyType::EcP384 => &ECDSA_P384_SHA384_ASN1,
         KeyType::Rsa2048 => &RSA_PKCS1_2048_8192_SHA256,
@@ -278,7 +324,7 @@ mod tests {
             for form in [SignatureForm::X509, SignatureForm::Jws] {
                 let made = SigningPair::generate(kind, form).unwrap();
                 let read = SigningPair::parse(made.pkcs8().unwrap().expose(), form).unwrap();
-                assert_eq!((read.kind(), read.key_id()), (kind, made.key_id()));
+                assert_eq!((read.key_type(), read.public_key()), (kind, made.public_key()));
                 assert_eq!(kind.as_str().parse(), Ok(kind));
             }
         }
@@ -289,7 +335,7 @@ mod tests {
     #[test]
     fn a_jws_key_never_signs_a_certificate() {
         let pair = SigningPair::generate(KeyType::EcP256, SignatureForm::Jws).unwrap();
-        assert!(rcgen::SigningKey::sign(&pair, b"tbs").is_err());
+        assert!(rcgen::SigningKey::sign(&Signer(Arc::new(pair)), b"tbs").is_err());
     }
 
     #[test]

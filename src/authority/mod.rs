@@ -1,33 +1,48 @@
 //! Signing keys: what they certify, how they are kept, and where they stand in their life.
 
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+mod check;
+mod custody;
+mod journal;
 mod jwk;
 mod jws;
 mod keys;
-mod load;
+pub mod life;
 mod proof_key;
+mod protect;
 mod set;
 mod store;
+mod takeover;
 mod x509;
 
+#[cfg(test)]
+mod custody_tests;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
+pub use self::check::{AuthoritySettings, LoadError, Unusable};
+pub use self::custody::{Change, Custody, in_memory};
+pub use self::journal::{Journal, JournalFault};
 pub use self::jwk::{
     BundleError, JWT_SVID, JwsAlgorithm, JwtBundle, JwtBundles, JwtKey, KeyRefusal, WIT_SVID,
 };
 pub use self::jws::{JwsAuthority, JwsUse};
-pub use self::keys::{CryptoError, KeyType, UnknownKeyType, WorkloadKey};
-pub use self::load::{AuthoritySettings, LoadError, Unusable, create_anew, load_or_create};
+pub use self::keys::{CryptoError, KeyType, SignatureForm, SigningKey, UnknownKeyType, WorkloadKey};
+pub use self::life::AuthorityKind;
 pub use self::proof_key::{ConfirmationFault, ConfirmationKey, ProofKey};
+pub use self::protect::{EmptyPassphrase, Protection, Unopened};
 pub use self::set::{Authorities, AuthoritySet};
-pub use self::store::{Disk, KeyStore, Memory, Slot, StoreError};
+pub use self::store::{Disk, KeyStore, Memory, StoreError, name_of};
 pub use self::x509::{AuthorityError, BACKDATE, CrlProfile, LeafProfile, RevokedSerial, X509Authority};
 
-/// Where an authority stands in its life. Today every authority is active from the start; the other states
-/// belong to rotation.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+/// Where an authority stands in its life.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum State {
     /// In the bundle, not yet signing: verifiers learn it before they meet it.
     Prepared,
@@ -39,4 +54,23 @@ pub enum State {
     Tainted,
     /// Out of the bundle for ever.
     Revoked,
+}
+
+impl State {
+    /// The word for it in the journal, in answers and in messages.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Prepared => "prepared",
+            Self::Active => "active",
+            Self::Old => "old",
+            Self::Tainted => "tainted",
+            Self::Revoked => "revoked",
+        }
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
 }

@@ -13,7 +13,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
 
-use super::{AuthoritySet, AuthoritySettings, KeyType, Memory, load_or_create};
+use super::{AuthoritySet, AuthoritySettings, KeyType, in_memory};
 use crate::clock::from_unix_seconds;
 
 pub(crate) const NOW: u64 = 1_800_000_000;
@@ -29,11 +29,12 @@ pub(crate) fn settings(trust_domain: &str, key: KeyType) -> AuthoritySettings {
         jwt_key: key,
         wit_key: Some(key),
         ttl: Duration::from_secs(7 * 86_400),
+        lead: Duration::from_secs(900),
     }
 }
 
 pub(crate) fn authorities(trust_domain: &str, key: KeyType) -> AuthoritySet {
-    load_or_create(&Memory::default(), &settings(trust_domain, key), now()).unwrap()
+    in_memory(&settings(trust_domain, key), now()).unwrap()
 }
 
 /// A JWT key that signs whatever it is told to.

@@ -1,6 +1,5 @@
 //! What the authorities sign, keep and publish, field by field.
 
-use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -9,11 +8,10 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use x509_parser::prelude::*;
 
-use super::testing::{Forge, NOW, authorities, now, settings};
+use super::testing::{Forge, NOW, authorities, now};
 use super::*;
 use crate::clock::{from_unix_seconds, unix_seconds};
 use crate::id::{LeaseId, SpiffeId};
-use crate::secret::KeyBytes;
 
 const KEYS: [KeyType; 3] = [KeyType::EcP256, KeyType::EcP384, KeyType::Rsa2048];
 
@@ -167,140 +165,6 @@ fn an_authority_refuses_what_it_must_not_sign() {
 }
 
 #[test]
-fn authorities_are_found_again_after_a_restart() {
-    for kind in KEYS {
-        let dir = tempfile::tempdir().unwrap();
-        let settings = settings("example.org", kind);
-        let first = load_or_create(&Disk::new(dir.path()), &settings, now()).unwrap();
-        let later = now() + Duration::from_secs(3_600);
-        let second = load_or_create(&Disk::new(dir.path()), &settings, later).unwrap();
-        let (old, new) = (first.active_x509(), second.active_x509());
-        assert_eq!((old.certificate(), old.key_id()), (new.certificate(), new.key_id()));
-        assert_eq!((old.not_before(), old.not_after()), (new.not_before(), new.not_after()));
-        assert_eq!(first.active_jwt().jwk(), second.active_jwt().jwk());
-        assert_eq!(first.active_jwt().not_after(), second.active_jwt().not_after());
-        // What it signs after the restart still carries the name and key identifier of the certificate.
-        let der = leaf(new, "spiffe://example.org/web", &[]).unwrap();
-        assert_eq!(parsed(&der).issuer().as_raw(), old.subject());
-        for file in ["x509.pem", "jwt.pem"] {
-            let metadata = std::fs::metadata(dir.path().join("authority").join(file)).unwrap();
-            assert_eq!(metadata.permissions().mode() & 0o7777, 0o600, "{file}");
-        }
-        let parent = std::fs::metadata(dir.path().join("authority")).unwrap();
-        assert_eq!(parent.permissions().mode() & 0o7777, 0o700);
-    }
-}
-
-#[test]
-fn a_missing_half_is_made_and_the_other_kept() {
-    let dir = tempfile::tempdir().unwrap();
-    let settings = settings("example.org", KeyType::EcP256);
-    let first = load_or_create(&Disk::new(dir.path()), &settings, now()).unwrap();
-    std::fs::remove_file(dir.path().join("authority/jwt.pem")).unwrap();
-    let second = load_or_create(&Disk::new(dir.path()), &settings, now()).unwrap();
-    assert_eq!(first.active_x509().key_id(), second.active_x509().key_id());
-    assert_ne!(first.active_jwt().kid(), second.active_jwt().kid());
-}
-
-#[test]
-fn a_lost_ledger_gets_new_keys_and_new_names() {
-    let dir = tempfile::tempdir().unwrap();
-    let (store, settings) = (Disk::new(dir.path()), settings("example.org", KeyType::EcP256));
-    let first = load_or_create(&store, &settings, now()).unwrap();
-    let anew = create_anew(&store, &settings, now()).unwrap();
-    assert_ne!(first.active_x509().subject(), anew.active_x509().subject());
-    assert_ne!(first.active_jwt().kid(), anew.active_jwt().kid());
-    let found = load_or_create(&store, &settings, now()).unwrap();
-    assert_eq!(found.active_x509().key_id(), anew.active_x509().key_id());
-}
-
-#[test]
-fn what_cannot_be_used_is_refused_with_the_way_out_and_left_as_it_is() {
-    let good = settings("example.org", KeyType::EcP256);
-    let store = Memory::default();
-    load_or_create(&store, &good, now()).unwrap();
-    let document = |slot| store.load(slot).unwrap().unwrap();
-    let other = Memory::default();
-    load_or_create(&other, &good, now()).unwrap();
-    let text = |document: &KeyBytes| String::from_utf8(document.expose().to_vec()).unwrap();
-    let halves = |text: &str| {
-        let (key, certificate) = text.split_once("-----BEGIN CERTIFICATE").unwrap();
-        (key.to_owned(), format!("-----BEGIN CERTIFICATE{certificate}"))
-    };
-    let (own_key, own_certificate) = halves(&text(&document(Slot::X509)));
-    let (_, strange_certificate) = halves(&text(&other.load(Slot::X509).unwrap().unwrap()));
-    let (jwt_key, jwt_certificate) = halves(&text(&document(Slot::Jwt)));
-    let week = Duration::from_secs(7 * 86_400);
-    let try_with = |slot, content: String, settings: &AuthoritySettings, at| {
-        let store = Memory::default();
-        let content = KeyBytes::new(content.into_bytes());
-        store.store(slot, &content).unwrap();
-        let refused = load_or_create(&store, settings, at).unwrap_err();
-        assert_eq!(store.load(slot).unwrap().unwrap().expose(), content.expose());
-        assert!(store.load(Slot::Jwt).unwrap().is_none() || slot == Slot::Jwt, "made nothing either");
-        match refused {
-            LoadError::Unusable { place, why } => {
-                assert_eq!(place, "memory");
-                why
-            }
-            refused => panic!("{refused}"),
-        }
-    };
-    let x509 = |content: &str| try_with(Slot::X509, content.to_owned(), &good, now());
-    let both = format!("{own_key}{own_certificate}");
-    assert_eq!(x509(&format!("{own_key}{strange_certificate}")), Unusable::KeyMismatch);
-    assert_eq!(x509(&own_key), Unusable::Malformed);
-    assert_eq!(x509(&own_certificate), Unusable::Malformed);
-    assert_eq!(x509(""), Unusable::Malformed);
-    assert_eq!(x509(&format!("{jwt_key}{jwt_certificate}")), Unusable::Malformed, "no signing certificate");
-    let jwt = try_with(Slot::Jwt, both.clone(), &good, now());
-    assert_eq!(jwt, Unusable::Malformed, "a certificate authority's key never signs tokens");
-    let elsewhere = settings("example.com", KeyType::EcP256);
-    let domain = elsewhere.trust_domain.clone();
-    assert_eq!(try_with(Slot::X509, both.clone(), &elsewhere, now()), Unusable::TrustDomain(domain));
-    assert_eq!(try_with(Slot::X509, both.clone(), &good, now() + week), Unusable::Expired(0));
-    let early = now() - Duration::from_secs(60);
-    assert_eq!(try_with(Slot::X509, both.clone(), &good, early), Unusable::NotYetValid(50));
-    let (found, wanted) = (KeyType::EcP256, KeyType::EcP384);
-    let p384 = settings("example.org", wanted);
-    let why = try_with(Slot::X509, both, &p384, now());
-    assert_eq!(why, Unusable::KeyType { found, wanted });
-    assert!(why.to_string().contains("move the file away"), "{why}");
-}
-
-#[test]
-fn a_flipped_bit_in_the_certificate_is_noticed() {
-    let settings = settings("example.org", KeyType::EcP256);
-    let store = Memory::default();
-    let set = load_or_create(&store, &settings, now()).unwrap();
-    let document = store.load(Slot::X509).unwrap().unwrap();
-    let text = String::from_utf8(document.expose().to_vec()).unwrap();
-    let key = text.split_once("-----BEGIN CERTIFICATE").unwrap().0;
-    let der = set.active_x509().certificate();
-    let signed = 4..4 + parsed(der).tbs_certificate.as_ref().len();
-    let signature = der.len() - 60..der.len();
-    for at in signed.step_by(3).chain(signature) {
-        let mut flipped = der.to_vec();
-        flipped[at] ^= 0x10;
-        let content = format!("{key}{}", crate::pem::encode(crate::pem::CERTIFICATE, &flipped).as_str());
-        store.store(Slot::X509, &KeyBytes::new(content.into_bytes())).unwrap();
-        assert!(load_or_create(&store, &settings, now()).is_err(), "byte {at}");
-    }
-}
-
-#[test]
-fn a_key_file_that_others_can_read_is_refused() {
-    let dir = tempfile::tempdir().unwrap();
-    let settings = settings("example.org", KeyType::EcP256);
-    load_or_create(&Disk::new(dir.path()), &settings, now()).unwrap();
-    let path = dir.path().join("authority/x509.pem");
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).unwrap();
-    let refused = load_or_create(&Disk::new(dir.path()), &settings, now()).unwrap_err();
-    assert!(refused.to_string().contains("x509.pem"), "{refused}");
-    assert!(matches!(refused, LoadError::Store(StoreError::Untrusted(_))));
-}
-
-#[test]
 fn a_token_has_exactly_three_header_members_and_the_published_key() {
     for (kind, alg, members) in
         [(KeyType::EcP256, "ES256", 6), (KeyType::EcP384, "ES384", 6), (KeyType::Rsa2048, "RS256", 5)]
@@ -342,15 +206,6 @@ fn a_wit_key_says_so_in_header_and_jwk_and_is_in_no_jwt_bundle() {
     assert_ne!(wit.kid(), set.active_jwt().kid());
     assert!(set.jwt().iter().all(|one| one.kid() != wit.kid()));
     assert!(JwtKey::from_jwk(&wit.jwk()).is_none());
-}
-
-#[test]
-fn there_is_no_wit_key_while_it_is_switched_off() {
-    let store = Memory::default();
-    let settings = AuthoritySettings { wit_key: None, ..settings("example.org", KeyType::EcP256) };
-    let set = load_or_create(&store, &settings, now()).unwrap();
-    assert!(set.wit().is_empty() && set.active_wit().is_none());
-    assert!(store.load(Slot::Wit).unwrap().is_none());
 }
 
 #[test]

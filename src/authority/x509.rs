@@ -18,7 +18,7 @@ use rcgen::{
 use time::OffsetDateTime;
 
 use super::State;
-use super::keys::{CryptoError, KeyType, SigningPair, WorkloadKey, verify};
+use super::keys::{CryptoError, KeyType, Signer, SigningKey, WorkloadKey, key_id, verify};
 use crate::clock::{from_unix_seconds, unix_seconds};
 use crate::id::{KeyId, LeaseId, SpiffeId, TrustDomain};
 
@@ -51,7 +51,7 @@ pub enum AuthorityError {
 /// An X.509 signing key, its certificate and its state. Clones share the key.
 #[derive(Clone)]
 pub struct X509Authority {
-    issuer: Arc<Issuer<'static, SigningPair>>,
+    issuer: Arc<Issuer<'static, Signer>>,
     trust_domain: TrustDomain,
     key_id: KeyId,
     certificate: Bytes,
@@ -64,21 +64,26 @@ pub struct X509Authority {
 impl X509Authority {
     /// Puts key and certificate together; the caller has checked that they belong together.
     pub(super) fn assemble(
-        pair: SigningPair,
+        key: Arc<dyn SigningKey>,
         trust_domain: TrustDomain,
         certificate: Bytes,
         validity: (SystemTime, SystemTime),
         state: State,
     ) -> Result<Self, AuthorityError> {
-        let key_id = pair.key_id();
+        let key_id = key_id(&key);
         let der = rustls::pki_types::CertificateDer::from(certificate.as_ref());
         // Name and key identifier as they stand in the certificate, byte for byte, not as we would write them.
-        let issuer = Arc::new(Issuer::from_ca_cert_der(&der, pair)?);
+        let issuer = Arc::new(Issuer::from_ca_cert_der(&der, Signer(key))?);
         let subject = x509_parser::parse_x509_certificate(&certificate)
             .map(|(_, parsed)| Bytes::copy_from_slice(parsed.subject().as_raw()))
             .map_err(|_error| rcgen::Error::CouldNotParseCertificate)?;
         let (not_before, not_after) = validity;
         Ok(Self { issuer, trust_domain, key_id, certificate, subject, not_before, not_after, state })
+    }
+
+    /// The same key in another state.
+    pub(super) fn in_state(&self, state: State) -> Self {
+        Self { state, ..self.clone() }
     }
 
     /// Subject key identifier of the certificate; authority key identifier of all it signs.
@@ -114,7 +119,7 @@ impl X509Authority {
 
     /// The type of its key, and of the keys it certifies.
     pub fn algorithm(&self) -> KeyType {
-        self.issuer.key().kind()
+        self.issuer.key().0.key_type()
     }
 
     /// The trust domain it signs for.
@@ -188,7 +193,7 @@ impl X509Authority {
     /// # Errors
     /// [`CryptoError`] when it is not.
     pub fn verify(&self, message: &[u8], signature: &[u8]) -> Result<(), CryptoError> {
-        verify(self.issuer.key(), message, signature)
+        verify(self.issuer.key().0.as_ref(), message, signature)
     }
 }
 
@@ -239,36 +244,21 @@ pub struct RevokedSerial {
 
 /// The certificate of a new authority, DER, signed by its own key.
 pub(super) fn self_sign(
-    pair: &SigningPair,
+    key: &Arc<dyn SigningKey>,
     trust_domain: &TrustDomain,
-    usage: CertificateUse,
     validity: (SystemTime, SystemTime),
     serial: LeaseId,
 ) -> Result<Bytes, AuthorityError> {
-    let key_id = pair.key_id();
+    let key_id = key_id(key);
     let mut params = CertificateParams::default();
     params.serial_number = Some(SerialNumber::from_slice(serial.as_bytes()));
     (params.not_before, params.not_after) = (date(validity.0)?, date(validity.1)?);
     params.distinguished_name = authority_subject(trust_domain, key_id)?;
     params.subject_alt_names = vec![SanType::URI(trust_domain.id().as_str().try_into()?)];
     params.key_identifier_method = KeyIdMethod::PreSpecified(key_id.as_bytes().to_vec());
-    (params.is_ca, params.key_usages) = match usage {
-        CertificateUse::X509 => (
-            IsCa::Ca(BasicConstraints::Constrained(0)),
-            vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign],
-        ),
-        CertificateUse::Jws => (IsCa::ExplicitNoCa, vec![KeyUsagePurpose::DigitalSignature]),
-    };
-    Ok(Bytes::from(params.self_signed(pair)?.der().to_vec()))
-}
-
-/// What a self-signed certificate is for.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum CertificateUse {
-    /// Trust anchor for X.509-SVIDs and their CRL.
-    X509,
-    /// Never shown to a verifier: it binds a token key on disk to its trust domain and validity.
-    Jws,
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    Ok(Bytes::from(params.self_signed(&Signer(Arc::clone(key)))?.der().to_vec()))
 }
 
 /// Unique per key: the key identifier is part of it. Two keys under one name would make webpki check a CRL

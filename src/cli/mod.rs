@@ -7,6 +7,7 @@
 mod agent;
 mod args;
 mod audit;
+mod authority;
 mod client;
 mod completions;
 mod config;
@@ -109,6 +110,9 @@ enum Client {
     Explain(explain::Args),
     /// List or revoke leases (operators)
     Lease(lease::Args),
+    /// Show the signing authorities, or take a step of their lives (operators)
+    #[command(after_help = authority::EXAMPLES)]
+    Authority(authority::Args),
     /// Check entry files, or list the agent's entries (operators)
     #[command(subcommand)]
     Entry(Entry),
@@ -164,6 +168,7 @@ impl Client {
             Self::Whoami(args) => whoami::run(args, context).await,
             Self::Explain(args) => explain::run(args, context).await,
             Self::Lease(args) => lease::run(args, context).await,
+            Self::Authority(args) => authority::run(args, context).await,
             Self::Entry(Entry::Check(args)) => entry::check(&args, context),
             Self::Entry(Entry::List(args)) => entry::list(args, context).await,
             Self::Status(args) => status::run(args, context).await,

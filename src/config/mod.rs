@@ -14,7 +14,8 @@ pub use self::raw::RawConfig;
 pub use self::resolve::{DEV_TRUST_DOMAIN, MAX_AUDIENCES};
 pub use self::settings::{
     AttestSettings, AuditSettings, AuthoritySettings, Config, EntriesFrom, JwtKeyType, JwtSettings,
-    LimitSettings, RevocationSettings, ShutdownSettings, SocketSettings, Storage, X509KeyType, X509Settings,
+    LimitSettings, Passphrase, RevocationSettings, ShutdownSettings, SocketSettings, Storage, X509KeyType,
+    X509Settings,
 };
 pub use self::wit::{WitKeyType, WitSettings};
 use crate::diag::{MAX_TOML_BYTES, Problem, Problems};
@@ -67,6 +68,7 @@ mod tests {
         assert_eq!(config.sockets.admin, Path::new("/run/mayfly/admin/admin.sock"));
         assert_eq!((config.x509.ttl, config.jwt.ttl), (Duration::from_secs(900), Duration::from_secs(300)));
         assert_eq!(config.authority.ttl, Duration::from_secs(7 * 86_400));
+        assert_eq!((config.authority.lead, config.authority.passphrase), (Duration::from_secs(900), None));
         assert_eq!(config.jwt.issuer, "spiffe://example.org");
         assert_eq!(config.audit.path, Path::new("/var/lib/mayfly/audit.jsonl"));
         assert_eq!((config.limits.connections, config.limits.reserved_for_root), (4096, 64));
@@ -136,6 +138,7 @@ level = "verbose"
     fn short_lifetimes_for_tests_are_allowed_and_long_ones_pull_the_authority_up() {
         let quick = config("x509.ttl = \"10s\"\nauthority.ttl = \"20s\"\nrevocation.next_update = \"10s\"\n");
         assert_eq!(quick.authority.ttl, Duration::from_secs(20));
+        assert!(quick.authority.lead <= Duration::from_secs(7), "the default follows");
         assert_eq!(config("x509.ttl = \"1h\"").revocation.next_update, Duration::from_secs(3600));
     }
 

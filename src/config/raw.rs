@@ -20,7 +20,7 @@ pub struct RawConfig {
     pub(super) x509: RawX509,
     pub(super) jwt: RawJwt,
     pub(super) wit: RawWit,
-    pub(super) authority_ttl: Option<Found<Duration>>,
+    pub(super) authority: RawAuthority,
     pub(super) revocation: RawRevocation,
     pub(super) audit_path: Option<Found<PathBuf>>,
     pub(super) attest: RawAttest,
@@ -47,6 +47,25 @@ pub(super) struct RawJwt {
     pub(super) key_type: Option<Found<JwtKeyType>>,
     pub(super) issuer: Option<Found<String>>,
     pub(super) max_audiences: Option<Found<i64>>,
+}
+
+#[derive(Debug)]
+pub(super) struct RawAuthority {
+    pub(super) ttl: Option<Found<Duration>>,
+    pub(super) lead: Option<Found<Duration>>,
+    pub(super) passphrase_file: Option<Found<PathBuf>>,
+    pub(super) passphrase_credential: Option<Found<String>>,
+}
+
+impl RawAuthority {
+    fn read(table: &mut Table<'_>) -> Self {
+        Self {
+            ttl: table.duration("ttl"),
+            lead: table.duration("lead"),
+            passphrase_file: table.path("passphrase_file"),
+            passphrase_credential: table.text("passphrase_credential"),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -109,7 +128,7 @@ impl RawConfig {
                 max_audiences: t.integer("max_audiences"),
             }),
             wit: table.section("wit", RawWit::read),
-            authority_ttl: table.section("authority", |t| t.duration("ttl")),
+            authority: table.section("authority", RawAuthority::read),
             revocation: table.section("revocation", |t| RawRevocation {
                 coalesce: t.duration("coalesce"),
                 next_update: t.duration("next_update"),

@@ -4,10 +4,11 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::raw::{RawAttest, RawConfig, RawJwt, RawLimits, RawLog, RawRevocation, RawSockets};
+use super::raw::{RawAttest, RawAuthority, RawConfig, RawJwt, RawLimits, RawLog, RawRevocation, RawSockets};
 use super::settings::{
     AttestSettings, AuditSettings, AuthoritySettings, Config, EntriesFrom, JwtKeyType, JwtSettings,
-    LimitSettings, RevocationSettings, ShutdownSettings, SocketSettings, Storage, X509KeyType, X509Settings,
+    LimitSettings, Passphrase, RevocationSettings, ShutdownSettings, SocketSettings, Storage, X509KeyType,
+    X509Settings,
 };
 use crate::diag::{Found, Problem, Problems, Shown, ShownDuration};
 use crate::id::TrustDomain;
@@ -23,13 +24,7 @@ impl RawConfig {
         let sockets = sockets(self.sockets, problems);
         let x509_ttl = or(self.x509.ttl, &LEAF_TTL, X509_TTL, problems);
         let x509_key = self.x509.key_type.map_or(X509KeyType::EcP256, |found| found.value);
-        let authority = no_shorter(
-            self.authority_ttl,
-            x509_ttl.saturating_mul(2),
-            AUTHORITY_TTL,
-            "twice `x509.ttl`, so that leaves outlive no authority",
-            problems,
-        );
+        let authority = authority(self.authority, x509_ttl, problems);
         let revocation = revocation(self.revocation, x509_ttl, problems);
         let attest = attest(self.attest, problems);
         let limits = limits(self.limits, problems);
@@ -46,7 +41,7 @@ impl RawConfig {
             x509: X509Settings { ttl: x509_ttl, key_type: x509_key },
             jwt,
             wit,
-            authority: AuthoritySettings { ttl: authority },
+            authority,
             revocation,
             audit: AuditSettings { path: audit },
             attest,
@@ -125,6 +120,33 @@ fn jwt(raw: RawJwt, trust_domain: Option<&TrustDomain>, problems: &mut Problems)
         max_audiences: usize::try_from(count(raw.max_audiences, audiences, MAX_AUDIENCES, problems))
             .unwrap_or(1),
     }
+}
+
+fn authority(raw: RawAuthority, x509_ttl: Duration, problems: &mut Problems) -> AuthoritySettings {
+    let what = "twice `x509.ttl`, so that leaves outlive no authority";
+    let ttl = no_shorter(raw.ttl, x509_ttl.saturating_mul(2), AUTHORITY_TTL, what, problems);
+    // Between the half of its life and the last sixth a third passes: so long at most can a successor wait.
+    let most = ttl / 3;
+    let least = if cfg!(feature = "failpoints") { Duration::ZERO } else { LEAD.min(most) };
+    let lead = or(raw.lead, &(least..=most), LEAD.min(most), problems);
+    let passphrase = match (raw.passphrase_file, raw.passphrase_credential) {
+        (Some(file), Some(_)) => {
+            let message = "stands beside `passphrase_credential`: write one of the two";
+            problems.push(file.place.problem(message));
+            None
+        }
+        (Some(file), None) => Some(Passphrase::File(file.value)),
+        (None, Some(name)) => {
+            let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+            if name.value.is_empty() || name.value.starts_with('.') || !name.value.bytes().all(plain) {
+                let message = format!("`{}` is no name of a credential", Shown(&name.value));
+                problems.push(name.place.problem(message));
+            }
+            Some(Passphrase::Credential(name.value))
+        }
+        (None, None) => None,
+    };
+    AuthoritySettings { ttl, lead, passphrase }
 }
 
 fn revocation(raw: RawRevocation, x509_ttl: Duration, problems: &mut Problems) -> RevocationSettings {
@@ -238,6 +260,8 @@ const LEAF_TTL: RangeInclusive<Duration> = Duration::from_secs(10)..=Duration::f
 const X509_TTL: Duration = Duration::from_secs(15 * 60);
 const JWT_TTL: Duration = Duration::from_secs(5 * 60);
 const AUTHORITY_TTL: Duration = Duration::from_secs(7 * 86_400);
+/// Three refresh hints of the bundle: whoever asks as often as the bundle says has asked since.
+const LEAD: Duration = Duration::from_secs(15 * 60);
 const CRL_TTL: Duration = Duration::from_secs(3600);
 const LONGEST: Duration = Duration::from_secs(3650 * 86_400);
 const COALESCE: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(10);

@@ -99,6 +99,19 @@ pub struct JwtSettings {
 pub struct AuthoritySettings {
     /// Lifetime of an authority's certificate, at least twice [`X509Settings::ttl`].
     pub ttl: Duration,
+    /// How long a new authority is published before it signs, at most a third of `ttl`.
+    pub lead: Duration,
+    /// What the key files are encrypted with; `None` = nothing.
+    pub passphrase: Option<Passphrase>,
+}
+
+/// Where the passphrase of the key files comes from.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Passphrase {
+    /// The first line of that file.
+    File(PathBuf),
+    /// A credential that the service manager hands over under that name (`LoadCredentialEncrypted=`).
+    Credential(String),
 }
 
 /// CRL publishing.

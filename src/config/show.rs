@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::Path;
 
-use super::settings::{Config, EntriesFrom, JwtKeyType, Storage, X509KeyType};
+use super::settings::{Config, EntriesFrom, JwtKeyType, Passphrase, Storage, X509KeyType};
 use crate::diag::ShownDuration as Time;
 use crate::telemetry::word;
 
@@ -26,7 +26,7 @@ impl fmt::Display for Config {
         writeln!(f, "\n[jwt]\nttl = \"{}\"\nkey_type = \"{key_type}\"", Time(jwt.ttl))?;
         writeln!(f, "issuer = \"{}\"\nmax_audiences = {}", jwt.issuer, jwt.max_audiences)?;
         write!(f, "{}", self.wit)?;
-        writeln!(f, "\n[authority]\nttl = \"{}\"", Time(self.authority.ttl))?;
+        self.authority(f)?;
         writeln!(f, "\n[revocation]\ncoalesce = \"{}\"", Time(revocation.coalesce))?;
         writeln!(f, "next_update = \"{}\"", Time(revocation.next_update))?;
         writeln!(f, "\n[audit]\npath = {}", Quoted(&self.audit.path))?;
@@ -45,6 +45,16 @@ impl Config {
         writeln!(f, "hash_deadline = \"{}\"", Time(attest.hash_deadline))?;
         writeln!(f, "hash_max_bytes = {}\nper_second = {}", attest.hash_max_bytes, attest.per_second)?;
         writeln!(f, "burst = {}\nin_flight = {}", attest.burst, attest.in_flight)
+    }
+
+    fn authority(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let authority = &self.authority;
+        writeln!(f, "\n[authority]\nttl = \"{}\"\nlead = \"{}\"", Time(authority.ttl), Time(authority.lead))?;
+        match &authority.passphrase {
+            None => Ok(()),
+            Some(Passphrase::File(path)) => writeln!(f, "passphrase_file = {}", Quoted(path)),
+            Some(Passphrase::Credential(name)) => writeln!(f, "passphrase_credential = \"{name}\""),
+        }
     }
 
     fn limits(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

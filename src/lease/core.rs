@@ -1,6 +1,7 @@
 //! The state machine itself.
 
 mod forms;
+mod renewing;
 mod taking;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -68,6 +69,8 @@ struct Flight {
     entry: EntryId,
     fills: Option<Form>,
     revision: u64,
+    /// What it brings is to be replaced at once.
+    stale: bool,
     doomed: Option<Cause>,
 }
 
@@ -222,6 +225,10 @@ impl Core {
             if let Some(slot) = self.slot_mut(workload, &flight.entry, form) {
                 let renew_at = jitter.renew_at(now, ends);
                 slot.filled(Current { lease, ends, renew_at }, flight.revision);
+                slot.outdated |= flight.stale;
+            }
+            if flight.stale {
+                self.hide_unheard(workload, &flight.entry, form);
             }
             self.pursue(workload, now, &mut actions);
             actions.push(Action::Show { workload });
@@ -358,7 +365,8 @@ impl Core {
             state.flights.insert(ticket);
             revision = state.slots.x509.get(&entry).map_or(0, |slot| slot.revision);
         }
-        self.flights.insert(ticket, Flight { workload, entry, fills, revision, doomed: None });
+        let flight = Flight { workload, entry, fills, revision, stale: false, doomed: None };
+        self.flights.insert(ticket, flight);
         ticket
     }
 

@@ -29,6 +29,8 @@ enum Step {
     RevokeLease(u8),
     Advance(u8),
     Forget(u8),
+    /// The key behind every lease that this mask picks is tainted.
+    Renew(u8),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -46,6 +48,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => any::<u8>().prop_map(Step::RevokeLease),
         5 => any::<u8>().prop_map(Step::Advance),
         1 => who.prop_map(Step::Forget),
+        2 => any::<u8>().prop_map(Step::Renew),
     ]
 }
 
@@ -81,6 +84,8 @@ struct Model {
     out: BTreeMap<LeaseId, Out>,
     ended: BTreeSet<LeaseId>,
     next_lease: u64,
+    /// Leases that must not be what a listener goes on seeing.
+    tainted: BTreeSet<LeaseId>,
 }
 
 impl Model {
@@ -249,6 +254,30 @@ impl Model {
                 self.take(actions, now)?;
                 prop_assert!(self.out.values().all(|out| out.ends > now), "an expired lease is kept");
                 prop_assert!(self.core.deadline().is_none_or(|at| at > now), "something due was left");
+            }
+            Step::Renew(mask) => {
+                let picked: BTreeSet<LeaseId> =
+                    self.out.keys().filter(|lease| lease.as_bytes()[15] & mask != 0).copied().collect();
+                let actions = self.core.renew(&picked, now);
+                let asked: BTreeSet<(u64, EntryId)> = actions
+                    .iter()
+                    .filter_map(|action| match action {
+                        Action::Issue { workload, entry, .. } => Some((workload.0, entry.clone())),
+                        _ => None,
+                    })
+                    .collect();
+                self.take(actions, now)?;
+                self.tainted.extend(picked.iter().copied());
+                // Every one that a listener sees is being replaced.
+                for (who, form) in self.listeners.iter().filter(|(_, n)| **n > 0).map(|(key, _)| *key) {
+                    for (entry, lease) in self.core.shown(WorkloadId(who), form, now) {
+                        let is_tainted = lease.is_some_and(|lease| picked.contains(&lease));
+                        let same = |f: &InFlight| f.who == who && f.entry == entry;
+                        let coming = self.flights.iter().any(|f| f.in_slot == Some(form) && same(f));
+                        prop_assert!(!is_tainted || coming, "a tainted one is not being replaced");
+                    }
+                }
+                prop_assert!(asked.len() <= picked.len());
             }
             Step::Forget(w) => {
                 let id = self.id(w);
@@ -523,5 +552,36 @@ mod tests {
         core.adopt(WorkloadId(1), entry(0), lease, now + TTL);
         let actions = core.set_entries(WorkloadId(1), &[], Cause::NoLongerMatches, now);
         assert!(matches!(&actions[0], Action::Revoke { leases, .. } if *leases == [lease]), "{actions:?}");
+    }
+
+    #[test]
+    fn what_a_tainted_key_signed_while_it_was_tainted_is_issued_again() {
+        let (mut core, now) = (Core::default(), start());
+        let (workload, ticket) = one_live(&mut core, now);
+        assert_eq!(core.renew(&BTreeSet::new(), now), []);
+        let lease = LeaseId::from_bytes([1; 16]);
+        let done = core.complete(ticket, lease, now + TTL, Jitter(0), now);
+        let Completion::Release(actions) = done else { panic!("{done:?}") };
+        let again = actions.iter().find_map(|action| match action {
+            Action::Issue { ticket, renewal: true, .. } => Some(*ticket),
+            _ => None,
+        });
+        let again = again.expect("it was in flight when the key was tainted");
+        let next = LeaseId::from_bytes([2; 16]);
+        let done = core.complete(again, next, now + TTL, Jitter(0), now);
+        assert!(matches!(done, Completion::Release(actions) if actions == [Action::Show { workload }]));
+    }
+
+    #[test]
+    fn a_tainted_lease_that_nobody_sees_is_replaced_when_somebody_listens() {
+        let (mut core, now) = (Core::default(), start());
+        let (workload, ticket) = one_live(&mut core, now);
+        let lease = LeaseId::from_bytes([1; 16]);
+        assert!(matches!(core.complete(ticket, lease, now + TTL, Jitter(0), now), Completion::Release(_)));
+        core.unlisten(workload, Form::X509);
+        assert_eq!(core.renew(&BTreeSet::from([lease]), now), [Action::Show { workload }]);
+        assert!(core.shown(workload, Form::X509, now).iter().all(|(_, shown)| shown.is_none()), "shown to nobody");
+        let actions = core.listen(workload, Form::X509, now);
+        assert!(matches!(actions.as_slice(), [Action::Issue { .. }]), "{actions:?}");
     }
 }

@@ -72,6 +72,23 @@ impl Witness {
         write(self.path(dir, "crl"), &crl.der)
     }
 
+    /// Removes both files: the authority is out of the bundle. Blocking.
+    ///
+    /// # Errors
+    /// [`WitnessError::Write`] when one is still there.
+    pub fn remove(&self) -> Result<(), WitnessError> {
+        let Some(dir) = &self.dir else { return Ok(()) };
+        for path in [self.path(dir, "crl"), self.path(dir, "pem")] {
+            match std::fs::remove_file(&path) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    return Err(WitnessError::Write { path, source });
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     /// What was last published, if anything ever was; its signature is checked. Blocking.
     ///
     /// # Errors

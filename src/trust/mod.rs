@@ -6,6 +6,7 @@ mod bundle;
 mod document;
 mod jwk;
 pub mod map;
+mod own;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -68,6 +69,16 @@ impl TrustSnapshot {
         let mut next = self.clone();
         next.generation += 1;
         next.crls.insert(key_id, crl);
+        next.crl_list = next.crls.values().cloned().collect();
+        next
+    }
+
+    /// As [`Self::with_crl`] for several authorities in one step.
+    #[must_use]
+    pub fn with_crls(&self, crls: &[(KeyId, Bytes)]) -> Self {
+        let mut next = self.clone();
+        next.generation += 1;
+        next.crls.extend(crls.iter().cloned());
         next.crl_list = next.crls.values().cloned().collect();
         next
     }
@@ -159,7 +170,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::authority::{AuthoritySettings, KeyType, Memory, load_or_create};
+    use crate::authority::{AuthoritySettings, KeyType, in_memory};
     use crate::clock::from_unix_seconds;
 
     fn snapshot() -> (TrustSnapshot, AuthoritySet) {
@@ -169,9 +180,10 @@ mod tests {
             jwt_key: KeyType::EcP256,
             wit_key: None,
             ttl: Duration::from_secs(3_600),
+            lead: Duration::ZERO,
         };
         let now = from_unix_seconds(1_800_000_000);
-        let set = load_or_create(&Memory::default(), &settings, now).unwrap();
+        let set = in_memory(&settings, now).unwrap();
         (TrustSnapshot::new(&settings.trust_domain, &set), set)
     }
 

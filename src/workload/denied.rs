@@ -1,6 +1,6 @@
 //! What is refused from now on: revoked leases, until they have expired and verifiers have been told.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::SystemTime;
 
 use crate::authority::RevokedSerial;
@@ -12,7 +12,10 @@ use crate::revocation::{Revoked, RevokedSet};
 /// Both kinds of lease, and for people the rows behind them.
 #[derive(Debug)]
 pub struct Denied {
-    certificates: RevokedSet,
+    /// By issuer, since each signs a list of its own.
+    certificates: BTreeMap<String, RevokedSet>,
+    /// Issuers that are out of the bundle: nobody reads a list of theirs.
+    gone: BTreeSet<String>,
     tokens: RevokedSet,
     rows: HashMap<LeaseId, Row>,
     by_uid: HashMap<u32, usize>,
@@ -21,7 +24,8 @@ pub struct Denied {
 impl Default for Denied {
     fn default() -> Self {
         Self {
-            certificates: RevokedSet::for_certificates(),
+            certificates: BTreeMap::new(),
+            gone: BTreeSet::new(),
             tokens: RevokedSet::for_tokens(),
             rows: HashMap::new(),
             by_uid: HashMap::new(),
@@ -34,7 +38,7 @@ impl Denied {
     pub fn add(&mut self, mut row: Row, reason: Reason, at: SystemTime) {
         let revoked = Revoked { not_after: row.not_after, at: unix_seconds(at), reason };
         let set = match row.kind {
-            Kind::X509 => &mut self.certificates,
+            Kind::X509 => issued_by(&mut self.certificates, &row.issuer),
             Kind::Jwt | Kind::Wit => &mut self.tokens,
         };
         if set.add(row.id, revoked) {
@@ -45,18 +49,18 @@ impl Denied {
     }
 
     /// Refuses a certificate of which only the CRL of an earlier run tells.
-    pub fn add_serial(&mut self, serial: LeaseId, revoked: Revoked) {
-        self.certificates.add(serial, revoked);
+    pub fn add_serial(&mut self, issuer: &str, serial: LeaseId, revoked: Revoked) {
+        issued_by(&mut self.certificates, issuer).add(serial, revoked);
     }
 
     /// Whether the lease is refused.
     pub fn contains(&self, lease: LeaseId) -> bool {
-        self.certificates.contains(lease) || self.tokens.contains(lease)
+        self.tokens.contains(lease) || self.certificates.values().any(|set| set.contains(lease))
     }
 
     /// How many are refused.
     pub fn len(&self) -> usize {
-        self.certificates.len() + self.tokens.len()
+        self.certificates.values().map(RevokedSet::len).sum::<usize>() + self.tokens.len()
     }
 
     /// Whether none is.
@@ -74,18 +78,34 @@ impl Denied {
         self.rows.values()
     }
 
-    /// What the next CRL must list, and the revision to give back to [`Denied::published`].
-    pub(super) fn serials(&self) -> (Vec<RevokedSerial>, u64) {
-        (self.certificates.serials(), self.certificates.revision())
+    /// What the next CRL of that issuer must list, and the revision to give back to [`Denied::published`].
+    pub(super) fn serials(&self, issuer: &str) -> (Vec<RevokedSerial>, u64) {
+        self.certificates.get(issuer).map_or_else(Default::default, |set| (set.serials(), set.revision()))
     }
 
-    pub(super) fn published(&mut self, revision: u64) {
-        self.certificates.mark_published(revision);
+    pub(super) fn published(&mut self, issuer: &str, revision: u64) {
+        if let Some(set) = self.certificates.get_mut(issuer) {
+            set.mark_published(revision);
+        }
+    }
+
+    /// That issuer is out of the bundle: what it signed is refused here until it expires, and in no list.
+    pub(super) fn forget_issuer(&mut self, issuer: &str) {
+        self.gone.insert(issuer.to_owned());
     }
 
     pub(super) fn expire(&mut self, now: SystemTime) {
         let now = unix_seconds(now);
-        for lease in self.certificates.expire(now).into_iter().chain(self.tokens.expire(now)) {
+        let mut gone = self.tokens.expire(now);
+        for (issuer, set) in &mut self.certificates {
+            if self.gone.contains(issuer) {
+                set.mark_published(set.revision());
+            }
+            gone.extend(set.expire(now));
+        }
+        self.certificates.retain(|issuer, set| !set.is_empty() || !self.gone.contains(issuer));
+        self.gone.retain(|issuer| self.certificates.contains_key(issuer));
+        for lease in gone {
             let Some(row) = self.rows.remove(&lease) else { continue };
             if let Some(count) = self.by_uid.get_mut(&row.uid) {
                 *count = count.saturating_sub(1);
@@ -93,4 +113,8 @@ impl Denied {
         }
         self.by_uid.retain(|_, count| *count > 0);
     }
+}
+
+fn issued_by<'a>(sets: &'a mut BTreeMap<String, RevokedSet>, issuer: &str) -> &'a mut RevokedSet {
+    sets.entry(issuer.to_owned()).or_insert_with(RevokedSet::for_certificates)
 }

@@ -6,7 +6,7 @@ use std::time::Instant;
 use mayfly_attestors::{ExecNotice, ExitCause, ExitNotice, Process};
 
 use super::issue::Order;
-use super::revoker::{Initiator, RevokeJob};
+use super::revoker::{Initiator, Job, RevokeJob};
 use super::{Shared, State, Workloads, lock};
 use crate::audit::{self, Event};
 use crate::lease::{Action, Cause, WorkloadId};
@@ -113,7 +113,7 @@ impl Shared {
         }
         let refused = self.parts.clock.monotonic();
         let job = RevokeJob { rows, reason, initiator, at, seen, refused, done };
-        if self.jobs.send(job).is_err() {
+        if self.jobs.send(Job::Revoke(job)).is_err() {
             // Only when the revoker thread is gone; memory already refuses.
             self.parts.readiness.raise("revoker", "stopped; restart the agent");
         }

@@ -14,7 +14,9 @@ mod admit;
 mod denied;
 mod exits;
 mod issue;
+mod issuers;
 mod jwt;
+mod keeper;
 mod operator;
 mod reload;
 mod restore;
@@ -34,16 +36,18 @@ use tokio::sync::watch;
 
 pub use self::admit::Admission;
 pub use self::denied::Denied;
+pub use self::keeper::{Order, OrderError};
 pub use self::operator::{Explained, LeaseFilter, Revoked, Target};
 pub use self::restore::Restored;
 pub use self::revoker::{PublishedCrl, RevokerSettings};
 pub use self::shelf::View;
 pub use self::subscribe::{Attendance, Subscription};
 
-use self::revoker::RevokeJob;
+use self::revoker::Job;
 use self::state::State;
 use crate::audit;
 use crate::authority::Authorities;
+use crate::authority::life::Record;
 use crate::clock::Clock;
 use crate::id::TrustDomain;
 use crate::issue::wit::Recipe;
@@ -177,8 +181,12 @@ struct Shared {
     timings: Arc<Mutex<Timings>>,
     /// Refusals by user, phase and reason, for the audit log.
     denials: Mutex<audit::Tally<(u32, &'static str, String)>>,
-    jobs: mpsc::Sender<RevokeJob>,
+    jobs: mpsc::Sender<Job>,
     crl: watch::Receiver<Option<PublishedCrl>>,
+    /// To the keeper, once there is one.
+    orders: OnceLock<mpsc::Sender<keeper::Request>>,
+    /// Where the authorities stand.
+    records: watch::Sender<Arc<[Record]>>,
 }
 
 impl Workloads {
@@ -198,8 +206,20 @@ impl Workloads {
         let state = Mutex::new(State::default());
         let timer = Condvar::new();
         let denials = Mutex::default();
-        let shared =
-            Arc::new(Shared { parts, settings, reaper, state, timer, denied, timings, denials, jobs, crl });
+        let shared = Arc::new(Shared {
+            parts,
+            settings,
+            reaper,
+            state,
+            timer,
+            denied,
+            timings,
+            denials,
+            jobs,
+            crl,
+            orders: OnceLock::new(),
+            records: watch::Sender::new(Arc::from([])),
+        });
         // Nobody else sets it: the cell was made above.
         hook.set(Arc::downgrade(&shared)).ok();
         timer::start(&shared)?;

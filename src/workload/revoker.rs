@@ -5,19 +5,23 @@
 //! fails here takes a refusal back: memory goes on refusing, the failure is a readiness concern, and the
 //! work is tried again.
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant, SystemTime};
 
 use mayfly_attestors::failpoint;
 use tokio::sync::{oneshot, watch};
 
+use super::issuers::Issuers;
 use super::{Denied, Parts, lock};
 use crate::audit::{self, Event};
-use crate::authority::Authorities;
+use crate::authority::{Authorities, AuthoritySet, X509Authority};
 use crate::clock::{Clock, unix_seconds};
+use crate::id::KeyId;
 use crate::ledger::{CrlMark, Kind, Ledger, Reason, Row};
 use crate::ready::Readiness;
-use crate::revocation::{self, Crl, CrlNumbering, CrlTurn, Stage, Timings, Witness};
+use crate::revocation::{self, Crl, CrlNumbering, Stage, Timings};
 use crate::trust::TrustSnapshot;
 
 /// Answered with the number of the CRL in force once everything queued before is published.
@@ -38,6 +42,19 @@ pub(super) struct RevokeJob {
     pub(super) done: Option<Done>,
 }
 
+/// What the revoker is told.
+#[derive(Debug)]
+pub(super) enum Job {
+    /// These leases are refused.
+    Revoke(RevokeJob),
+    /// These authorities are in force from now on.
+    Authorities {
+        set: Arc<AuthoritySet>,
+        /// Answered when verifiers have been told and signers use it; or why not.
+        done: mpsc::SyncSender<Result<(), String>>,
+    },
+}
+
 /// Who caused a revocation.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Initiator {
@@ -55,10 +72,10 @@ pub struct RevokerSettings {
     pub coalesce: Duration,
     /// `nextUpdate` − now; a fresh CRL is signed after a third of it.
     pub next_update: Duration,
-    /// Numbers and dates, continued from the run before.
-    pub numbering: CrlNumbering,
-    /// Where the last published CRL is kept; none with the authority in memory.
-    pub witness: Option<Witness>,
+    /// Numbers and dates of each authority, continued from the run before.
+    pub numbering: BTreeMap<KeyId, CrlNumbering>,
+    /// Below it the last published CRLs are kept; none with the authorities in memory.
+    pub data_dir: Option<PathBuf>,
 }
 
 /// The CRL in force.
@@ -80,28 +97,34 @@ pub struct PublishedCrl {
 pub(super) fn start(
     parts: &Parts,
     settings: RevokerSettings,
-    jobs: mpsc::Receiver<RevokeJob>,
+    jobs: mpsc::Receiver<Job>,
     denied: Arc<Mutex<Denied>>,
     timings: Arc<Mutex<Timings>>,
 ) -> std::io::Result<watch::Receiver<Option<PublishedCrl>>> {
     let (crl, follow) = watch::channel(None);
+    let began = parts.clock.monotonic();
+    let RevokerSettings { coalesce, next_update, numbering, data_dir } = settings;
+    let mut issuers = Issuers::new(data_dir, began);
+    let current = parts.authorities.current();
+    for authority in current.x509() {
+        issuers.add(authority.key_id(), numbering.get(&authority.key_id()).cloned(), parts.clock.as_ref());
+    }
     let mut revoker = Revoker {
         authorities: parts.authorities.clone(),
         ledger: parts.ledger.clone(),
         audit: parts.audit.clone(),
         clock: Arc::clone(&parts.clock),
-        began: parts.clock.monotonic(),
         readiness: parts.readiness.clone(),
         trust: parts.trust.clone(),
         issuing: parts.issuing.clone(),
         denied,
         timings,
         crl,
-        settings,
+        coalesce,
+        next_update,
+        issuers,
         unwritten: Vec::new(),
         waiting: Vec::new(),
-        not_before: None,
-        resign_at: None,
     };
     revoker.publish();
     std::thread::Builder::new().name("revoker".to_owned()).spawn(move || revoker.run(&jobs))?;
@@ -113,22 +136,19 @@ struct Revoker {
     ledger: Ledger,
     audit: audit::Log,
     clock: Arc<dyn Clock>,
-    began: Instant,
     readiness: Readiness,
     trust: watch::Sender<Arc<TrustSnapshot>>,
     issuing: tokio::runtime::Handle,
     denied: Arc<Mutex<Denied>>,
     timings: Arc<Mutex<Timings>>,
     crl: watch::Sender<Option<PublishedCrl>>,
-    settings: RevokerSettings,
+    coalesce: Duration,
+    next_update: Duration,
+    issuers: Issuers,
     /// Revocations the ledger has not taken yet.
     unwritten: Vec<(crate::id::LeaseId, Reason, u64)>,
     /// Jobs not yet published.
     waiting: Vec<RevokeJob>,
-    /// The next CRL must not be signed before.
-    not_before: Option<Instant>,
-    /// A fresh CRL is due by age.
-    resign_at: Option<Instant>,
 }
 
 /// How long after a failure the next attempt follows.
@@ -139,7 +159,7 @@ const KEEP_AGAIN: Duration = Duration::from_secs(5);
 const CLOCK_LOOK: Duration = Duration::from_secs(5);
 
 impl Revoker {
-    fn run(mut self, jobs: &mpsc::Receiver<RevokeJob>) {
+    fn run(mut self, jobs: &mpsc::Receiver<Job>) {
         loop {
             match jobs.recv_timeout(self.patience()) {
                 Ok(job) => {
@@ -151,7 +171,7 @@ impl Revoker {
                 }
                 Err(mpsc::RecvTimeoutError::Timeout) => {}
                 Err(mpsc::RecvTimeoutError::Disconnected) => {
-                    self.not_before = None;
+                    self.issuers.hurry();
                     self.publish();
                     return;
                 }
@@ -161,18 +181,29 @@ impl Revoker {
     }
 
     fn patience(&self) -> Duration {
+        let next = self.issuers.next();
         let now = self.clock.monotonic();
-        // Without a CRL there is nothing to answer with: the first one is due by age.
-        let has_crl = self.crl.borrow().is_some();
-        let publish = (has_crl && !self.waiting.is_empty()).then(|| self.not_before.unwrap_or(now));
-        let next = publish.into_iter().chain(self.resign_at).min();
         next.map_or(CLOCK_LOOK, |at| at.saturating_duration_since(now)).min(CLOCK_LOOK)
     }
 
-    fn take(&mut self, job: RevokeJob) {
-        let at_millis = crate::clock::unix_millis(job.at);
-        self.unwritten.extend(job.rows.iter().map(|row| (row.id, job.reason, at_millis)));
-        self.waiting.push(job);
+    fn take(&mut self, job: Job) {
+        match job {
+            Job::Revoke(job) => {
+                let at_millis = crate::clock::unix_millis(job.at);
+                self.unwritten.extend(job.rows.iter().map(|row| (row.id, job.reason, at_millis)));
+                for row in job.rows.iter().filter(|row| row.kind == Kind::X509) {
+                    self.issuers.touch(&row.issuer);
+                }
+                self.waiting.push(job);
+            }
+            Job::Authorities { set, done } => {
+                // What was revoked before is in the lists that come with the set.
+                self.write_down();
+                let answer = self.put_in_force(&set);
+                // Whoever asked may be gone.
+                done.send(answer).ok();
+            }
+        }
     }
 
     fn write_down(&mut self) {
@@ -189,65 +220,117 @@ impl Revoker {
         failpoint::hit("revoke.after_ledger");
     }
 
-    /// Publishes what is due; answers jobs that need no CRL.
+    /// Publishes what is due; answers jobs that wait for no CRL any more.
     fn settle(&mut self) {
-        let now = self.clock.monotonic();
-        self.clock_concern(self.clock.wall());
-        let needs_crl = self.waiting.iter().any(|job| job.rows.iter().any(|row| row.kind == Kind::X509));
-        let too_early = self.not_before.is_some_and(|at| at > now);
-        let by_age = self.resign_at.is_some_and(|at| at <= now);
-        if (needs_crl && !too_early) || by_age {
+        self.clock_concern();
+        if self.issuers.is_due(self.clock.monotonic()) {
             self.publish();
-        } else if !needs_crl && self.crl.borrow().is_some() {
-            let jobs = std::mem::take(&mut self.waiting);
-            let (seen, number) = (now, self.crl.borrow().as_ref().map_or(0, |crl| crl.number));
-            self.report(jobs, &Stamps { signed: seen, published: seen }, number);
         }
+        let (ready, waiting): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.waiting).into_iter().partition(|job| self.issuers.has_published(job));
+        self.waiting = waiting;
+        let now = self.clock.monotonic();
+        self.report(ready, &Stamps { signed: now, published: now });
     }
 
     fn publish(&mut self) {
         if !self.unwritten.is_empty() {
             self.write_down();
         }
-        let wall = self.clock.wall();
-        let now = self.clock.monotonic();
-        self.clock_concern(wall);
-        let (number, this_update) = match self.settings.numbering.next(wall, self.uptime()) {
-            CrlTurn::Now { number, this_update } => (number, this_update),
-            CrlTurn::NotBefore(wait) => {
-                let at = now + wait;
-                self.not_before = Some(at);
-                // Before the first CRL nothing else would come back for it.
-                self.resign_at = Some(self.resign_at.map_or(at, |due| due.max(at)));
-                return;
-            }
-        };
-        let (serials, revision) = {
-            let mut denied = lock(&self.denied);
-            denied.expire(wall);
-            denied.serials()
-        };
-        let authorities = self.authorities.current();
-        let authority = authorities.active_x509();
-        let turn = (number, this_update);
-        let crl = revocation::sign_and_lint(authority, &serials, turn, self.settings.next_update, wall);
-        failpoint::hit("revoke.after_sign");
-        match crl {
-            Ok(crl) => self.put_out(&crl, revision),
-            Err(error) => {
-                self.readiness.raise("CRL", error.to_string());
-                self.not_before = Some(now + RETRY);
-                self.resign_at = Some(now + RETRY);
-            }
+        self.clock_concern();
+        let set = self.authorities.current();
+        let signed = self.sign_due(&set);
+        if !signed.is_empty() {
+            self.put_out(&set, &signed);
         }
     }
 
-    fn uptime(&self) -> Duration {
-        self.clock.monotonic().saturating_duration_since(self.began)
+    /// A new CRL of each authority that is due for one.
+    fn sign_due(&mut self, set: &AuthoritySet) -> Vec<Signed> {
+        let now = self.clock.monotonic();
+        let mut signed = Vec::new();
+        for authority in set.x509() {
+            let id = authority.key_id();
+            let Some(turn) = self.issuers.turn(id, now, self.clock.wall()) else { continue };
+            match self.sign(authority, turn) {
+                Ok(one) => signed.push(one),
+                Err(error) => {
+                    self.readiness.raise("CRL", error.to_string());
+                    self.issuers.retry(id, now + RETRY);
+                }
+            }
+        }
+        signed
     }
 
-    fn clock_concern(&mut self, wall: SystemTime) {
-        match self.settings.numbering.clock_concern(wall, self.uptime()) {
+    fn sign(&self, authority: &X509Authority, turn: (u64, u64)) -> Result<Signed, revocation::CrlError> {
+        let wall = self.clock.wall();
+        let issuer = authority.key_id();
+        let (serials, revision) = {
+            let mut denied = lock(&self.denied);
+            denied.expire(wall);
+            denied.serials(&issuer.to_string())
+        };
+        let crl = revocation::sign_and_lint(authority, &serials, turn, self.next_update, wall);
+        failpoint::hit("revoke.after_sign");
+        Ok(Signed { issuer, crl: crl?, revision, at: self.clock.monotonic() })
+    }
+
+    /// One new snapshot with all that was signed.
+    fn put_out(&mut self, set: &AuthoritySet, signed: &[Signed]) {
+        let crls: Vec<_> = signed.iter().map(|one| (one.issuer, one.crl.der.clone())).collect();
+        self.trust.send_modify(|trust| *trust = Arc::new(trust.with_crls(&crls)));
+        self.after_publication(set, signed);
+    }
+
+    /// Tells verifiers of a changed set, each new authority together with its first CRL, and only then lets signers
+    /// use it.
+    fn put_in_force(&mut self, set: &Arc<AuthoritySet>) -> Result<(), String> {
+        let new: Vec<KeyId> =
+            set.x509().iter().map(|one| one.key_id()).filter(|id| !self.issuers.knows(*id)).collect();
+        for id in &new {
+            self.issuers.add(*id, None, self.clock.as_ref());
+        }
+        let signed = self.sign_due(set);
+        if let Some(bare) = new.iter().find(|id| !signed.iter().any(|one| one.issuer == **id)) {
+            let why = format!("authority {bare} has no revocation list yet");
+            new.iter().for_each(|id| self.issuers.remove(*id));
+            return Err(why);
+        }
+        let crls: Vec<_> = signed.iter().map(|one| (one.issuer, one.crl.der.clone())).collect();
+        self.trust.send_modify(|trust| *trust = Arc::new(trust.with_authorities(set, &crls)));
+        self.authorities.replace(Arc::clone(set));
+        failpoint::hit("life.after_publish");
+        self.after_publication(set, &signed);
+        for gone in self.issuers.except(set.x509().iter().map(|one| one.key_id())) {
+            self.issuers.remove(gone);
+            lock(&self.denied).forget_issuer(&gone.to_string());
+        }
+        Ok(())
+    }
+
+    fn after_publication(&mut self, set: &AuthoritySet, signed: &[Signed]) {
+        let published = self.clock.monotonic();
+        let Some(last) = signed.last() else { return };
+        for one in signed {
+            lock(&self.denied).published(&one.issuer.to_string(), one.revision);
+            let kept = self.keep(one);
+            // One without a record: the next CRL takes its place; a quiet hour must not keep it waiting.
+            let again = if kept { self.next_update / 3 } else { KEEP_AGAIN.min(self.next_update / 3) };
+            self.issuers.published(one.issuer, &one.crl, published + self.coalesce, published + again);
+        }
+        self.readiness.clear("CRL");
+        self.crl.send_replace(self.issuers.crl(set.active_x509().key_id()));
+        let (ready, waiting): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.waiting).into_iter().partition(|job| self.issuers.has_published(job));
+        self.waiting = waiting;
+        self.report(ready, &Stamps { signed: last.at, published });
+        let before = unix_seconds(self.clock.wall()).saturating_sub(revocation::ROW_RETENTION_SECONDS);
+        self.forget_expired(self.ledger.clone(), before);
+    }
+
+    fn clock_concern(&mut self) {
+        match self.issuers.clock_concern(self.clock.wall(), self.clock.monotonic()) {
             Some(ahead) => self.readiness.raise(
                 "clock",
                 format!(
@@ -259,44 +342,19 @@ impl Revoker {
         }
     }
 
-    fn put_out(&mut self, crl: &Crl, revision: u64) {
-        let signed = self.clock.monotonic();
-        let issuer = self.authorities.current().active_x509().key_id();
-        self.trust.send_modify(|trust| *trust = Arc::new(trust.with_crl(issuer, crl.der.clone())));
-        let published = self.clock.monotonic();
-        lock(&self.denied).published(revision);
-        self.not_before = Some(published + self.settings.coalesce);
-        self.resign_at = Some(published + self.settings.next_update / 3);
-        self.readiness.clear("CRL");
-        if !self.keep(crl) {
-            // The next CRL takes this one's place in the records; a quiet hour must not keep it waiting.
-            self.resign_at = Some(published + KEEP_AGAIN.min(self.settings.next_update / 3));
-        }
-        let number = crl.number;
-        self.crl.send_replace(Some(PublishedCrl {
-            number,
-            this_update: crl.this_update,
-            next_update: crl.next_update,
-            entries: crl.entries,
-            bytes: crl.der.len(),
-        }));
-        let jobs = std::mem::take(&mut self.waiting);
-        self.report(jobs, &Stamps { signed, published }, number);
-    }
-
     /// The ledger's mark, then the second witness: a witness ahead of the ledger then always means that the
     /// ledger was rolled back. A failure costs durability of the number, not the effect. Whether both have it.
-    fn keep(&self, crl: &Crl) -> bool {
+    fn keep(&self, signed: &Signed) -> bool {
+        let crl = &signed.crl;
         let mark = CrlMark { number: crl.number, this_update: crl.this_update };
-        let issuer = self.authorities.current().active_x509().key_id().to_string();
-        if let Err(error) = self.ledger.record_crl_blocking(&issuer, mark) {
+        if let Err(error) = self.ledger.record_crl_blocking(&signed.issuer.to_string(), mark) {
             self.readiness.raise("CRL number in the ledger", error.to_string());
             return false;
         }
         self.readiness.clear("CRL number in the ledger");
         failpoint::hit("revoke.before_witness");
         let mut kept = true;
-        if let Some(witness) = &self.settings.witness {
+        if let Some(witness) = self.issuers.witness(signed.issuer) {
             match witness.publish(crl) {
                 Ok(()) => self.readiness.clear("CRL file"),
                 Err(error) => {
@@ -306,8 +364,6 @@ impl Revoker {
             }
         }
         failpoint::hit("revoke.after_witness");
-        let before = unix_seconds(self.clock.wall()).saturating_sub(revocation::ROW_RETENTION_SECONDS);
-        self.forget_expired(self.ledger.clone(), before);
         kept
     }
 
@@ -319,7 +375,10 @@ impl Revoker {
         });
     }
 
-    fn report(&self, jobs: Vec<RevokeJob>, stamps: &Stamps, crl_number: u64) {
+    fn report(&self, jobs: Vec<RevokeJob>, stamps: &Stamps) {
+        if jobs.is_empty() {
+            return;
+        }
         failpoint::hit("revoke.before_audit");
         let mut events = Vec::new();
         for job in jobs {
@@ -328,6 +387,7 @@ impl Revoker {
             }
             let credentials = u64::try_from(job.rows.len()).unwrap_or(u64::MAX);
             for row in &job.rows {
+                let crl_number = self.issuers.number(&row.issuer);
                 let revocation = self.revocation(&job, row, stamps, credentials, crl_number);
                 events.push(Event::CredentialRevoke {
                     agent: audit::Agent::of(row),
@@ -337,7 +397,7 @@ impl Revoker {
             }
             if let Some(done) = job.done {
                 // Nobody may be waiting any more.
-                done.send(crl_number).ok();
+                done.send(self.crl.borrow().as_ref().map_or(0, |crl| crl.number)).ok();
             }
         }
         if !events.is_empty() {
@@ -380,6 +440,14 @@ impl Revoker {
             latency: stamps.published.saturating_duration_since(job.seen),
         }
     }
+}
+
+/// A CRL that nobody has seen yet.
+struct Signed {
+    issuer: KeyId,
+    crl: Crl,
+    revision: u64,
+    at: Instant,
 }
 
 /// When a CRL was ready, and when subscribers could see it.

@@ -60,6 +60,11 @@ impl<T> Shelf<T> {
         self.failing = failed && !has_valid;
     }
 
+    /// Whether subscribers may be shown one of these leases.
+    pub(super) fn shows(&self, wanted: impl Fn(&LeaseId) -> bool) -> bool {
+        self.view.receiver_count() > 0 && self.svids.keys().any(wanted)
+    }
+
     /// Has every subscriber look again.
     pub(super) fn nudge(&self) {
         self.view.send_modify(|_| {});

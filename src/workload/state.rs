@@ -26,6 +26,9 @@ pub(super) struct State {
     /// When the timer thread means to wake.
     pub(super) timer_at: Option<Instant>,
     next: u64,
+    /// What each open stream was last given.
+    pub(super) given: HashMap<u64, Vec<LeaseId>>,
+    next_stream: u64,
 }
 
 pub(super) struct Member {
@@ -126,6 +129,12 @@ impl State {
         self.by_pid.entry(key.pid).or_default().insert(id);
         self.members.insert(id, member);
         id
+    }
+
+    /// A name for one more stream.
+    pub(super) fn new_stream(&mut self) -> u64 {
+        self.next_stream += 1;
+        self.next_stream
     }
 
     pub(super) fn remove(&mut self, id: WorkloadId) -> Option<Member> {

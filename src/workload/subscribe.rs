@@ -7,6 +7,7 @@ use tokio::sync::watch;
 use super::shelf::Shelf;
 use super::state::Member;
 use super::{Admission, Shared, State, View, Workloads};
+use crate::id::LeaseId;
 use crate::issue::wit::WitSvid;
 use crate::issue::x509::X509Svid;
 use crate::lease::{Form, WorkloadId};
@@ -17,6 +18,9 @@ pub struct Subscription<T = X509Svid> {
     shared: Arc<Shared>,
     id: WorkloadId,
     form: Form,
+    /// What an SVID is called.
+    name: fn(&T) -> LeaseId,
+    stream: u64,
     view: watch::Receiver<View<T>>,
     trust: watch::Receiver<Arc<TrustSnapshot>>,
 }
@@ -30,12 +34,12 @@ impl<T> std::fmt::Debug for Subscription<T> {
 impl Workloads {
     /// Opens a subscription to X.509-SVIDs; the first are made if there are none.
     pub fn subscribe(&self, admission: &Admission) -> Subscription {
-        self.open(admission, Form::X509, |member| &mut member.x509)
+        self.open(admission, Form::X509, |member| &mut member.x509, |svid| svid.id)
     }
 
     /// Opens a subscription to WIT-SVIDs; the first are made if there are none. Streams of one workload share them.
     pub fn subscribe_wits(&self, admission: &Admission) -> Subscription<WitSvid> {
-        self.open(admission, Form::Wit, Member::wits)
+        self.open(admission, Form::Wit, Member::wits, |svid| svid.id)
     }
 
     fn open<T>(
@@ -43,6 +47,7 @@ impl Workloads {
         admission: &Admission,
         form: Form,
         shelf: fn(&mut Member) -> &mut Shelf<T>,
+        name: fn(&T) -> LeaseId,
     ) -> Subscription<T> {
         let id = admission.id();
         let mut state = self.0.lock();
@@ -54,14 +59,20 @@ impl Workloads {
         let actions = state.core.listen(id, form, now);
         self.0.perform(&mut state, actions, now);
         state.show(id, now);
+        let stream = state.new_stream();
         drop(state);
-        Subscription { shared: Arc::clone(&self.0), id, form, view, trust: self.0.parts.trust.subscribe() }
+        let trust = self.0.parts.trust.subscribe();
+        Subscription { shared: Arc::clone(&self.0), id, form, name, stream, view, trust }
     }
 }
 
 impl<T: Clone> Subscription<T> {
     /// Waits until there is something to tell, then says what: latest state wins. The process was found
     /// to be the attested one for exactly this state.
+    ///
+    /// SVIDs and trust belong together: verifiers are told of an authority before anything it signed is shown, and
+    /// it leaves after everything it signed was replaced. An answer made of an older and a newer half could hold an
+    /// SVID whose authority is not in the bundle beside it.
     pub async fn next(&mut self) -> (View<T>, Arc<TrustSnapshot>) {
         loop {
             let trust = Arc::clone(&self.trust.borrow_and_update());
@@ -72,10 +83,22 @@ impl<T: Clone> Subscription<T> {
                 // A second look ended after the view was read: the process is the attested one again, but of an
                 // attestation that earned it something else, or nothing.
                 View::Ready(_) if self.view.has_changed().unwrap_or(true) => continue,
+                View::Ready(svids) if !self.give(&svids, &trust) => continue,
                 other => return (other, trust),
             }
             self.changed().await;
         }
+    }
+
+    /// Writes down what this stream is given; false when it is not of one moment. Under the state lock, so that an
+    /// authority cannot leave in between: who counts the holders sees the stream in here or in the view.
+    fn give(&self, svids: &[Arc<T>], trust: &TrustSnapshot) -> bool {
+        let mut state = self.shared.lock();
+        if self.trust.borrow().generation() != trust.generation() || self.view.has_changed().unwrap_or(true) {
+            return false;
+        }
+        state.given.insert(self.stream, svids.iter().map(|svid| (self.name)(svid)).collect());
+        true
     }
 
     /// Resolves when the view or the trust snapshot has changed since [`Subscription::next`] answered.
@@ -91,6 +114,7 @@ impl<T: Clone> Subscription<T> {
 impl<T> Drop for Subscription<T> {
     fn drop(&mut self) {
         let mut state = self.shared.lock();
+        state.given.remove(&self.stream);
         let idle = state.core.unlisten(self.id, self.form);
         self.shared.forget_if(idle, self.id, state);
     }

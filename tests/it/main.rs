@@ -9,6 +9,10 @@ mod interop_spiffe;
 #[cfg(test)]
 mod lifecycle;
 #[cfg(test)]
+mod rotation;
+#[cfg(test)]
+mod rotation_client;
+#[cfg(test)]
 mod support;
 #[cfg(test)]
 mod wit;

@@ -56,7 +56,7 @@ pub struct Authority {
     /// `x509`, `jwt` or `wit`.
     #[prost(string, tag = "1")]
     pub kind: ::prost::alloc::string::String,
-    /// `active` for now; prepared, old, tainted and revoked come with the life cycle.
+    /// `prepared`, `active`, `old`, `tainted` or `revoked`; `expired` for an active one whose validity is over.
     #[prost(string, tag = "2")]
     pub state: ::prost::alloc::string::String,
     /// Key identifier in hex, or `kid`.
@@ -297,6 +297,73 @@ pub struct NearMiss {
     #[prost(string, tag = "4")]
     pub other: ::prost::alloc::string::String,
 }
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListAuthoritiesRequest {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListAuthoritiesResponse {
+    /// In the order in which they were made.
+    #[prost(message, repeated, tag = "1")]
+    pub authorities: ::prost::alloc::vec::Vec<AuthorityRecord>,
+}
+/// One authority and when it came to where it stands; times are Unix seconds, 0 = not yet.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AuthorityRecord {
+    /// `x509`, `jwt` or `wit`.
+    #[prost(string, tag = "1")]
+    pub kind: ::prost::alloc::string::String,
+    /// Key identifier in hex, or `kid`.
+    #[prost(string, tag = "2")]
+    pub id: ::prost::alloc::string::String,
+    /// `prepared`, `active`, `old`, `tainted` or `revoked`.
+    #[prost(string, tag = "3")]
+    pub state: ::prost::alloc::string::String,
+    #[prost(int64, tag = "4")]
+    pub not_after: i64,
+    #[prost(int64, tag = "5")]
+    pub prepared_at: i64,
+    #[prost(int64, tag = "6")]
+    pub activated_at: i64,
+    #[prost(int64, tag = "7")]
+    pub old_at: i64,
+    #[prost(int64, tag = "8")]
+    pub tainted_at: i64,
+    /// It was ordered out of the bundle and leaves when everything it signed has been replaced.
+    #[prost(int64, tag = "9")]
+    pub revoking_since: i64,
+    #[prost(int64, tag = "10")]
+    pub revoked_at: i64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct OrderAuthorityRequest {
+    /// With `activate`: do not wait until verifiers have had their time to learn it.
+    #[prost(bool, tag = "5")]
+    pub now: bool,
+    #[prost(oneof = "order_authority_request::Order", tags = "1, 2, 3, 4")]
+    pub order: ::core::option::Option<order_authority_request::Order>,
+}
+/// Nested message and enum types in `OrderAuthorityRequest`.
+pub mod order_authority_request {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Order {
+        /// Make a successor of this kind: `x509`, `jwt` or `wit`.
+        #[prost(string, tag = "1")]
+        Prepare(::prost::alloc::string::String),
+        /// Let the prepared authority of this kind sign.
+        #[prost(string, tag = "2")]
+        Activate(::prost::alloc::string::String),
+        /// Replace everything that the authority of this id signed.
+        #[prost(string, tag = "3")]
+        Taint(::prost::alloc::string::String),
+        /// Take the authority of this id out of the bundle.
+        #[prost(string, tag = "4")]
+        Revoke(::prost::alloc::string::String),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct OrderAuthorityResponse {
+    #[prost(message, optional, tag = "1")]
+    pub authority: ::core::option::Option<AuthorityRecord>,
+}
 /// Generated client implementations.
 pub mod admin_client {
     #![allow(
@@ -508,6 +575,57 @@ pub mod admin_client {
                 .insert(GrpcMethod::new("mayfly.admin.v1.Admin", "Explain"));
             self.inner.unary(req, path, codec).await
         }
+        /// Every authority and where it stands, those revoked lately included.
+        pub async fn list_authorities(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListAuthoritiesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListAuthoritiesResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/mayfly.admin.v1.Admin/ListAuthorities",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("mayfly.admin.v1.Admin", "ListAuthorities"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Carries out one step of an authority's life. Answers when verifiers have been told; a revocation when the
+        /// authority has left the bundle. FAILED_PRECONDITION when the step does not fit, with what would.
+        pub async fn order_authority(
+            &mut self,
+            request: impl tonic::IntoRequest<super::OrderAuthorityRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::OrderAuthorityResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/mayfly.admin.v1.Admin/OrderAuthority",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("mayfly.admin.v1.Admin", "OrderAuthority"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -558,6 +676,23 @@ pub mod admin_server {
             &self,
             request: tonic::Request<super::ExplainRequest>,
         ) -> std::result::Result<tonic::Response<super::ExplainResponse>, tonic::Status>;
+        /// Every authority and where it stands, those revoked lately included.
+        async fn list_authorities(
+            &self,
+            request: tonic::Request<super::ListAuthoritiesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListAuthoritiesResponse>,
+            tonic::Status,
+        >;
+        /// Carries out one step of an authority's life. Answers when verifiers have been told; a revocation when the
+        /// authority has left the bundle. FAILED_PRECONDITION when the step does not fit, with what would.
+        async fn order_authority(
+            &self,
+            request: tonic::Request<super::OrderAuthorityRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::OrderAuthorityResponse>,
+            tonic::Status,
+        >;
     }
     #[derive(Debug)]
     pub struct AdminServer<T> {
@@ -840,6 +975,96 @@ pub mod admin_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ExplainSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/mayfly.admin.v1.Admin/ListAuthorities" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListAuthoritiesSvc<T: Admin>(pub Arc<T>);
+                    impl<
+                        T: Admin,
+                    > tonic::server::UnaryService<super::ListAuthoritiesRequest>
+                    for ListAuthoritiesSvc<T> {
+                        type Response = super::ListAuthoritiesResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListAuthoritiesRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::list_authorities(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListAuthoritiesSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/mayfly.admin.v1.Admin/OrderAuthority" => {
+                    #[allow(non_camel_case_types)]
+                    struct OrderAuthoritySvc<T: Admin>(pub Arc<T>);
+                    impl<
+                        T: Admin,
+                    > tonic::server::UnaryService<super::OrderAuthorityRequest>
+                    for OrderAuthoritySvc<T> {
+                        type Response = super::OrderAuthorityResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::OrderAuthorityRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::order_authority(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = OrderAuthoritySvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

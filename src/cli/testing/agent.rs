@@ -39,6 +39,9 @@ pub(crate) struct Script {
     pub(crate) leases: Mutex<Answer<Vec<adm::Lease>>>,
     pub(crate) revoke: Mutex<Answer<adm::RevokeLeasesResponse>>,
     pub(crate) entries: Mutex<Answer<adm::ListEntriesResponse>>,
+    pub(crate) authorities: Mutex<Answer<adm::ListAuthoritiesResponse>>,
+    pub(crate) order: Mutex<Answer<adm::OrderAuthorityResponse>>,
+    pub(crate) ordered: Mutex<Vec<adm::OrderAuthorityRequest>>,
     pub(crate) explain: Mutex<Answer<adm::ExplainResponse>>,
     /// Every request's `workload.spiffe.io` values, and requests as debug text.
     pub(crate) seen: Mutex<Vec<(Vec<String>, String)>>,
@@ -74,6 +77,9 @@ impl Agent {
             leases: Mutex::new(Ok(Vec::new())),
             revoke: Mutex::new(Ok(adm::RevokeLeasesResponse::default())),
             entries: Mutex::new(Ok(adm::ListEntriesResponse::default())),
+            authorities: Mutex::new(Ok(adm::ListAuthoritiesResponse::default())),
+            order: Mutex::new(Ok(adm::OrderAuthorityResponse::default())),
+            ordered: Mutex::default(),
             explain: Mutex::new(Ok(adm::ExplainResponse::default())),
             seen: Mutex::default(),
         });
@@ -295,6 +301,21 @@ impl Admin for Script {
     ) -> Answer<Response<adm::ListEntriesResponse>> {
         self.note(&request);
         get(&self.entries)
+    }
+
+    async fn list_authorities(
+        &self,
+        _: Request<adm::ListAuthoritiesRequest>,
+    ) -> Answer<Response<adm::ListAuthoritiesResponse>> {
+        get(&self.authorities)
+    }
+
+    async fn order_authority(
+        &self,
+        request: Request<adm::OrderAuthorityRequest>,
+    ) -> Answer<Response<adm::OrderAuthorityResponse>> {
+        self.ordered.lock().unwrap().push(request.into_inner());
+        get(&self.order)
     }
 
     async fn explain(&self, request: Request<adm::ExplainRequest>) -> Answer<Response<adm::ExplainResponse>> {

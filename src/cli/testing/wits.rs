@@ -11,7 +11,7 @@ use mayfly_proto::workload::{WitBundlesResponse, Witsvid, WitsvidResponse};
 use serde_json::{Value, json};
 
 use super::agent::one;
-use crate::authority::{AuthoritySet, AuthoritySettings, KeyType, Memory, ProofKey, load_or_create};
+use crate::authority::{AuthoritySet, AuthoritySettings, KeyType, ProofKey, in_memory};
 use crate::clock::{Clock, SystemClock, unix_seconds};
 
 /// The issuer of one trust domain.
@@ -35,8 +35,9 @@ impl Wits {
             jwt_key: KeyType::EcP256,
             wit_key: Some(KeyType::EcP256),
             ttl: Duration::from_secs(3_600),
+            lead: Duration::ZERO,
         };
-        let set = load_or_create(&Memory::default(), &settings, SystemClock.wall()).expect("authorities");
+        let set = in_memory(&settings, SystemClock.wall()).expect("authorities");
         Self { domain: format!("spiffe://{domain}"), set }
     }
 

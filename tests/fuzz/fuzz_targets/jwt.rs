@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
 use mayfly::authority::{
-    AuthoritySet, AuthoritySettings, JwtBundle, JwtBundles, KeyType, Memory, load_or_create,
+    AuthoritySet, AuthoritySettings, JwtBundle, JwtBundles, KeyType, in_memory,
 };
 use mayfly::clock::from_unix_seconds;
 use mayfly::issue::jwt::{MAX_LIFETIME_SECONDS, validate};
@@ -24,8 +24,9 @@ fn world() -> &'static (AuthoritySet, JwtBundles) {
             jwt_key: KeyType::EcP256,
             wit_key: None,
             ttl: Duration::from_secs(3_600),
+            lead: Duration::ZERO,
         };
-        let set = load_or_create(&Memory::default(), &settings, from_unix_seconds(NOW)).expect("authorities");
+        let set = in_memory(&settings, from_unix_seconds(NOW)).expect("authorities");
         let mut bundles = JwtBundles::default();
         bundles.insert(settings.trust_domain, Arc::new(JwtBundle::of([set.active_jwt().as_ref()])));
         (set, bundles)

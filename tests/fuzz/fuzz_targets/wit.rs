@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
 use mayfly::authority::{
-    AuthoritySet, AuthoritySettings, ConfirmationKey, JwtBundle, JwtBundles, KeyType, Memory, ProofKey,
-    load_or_create,
+    AuthoritySet, AuthoritySettings, ConfirmationKey, JwtBundle, JwtBundles, KeyType, ProofKey,
+    in_memory,
 };
 use mayfly::clock::from_unix_seconds;
 use mayfly::issue::wit::{Rules, Unproven, WitRefusal, validate};
@@ -37,8 +37,9 @@ fn world() -> &'static World {
             jwt_key: KeyType::EcP256,
             wit_key: Some(KeyType::EcP256),
             ttl: Duration::from_secs(3_600),
+            lead: Duration::ZERO,
         };
-        let set = load_or_create(&Memory::default(), &settings, from_unix_seconds(NOW)).expect("authorities");
+        let set = in_memory(&settings, from_unix_seconds(NOW)).expect("authorities");
         let mut bundles = JwtBundles::default();
         bundles.insert(settings.trust_domain, Arc::new(JwtBundle::of(set.wit().iter().map(Arc::as_ref))));
         let key = ProofKey::generate(KeyType::EcP256).expect("key");

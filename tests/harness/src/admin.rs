@@ -4,10 +4,12 @@ use std::path::{Path, PathBuf};
 
 use hyper_util::rt::TokioIo;
 use mayfly_proto::admin::admin_client::AdminClient;
+use mayfly_proto::admin::order_authority_request::Order;
 use mayfly_proto::admin::revoke_leases_request::Target;
 use mayfly_proto::admin::{
-    ExplainRequest, ExplainResponse, Lease, ListEntriesRequest, ListEntriesResponse, ListLeasesRequest,
-    RevokeLeasesRequest, RevokeLeasesResponse, StatusRequest, StatusResponse,
+    AuthorityRecord, ExplainRequest, ExplainResponse, Lease, ListAuthoritiesRequest, ListEntriesRequest,
+    ListEntriesResponse, ListLeasesRequest, OrderAuthorityRequest, RevokeLeasesRequest, RevokeLeasesResponse,
+    StatusRequest, StatusResponse,
 };
 use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
@@ -88,6 +90,28 @@ impl Admin {
     pub fn entries(&self) -> ListEntriesResponse {
         let call = async { self.client().await?.list_entries(ListEntriesRequest {}).await };
         self.runtime.block_on(call).expect("list entries").into_inner()
+    }
+
+    /// `ListAuthorities`.
+    ///
+    /// # Errors
+    /// The call's status.
+    pub fn authorities(&self) -> Result<Vec<AuthorityRecord>, Status> {
+        let call = async { self.client().await?.list_authorities(ListAuthoritiesRequest {}).await };
+        Ok(self.runtime.block_on(call)?.into_inner().authorities)
+    }
+
+    /// `OrderAuthority`; with `activate` nothing is waited for.
+    ///
+    /// # Errors
+    /// The call's status.
+    ///
+    /// # Panics
+    /// When the answer names no authority.
+    pub fn order(&self, order: Order, now: bool) -> Result<AuthorityRecord, Status> {
+        let request = OrderAuthorityRequest { order: Some(order), now };
+        let call = async { self.client().await?.order_authority(request).await };
+        Ok(self.runtime.block_on(call)?.into_inner().authority.expect("an authority"))
     }
 
     /// `Explain`.

@@ -1,0 +1,31 @@
+//! What changes in a snapshot when our own authorities change.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::TrustSnapshot;
+use crate::authority::{AuthoritySet, JwtBundle};
+use crate::id::KeyId;
+
+impl TrustSnapshot {
+    /// The next generation, with the bundles of that set. `crls` are new ones of its authorities; those of
+    /// authorities that are not in the set any more leave with them. Federated bundles stay.
+    #[must_use]
+    pub fn with_authorities(&self, set: &AuthoritySet, crls: &[(KeyId, Bytes)]) -> Self {
+        let own = Self::new(&self.trust_domain, set);
+        let mut next = self.clone();
+        next.generation += 1;
+        next.x509_bundle = own.x509_bundle;
+        next.jwks = own.jwks;
+        next.wit_jwks = own.wit_jwks;
+        let keys = JwtBundle::of(set.jwt().iter().map(Arc::as_ref));
+        next.jwt_bundles.insert(self.trust_domain.clone(), Arc::new(keys));
+        next.crls.extend(crls.iter().cloned());
+        let there: BTreeSet<KeyId> = set.x509().iter().map(|one| one.key_id()).collect();
+        next.crls.retain(|issuer, _| there.contains(issuer));
+        next.crl_list = next.crls.values().cloned().collect();
+        next
+    }
+}

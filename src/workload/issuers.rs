@@ -1,0 +1,177 @@
+//! What the revoker remembers of each X.509 authority: numbers and dates, when its next CRL is due, where the last
+//! one is kept.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::{Duration, Instant, SystemTime};
+
+use super::revoker::{PublishedCrl, RevokeJob};
+use crate::clock::Clock;
+use crate::id::KeyId;
+use crate::ledger::Kind;
+use crate::revocation::{Crl, CrlNumbering, CrlTurn, Witness};
+
+/// The X.509 authorities in force, by key identifier.
+#[derive(Debug)]
+pub(super) struct Issuers {
+    data_dir: Option<PathBuf>,
+    began: Instant,
+    all: BTreeMap<KeyId, Issuer>,
+}
+
+#[derive(Debug)]
+struct Issuer {
+    name: String,
+    numbering: CrlNumbering,
+    /// The numbering's own start of time.
+    began: Instant,
+    witness: Option<Witness>,
+    crl: Option<PublishedCrl>,
+    /// Something was revoked that no published CRL names, or there is no CRL at all.
+    dirty: bool,
+    /// The next CRL must not be signed before.
+    not_before: Option<Instant>,
+    /// A fresh CRL is due by age.
+    resign_at: Option<Instant>,
+}
+
+impl Issuers {
+    pub(super) fn new(data_dir: Option<PathBuf>, began: Instant) -> Self {
+        Self { data_dir, began, all: BTreeMap::new() }
+    }
+
+    /// A new one is due for its first CRL at once. `numbering` goes on after an earlier run.
+    pub(super) fn add(&mut self, id: KeyId, numbering: Option<CrlNumbering>, clock: &dyn Clock) {
+        let now = clock.monotonic();
+        let began = if numbering.is_some() { self.began } else { now };
+        let issuer = Issuer {
+            name: id.to_string(),
+            numbering: numbering.unwrap_or_else(|| CrlNumbering::resume(None, clock.wall())),
+            began,
+            witness: self.data_dir.as_ref().map(|dir| Witness::on_disk(dir, id)),
+            crl: None,
+            dirty: true,
+            not_before: None,
+            resign_at: None,
+        };
+        self.all.insert(id, issuer);
+    }
+
+    pub(super) fn knows(&self, id: KeyId) -> bool {
+        self.all.contains_key(&id)
+    }
+
+    /// Forgets an authority that is out of the bundle, and removes its CRL files.
+    pub(super) fn remove(&mut self, id: KeyId) {
+        let Some(witness) = self.all.remove(&id).and_then(|gone| gone.witness) else { return };
+        if let Err(error) = witness.remove() {
+            tracing::warn!(%error, "the CRL of an authority that is gone stays on disk");
+        }
+    }
+
+    /// Those that are not among `kept`.
+    pub(super) fn except(&self, kept: impl Iterator<Item = KeyId>) -> Vec<KeyId> {
+        let kept: Vec<KeyId> = kept.collect();
+        self.all.keys().filter(|id| !kept.contains(id)).copied().collect()
+    }
+
+    /// Something that this issuer signed was revoked.
+    pub(super) fn touch(&mut self, issuer: &str) {
+        if let Some(one) = self.all.values_mut().find(|one| one.name == issuer) {
+            one.dirty = true;
+        }
+    }
+
+    /// Nothing waits for its coalescing time any more.
+    pub(super) fn hurry(&mut self) {
+        self.all.values_mut().for_each(|one| (one.not_before, one.dirty) = (None, true));
+    }
+
+    /// When the next CRL is due.
+    pub(super) fn next(&self) -> Option<Instant> {
+        self.all.values().filter_map(|one| one.due(self.began)).min()
+    }
+
+    pub(super) fn is_due(&self, now: Instant) -> bool {
+        self.next().is_some_and(|at| at <= now)
+    }
+
+    /// Number and date of the CRL that this one is due for; they are used up then.
+    pub(super) fn turn(&mut self, id: KeyId, now: Instant, wall: SystemTime) -> Option<(u64, u64)> {
+        let began = self.began;
+        let one = self.all.get_mut(&id).filter(|one| one.due(began).is_some_and(|at| at <= now))?;
+        match one.numbering.next(wall, now.saturating_duration_since(one.began)) {
+            CrlTurn::Now { number, this_update } => Some((number, this_update)),
+            CrlTurn::NotBefore(wait) => {
+                one.retry(now + wait);
+                None
+            }
+        }
+    }
+
+    /// Tries this one again then.
+    pub(super) fn retry(&mut self, id: KeyId, at: Instant) {
+        if let Some(one) = self.all.get_mut(&id) {
+            one.retry(at);
+        }
+    }
+
+    /// Its CRL is out; the next not before `not_before`, and at `again` in any case.
+    pub(super) fn published(&mut self, id: KeyId, crl: &Crl, not_before: Instant, again: Instant) {
+        let Some(one) = self.all.get_mut(&id) else { return };
+        one.dirty = false;
+        one.not_before = Some(not_before);
+        one.resign_at = Some(again);
+        one.crl = Some(PublishedCrl {
+            number: crl.number,
+            this_update: crl.this_update,
+            next_update: crl.next_update,
+            entries: crl.entries,
+            bytes: crl.der.len(),
+        });
+    }
+
+    /// The CRL in force of one.
+    pub(super) fn crl(&self, id: KeyId) -> Option<PublishedCrl> {
+        self.all.get(&id)?.crl.clone()
+    }
+
+    /// The number of the CRL in force; 0 for an issuer that is gone or has none.
+    pub(super) fn number(&self, issuer: &str) -> u64 {
+        let one = self.all.values().find(|one| one.name == issuer);
+        one.and_then(|one| one.crl.as_ref()).map_or(0, |crl| crl.number)
+    }
+
+    pub(super) fn witness(&self, id: KeyId) -> Option<&Witness> {
+        self.all.get(&id)?.witness.as_ref()
+    }
+
+    /// Whether verifiers can know all of a job: there is a CRL of each authority, and none of those that the job
+    /// touches is due for another. An issuer that is gone has none, and nobody trusts it.
+    pub(super) fn has_published(&self, job: &RevokeJob) -> bool {
+        let touched =
+            |one: &Issuer| job.rows.iter().any(|row| row.kind == Kind::X509 && row.issuer == one.name);
+        self.all.values().all(|one| one.crl.is_some() && !(one.dirty && touched(one)))
+    }
+
+    /// How far the dates of any run ahead of the clock, when that is worth an alarm.
+    pub(super) fn clock_concern(&mut self, wall: SystemTime, now: Instant) -> Option<Duration> {
+        let ahead =
+            |one: &mut Issuer| one.numbering.clock_concern(wall, now.saturating_duration_since(one.began));
+        self.all.values_mut().filter_map(ahead).max()
+    }
+}
+
+impl Issuer {
+    /// `at_once` is any moment in the past.
+    fn due(&self, at_once: Instant) -> Option<Instant> {
+        let wanted = self.dirty.then(|| self.not_before.unwrap_or(at_once));
+        wanted.into_iter().chain(self.resign_at).min()
+    }
+
+    fn retry(&mut self, at: Instant) {
+        self.not_before = Some(at);
+        // Whatever was due by age is due then, too.
+        self.resign_at = Some(self.resign_at.map_or(at, |due| due.max(at)));
+    }
+}
