@@ -3,11 +3,14 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use mayfly::authority::{JwtBundle, JwtBundles, WIT_SVID};
 use mayfly::issue::wit::{Rules, Unproven, validate};
 use mayfly_harness::pki::claims;
 use mayfly_harness::{Agent, Holder, Plan, Wit};
 use mayfly_proto::admin::ListLeasesRequest;
+use mayfly_proto::admin::order_authority_request::Order;
 use mayfly_proto::admin::revoke_leases_request::Target;
 use serde_json::Value;
 
@@ -212,4 +215,40 @@ fn the_authority_survives_a_restart_and_its_kid_is_its_own() {
     agent.stop();
     agent.launch();
     assert_eq!(kids(&agent), before);
+}
+
+#[test]
+fn each_authority_has_a_name_of_its_own_and_what_a_tainted_one_signed_is_replaced_at_once() {
+    // WIT-03, WIT-31: five rotations, and no name comes twice, nor is one a JWT key's.
+    let agent = switched_on();
+    let mut client = client(&agent);
+    let mut wit = only(&mut client);
+    let admin = agent.admin();
+    let kid = |wit: &Wit| header(wit)["kid"].as_str().unwrap().to_owned();
+    let mut names = vec![kid(&wit)];
+    for _ in 0..5 {
+        admin.order(Order::Prepare("wit".to_owned()), false).unwrap();
+        let next = admin.order(Order::Activate("wit".to_owned()), true).unwrap();
+        let former = names.last().unwrap().clone();
+        admin.order(Order::Taint(former.clone()), false).unwrap();
+        wit = client.next_wits().expect("the stream goes on").remove(0);
+        names.push(kid(&wit));
+        assert_eq!(names.last(), Some(&next.id), "signed by the successor");
+        let mut watcher = crate::support::client(&agent);
+        checked(&wit, &watcher.wit_bundles().unwrap());
+        let out = admin.order(Order::Revoke(former.clone()), false).unwrap();
+        assert_eq!((out.id.as_str(), out.state.as_str()), (former.as_str(), "revoked"));
+        let bundles = watcher.wit_bundles().unwrap();
+        assert!(!bundles.to_string().contains(&former), "out of the bundle: {bundles}");
+    }
+    let status = admin.status();
+    names.extend(status.authorities.iter().filter(|row| row.kind == "jwt").map(|row| row.key_id.clone()));
+    let unique: std::collections::BTreeSet<&String> = names.iter().collect();
+    assert_eq!(unique.len(), names.len(), "{names:?}");
+}
+
+/// The header of a token, unverified.
+fn header(wit: &Wit) -> Value {
+    let part = wit.token.split('.').next().unwrap();
+    serde_json::from_slice(&URL_SAFE_NO_PAD.decode(part).unwrap()).unwrap()
 }

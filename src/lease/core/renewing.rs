@@ -8,9 +8,9 @@ use crate::id::{EntryId, LeaseId};
 use crate::lease::{Action, Form, WorkloadId};
 
 impl Core {
-    /// Issues the SVIDs of these leases again where somebody listens; where nobody does they are shown to
-    /// nobody any more, and whoever comes gets new ones. The leases themselves run out by themselves. What is in flight may have been signed by the same key: it is
-    /// issued once more when it lands.
+    /// Issues the SVIDs of these leases again where somebody listens; where nobody does they are shown to nobody any
+    /// more, and whoever comes gets new ones. The leases themselves run out by themselves. What is in flight may have
+    /// been signed by the same key: it is issued once more when it lands.
     pub fn renew(&mut self, leases: &BTreeSet<LeaseId>, now: Instant) -> Vec<Action> {
         for flight in self.flights.values_mut() {
             flight.stale = true;
