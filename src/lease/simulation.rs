@@ -580,7 +580,10 @@ mod tests {
         assert!(matches!(core.complete(ticket, lease, now + TTL, Jitter(0), now), Completion::Release(_)));
         core.unlisten(workload, Form::X509);
         assert_eq!(core.renew(&BTreeSet::from([lease]), now), [Action::Show { workload }]);
-        assert!(core.shown(workload, Form::X509, now).iter().all(|(_, shown)| shown.is_none()), "shown to nobody");
+        assert!(
+            core.shown(workload, Form::X509, now).iter().all(|(_, shown)| shown.is_none()),
+            "shown to nobody"
+        );
         let actions = core.listen(workload, Form::X509, now);
         assert!(matches!(actions.as_slice(), [Action::Issue { .. }]), "{actions:?}");
     }

@@ -17,6 +17,7 @@ use crate::audit::{self, Event};
 use crate::authority::life::{Moment, Record};
 use crate::authority::{AuthorityKind, Change, Custody, LoadError, State};
 use crate::clock::unix_seconds;
+use crate::id::LeaseId;
 use crate::ledger::Kind;
 
 /// What an operator may order.
@@ -288,7 +289,7 @@ fn replace(shared: &Arc<Shared>, issuer: &str) {
 /// How many open streams were last given an SVID of this authority, or are about to be.
 fn holders(shared: &Shared, issuer: &str) -> usize {
     let state = shared.lock();
-    let signed = |lease| state.rows.get(lease).is_some_and(|row| row.issuer == *issuer);
+    let signed = |lease: &LeaseId| state.rows.get(lease).is_some_and(|row| row.issuer == *issuer);
     let given = state.given.values().filter(|leases| leases.iter().any(&signed)).count();
     let shows = |member: &&Member| {
         member.x509.shows(&signed) || member.wit.as_ref().is_some_and(|wit| wit.shows(&signed))
