@@ -292,7 +292,7 @@ fn holders(shared: &Shared, issuer: &str) -> usize {
     let signed = |lease: &LeaseId| state.rows.get(lease).is_some_and(|row| row.issuer == *issuer);
     let given = state.given.values().filter(|leases| leases.iter().any(&signed)).count();
     let shows = |member: &&Member| {
-        member.x509.shows(&signed) || member.wit.as_ref().is_some_and(|wit| wit.shows(&signed))
+        member.x509.shows(signed) || member.wit.as_ref().is_some_and(|wit| wit.shows(signed))
     };
     given + state.members.values().filter(shows).count()
 }
