@@ -8,10 +8,12 @@
 const LAYERS: &[&[&str]] = &[
     &["clock", "diag", "drain", "exit", "files", "id", "json", "pem", "queue", "ready", "secret"],
     &["telemetry"],
-    &["authority", "config", "lease", "ledger", "policy", "registration"],
+    &["authority", "config", "lease", "ledger", "policy", "registration", "verify"],
     &["audit", "issue", "revocation", "trust"],
-    &["workload"],
+    &["federation", "workload"],
     &["api"],
+    // Above `api`, not beside it: the Unix listener and its pinned peers are those of the gRPC sockets.
+    &["web"],
     &["app"],
     &["cli"],
     &["main"],

@@ -14,6 +14,16 @@ pub struct Attestation {
     pub(crate) answers: Vec<Answer>,
     pub(crate) posture: Posture,
     pub(crate) fingerprint: Fingerprint,
+    pub(crate) depth: Depth,
+}
+
+/// How much an attestation asks. What is left out is missing like any selector that a process does not have.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Depth {
+    /// Everything.
+    Full,
+    /// Everything but the programs of its ancestors: each of them costs as much as the process itself.
+    WithoutAncestors,
 }
 
 /// One attestor's part.
@@ -45,6 +55,24 @@ pub struct Posture {
     pub anonymous_exe: bool,
     /// The program is on a file system that may stall or lie, or may not be looked at: no path and no hash.
     pub exe_fs_not_trusted: bool,
+    /// A directory on the way to its cgroup is not root's: anybody may have put it there, so its path is advice.
+    pub cgroup_not_root_owned: bool,
+}
+
+impl Posture {
+    /// The stable names of what is odd, for people and the audit log; none in the ordinary case.
+    pub fn names(&self) -> Vec<&'static str> {
+        let all = [
+            (self.mixed_uid, "mixed_uid"),
+            (self.exe_fs_not_trusted, "exe_fs_not_trusted"),
+            (self.cgroup_not_root_owned, "cgroup_not_root_owned"),
+            (self.foreign_userns, "foreign_userns"),
+            (self.foreign_mount_ns, "foreign_mount_ns"),
+            (self.anonymous_exe, "anonymous_exe"),
+            (self.traced, "traced"),
+        ];
+        all.into_iter().filter_map(|(is_so, name)| is_so.then_some(name)).collect()
+    }
 }
 
 /// What must stay the same for an attestation to stay true. Cheap to read again; equal means nothing was swapped
@@ -83,6 +111,11 @@ impl Attestation {
     /// To compare with a later [`crate::AttestorSet::fingerprint`].
     pub fn fingerprint(&self) -> &Fingerprint {
         &self.fingerprint
+    }
+
+    /// How much was asked.
+    pub fn depth(&self) -> Depth {
+        self.depth
     }
 
     /// Whether every attestor answered; a selector left out on purpose does not count as silence.

@@ -21,7 +21,7 @@ mod text;
 mod ticks;
 mod unix;
 
-pub use attestation::{Answer, Attestation, Fingerprint, Posture};
+pub use attestation::{Answer, Attestation, Depth, Fingerprint, Posture};
 pub use host::{BootId, BootIdError, Features, Host, HostError};
 pub use measure::{MeasureFigures, MeasureLimits, Measurer, WorkerCommand, measure_worker};
 pub use process::{

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::attestation::{Answer, Attestation, Fingerprint};
+use crate::attestation::{Answer, Attestation, Depth, Fingerprint};
 use crate::cgroup::Cgroup;
 use crate::host::Host;
 use crate::lineage::Lineage;
@@ -119,8 +119,16 @@ impl AttestorSet {
     /// # Errors
     /// See [`AttestError`]; an attestor that merely has nothing to say is an [`Answer`], not an error.
     pub async fn attest(&self, process: &Process) -> Result<Attestation, AttestError> {
+        self.attest_to(process, Depth::Full).await
+    }
+
+    /// Learns about `process` what `depth` says. Needs a tokio runtime with time.
+    ///
+    /// # Errors
+    /// As [`Self::attest`].
+    pub async fn attest_to(&self, process: &Process, depth: Depth) -> Result<Attestation, AttestError> {
         for _ in 0..2 {
-            let attestation = self.attest_once(process).await?;
+            let attestation = self.attest_once(process, depth).await?;
             failpoint::hit("attest.after_read");
             let now = self.fingerprint(process)?;
             if now == attestation.fingerprint {
@@ -150,7 +158,7 @@ impl AttestorSet {
         target::is_traced(process).map_err(AttestError::from)
     }
 
-    async fn attest_once(&self, process: &Process) -> Result<Attestation, AttestError> {
+    async fn attest_once(&self, process: &Process, depth: Depth) -> Result<Attestation, AttestError> {
         let began = ticks::now();
         let target = Target::open(process)?;
         let connected = (process.uid(), process.gid());
@@ -160,7 +168,10 @@ impl AttestorSet {
         let mut posture = target.posture();
         let advice = !posture.foreign_userns;
         let cgroup = timed("cgroup", || self.cgroup.attest(&target));
-        let (lineage, hash) = tokio::join!(self.lineage(&target, advice, began), self.hash(&target, advice));
+        let (lineage, hash) = tokio::join!(
+            self.lineage(&target, advice && depth == Depth::Full, began),
+            self.hash(&target, advice)
+        );
         let hash = hash.map(refuse_what_is_not_the_files_fault).transpose()?;
         let mut unix = Found::default();
         self.unix.ids(&target, &mut unix);
@@ -168,14 +179,16 @@ impl AttestorSet {
         let unix = Timed { kind: "unix", took: began.elapsed(), found: Ok(unix) };
         let (selectors, answers) = collect([unix, cgroup, lineage.0], advice)?;
         posture.traced = lineage.1;
-        Ok(Attestation { selectors, answers, posture, fingerprint: target.fingerprint() })
+        posture.cgroup_not_root_owned =
+            selectors.iter().any(|s| (s.kind(), s.key()) == ("cgroup", "delegated_path"));
+        Ok(Attestation { selectors, answers, posture, fingerprint: target.fingerprint(), depth })
     }
 
     /// What the `process` attestor found, and whether the process counts as traced: also when it did not answer.
-    async fn lineage(&self, target: &Target<'_>, advice: bool, began: Instant) -> (Timed, bool) {
+    async fn lineage(&self, target: &Target<'_>, ancestors: bool, began: Instant) -> (Timed, bool) {
         // Leaves time to hand over what there is.
         let until = began + self.settings.deadline.mul_f64(0.8);
-        let work = self.lineage.attest(target, &self.measurer, advice, until);
+        let work = self.lineage.attest(target, &self.measurer, ancestors, until);
         let answer = tokio::time::timeout(self.settings.deadline, work).await;
         let answer = answer.unwrap_or_else(|_| Err("no answer before the deadline".into()));
         let traced = answer.as_ref().map_or(true, |lineage| lineage.traced);
@@ -359,6 +372,21 @@ mod tests {
         assert_eq!(*attestation.posture(), crate::Posture::default());
         assert_eq!(attestation.values("unix", "uid").collect::<Vec<_>>(), ["20010"]);
         assert_eq!(set.fingerprint(&pinned(&child)).unwrap(), *attestation.fingerprint());
+        end(child);
+    }
+
+    #[tokio::test]
+    async fn a_shallow_look_leaves_out_ancestors_and_nothing_else() {
+        let set = set(MeasureLimits::default());
+        let child = sleeper();
+        let process = pinned(&child);
+        let full = set.attest(&process).await.unwrap();
+        let shallow = set.attest_to(&process, Depth::WithoutAncestors).await.unwrap();
+        assert!(has_kind(&full, "process:ancestor_sha256"));
+        let rest = full.selectors().iter().filter(|s| s.key() != "ancestor_sha256").cloned().collect();
+        assert_eq!(*shallow.selectors(), rest);
+        assert_eq!((full.depth(), shallow.depth()), (Depth::Full, Depth::WithoutAncestors));
+        assert_eq!((full.posture(), full.fingerprint()), (shallow.posture(), shallow.fingerprint()));
         end(child);
     }
 
@@ -731,6 +759,7 @@ mod tests {
             let attestation = set.attest(&process).await.unwrap();
             assert!(!has_kind(&attestation, "cgroup:path"), "{:?}", all(&attestation));
             assert!(has(&attestation, &format!("cgroup:delegated_path:{shown}")));
+            assert_eq!(attestation.posture().names(), ["cgroup_not_root_owned"]);
             assert!(attestation.is_complete());
             std::os::unix::fs::chown(&path, Some(0), None).unwrap();
             std::fs::set_permissions(&path, before).unwrap();

@@ -77,6 +77,7 @@ impl<'a> Target<'a> {
             mixed_uid: !self.live.uids.agree(),
             traced: false,
             anonymous_exe: self.exe.as_ref().is_ok_and(|exe| exe.facts.anonymous),
+            cgroup_not_root_owned: false,
             exe_fs_not_trusted: !matches!(gate, Some(Gate::Open(_) | Gate::Ajar)),
         }
     }

@@ -4,6 +4,8 @@
 //! no protobuf compiler. `tests/bootstrap.rs` fails when the two differ and, run with
 //! `MAYFLY_BLESS=1`, writes them again.
 
+pub mod codec;
+
 /// The SPIFFE Workload API (no protobuf package: paths are `/SpiffeWorkloadAPI/<Method>`).
 pub mod workload {
     #![allow(
@@ -44,6 +46,59 @@ pub mod identity {
         reason = "generated"
     )]
     include!("gen/mayfly.identity.v1.rs");
+}
+
+/// The part of Envoy's data-plane API v3 that SDS needs, in the module tree that the packages' names make.
+pub mod xds {
+    #![allow(
+        missing_docs,
+        unreachable_pub,
+        unused_qualifications,
+        clippy::all,
+        clippy::pedantic,
+        clippy::restriction,
+        reason = "generated"
+    )]
+    pub mod envoy {
+        pub mod config {
+            pub mod core {
+                pub mod v3 {
+                    include!("gen/envoy.config.core.v3.rs");
+                }
+            }
+        }
+        pub mod extensions {
+            pub mod transport_sockets {
+                pub mod tls {
+                    pub mod v3 {
+                        include!("gen/envoy.extensions.transport_sockets.tls.v3.rs");
+                    }
+                }
+            }
+        }
+        pub mod service {
+            pub mod discovery {
+                pub mod v3 {
+                    include!("gen/envoy.service.discovery.v3.rs");
+                }
+            }
+            pub mod secret {
+                pub mod v3 {
+                    include!("gen/envoy.service.secret.v3.rs");
+                }
+            }
+        }
+        pub mod r#type {
+            pub mod v3 {
+                include!("gen/envoy.r#type.v3.rs");
+            }
+        }
+    }
+    pub mod google {
+        pub mod rpc {
+            include!("gen/google.rpc.rs");
+        }
+    }
 }
 
 /// Serialised `FileDescriptorSet` of all of the above, for gRPC reflection.

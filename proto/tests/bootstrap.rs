@@ -4,8 +4,14 @@
 mod tests {
     use std::path::Path;
 
-    const FILES: [&str; 3] =
-        ["workloadapi.proto", "mayfly/admin/v1/admin.proto", "mayfly/identity/v1/identity.proto"];
+    const FILES: [&str; 6] = [
+        "workloadapi.proto",
+        "mayfly/admin/v1/admin.proto",
+        "mayfly/identity/v1/identity.proto",
+        "envoy/service/secret/v3/sds.proto",
+        "envoy/extensions/transport_sockets/tls/v3/secret.proto",
+        "envoy/extensions/transport_sockets/tls/v3/tls_spiffe_validator_config.proto",
+    ];
 
     #[test]
     fn generated_code_is_current() {
@@ -14,7 +20,12 @@ mod tests {
         let descriptors = protox::compile(FILES, [root]).unwrap();
         std::fs::write(fresh.path().join("descriptors.bin"), prost::Message::encode_to_vec(&descriptors))
             .unwrap();
-        tonic_prost_build::configure().bytes(".").out_dir(fresh.path()).compile_fds(descriptors).unwrap();
+        tonic_prost_build::configure()
+            .bytes(".")
+            .codec_path("crate::codec::SnugCodec")
+            .out_dir(fresh.path())
+            .compile_fds(descriptors)
+            .unwrap();
         let committed = root.join("src/gen");
         for entry in std::fs::read_dir(fresh.path()).unwrap() {
             let entry = entry.unwrap();

@@ -51,6 +51,15 @@ impl Admin for AdminService {
         Ok(Response::new((self.status)()))
     }
 
+    async fn jwt_key_set(
+        &self,
+        _request: Request<proto::JwtKeySetRequest>,
+    ) -> Result<Response<proto::JwtKeySetResponse>, Status> {
+        let jwks = crate::trust::oidc::key_set(&self.workloads.trust().borrow());
+        let issuer = self.workloads.jwt_issuer().to_owned();
+        Ok(Response::new(proto::JwtKeySetResponse { jwks, issuer }))
+    }
+
     async fn list_leases(
         &self,
         request: Request<proto::ListLeasesRequest>,
@@ -141,6 +150,7 @@ impl Admin for AdminService {
             outcome: answer.outcome.as_ref().map_or_else(Clone::clone, |_| "ok".to_owned()),
             micros: u64::try_from(answer.took.as_micros()).unwrap_or(u64::MAX),
             selectors: answer.outcome.as_ref().map_or(0, |n| u32::try_from(*n).unwrap_or(u32::MAX)),
+            notes: answer.notes.clone(),
         });
         let near_misses = explained.near_misses.iter().map(|miss| proto::NearMiss {
             entry_id: miss.entry.id.to_string(),
@@ -154,6 +164,7 @@ impl Admin for AdminService {
             attestors: attestors.collect(),
             matches: explained.identities.iter().map(matched).collect(),
             near_misses: near_misses.collect(),
+            posture: explained.posture.iter().map(ToString::to_string).collect(),
         }))
     }
 }

@@ -75,6 +75,11 @@ impl Gate {
     /// Checks the header and that the agent serves.
     pub(super) fn call<T>(&self, request: &Request<T>, method: &'static str) -> Result<Call, Status> {
         Self::check_header(request)?;
+        self.knock(request, method)
+    }
+
+    /// As [`Gate::call`] for protocols that know no such header.
+    pub(super) fn knock<T>(&self, request: &Request<T>, method: &'static str) -> Result<Call, Status> {
         if !self.open.load(Ordering::Acquire) {
             return Err(Busy::Starting.into());
         }

@@ -60,7 +60,23 @@ impl Accepted {
     ///
     /// # Errors
     /// When the runtime cannot take it; the connection is closed then.
-    pub fn guard(mut self, limits: &GuardLimits) -> io::Result<Guarded> {
+    pub fn guard(self, limits: &GuardLimits) -> io::Result<Guarded> {
+        let wire = Wire {
+            scanner: Scanner::default(),
+            budget: Budget::new(&limits.wire, Instant::now().into_std()),
+        };
+        self.watched(Some(Box::new(wire)), limits.write_stall)
+    }
+
+    /// As [`Self::guard`], for a protocol whose server counts for itself: octets are passed on as they come.
+    ///
+    /// # Errors
+    /// As [`Self::guard`].
+    pub fn guard_octets(self, write_stall: Duration) -> io::Result<Guarded> {
+        self.watched(None, write_stall)
+    }
+
+    fn watched(mut self, wire: Option<Box<Wire>>, write_stall: Duration) -> io::Result<Guarded> {
         let socket = self.parked.0.take().ok_or(io::ErrorKind::NotConnected)?;
         let stream = Arc::new(UnixStream::from_std(socket.into())?);
         self.peer.attach(&stream);
@@ -68,11 +84,10 @@ impl Accepted {
             stream: Some(stream),
             key: self.peer.process().key(),
             peer: self.peer,
-            scanner: Box::default(),
-            budget: Box::new(Budget::new(&limits.wire, Instant::now().into_std())),
+            wire,
             ready: Vec::new(),
             taken: 0,
-            write_stall: limits.write_stall,
+            write_stall,
             stalled: None,
             _seat: self.seat,
         })
@@ -91,6 +106,13 @@ impl Drop for Parked {
     }
 }
 
+/// What looks at the octets of HTTP/2.
+#[derive(Debug)]
+struct Wire {
+    scanner: Scanner,
+    budget: Budget,
+}
+
 /// One guarded connection.
 #[derive(Debug)]
 pub struct Guarded {
@@ -98,8 +120,8 @@ pub struct Guarded {
     stream: Option<Arc<UnixStream>>,
     peer: Arc<Peer>,
     key: ProcessKey,
-    scanner: Box<Scanner>,
-    budget: Box<Budget>,
+    /// `None` when the octets are not HTTP/2.
+    wire: Option<Box<Wire>>,
     /// Scanned octets that did not fit the reader's buffer, from `taken` on. Empty and without memory at rest.
     ready: Vec<u8>,
     taken: usize,
@@ -141,9 +163,14 @@ impl Guarded {
         if !is_pinned_process(&self.key, got.writer.as_ref()) {
             return Poll::Ready(Err(self.cut(Cut::WriterMismatch { writer: got.writer })));
         }
-        self.scanner.push(chunk.get(..got.bytes).unwrap_or_default(), &mut self.ready);
-        let tally = self.scanner.tally();
-        if let Err(overrun) = self.budget.charge(&tally, Instant::now().into_std()) {
+        let octets = chunk.get(..got.bytes).unwrap_or_default();
+        let Some(wire) = &mut self.wire else {
+            self.ready.extend_from_slice(octets);
+            return Poll::Ready(Ok(true));
+        };
+        wire.scanner.push(octets, &mut self.ready);
+        let tally = wire.scanner.tally();
+        if let Err(overrun) = wire.budget.charge(&tally, Instant::now().into_std()) {
             return Poll::Ready(Err(self.cut(Cut::Overrun(overrun))));
         }
         if tally.greeted && tally.streams > 0 {

@@ -1,14 +1,18 @@
 //! What `mayfly status` says of the agent as a whole.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use mayfly_attestors::{ExecMode, Host};
 use mayfly_proto::admin as proto;
 
 use super::facts;
+use super::sds::Sds;
 use crate::authority::{Authorities, State};
 use crate::clock::{Clock, unix_seconds};
 use crate::config::Config;
+use crate::federation::Federation;
+use crate::id::TrustDomain;
 use crate::ready::Readiness;
 use crate::workload::{PublishedCrl, Workloads};
 
@@ -30,8 +34,23 @@ pub struct Sources {
     pub clock: Arc<dyn Clock>,
     /// Unix seconds.
     pub started_at: u64,
+    /// Other trust domains.
+    pub federation: Federation,
     /// Why the last reload of entries was refused; empty when it was not.
     pub reload_error: Arc<arc_swap::ArcSwap<String>>,
+    /// Envoy's secret discovery service.
+    pub sds: Sds,
+    /// Where HTTP is served.
+    pub listeners: Vec<Listener>,
+}
+
+/// One HTTP listener.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Listener {
+    /// Its key in the configuration.
+    pub name: String,
+    /// A path, or address and port.
+    pub address: String,
 }
 
 impl std::fmt::Debug for Sources {
@@ -50,7 +69,7 @@ impl Sources {
             pid: std::process::id(),
             started_at: signed(self.started_at),
             ready: self.readiness.is_ready(),
-            concerns: self.readiness.concerns(),
+            concerns: self.concerns(),
             workloads: wide(workloads),
             live_leases: wide(live_leases),
             revoked_leases: wide(self.workloads.revoked()),
@@ -68,7 +87,36 @@ impl Sources {
             open_descriptors: facts::own_descriptors(),
             revocation_strengths: self.strengths(),
             last_reload_error: self.reload_error.load().to_string(),
+            sds: Some(self.sds.status()),
+            federation: self.federation.rows().iter().map(super::bundles::bundle).collect(),
+            listeners: self.listeners.iter().map(listener).collect(),
         }
+    }
+
+    /// What holds readiness back, and what is amiss without doing so: others' outages are not ours.
+    fn concerns(&self) -> Vec<String> {
+        let mut all = self.readiness.concerns();
+        all.extend(self.federation.concerns());
+        all.extend(self.unknown_domains());
+        all
+    }
+
+    /// Entries that federate with a trust domain of which nothing is known (and nothing will be).
+    fn unknown_domains(&self) -> Vec<String> {
+        let known: BTreeSet<TrustDomain> =
+            self.federation.rows().into_iter().map(|row| row.trust_domain).collect();
+        let entries = self.workloads.entries().borrow().clone();
+        let named: BTreeSet<&TrustDomain> =
+            entries.iter().flat_map(|entry| &entry.terms.federates_with).collect();
+        let unknown = named.into_iter().filter(|domain| !known.contains(*domain));
+        unknown
+            .map(|domain| {
+                format!(
+                    "entries federate with {domain}, of which no bundle is known: write a `[[federation]]` table, or \
+                     `mayfly bundle set {domain} FILE`"
+                )
+            })
+            .collect()
     }
 
     fn authorities(&self) -> Vec<proto::Authority> {
@@ -126,6 +174,10 @@ impl Sources {
             row("everyone else", format!("residual lifetime: at most {x509} s (X.509), {jwt} s (JWT){wit}")),
         ]
     }
+}
+
+fn listener(listener: &Listener) -> proto::Listener {
+    proto::Listener { name: listener.name.clone(), address: listener.address.clone() }
 }
 
 fn published(crl: &PublishedCrl) -> proto::Crl {

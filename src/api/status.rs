@@ -29,6 +29,9 @@ pub(super) enum BadRequest {
     /// Not a lease id.
     #[error("not a lease id: {0}")]
     LeaseId(crate::id::HexError),
+    /// Another kind of xDS resource.
+    #[error("only secrets are served here")]
+    ResourceType,
     /// An operator's order without an object.
     #[error("say what to revoke: a lease, a pid or a SPIFFE ID")]
     Target,

@@ -14,7 +14,7 @@ use super::workload::Messages;
 use crate::drain::Watch;
 use crate::id::SpiffeId;
 use crate::issue::wit::WitSvid;
-use crate::trust::TrustSnapshot;
+use crate::trust::TrustView;
 use crate::workload::{Subscription, View, Workloads};
 
 /// Checks the header, then that the profile is on, then that the agent serves (conformance 1.3).
@@ -107,12 +107,13 @@ fn message(svid: &WitSvid) -> proto::Witsvid {
     }
 }
 
-/// Our own domain's keys, and those of the domains federated with.
-pub(super) fn bundles(trust: &TrustSnapshot) -> proto::WitBundlesResponse {
-    let own = (trust.trust_domain(), trust.wit_jwks());
-    let all = std::iter::once(own).chain(trust.federated_wit_jwks());
+/// Our own domain's keys, and those of the domains that the caller's entries name; a domain without any is left out.
+pub(super) fn bundles(trust: &TrustView) -> proto::WitBundlesResponse {
+    let own = (trust.trust_domain(), trust.own());
+    let others = trust.federated().filter(|(_, bundle)| !bundle.wit().is_empty());
+    let all = std::iter::once(own).chain(others);
     let bundles: HashMap<String, String> =
-        all.map(|(domain, jwks)| (domain.id().to_string(), text(jwks))).collect();
+        all.map(|(domain, bundle)| (domain.id().to_string(), text(bundle.wit().json()))).collect();
     proto::WitBundlesResponse { bundles }
 }
 

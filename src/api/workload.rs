@@ -17,7 +17,7 @@ use crate::clock::Clock;
 use crate::drain::Watch;
 use crate::id::SpiffeId;
 use crate::issue::x509::X509Svid;
-use crate::trust::TrustSnapshot;
+use crate::trust::{DomainBundle, TrustMark, TrustView};
 use crate::workload::{Attendance, Subscription, View};
 
 pub(super) type Messages<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -55,7 +55,7 @@ impl WorkloadService {
     fn bundles<T: PartialEq + Clone + Send + 'static>(
         &self,
         admitted: &Admitted,
-        compose: fn(&TrustSnapshot) -> T,
+        compose: fn(&TrustView) -> T,
     ) -> Response<Messages<T>> {
         let start = BundleStream {
             attendance: self.gate.workloads().attend(admitted.admission()),
@@ -150,8 +150,7 @@ impl SpiffeWorkloadApi for WorkloadService {
             return Err(BadRequest::Svid.into());
         }
         let _ticket = call.spend_validation()?;
-        let answer = validate::token(self.gate.workloads(), &asked.svid, &asked.audience, self.clock.wall());
-        Ok(Response::new(answer?))
+        validate::token(&call, self.gate.workloads(), &asked, self.clock.wall()).await.map(Response::new)
     }
 
     async fn fetch_witsvid(
@@ -184,8 +183,8 @@ fn wanted(text: &str) -> Result<Option<SpiffeId>, BadRequest> {
 struct SvidStream {
     subscription: Subscription,
     drain: Watch,
-    /// Lease ids and trust generation of the last message.
-    sent: Option<(Arc<[Arc<X509Svid>]>, u64)>,
+    /// The SVIDs of the last message, and the trust in it.
+    sent: Option<(Arc<[Arc<X509Svid>]>, TrustMark)>,
     ended: bool,
 }
 
@@ -204,12 +203,14 @@ impl SvidStream {
                     return self.end(Status::unavailable("no SVID could be issued; see the agent's log"));
                 }
             };
-            let same = self.sent.as_ref().is_some_and(|(before, generation)| {
-                Arc::ptr_eq(before, &svids) && *generation == trust.generation()
-            });
+            let mark = trust.mark();
+            let same = self
+                .sent
+                .as_ref()
+                .is_some_and(|(before, known)| Arc::ptr_eq(before, &svids) && *known == mark);
             if !same {
                 let message = x509_svids(&svids, &trust);
-                self.sent = Some((svids, trust.generation()));
+                self.sent = Some((svids, mark));
                 return Some(Ok(message));
             }
             tokio::select! {
@@ -235,7 +236,7 @@ struct BundleStream<T> {
 
 impl<T: PartialEq + Clone> BundleStream<T> {
     /// Bundle streams send only on difference.
-    async fn next(&mut self, compose: fn(&TrustSnapshot) -> T) -> Option<Result<T, Status>> {
+    async fn next(&mut self, compose: fn(&TrustView) -> T) -> Option<Result<T, Status>> {
         while !self.ended {
             let Some(trust) = self.attendance.now() else {
                 self.ended = true;
@@ -258,7 +259,7 @@ impl<T: PartialEq + Clone> BundleStream<T> {
     }
 }
 
-fn x509_svids(svids: &[Arc<X509Svid>], trust: &TrustSnapshot) -> proto::X509svidResponse {
+fn x509_svids(svids: &[Arc<X509Svid>], trust: &TrustView) -> proto::X509svidResponse {
     let svid = |svid: &Arc<X509Svid>| proto::X509svid {
         spiffe_id: svid.spiffe_id.to_string(),
         x509_svid: svid.chain.clone(),
@@ -269,16 +270,34 @@ fn x509_svids(svids: &[Arc<X509Svid>], trust: &TrustSnapshot) -> proto::X509svid
     proto::X509svidResponse {
         svids: svids.iter().map(svid).collect(),
         crl: trust.crls().to_vec(),
-        federated_bundles: HashMap::new(),
+        federated_bundles: federated(trust, x509_of),
     }
 }
 
-fn x509_bundles(trust: &TrustSnapshot) -> proto::X509BundlesResponse {
+fn x509_bundles(trust: &TrustView) -> proto::X509BundlesResponse {
     let own = (trust.trust_domain().id().to_string(), trust.x509_bundle().clone());
-    proto::X509BundlesResponse { crl: trust.crls().to_vec(), bundles: HashMap::from([own]) }
+    let bundles = federated(trust, x509_of).into_iter().chain([own]).collect();
+    proto::X509BundlesResponse { crl: trust.crls().to_vec(), bundles }
 }
 
-fn jwt_bundles(trust: &TrustSnapshot) -> proto::JwtBundlesResponse {
+fn jwt_bundles(trust: &TrustView) -> proto::JwtBundlesResponse {
     let own = (trust.trust_domain().id().to_string(), trust.jwks().clone());
-    proto::JwtBundlesResponse { bundles: HashMap::from([own]) }
+    proto::JwtBundlesResponse { bundles: federated(trust, jwks_of).into_iter().chain([own]).collect() }
+}
+
+/// The foreign bundles that the caller may see, by trust domain ID. A domain that has no authority of the kind is
+/// left out, which says that nothing of it is to be trusted: client libraries take no empty values.
+fn federated(trust: &TrustView, part: fn(&DomainBundle) -> Option<&Bytes>) -> HashMap<String, Bytes> {
+    let each = trust
+        .federated()
+        .filter_map(|(domain, bundle)| part(bundle).map(|bytes| (domain.id().to_string(), bytes.clone())));
+    each.collect()
+}
+
+fn x509_of(bundle: &DomainBundle) -> Option<&Bytes> {
+    (!bundle.x509().is_empty()).then(|| bundle.x509_concatenated())
+}
+
+fn jwks_of(bundle: &DomainBundle) -> Option<&Bytes> {
+    (!bundle.jwt().is_empty()).then(|| bundle.jwt().json())
 }

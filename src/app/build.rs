@@ -14,17 +14,19 @@ use super::entries::Entries;
 use super::storage::{self, Records, Stored};
 use crate::api::limits::AdmissionLimits;
 use crate::api::listener::{Access, Bound};
-use crate::api::overview::Sources;
+use crate::api::overview::{Listener, Sources};
+use crate::api::sds::Sds;
 use crate::api::wire::budget::Rate;
 use crate::audit::{self, Event};
 use crate::authority::{Authorities, AuthorityKind, Custody, JwsAuthority};
 use crate::clock::{Clock, SystemClock, unix_seconds};
 use crate::config::{Config, Storage};
+use crate::federation::{self, Federation};
 use crate::issue::wit::Recipe;
 use crate::ledger::Row;
 use crate::policy::Engine;
 use crate::ready::Readiness;
-use crate::trust::TrustSnapshot;
+use crate::trust::{BundleStore, TrustSnapshot};
 use crate::workload::{Parts, RevokerSettings, Settings, Workloads};
 
 /// A fully wired agent: sockets are bound, nothing is served.
@@ -39,10 +41,12 @@ pub(super) struct Agent {
     pub(super) rows: Vec<Row>,
     pub(super) custody: Custody,
     pub(super) entries: Entries,
+    pub(super) federation: Federation,
     /// Must live as long as the agent serves: dropping it ends the watch.
     pub(super) exec_watch: ExecWatch,
     pub(super) public: Bound,
     pub(super) admin: Bound,
+    pub(super) http: Bound,
 }
 
 /// The runtimes, kept apart from the agent: neither may be dropped inside the other.
@@ -76,10 +80,14 @@ impl Agent {
         let audit = open_audit(&config, &host, &clock)?;
         let public = Bound::bind(&config.sockets.public, Access::Public, host.features())?;
         let admin = Bound::bind(&config.sockets.admin, Access::Admin, host.features())?;
+        let http = Bound::bind(&config.http.socket, Access::Public, host.features())?;
         note_authorities(&audit, &stored);
         let rows = stored.rows.clone();
         let authorities = Authorities::new(stored.authorities.clone());
         let (custody, stored) = stored.split();
+        let trust =
+            watch::Sender::new(Arc::new(TrustSnapshot::new(&config.trust_domain, &authorities.current())));
+        let federation = open_federation(&config, &trust, &audit, &clock);
         let workloads = start_workloads(
             &config,
             &host,
@@ -88,17 +96,11 @@ impl Agent {
             &audit,
             stored,
             &authorities,
+            trust,
             in_force,
             &runtimes.issuing,
         )?;
-        let told = workloads.clone();
-        let exec_watch = ExecWatch::start(&host, Box::new(move |notice| told.on_exec(&notice)));
-        if let ExecMode::Unavailable { why } = exec_watch.mode() {
-            tracing::warn!(
-                why,
-                "no early word of exec: programs are only looked at again before each issue and push"
-            );
-        }
+        let exec_watch = watch_exec(&host, &workloads);
         Ok(Self {
             config,
             clock,
@@ -110,9 +112,11 @@ impl Agent {
             rows,
             custody,
             entries,
+            federation,
             exec_watch,
             public,
             admin,
+            http,
         })
     }
 
@@ -125,7 +129,7 @@ impl Agent {
         }
     }
 
-    pub(super) fn sources(&self) -> Sources {
+    pub(super) fn sources(&self, listeners: Vec<Listener>, sds: Sds) -> Sources {
         Sources {
             config: self.config.clone(),
             host: Arc::clone(&self.host),
@@ -135,7 +139,10 @@ impl Agent {
             workloads: self.workloads.clone(),
             clock: Arc::clone(&self.clock),
             started_at: unix_seconds(self.clock.wall()),
+            federation: self.federation.clone(),
             reload_error: self.entries.last_error(),
+            sds,
+            listeners,
         }
     }
 }
@@ -157,6 +164,20 @@ fn open_audit(config: &Config, host: &Arc<Host>, clock: &Arc<dyn Clock>) -> Resu
     let settings =
         audit::LogSettings { path: Some(config.audit.path.clone()), node, boot_id: host.boot_id() };
     Ok(audit::Log::open(settings, Arc::clone(clock))?)
+}
+
+/// Has the workloads told of programs that are started, where the kernel tells.
+fn watch_exec(host: &Arc<Host>, workloads: &Workloads) -> ExecWatch {
+    let told = workloads.clone();
+    let exec_watch = ExecWatch::start(host, Box::new(move |notice| told.on_exec(&notice)));
+    match exec_watch.mode() {
+        ExecMode::ProcConnector => workloads.exec_is_told(),
+        ExecMode::Unavailable { why } => tracing::warn!(
+            why,
+            "no early word of exec: programs are only looked at again before each issue and push"
+        ),
+    }
+    exec_watch
 }
 
 fn note_authorities(audit: &audit::Log, stored: &Stored) {
@@ -182,6 +203,27 @@ fn note_authorities(audit: &audit::Log, stored: &Stored) {
     audit.note(x509.chain(tokens).chain(set.wit().iter().map(jws(AuthorityKind::Wit))).collect());
 }
 
+/// Before anybody is served: the first message of a stream has the bundles that were kept.
+fn open_federation(
+    config: &Config,
+    trust: &watch::Sender<Arc<TrustSnapshot>>,
+    audit: &audit::Log,
+    clock: &Arc<dyn Clock>,
+) -> Federation {
+    let store = match &config.storage {
+        Storage::Disk(dir) => Some(BundleStore::new(dir)),
+        Storage::Memory => None,
+    };
+    Federation::open(federation::Parts {
+        own: config.trust_domain.clone(),
+        relationships: config.federation.clone(),
+        store,
+        trust: trust.clone(),
+        audit: audit.clone(),
+        clock: Arc::clone(clock),
+    })
+}
+
 #[expect(clippy::too_many_arguments, reason = "called once, with everything there is")]
 fn start_workloads(
     config: &Config,
@@ -191,11 +233,10 @@ fn start_workloads(
     audit: &audit::Log,
     stored: Records,
     authorities: &Authorities,
+    trust: watch::Sender<Arc<TrustSnapshot>>,
     entries: watch::Receiver<Arc<crate::registration::EntrySet>>,
     issuing: &Runtime,
 ) -> Result<Workloads, StartError> {
-    let trust =
-        watch::Sender::new(Arc::new(TrustSnapshot::new(&config.trust_domain, &authorities.current())));
     let parts = Parts {
         host: Arc::clone(host),
         attestors: AttestorSet::new(Arc::clone(host), attest_settings(config), measurer(config)),
@@ -217,6 +258,7 @@ fn start_workloads(
         jwt_issuer: config.jwt.issuer.clone(),
         wit_ttl: config.wit.ttl,
         wit: Recipe { key: storage::wit_key_type(config), issuer: config.wit.issuer.clone() },
+        status_list_uri: config.status_list_uri.clone(),
         leases_per_uid: wide(config.limits.live_leases_per_uid),
         jwt_leases_per_workload: wide(config.limits.jwt_leases_per_workload),
     };

@@ -62,9 +62,9 @@ mod tests {
 
     use super::*;
     use crate::audit::testing::FixedClock;
-    use crate::audit::{Expected, LogSettings, verify};
+    use crate::audit::{Checkpoints, Expected, LogSettings, verify, verify_with};
     use crate::authority::testing::now;
-    use crate::authority::{JwtBundles, KeyType, testing};
+    use crate::authority::{JwtBundle, JwtBundles, KeyType, testing};
     use crate::drain;
     use crate::issue::jwt::{JwtRefusal, validate};
 
@@ -93,7 +93,7 @@ mod tests {
         assert_eq!(head.seq, 1);
         let authorities = Authorities::new(testing::authorities("example.org", KeyType::EcP256));
         let (drain, watch) = drain::channel();
-        let mut following = Box::pin(follow(log.clone(), authorities, watch));
+        let mut following = Box::pin(follow(log.clone(), authorities.clone(), watch));
         let hours = Duration::from_secs(7200);
         assert!(tokio::time::timeout(hours, &mut following).await.is_err(), "ended by itself");
         // The writer's thread lives in real time.
@@ -115,6 +115,36 @@ mod tests {
         let refused = validate(proof, "aud", &JwtBundles::default(), &|_| false, now());
         assert!(matches!(refused, Err(JwtRefusal::Subject)), "{refused:?}");
         assert!(verify(&[&path], Expected::default()).is_ok());
+        let keys = JwtBundle::of([authorities.current().active_jwt().as_ref()]);
+        let checked = |keys| verify_with(&[&path], Expected::default(), Some(keys)).map(|s| s.checkpoints);
+        assert_eq!(checked(&keys).unwrap(), Checkpoints { found: 1, good: 1 });
+        // A key that is not given proves nothing, and one that lies under the same name is found out.
+        let other = testing::authorities("example.org", KeyType::EcP256);
+        let strange = JwtBundle::of([other.active_jwt().as_ref()]);
+        assert_eq!(checked(&strange).unwrap(), Checkpoints { found: 1, good: 0 });
+        let mine = std::str::from_utf8(keys.json()).unwrap();
+        let mut forged: Value = serde_json::from_slice(strange.json()).unwrap();
+        let own: Value = serde_json::from_str(mine).unwrap();
+        forged["keys"][0]["kid"] = own["keys"][0]["kid"].clone();
+        let forged = JwtBundle::parse(forged.to_string().as_bytes()).unwrap();
+        assert!(checked(&forged).unwrap_err().to_string().contains("signature is wrong"));
+    }
+
+    /// The chain is whole, but somebody without the key wrote the checkpoint, of lines that never were.
+    #[tokio::test]
+    async fn a_checkpoint_of_other_lines_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("audit.jsonl");
+        for (seq, hash) in [(1, [7; 32]), (5, [0; 32])] {
+            std::fs::remove_file(&path).ok();
+            let log = log(&path);
+            log.record(vec![Event::AgentStop { reason: "test".to_owned() }]).await.unwrap();
+            let head = Head { seq, hash };
+            log.record(vec![Event::Checkpoint { head, proof: None }]).await.unwrap();
+            drop(log);
+            let found = verify(&[&path], Expected::default()).unwrap_err().to_string();
+            assert!(found.contains(":2: ") && found.contains("checkpoint of other lines"), "{found}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

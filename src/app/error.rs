@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use mayfly_attestors::HostError;
 
+use super::web::WebError;
 use crate::api::listener::BindError;
 use crate::audit::LogOpenError;
 use crate::authority::LoadError;
@@ -70,6 +71,9 @@ pub enum StartError {
     /// A socket cannot be bound.
     #[error(transparent)]
     Listen(#[from] BindError),
+    /// An HTTP listener cannot be started.
+    #[error(transparent)]
+    Web(#[from] WebError),
     /// There is no private directory for the development sockets.
     #[error("no private directory for the sockets: `{}` {why}; set XDG_RUNTIME_DIR or --runtime-dir", path.display())]
     RuntimeDir {
@@ -104,6 +108,7 @@ impl StartError {
             | Self::NoCredentials
             | Self::Reflection(_)
             | Self::Listen(_)
+            | Self::Web(_)
             | Self::RuntimeDir { .. }
             | Self::System(_) => Exit::Failed,
         }

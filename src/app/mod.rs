@@ -11,6 +11,7 @@ mod refused;
 mod run;
 mod signals;
 mod storage;
+mod web;
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -20,6 +21,7 @@ use crate::config::{self, Config};
 use crate::exit::Exit;
 
 pub use self::error::StartError;
+pub use self::web::WebError;
 
 /// What `mayfly agent` was asked to run.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]

@@ -15,6 +15,7 @@ use super::{StartError, banner};
 use crate::api::limits::Admission as RateLimit;
 use crate::api::listener::{AcceptSettings, AcceptThread, Bound, ConnectionLimits};
 use crate::api::peer::{Cut, Peer};
+use crate::api::sds::Sds;
 use crate::api::serve::{self, ServeLimits};
 use crate::api::{Gate, health, routes};
 use crate::audit::{self, Event};
@@ -88,12 +89,22 @@ impl Agent {
     /// Everybody who died while the agent was down is refused before the first connection is accepted.
     async fn start(mut self, watch: Watch) -> Result<Running, StartError> {
         let rate = Arc::new(RateLimit::new(self.rate_limits()));
-        let gate = Gate::new(self.workloads.clone(), rate, Arc::clone(&self.clock));
-        let sources = self.sources();
+        let gate = Gate::new(self.workloads.clone(), Arc::clone(&rate), Arc::clone(&self.clock));
+        let web = super::web::bind(&super::web::WebParts {
+            config: &self.config,
+            workloads: &self.workloads,
+            authorities: &self.authorities,
+            clock: &self.clock,
+            readiness: &self.readiness,
+            watch: &watch,
+            attestations: &rate,
+        })?;
+        let sds = Sds::new(self.config.sds.clone(), &self.clock, self.workloads.trust());
+        let sources = self.sources(web.listeners.clone(), sds.clone());
         let status: crate::api::admin::StatusSource = Arc::new(move || sources.status());
         let max_audiences = self.config.jwt.max_audiences;
-        let (public, public_health) = routes::public(&gate, &self.clock, &watch, max_audiences)?;
-        let (admin, admin_health) = routes::admin(&self.workloads, &self.audit, status)?;
+        let (public, public_health) = routes::public(&gate, &self.clock, &watch, max_audiences, &sds)?;
+        let (admin, admin_health) = routes::admin(&self.workloads, &self.audit, status, &self.federation)?;
         let restored = self.workloads.restore(std::mem::take(&mut self.rows)).await;
         tracing::info!(adopted = restored.adopted, revoked = restored.revoked, "leases of the run before");
         let mut tasks = JoinSet::new();
@@ -101,6 +112,8 @@ impl Agent {
         let reload = entries.trigger();
         tasks.spawn(entries.run());
         tasks.spawn(self.workloads.clone().follow_entries(watch.clone()));
+        tasks.spawn(self.workloads.clone().know_own_program());
+        tasks.spawn(self.federation.clone().run(watch.clone()));
         tasks.spawn(health::follow(public_health, self.readiness.clone(), watch.clone()));
         tasks.spawn(health::follow(admin_health, self.readiness.clone(), watch.clone()));
         tasks.spawn(super::checkpoint::follow(self.audit.clone(), self.authorities.clone(), watch.clone()));
@@ -119,6 +132,7 @@ impl Agent {
         let limits = limits(&self.config);
         running.serve(self.public, "public socket", public, connections(&self.config), limits, &shared)?;
         running.serve(self.admin, "admin socket", admin, ConnectionLimits::default(), limits, &shared)?;
+        running.serve_http(self.http, web, connections(&self.config), &shared)?;
         gate.open();
         self.workloads.keep(self.custody)?;
         Ok(running)
@@ -159,6 +173,44 @@ impl Running {
         self.tasks.spawn(async move {
             cut_off.fetch_add(served.await, Ordering::AcqRel);
         });
+        Ok(())
+    }
+}
+
+impl Running {
+    /// The Unix socket, then what else is configured.
+    fn serve_http(
+        &mut self,
+        bound: Bound,
+        web: super::web::Web,
+        connections: ConnectionLimits,
+        shared: &Shared,
+    ) -> Result<(), StartError> {
+        let on_refused = super::refused::recorder(shared.audit.clone(), Arc::clone(&shared.host));
+        let settings = AcceptSettings {
+            name: "http socket",
+            limits: connections,
+            readiness: shared.readiness.clone(),
+            on_refused,
+            clock: Arc::new(SystemClock),
+        };
+        let (thread, accepted) = bound.accept(Arc::clone(&shared.host), settings)?;
+        self.accepting.push(thread);
+        let limits = crate::web::HttpLimits::default();
+        let served = crate::web::serve_unix(accepted, web.site.named(), limits, shared.watch.clone());
+        let cut_off = Arc::clone(&self.cut_off);
+        self.tasks.spawn(async move {
+            cut_off.fetch_add(served.await, Ordering::AcqRel);
+        });
+        for server in web.servers {
+            let (served, cut_off) = (server.serve(shared.watch.clone()), Arc::clone(&self.cut_off));
+            self.tasks.spawn(async move {
+                cut_off.fetch_add(served.await, Ordering::AcqRel);
+            });
+        }
+        for task in web.tasks {
+            self.tasks.spawn(task);
+        }
         Ok(())
     }
 }

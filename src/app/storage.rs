@@ -59,6 +59,10 @@ pub(super) fn open(config: &Config, now: SystemTime) -> Result<Stored, StartErro
         Storage::Memory => IntegrityCheck::InProcess,
     };
     let (ledger, rows) = Ledger::open(&place, check)?;
+    if let Storage::Disk(dir) = &config.storage {
+        // The ledger's lock is ours by now: nobody else writes here.
+        sweep(dir);
+    }
     let (mut custody, mut changes) = Custody::open(keys, journal, settings(config), unix_seconds(now))?;
     let mut authorities = custody.set().ok_or(StartError::NoAuthorities)?;
     if !is_known(config, &custody, &authorities, &changes, &ledger) {
@@ -79,6 +83,17 @@ pub(super) fn open(config: &Config, now: SystemTime) -> Result<Stored, StartErro
         numbering.insert(id, CrlNumbering::resume(resume, now));
     }
     Ok(Stored { custody, changes, authorities, ledger, rows, denied, numbering })
+}
+
+/// A crash in the middle of a write may have left a half-written key or CRL under another name.
+fn sweep(data_dir: &Path) {
+    for dir in [data_dir.to_owned(), data_dir.join("authority"), data_dir.join("crl")] {
+        match files::sweep(&dir) {
+            Ok(0) => {}
+            Ok(count) => tracing::info!(count, dir = %dir.display(), "removed what a crash left unfinished"),
+            Err(error) => tracing::warn!(%error, dir = %dir.display(), "unfinished files stay"),
+        }
+    }
 }
 
 fn settings(config: &Config) -> AuthoritySettings {

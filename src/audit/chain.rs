@@ -5,6 +5,7 @@
 
 use aws_lc_rs::digest::{SHA256, digest};
 
+use super::checkpoint::Said;
 use super::text::hex;
 
 /// The end of the chain: the last line's number and hash.
@@ -29,6 +30,9 @@ pub(super) struct Link {
 #[derive(Debug, serde::Deserialize)]
 struct Detail {
     lost: Option<u64>,
+    seq: Option<u64>,
+    head: Option<String>,
+    proof: Option<String>,
 }
 
 impl Link {
@@ -36,6 +40,16 @@ impl Link {
     pub(super) fn lost(&self) -> u64 {
         let lost = self.detail.as_ref().and_then(|detail| detail.lost);
         if self.event == "audit.gap" { lost.unwrap_or(0) } else { 0 }
+    }
+
+    /// What this line says of the lines before it, if it is a checkpoint.
+    pub(super) fn checkpoint(&self) -> Option<Said<'_>> {
+        let detail = self.detail.as_ref().filter(|_| self.event == "audit.checkpoint")?;
+        Some(Said {
+            seq: detail.seq.unwrap_or(u64::MAX),
+            hash: detail.head.as_deref().unwrap_or_default(),
+            proof: detail.proof.as_deref(),
+        })
     }
 }
 
@@ -59,6 +73,12 @@ pub enum Flaw {
     /// It follows another line than the one before it.
     #[error("does not continue the line before it")]
     Link,
+    /// It is a checkpoint of other lines than those before it.
+    #[error("is a checkpoint of other lines than those before it")]
+    Checkpoint,
+    /// It is a checkpoint that its signature does not prove.
+    #[error("is a checkpoint whose signature is wrong")]
+    Proof,
     /// Written by a newer version.
     #[error("unknown schema version")]
     Version,

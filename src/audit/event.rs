@@ -6,7 +6,7 @@ use mayfly_attestors::ProcessKey;
 
 use super::chain::Head;
 use crate::authority::{AuthorityKind, State as AuthorityState};
-use crate::id::{EntryId, LeaseId};
+use crate::id::{EntryId, LeaseId, TrustDomain};
 use crate::ledger::{Kind, Reason, Row};
 
 /// One audit event. Strings may come from anybody: they are escaped and cut when they are written. No
@@ -38,6 +38,11 @@ pub enum Event {
         agent: Agent,
         /// Which rule.
         reason: Cut,
+    },
+    /// Notices of exec were lost: every live process may have become another program, and is looked at again.
+    ExecWatchLost {
+        /// How many processes that is.
+        suspects: u64,
     },
     /// A first credential for this process and entry.
     CredentialIssue {
@@ -133,6 +138,32 @@ pub enum Event {
         /// How many leases matched.
         credentials: u64,
     },
+    /// The bundle of another trust domain was asked for at its endpoint.
+    BundleFetch {
+        /// Whose.
+        trust_domain: TrustDomain,
+        /// Where the configuration says.
+        url: String,
+        /// Host or SPIFFE ID that the endpoint had to prove.
+        peer: String,
+        /// The sequence number that came, if the document has one, or why none came.
+        outcome: Result<Option<u64>, String>,
+        /// The document is another than before.
+        changed: bool,
+        /// The sequence number is lower than before.
+        went_back: bool,
+    },
+    /// An operator set or deleted the bundle of another trust domain.
+    BundleOrder {
+        /// The operator's process.
+        by: Option<Agent>,
+        /// `set` or `delete`.
+        order: &'static str,
+        /// Whose.
+        trust_domain: TrustDomain,
+        /// Of the document that was set.
+        sequence: Option<u64>,
+    },
     /// Where the chain was: whoever keeps this line elsewhere can tell later whether lines were cut off.
     Checkpoint {
         /// The chain's end when this was made.
@@ -169,6 +200,8 @@ pub struct Agent {
     pub exe_sha256: Option<String>,
     /// Digest over its sorted selectors, hex.
     pub selectors_hash: Option<String>,
+    /// What is odd about it, by the stable names of [`mayfly_attestors::Posture::names`].
+    pub posture: Vec<&'static str>,
 }
 
 /// Why something was refused.
@@ -233,6 +266,8 @@ pub enum Cut {
     WriterMismatch,
     /// The process became another program.
     ExecMismatch,
+    /// The process shows another program, and has not executed one: somebody wrote a name over its own.
+    ExeForged,
     /// The process changed its user or group.
     CredentialsChanged,
     /// A tracer took hold of the process, and its entry does not allow that.
@@ -248,7 +283,15 @@ pub enum Cut {
 impl Agent {
     /// The process and nothing else.
     pub fn new(process: ProcessKey, uid: u32) -> Self {
-        Self { process, uid, spiffe_id: None, cgroup: None, exe_sha256: None, selectors_hash: None }
+        Self {
+            process,
+            uid,
+            spiffe_id: None,
+            cgroup: None,
+            exe_sha256: None,
+            selectors_hash: None,
+            posture: Vec::new(),
+        }
     }
 
     /// The holder of a lease, as the ledger knows it.
@@ -278,6 +321,7 @@ impl Cut {
         match self {
             Self::WriterMismatch => "writer_mismatch",
             Self::ExecMismatch => "exec_mismatch",
+            Self::ExeForged => "exe_forged",
             Self::CredentialsChanged => "credentials_changed",
             Self::Traced => "traced",
             Self::DescriptorsPassed => "descriptors_passed",

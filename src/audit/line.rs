@@ -90,6 +90,8 @@ struct AgentPart {
     exe_sha256: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     selectors_hash: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    posture: Vec<&'static str>,
 }
 
 #[derive(Serialize)]
@@ -183,6 +185,23 @@ enum Detail {
         target: String,
         credentials: u64,
     },
+    Fetch {
+        trust_domain: String,
+        url: String,
+        peer: String,
+        result: String,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        sequence: Option<u64>,
+        changed: bool,
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        sequence_went_back: bool,
+    },
+    Bundle {
+        order: &'static str,
+        trust_domain: String,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        sequence: Option<u64>,
+    },
     Checkpoint {
         seq: u64,
         head: String,
@@ -193,6 +212,9 @@ enum Detail {
         cut_bytes: u64,
         #[serde(skip_serializing_if = "Option::is_none")]
         moved_to: Option<String>,
+    },
+    ExecWatchLost {
+        suspects: u64,
     },
     Gap {
         lost: u64,
@@ -243,6 +265,11 @@ impl Body {
                 let detail = Detail::Admin { target: capped(target), credentials: *credentials };
                 Self { detail: Some(detail), ..of(by) }
             }
+            Event::BundleOrder { by, order, trust_domain, sequence } => {
+                let trust_domain = trust_domain.to_string();
+                let detail = Detail::Bundle { order, trust_domain, sequence: *sequence };
+                Self { detail: Some(detail), ..by.as_ref().map_or_else(Self::default, of) }
+            }
             other => other.detail().map_or_else(Self::default, with),
         }
     }
@@ -280,6 +307,16 @@ impl Event {
                 Detail::Recovered { cut_bytes: *cut_bytes, moved_to: moved_to.as_deref().map(capped) }
             }
             Self::Gap { lost } => Detail::Gap { lost: *lost },
+            Self::ExecWatchLost { suspects } => Detail::ExecWatchLost { suspects: *suspects },
+            Self::BundleFetch { trust_domain, url, peer, outcome, changed, went_back } => Detail::Fetch {
+                trust_domain: trust_domain.to_string(),
+                url: capped(url),
+                peer: capped(peer),
+                result: outcome.as_ref().map_or_else(|why| capped(why), |_| "ok".to_owned()),
+                sequence: outcome.as_ref().ok().copied().flatten(),
+                changed: *changed,
+                sequence_went_back: *went_back,
+            },
             _ => return None,
         })
     }
@@ -308,6 +345,7 @@ impl From<&Agent> for AgentPart {
             cgroup: agent.cgroup.as_deref().map(capped),
             exe_sha256: agent.exe_sha256.as_deref().map(capped),
             selectors_hash: agent.selectors_hash.as_deref().map(capped),
+            posture: agent.posture.clone(),
         }
     }
 }
@@ -364,6 +402,7 @@ fn name_and_severity(event: &Event) -> (&'static str, &'static str) {
         Event::AgentStop { .. } => ("agent.stop", INFO),
         Event::AttestDenied { .. } => ("agent.attest_denied", WARNING),
         Event::AgentCut { .. } => ("agent.cut", WARNING),
+        Event::ExecWatchLost { .. } => ("agent.exec_watch_lost", WARNING),
         Event::CredentialIssue { .. } => ("credential.issue", INFO),
         Event::CredentialRenew { .. } => ("credential.renew", INFO),
         Event::CredentialExpire { .. } => ("credential.expire", INFO),
@@ -374,6 +413,11 @@ fn name_and_severity(event: &Event) -> (&'static str, &'static str) {
         Event::AuthorityStep { .. } => ("authority.step", NOTICE),
         Event::LedgerLost { .. } => ("ledger.lost", CRITICAL),
         Event::AdminRevoke { .. } => ("admin.revoke", NOTICE),
+        Event::BundleFetch { outcome: Err(_), .. } | Event::BundleFetch { went_back: true, .. } => {
+            ("bundle.fetch", WARNING)
+        }
+        Event::BundleFetch { .. } => ("bundle.fetch", INFO),
+        Event::BundleOrder { .. } => ("bundle.order", NOTICE),
         Event::Checkpoint { .. } => ("audit.checkpoint", INFO),
         Event::Recovered { .. } => ("audit.recovered", WARNING),
         Event::Gap { .. } => ("audit.gap", CRITICAL),

@@ -39,6 +39,7 @@ pub(super) fn origin() -> Origin {
 pub(super) fn every_event() -> Vec<Event> {
     let mut events = process_events();
     events.extend(agent_events());
+    events.extend(bundle_events());
     events
 }
 
@@ -62,6 +63,7 @@ fn process_events() -> Vec<Event> {
         cgroup: Some("/system.slice/web\u{202e}.service".to_owned()),
         exe_sha256: Some("ab".repeat(32)),
         selectors_hash: Some("cd".repeat(32)),
+        posture: vec!["exe_fs_not_trusted"],
         ..Agent::of(&x509)
     };
     let token = Credential {
@@ -90,6 +92,7 @@ fn process_events() -> Vec<Event> {
             decision: Decision { phase: "match", reason: "no entry matches".to_owned() },
         },
         Event::AgentCut { agent: agent.clone(), reason: Cut::WriterMismatch },
+        Event::ExecWatchLost { suspects: 3 },
         Event::CredentialIssue { agent: agent.clone(), credential: Credential::of(&x509) },
         Event::CredentialRenew { agent: agent.clone(), credential: token.clone() },
         Event::CredentialExpire { agent: agent.clone(), credential: token },
@@ -133,11 +136,39 @@ fn agent_events() -> Vec<Event> {
         },
         Event::AdminRevoke { by: bare(), target: "spiffe://example.org/web".to_owned(), credentials: 3 },
         Event::Checkpoint {
-            head: Head { seq: 12, hash: [0xcc; 32] },
+            // The end before the first line, so that it is true wherever this stands.
+            head: Head::default(),
             proof: Some("e30.e30.c2ln".to_owned()),
         },
         Event::Recovered { cut_bytes: 17, moved_to: None },
         Event::Gap { lost: 5 },
+    ]
+}
+
+fn bundle_events() -> Vec<Event> {
+    vec![
+        Event::BundleFetch {
+            trust_domain: "other.test".parse().unwrap(),
+            url: "https://other.test/bundle".to_owned(),
+            peer: "spiffe://other.test/endpoint".to_owned(),
+            outcome: Ok(Some(7)),
+            changed: true,
+            went_back: false,
+        },
+        Event::BundleFetch {
+            trust_domain: "other.test".parse().unwrap(),
+            url: "https://other.test/bundle".to_owned(),
+            peer: "other.test".to_owned(),
+            outcome: Err("the endpoint answers with status 500".to_owned()),
+            changed: false,
+            went_back: false,
+        },
+        Event::BundleOrder {
+            by: Some(bare()),
+            order: "set",
+            trust_domain: "other.test".parse().unwrap(),
+            sequence: Some(8),
+        },
     ]
 }
 

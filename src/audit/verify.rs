@@ -4,10 +4,12 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
-use super::chain::{self, Flaw, Head};
+use super::chain::{self, Flaw, Head, Link};
+use super::checkpoint::{Checker, Checkpoints};
+use crate::authority::JwtBundle;
 
 /// What a sound log holds.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Summary {
     /// How many lines.
     pub lines: u64,
@@ -18,6 +20,8 @@ pub struct Summary {
     pub head: Head,
     /// How many events the log itself says are missing.
     pub lost: u64,
+    /// The checkpoints among its lines.
+    pub checkpoints: Checkpoints,
 }
 
 /// The first bad line.
@@ -74,9 +78,20 @@ pub struct Expected {
     pub head: Option<Head>,
 }
 
-/// Reads the files, oldest first, as one log.
+/// Reads the files, oldest first, as one log. Checkpoints are compared with the lines before them; their signatures
+/// are not checked.
 pub fn verify(files: &[&Path], expected: Expected) -> Result<Summary, VerifyError> {
+    verify_with(files, expected, None)
+}
+
+/// [`verify`], and the signature of each checkpoint by one of `keys` is checked, too.
+pub fn verify_with(
+    files: &[&Path],
+    expected: Expected,
+    keys: Option<&JwtBundle>,
+) -> Result<Summary, VerifyError> {
     let mut state: Option<Summary> = None;
+    let mut checker = Checker::new(keys);
     for path in files {
         let io_error = |source| VerifyError::Io { file: path.to_path_buf(), source };
         let mut reader = BufReader::new(File::open(path).map_err(io_error)?);
@@ -85,10 +100,14 @@ pub fn verify(files: &[&Path], expected: Expected) -> Result<Summary, VerifyErro
             number += 1;
             let bad = |why| BadLine { file: path.to_path_buf(), line: number, why };
             let text = line.strip_suffix(b"\n").ok_or_else(|| bad(Flaw::Shape))?;
-            step(&mut state, text).map_err(bad)?;
+            let (head, link) = step(&mut state, text).map_err(bad)?;
+            if let Some(said) = link.checkpoint() {
+                checker.check(&said).map_err(bad)?;
+            }
+            checker.passed(head);
         }
     }
-    let summary = state.ok_or(VerifyError::Empty)?;
+    let summary = Summary { checkpoints: checker.seen, ..state.ok_or(VerifyError::Empty)? };
     if summary.first != 1 && !expected.partial {
         return Err(VerifyError::Beginning { first: summary.first });
     }
@@ -100,7 +119,7 @@ pub fn verify(files: &[&Path], expected: Expected) -> Result<Summary, VerifyErro
     }
 }
 
-fn step(state: &mut Option<Summary>, text: &[u8]) -> Result<(), Flaw> {
+fn step(state: &mut Option<Summary>, text: &[u8]) -> Result<(Head, Link), Flaw> {
     let link = match state {
         Some(summary) => {
             let link = summary.head.follow(text)?;
@@ -113,14 +132,13 @@ fn step(state: &mut Option<Summary>, text: &[u8]) -> Result<(), Flaw> {
                 // The very first line follows nothing.
                 Head::default().follow(text)?;
             }
-            *state = Some(Summary { lines: 1, first: head.seq, head, lost: 0 });
+            *state = Some(Summary { lines: 1, first: head.seq, head, ..Summary::default() });
             link
         }
     };
-    if let Some(summary) = state {
-        summary.lost = summary.lost.saturating_add(link.lost());
-    }
-    Ok(())
+    let summary = state.get_or_insert_default();
+    summary.lost = summary.lost.saturating_add(link.lost());
+    Ok((summary.head, link))
 }
 
 /// Reads one line with its line feed; false at the end. A line longer than any the agent writes comes
@@ -238,7 +256,8 @@ mod tests {
         let (lines, head) = log();
         let summary = check(&lines.concat(), Expected { partial: false, head: Some(head) }).unwrap();
         let lines = u64::try_from(lines.len()).unwrap();
-        assert_eq!(summary, Summary { lines, first: 1, head, lost: 5 });
+        let checkpoints = Checkpoints { found: 1, good: 0 };
+        assert_eq!(summary, Summary { lines, first: 1, head, lost: 5, checkpoints });
     }
 
     #[test]

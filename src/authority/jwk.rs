@@ -93,7 +93,9 @@ impl JwtKey {
     /// a key type or curve outside RFC 7518's for the nine algorithms, a point off the curve, RSA under 2048
     /// bits.
     pub fn from_jwk(jwk: &Value) -> Option<Self> {
-        Self::read(jwk).filter(|key| key.usage == Some(JwsUse::JwtSvid))
+        (jwk.get("use").and_then(Value::as_str) == Some(JwsUse::JwtSvid.jwk_use()))
+            .then(|| Self::read(jwk))
+            .flatten()
     }
 
     /// As [`Self::from_jwk`], whatever the `use`.
@@ -219,13 +221,13 @@ impl JwtBundle {
         let document: Value = serde_json::from_slice(document).ok().ok_or(BundleError::NotJson)?;
         let members = document.as_object().ok_or(BundleError::NotJson)?;
         let keys = members.get("keys").and_then(Value::as_array).ok_or(BundleError::NoKeys)?;
-        Ok(Self::of_keys(JWT_SVID, keys))
+        Ok(Self::of_keys(JwsUse::JwtSvid, keys))
     }
 
-    /// The bundle of those JWKs that have this `use` ([`JWT_SVID`], [`WIT_SVID`]), skipping as [`Self::parse`]
+    /// The bundle of those JWKs that have this `use`, skipping as [`Self::parse`]
     /// does. Only public members are kept.
-    pub fn of_keys<'a>(wanted: &str, jwks: impl IntoIterator<Item = &'a Value>) -> Self {
-        let is_wanted = |jwk: &&Value| jwk.get("use").and_then(Value::as_str) == Some(wanted);
+    pub fn of_keys<'a>(wanted: JwsUse, jwks: impl IntoIterator<Item = &'a Value>) -> Self {
+        let is_wanted = |jwk: &&Value| jwk.get("use").and_then(Value::as_str) == Some(wanted.jwk_use());
         let usable = |jwk: &&Value| JwtKey::read(jwk).is_some();
         Self::from_jwks(jwks.into_iter().filter(is_wanted).filter(usable).map(public_half).collect())
     }
@@ -293,10 +295,6 @@ impl JwtBundles {
     }
 }
 
-/// `use` of a key for JWT-SVIDs.
-pub const JWT_SVID: &str = "jwt-svid";
-/// `use` of a key for WIT-SVIDs.
-pub const WIT_SVID: &str = "wit-svid";
 const MIN_RSA_BYTES: usize = 256;
 const MAX_RSA_BYTES: usize = 1024;
 const MAX_EXPONENT_BYTES: usize = 4;

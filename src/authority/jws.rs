@@ -134,7 +134,19 @@ impl JwsAuthority {
     /// # Errors
     /// [`AuthorityError::Claims`] when they are not JSON, [`AuthorityError::Crypto`] when signing fails.
     pub fn sign(&self, claims: &impl Serialize) -> Result<String, AuthorityError> {
-        let mut token = self.header.clone();
+        self.sign_under(self.header.clone(), claims)
+    }
+
+    /// As [`Self::sign`], with another `typ`: for what is no SVID and must not pass for one.
+    ///
+    /// # Errors
+    /// As [`Self::sign`].
+    pub fn sign_as(&self, typ: &str, claims: &impl Serialize) -> Result<String, AuthorityError> {
+        let header = json!({ "alg": self.algorithm(), "kid": self.kid.as_str(), "typ": typ });
+        self.sign_under(URL_SAFE_NO_PAD.encode(serde_json::to_vec(&header)?), claims)
+    }
+
+    fn sign_under(&self, mut token: String, claims: &impl Serialize) -> Result<String, AuthorityError> {
         token.push('.');
         URL_SAFE_NO_PAD.encode_string(serde_json::to_vec(claims)?, &mut token);
         let signature = self.key.sign(token.as_bytes())?;

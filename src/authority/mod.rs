@@ -28,9 +28,7 @@ mod tests;
 pub use self::check::{AuthoritySettings, LoadError, Unusable};
 pub use self::custody::{Change, Custody, in_memory};
 pub use self::journal::{Journal, JournalFault};
-pub use self::jwk::{
-    BundleError, JWT_SVID, JwsAlgorithm, JwtBundle, JwtBundles, JwtKey, KeyRefusal, WIT_SVID,
-};
+pub use self::jwk::{BundleError, JwsAlgorithm, JwtBundle, JwtBundles, JwtKey, KeyRefusal};
 pub use self::jws::{JwsAuthority, JwsUse};
 pub use self::keys::{CryptoError, KeyType, SignatureForm, SigningKey, UnknownKeyType, WorkloadKey};
 pub use self::life::AuthorityKind;

@@ -9,7 +9,8 @@ use super::Context;
 use super::args::OutputArgs;
 use super::failure::Failure;
 use super::render::{count, hex};
-use crate::audit::{self, Expected, Filter, Head, TailOptions};
+use crate::audit::{self, Checkpoints, Expected, Filter, Head, TailOptions};
+use crate::authority::JwtBundle;
 use crate::exit::Exit;
 
 const VERIFY_EXAMPLES: &str = "\
@@ -17,6 +18,7 @@ Examples:
   mayfly audit verify /var/lib/mayfly/audit.jsonl
   mayfly audit verify audit.jsonl.1 audit.jsonl                  a rotated log, oldest first
   mayfly audit verify --expect 1042:9f0c… audit.jsonl            find lines cut off the end, too
+  mayfly audit verify --keys jwks.0.json audit.jsonl             check the signed checkpoints, too
 
 Finds a line that was changed, removed or moved. Exit code: 0 whole, 1 not, with the first bad line.";
 
@@ -86,6 +88,9 @@ struct Verify {
     /// What the end must be, as an earlier check printed it
     #[arg(long, value_name = "NUMBER:HASH", value_parser = head)]
     expect: Option<Head>,
+    /// Check the signatures of its checkpoints, too, by these keys: jwks.N.json of `mayfly fetch bundles --write`
+    #[arg(long, value_name = "FILE")]
+    keys: Option<PathBuf>,
 }
 
 #[derive(Serialize)]
@@ -95,6 +100,8 @@ struct Whole {
     last: u64,
     hash: String,
     lost: u64,
+    checkpoints: u64,
+    signatures_good: u64,
 }
 
 pub(super) fn run(args: &Args, context: &mut Context) -> Result<Exit, Failure> {
@@ -128,21 +135,36 @@ fn tail(args: &Tail, context: &mut Context) -> Result<Exit, Failure> {
 fn verify(args: &Verify, context: &mut Context) -> Result<Exit, Failure> {
     let files: Vec<&Path> = args.files.iter().map(PathBuf::as_path).collect();
     let expected = Expected { partial: args.partial, head: args.expect };
-    let found = audit::verify(&files, expected).map_err(|error| Failure::failed(error.to_string()))?;
+    let keys = args.keys.as_deref().map(keys).transpose()?;
+    let found = audit::verify_with(&files, expected, keys.as_ref())
+        .map_err(|error| Failure::failed(error.to_string()))?;
+    let Checkpoints { found: checkpoints, good: signatures_good } = found.checkpoints;
     let (last, hash) = (found.head.seq, hex(&found.head.hash));
     if args.output.is_json() {
         let (lines, first, lost) = (found.lines, found.first, found.lost);
-        context.console.json(&Whole { lines, first, last, hash, lost })?;
+        context.console.json(&Whole { lines, first, last, hash, lost, checkpoints, signatures_good })?;
         return Ok(Exit::Ok);
     }
     let lines = count(found.lines, "line", "lines");
     context.console.line(&format!("whole: {lines}, number {} to {last}", found.first))?;
     context.console.line(&format!("end: {last}:{hash}"))?;
+    if keys.is_some() {
+        let all = count(checkpoints, "checkpoint", "checkpoints");
+        let unknown = checkpoints - signatures_good;
+        context
+            .console
+            .line(&format!("{all}: {signatures_good} signed by these keys, {unknown} by others"))?;
+    }
     if found.lost > 0 {
         let lost = count(found.lost, "event", "events");
         context.console.line(&format!("the log itself says that {lost} could not be written"))?;
     }
     Ok(Exit::Ok)
+}
+
+fn keys(path: &Path) -> Result<JwtBundle, Failure> {
+    let document = std::fs::read(path).map_err(|error| Failure::file("read", path, &error))?;
+    JwtBundle::parse(&document).map_err(|error| Failure::failed(format!("{}: {error}", path.display())))
 }
 
 /// `1042:9f0c…`, 64 hex digits.

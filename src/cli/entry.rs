@@ -1,5 +1,6 @@
 //! `mayfly entry check|list`: registration entries, in files and in the running agent.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use mayfly_proto::admin::{Entry, ListEntriesRequest, ListEntriesResponse};
@@ -10,12 +11,15 @@ use super::client::{ClientArgs, Target, Which, answer};
 use super::failure::Failure;
 use super::render::{Table, count, span, stamp_unix};
 use super::{Context, config};
+use crate::config::Config;
 use crate::exit::Exit;
-use crate::registration::{EntryRules, check_files};
+use crate::id::TrustDomain;
+use crate::registration::{EntryRules, EntrySet, check_files};
 
 const CHECK_EXAMPLES: &str = "\
 Examples:
   mayfly entry check /etc/mayfly/entries.d/*.toml
+  mayfly entry check --config /etc/mayfly/mayfly.toml web.toml
   mayfly entry check web.toml && install -m 0644 web.toml /etc/mayfly/entries.d/
 
 Needs no agent. Exit code: 10 when any entry is bad; every problem is named with file, line and field.";
@@ -32,6 +36,9 @@ pub(super) struct Check {
     /// Entry files
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
+    /// Check against this configuration too: trust domain, lifetimes, federation
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
 }
 
 /// `mayfly entry list`
@@ -71,14 +78,36 @@ struct EntryJson {
 }
 
 pub(super) fn check(args: &Check, context: &mut Context) -> Result<Exit, Failure> {
-    match check_files(&args.files, &EntryRules::default()) {
+    let config = match args.config.as_deref().map(crate::config::load).transpose() {
+        Ok(config) => config,
+        Err(problems) => return config::report(&problems, context),
+    };
+    let rules = config.as_ref().map_or_else(EntryRules::default, |config| EntryRules {
+        trust_domain: Some(config.trust_domain.clone()),
+        x509_ttl_max: config.x509.ttl,
+        jwt_ttl_max: config.jwt.ttl,
+        wit_ttl_max: config.wit.ttl,
+    });
+    match check_files(&args.files, &rules) {
         Ok(entries) => {
-            let entries = count(super::show::as_u64(entries), "entry is", "entries are");
-            context.console.line(&format!("{entries} good"))?;
+            let number = count(super::show::as_u64(entries.len()), "entry is", "entries are");
+            context.console.line(&format!("{number} good"))?;
+            for domain in config.iter().flat_map(|config| without_relationship(&entries, config)) {
+                let advice =
+                    "its bundle must be set with `mayfly bundle set`, or written as a `[[federation]]` table";
+                context.console.note(&format!("no relationship with {domain}: {advice}"));
+            }
             Ok(Exit::Ok)
         }
         Err(problems) => config::report(&problems, context),
     }
+}
+
+/// Trust domains that entries federate with and the configuration does not: no mistake, a bundle can be set by hand.
+fn without_relationship(entries: &EntrySet, config: &Config) -> BTreeSet<TrustDomain> {
+    let named = entries.iter().flat_map(|entry| &entry.terms.federates_with);
+    let known = |domain: &&TrustDomain| config.federation.iter().any(|one| one.trust_domain == **domain);
+    named.filter(|domain| !known(domain)).cloned().collect()
 }
 
 pub(super) async fn list(args: List, context: &mut Context) -> Result<Exit, Failure> {
@@ -146,6 +175,32 @@ mod tests {
 
     const GOOD: &str =
         "[[entries]]\nspiffe_id = \"spiffe://example.org/web\"\nselectors = [\"unix:uid:1000\"]\n";
+
+    #[tokio::test]
+    async fn check_with_a_configuration_names_domains_without_a_relationship() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let put = |name: &str, text: &str| {
+            let path = dir.path().join(name);
+            crate::files::write_atomic(&path, 0o644, text.as_bytes()).expect("write");
+            path.to_str().expect("text").to_owned()
+        };
+        let entries = put("e.toml", &format!("{GOOD}federates_with = [\"a.test\", \"b.test\"]\n"));
+        let config = put(
+            "mayfly.toml",
+            "trust_domain = \"example.org\"\n[[federation]]\ntrust_domain = \"a.test\"\n\
+             url = \"https://a.test/\"\nprofile = \"https_web\"\n",
+        );
+        let ran = run(empty_env(), &["entry", "check", "--config", &config, &entries]).await;
+        assert_eq!((ran.exit, ran.out.as_str()), (Exit::Ok, "1 entry is good\n"), "{ran:?}");
+        assert!(
+            ran.err.contains("no relationship with b.test") && !ran.err.contains("a.test"),
+            "{}",
+            ran.err
+        );
+        let other = put("other.toml", "trust_domain = \"other.org\"\n");
+        let ran = run(empty_env(), &["entry", "check", "--config", &other, &entries]).await;
+        assert_eq!(ran.exit, Exit::Invalid, "another trust domain's entry");
+    }
 
     #[tokio::test]
     async fn check_counts_good_entries_and_names_every_bad_one() {

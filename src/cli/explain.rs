@@ -35,6 +35,7 @@ struct Answer {
     attestors: Vec<AttestorJson>,
     matches: Vec<MatchJson>,
     near_misses: Vec<MissJson>,
+    posture: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -60,6 +61,7 @@ struct AttestorJson {
     outcome: String,
     micros: u64,
     selectors: u32,
+    notes: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -113,6 +115,7 @@ fn json(found: ExplainResponse) -> Answer {
                 outcome: a.outcome,
                 micros: a.micros,
                 selectors: a.selectors,
+                notes: a.notes,
             })
             .collect(),
         matches: matches
@@ -126,6 +129,7 @@ fn json(found: ExplainResponse) -> Answer {
                 other: m.other,
             })
             .collect(),
+        posture: found.posture,
     }
 }
 
@@ -146,6 +150,12 @@ fn text(pid: u32, found: &ExplainResponse) -> Vec<String> {
         attestors.row([a.kind.clone(), a.outcome.clone(), a.selectors.to_string(), millis(a.micros)]);
     }
     lines.extend(attestors.lines());
+    for a in &found.attestors {
+        lines.extend(a.notes.iter().map(|note| format!("  {} left out {}", cell(&a.kind), cell(note))));
+    }
+    if !found.posture.is_empty() {
+        lines.push(format!("posture: {}", cell(&found.posture.join(", "))));
+    }
     let mut selectors = Table::new(["SELECTOR", "STRENGTH"]);
     for selector in &found.selectors {
         selectors.row([selector.text.clone(), selector.strength.clone()]);
@@ -186,8 +196,13 @@ mod tests {
             started_at: 1_763_797_200,
             parent_pid: 1,
         };
-        let attestor =
-            AttestorAnswer { kind: "unix".into(), outcome: "ok".into(), micros: 412, selectors: 2 };
+        let attestor = AttestorAnswer {
+            kind: "unix".into(),
+            outcome: "ok".into(),
+            micros: 412,
+            selectors: 2,
+            notes: vec!["path: exe_fs_not_trusted".into()],
+        };
         *agent.script.explain.lock().expect("lock") = Ok(ExplainResponse {
             process: Some(process),
             selectors: vec![ExplainSelector { text: "unix:uid:1000".into(), strength: "kernel".into() }],
@@ -203,6 +218,7 @@ mod tests {
                 missing: vec!["unix:path:/usr/bin/web".into()],
                 other: "until 2026-01-01 has passed".into(),
             }],
+            posture: vec!["mixed_uid".into(), "exe_fs_not_trusted".into()],
         });
         agent
     }
@@ -217,6 +233,8 @@ process 42 (sh\\u{202e}evil)
   uid 1000, parent 1, since 2025-11-22T07:40:00Z, 2.0 MiB
 ATTESTOR  ANSWER  SELECTORS  TOOK
 unix      ok      2          0.412 ms
+  unix left out path: exe_fs_not_trusted
+posture: mixed_uid, exe_fs_not_trusted
 SELECTOR       STRENGTH
 unix:uid:1000  kernel
 gets spiffe://example.org/run  (entry run)
@@ -236,6 +254,8 @@ misses spiffe://example.org/web  (entry web)
         assert_eq!(json["near_misses"][0]["missing"][0], "unix:path:/usr/bin/web");
         assert_eq!(json["matches"][0]["entry_id"], "run");
         assert_eq!(json["attestors"][0]["micros"], 412);
+        assert_eq!(json["attestors"][0]["notes"][0], "path: exe_fs_not_trusted");
+        assert_eq!(json["posture"][0], "mixed_uid");
     }
 
     #[tokio::test]

@@ -8,6 +8,7 @@ mod agent;
 mod args;
 mod audit;
 mod authority;
+mod bundle;
 mod client;
 mod completions;
 mod config;
@@ -15,6 +16,7 @@ mod demo;
 mod entry;
 mod explain;
 mod failure;
+mod federate;
 mod fetch;
 mod files;
 mod follow;
@@ -116,6 +118,11 @@ enum Client {
     /// Check entry files, or list the agent's entries (operators)
     #[command(subcommand)]
     Entry(Entry),
+    /// Bundles of other trust domains (operators)
+    #[command(subcommand)]
+    Bundle(bundle::Bundle),
+    /// Print what other parties need to believe our tokens (operators)
+    Federate(federate::Args),
     /// Say how the agent is (operators)
     #[command(after_help = status::EXAMPLES)]
     Status(status::Args),
@@ -171,6 +178,8 @@ impl Client {
             Self::Authority(args) => authority::run(args, context).await,
             Self::Entry(Entry::Check(args)) => entry::check(&args, context),
             Self::Entry(Entry::List(args)) => entry::list(args, context).await,
+            Self::Bundle(what) => bundle::run(what, context).await,
+            Self::Federate(args) => federate::run(args, context).await,
             Self::Status(args) => status::run(args, context).await,
             Self::Healthcheck(args) => healthcheck::run(args, context).await,
             Self::Demo(args) => demo::run(args, context).await,

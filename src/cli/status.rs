@@ -1,13 +1,13 @@
 //! `mayfly status`: how the agent is, and how fast it takes back.
 
-use mayfly_proto::admin::{Crl, StatusRequest, StatusResponse};
+use mayfly_proto::admin::{Crl, Sds, StatusRequest, StatusResponse};
 use serde::Serialize;
 
-use super::Context;
 use super::args::OutputArgs;
 use super::client::{ClientArgs, Target, Which, answer};
 use super::failure::Failure;
 use super::render::{Table, cell, count, millis, relative, size, stamp_unix};
+use super::{Context, bundle};
 use crate::clock::{Clock, SystemClock};
 use crate::exit::Exit;
 
@@ -49,6 +49,43 @@ struct Answer {
     open_descriptors: u64,
     revocation_strengths: Vec<StrengthJson>,
     last_reload_error: String,
+    sds: SdsJson,
+    federation: Vec<bundle::BundleJson>,
+    listeners: Vec<ListenerJson>,
+}
+
+/// Envoy's secret discovery service since the agent started.
+#[derive(Default, Serialize)]
+struct SdsJson {
+    streams: u64,
+    waiting: u64,
+    responses: u64,
+    acknowledged: u64,
+    refused: u64,
+    last_refusal: String,
+    withdrawn: u64,
+    crl_withheld: Vec<String>,
+}
+
+impl From<Sds> for SdsJson {
+    fn from(sds: Sds) -> Self {
+        Self {
+            streams: sds.streams,
+            waiting: sds.waiting,
+            responses: sds.responses,
+            acknowledged: sds.acknowledged,
+            refused: sds.refused,
+            last_refusal: sds.last_refusal,
+            withdrawn: sds.withdrawn,
+            crl_withheld: sds.crl_withheld,
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct ListenerJson {
+    name: String,
+    address: String,
 }
 
 #[derive(Serialize)]
@@ -149,7 +186,27 @@ fn json(status: StatusResponse) -> Answer {
         open_descriptors: status.open_descriptors,
         revocation_strengths: strengths.map(|s| StrengthJson { name: s.name, bound: s.bound }).collect(),
         last_reload_error: status.last_reload_error,
+        sds: status.sds.map(SdsJson::from).unwrap_or_default(),
+        federation: status.federation.into_iter().map(bundle::json).collect(),
+        listeners: status
+            .listeners
+            .into_iter()
+            .map(|l| ListenerJson { name: l.name, address: l.address })
+            .collect(),
     }
+}
+
+fn sds_lines(sds: &Sds) -> Vec<String> {
+    let streams = count(sds.streams, "stream", "streams");
+    let mut lines = vec![format!(
+        "SDS        {streams} ({} waiting), {} sent, {} accepted, {} refused, {} withdrawn",
+        sds.waiting, sds.responses, sds.acknowledged, sds.refused, sds.withdrawn
+    )];
+    if !sds.last_refusal.is_empty() {
+        lines.push(format!("  ! last refusal: {}", cell(&sds.last_refusal)));
+    }
+    lines.extend(sds.crl_withheld.iter().map(|why| format!("  ! no CRL in SDS for {}", cell(why))));
+    lines
 }
 
 fn text(status: &StatusResponse) -> Vec<String> {
@@ -180,12 +237,19 @@ fn text(status: &StatusResponse) -> Vec<String> {
         let next = relative(crl.next_update, now);
         lines.push(format!("CRL        {}, {entries}, {bytes}, next at the latest {next}", crl.number));
     }
+    lines.extend(status.sds.as_ref().map(sds_lines).unwrap_or_default());
+    lines.extend(
+        status.listeners.iter().map(|l| format!("listening  {} {}", cell(&l.name), cell(&l.address))),
+    );
     let mut authorities = Table::new(["AUTHORITY", "STATE", "KEY", "ALGORITHM", "UNTIL"]);
     for a in &status.authorities {
         let until = stamp_unix(a.not_after);
         authorities.row([a.kind.clone(), a.state.clone(), a.key_id.clone(), a.algorithm.clone(), until]);
     }
     lines.extend(authorities.lines());
+    if !status.federation.is_empty() {
+        lines.extend(bundle::table(&status.federation).lines());
+    }
     let mut latency = Table::new(["REVOCATION", "COUNT", "P50", "P99", "MAX"]);
     for row in &status.revocation_latency {
         let shown = |micros| if row.count == 0 { "-".to_owned() } else { millis(micros) };
@@ -249,6 +313,18 @@ mod tests {
                 bound: "immediate".into(),
             }],
             last_reload_error: String::new(),
+            sds: Some(Sds {
+                streams: 3,
+                waiting: 1,
+                refused: 1,
+                last_refusal: "no".into(),
+                ..Sds::default()
+            }),
+            federation: Vec::new(),
+            listeners: vec![mayfly_proto::admin::Listener {
+                name: "http".into(),
+                address: "/run/mayfly/http/http.sock".into(),
+            }],
         });
         agent
     }
@@ -265,6 +341,9 @@ entries    4
 resources  20.0 MiB resident, 40 descriptors
 exec       proc-connector
 audit      /var/lib/mayfly/audit.jsonl
+SDS        3 streams (1 waiting), 0 sent, 0 accepted, 1 refused, 0 withdrawn
+  ! last refusal: no
+listening  http /run/mayfly/http/http.sock
 AUTHORITY  STATE   KEY  ALGORITHM  UNTIL
 x509       active  ab   ec-p256    2100-01-01T00:00:00Z
 REVOCATION         COUNT  P50       P99       MAX
@@ -290,6 +369,6 @@ platform: Linux 6.18, all features";
         assert_eq!(json["crl"]["next_update"], "1970-01-01T00:00:02Z");
         assert_eq!(json["authorities"][0]["not_after"], "2100-01-01T00:00:00Z");
         let keys = json.as_object().expect("object").len();
-        assert_eq!(keys, 20, "one for each field of the status message");
+        assert_eq!(keys, 23, "one for each field of the status message");
     }
 }

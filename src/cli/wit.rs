@@ -18,7 +18,7 @@ use zeroize::Zeroizing;
 
 use super::client::{Connection, answer};
 use super::failure::Failure;
-use crate::authority::{JwtBundle, JwtBundles, WIT_SVID};
+use crate::authority::{JwsUse, JwtBundle, JwtBundles};
 use crate::id::TrustDomain;
 use crate::issue::wit::{Rules, Unproven, WitRefusal, validate};
 use crate::json;
@@ -120,7 +120,7 @@ impl Bundles {
             let keys = set.get("keys").and_then(Value::as_array);
             let keys: Vec<Value> =
                 keys.ok_or(WitError::Malformed("not a JWK set"))?.iter().map(with_use).collect();
-            bundles.keys.insert(domain, Arc::new(JwtBundle::of_keys(WIT_SVID, &keys)));
+            bundles.keys.insert(domain, Arc::new(JwtBundle::of_keys(JwsUse::WitSvid, &keys)));
             bundles.texts.insert(name.clone(), text.clone());
         }
         Ok(bundles)
@@ -130,7 +130,7 @@ impl Bundles {
 fn with_use(jwk: &Value) -> Value {
     let mut jwk = jwk.clone();
     if let Some(members) = jwk.as_object_mut() {
-        members.entry("use").or_insert_with(|| WIT_SVID.into());
+        members.entry("use").or_insert_with(|| JwsUse::WitSvid.jwk_use().into());
     }
     jwk
 }

@@ -2,21 +2,27 @@
 //! only be valid ([`Config`]). Every mistake of both stages is in one report. Reference:
 //! `docs/configuration.md`.
 
+mod federation;
 mod raw;
 mod resolve;
+mod sds;
 mod settings;
 mod show;
+mod web;
 mod wit;
 
 use std::path::Path;
 
+pub use self::federation::{EndpointUrl, FederationSettings, RemoteProfile, UrlError};
 pub use self::raw::RawConfig;
 pub use self::resolve::{DEV_TRUST_DOMAIN, MAX_AUDIENCES};
+pub use self::sds::{SdsCrl, SdsNames, SdsSettings};
 pub use self::settings::{
     AttestSettings, AuditSettings, AuthoritySettings, Config, EntriesFrom, JwtKeyType, JwtSettings,
     LimitSettings, Passphrase, RevocationSettings, ShutdownSettings, SocketSettings, Storage, X509KeyType,
     X509Settings,
 };
+pub use self::web::{BundleEndpointSettings, BundleSettings, EndpointProfile, HttpSettings};
 pub use self::wit::{WitKeyType, WitSettings};
 use crate::diag::{MAX_TOML_BYTES, Problem, Problems};
 use crate::files::{TrustRules, read_trusted};

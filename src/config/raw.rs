@@ -4,7 +4,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::federation::RawFederation;
+use super::sds::RawSds;
 use super::settings::{JwtKeyType, X509KeyType};
+use super::web::RawWeb;
 use super::wit::RawWit;
 use crate::diag::{Found, Problems, Table, read_toml};
 use crate::id::TrustDomain;
@@ -27,6 +30,9 @@ pub struct RawConfig {
     pub(super) limits: RawLimits,
     pub(super) log: RawLog,
     pub(super) shutdown_grace: Option<Found<Duration>>,
+    pub(super) sds: RawSds,
+    pub(super) federation: Vec<RawFederation>,
+    pub(super) web: RawWeb,
 }
 
 #[derive(Debug)]
@@ -141,6 +147,9 @@ impl RawConfig {
                 level: t.choice("level", &LogLevel::WORDS),
             }),
             shutdown_grace: table.section("shutdown", |t| t.duration("grace")),
+            sds: table.section("sds", RawSds::read),
+            federation: table.tables("federation", RawFederation::read).unwrap_or_default(),
+            web: RawWeb::read(table),
         }
     }
 }

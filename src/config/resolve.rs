@@ -4,6 +4,7 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::federation;
 use super::raw::{RawAttest, RawAuthority, RawConfig, RawJwt, RawLimits, RawLog, RawRevocation, RawSockets};
 use super::settings::{
     AttestSettings, AuditSettings, AuthoritySettings, Config, EntriesFrom, JwtKeyType, JwtSettings,
@@ -32,9 +33,16 @@ impl RawConfig {
         let grace = or(self.shutdown_grace, &GRACE, Duration::from_secs(10), problems);
         let trust_domain = self.trust_domain.map(|found| found.value);
         let wit = self.wit.resolve(problems);
-        let jwt = jwt(self.jwt, trust_domain.as_ref(), problems);
+        let sds = self.sds.resolve(problems);
+        let mut web = self.web;
+        let oidc_issuer = web.oidc_issuer.take();
+        let jwt = jwt(self.jwt, oidc_issuer, trust_domain.as_ref(), problems);
+        let http_socket = super::web::socket_beside(&sockets.public);
+        let federation = federation::resolve(self.federation, trust_domain.as_ref(), problems);
+        let web = web.resolve(trust_domain.as_ref(), http_socket, problems);
+        let (trust_domain, web) = (trust_domain?, web?);
         Some(Config {
-            trust_domain: trust_domain?,
+            trust_domain,
             storage: Storage::Disk(data_dir),
             entries: EntriesFrom::Directory(entries_dir),
             sockets,
@@ -48,6 +56,12 @@ impl RawConfig {
             limits,
             log,
             shutdown: ShutdownSettings { grace },
+            sds,
+            federation,
+            http: web.http,
+            bundle_endpoint: web.bundle_endpoint,
+            bundle: web.bundle,
+            status_list_uri: web.status_list_uri,
         })
     }
 }
@@ -70,19 +84,24 @@ impl Config {
             entries: EntriesFrom::User { uid, name: user.to_owned() },
             sockets: SocketSettings { public: runtime_dir.join("public/api.sock"), admin },
             audit: AuditSettings { path: runtime_dir.join("audit.jsonl") },
+            http: super::HttpSettings { socket: super::web::socket_in(runtime_dir), ..resolved.http },
             ..resolved
         });
         problems.into_result(config)
     }
 }
 
+pub(super) fn check_socket_path(found: &Found<PathBuf>, problems: &mut Problems) {
+    let len = found.value.as_os_str().len();
+    if len > MAX_SOCKET_PATH_BYTES {
+        let message = format!("has {len} bytes, a socket's path has at most {MAX_SOCKET_PATH_BYTES}");
+        problems.push(found.place.problem(message));
+    }
+}
+
 fn sockets(raw: RawSockets, problems: &mut Problems) -> SocketSettings {
     for found in [&raw.public, &raw.admin].into_iter().flatten() {
-        let len = found.value.as_os_str().len();
-        if len > MAX_SOCKET_PATH_BYTES {
-            let message = format!("has {len} bytes, a socket's path has at most {MAX_SOCKET_PATH_BYTES}");
-            problems.push(found.place.problem(message));
-        }
+        check_socket_path(found, problems);
     }
     let place = raw.admin.as_ref().or(raw.public.as_ref()).map(|found| found.place.clone());
     let public = raw.public.map_or_else(|| PathBuf::from(PUBLIC_SOCKET), |found| found.value);
@@ -98,7 +117,22 @@ fn sockets(raw: RawSockets, problems: &mut Problems) -> SocketSettings {
     SocketSettings { public, admin }
 }
 
-fn jwt(raw: RawJwt, trust_domain: Option<&TrustDomain>, problems: &mut Problems) -> JwtSettings {
+/// The issuer of `[oidc]` is the `iss` of every token: written there or, as long as nobody is to discover it,
+/// under `[jwt]`.
+fn jwt(
+    mut raw: RawJwt,
+    oidc: Option<Found<String>>,
+    trust_domain: Option<&TrustDomain>,
+    problems: &mut Problems,
+) -> JwtSettings {
+    if let Some(oidc) = oidc {
+        if !is_issuer_url(&oidc.value) {
+            problems.push(oidc.place.problem(NO_DISCOVERY));
+        } else if raw.issuer.as_ref().is_some_and(|jwt| jwt.value != oidc.value) {
+            problems.push(oidc.place.problem("`jwt.issuer` says something else: say it once, here"));
+        }
+        raw.issuer = Some(oidc).filter(|oidc| is_issuer_url(&oidc.value));
+    }
     let own = trust_domain.map(|domain| domain.id().to_string());
     let issuer = raw.issuer.and_then(|found| {
         let usable = own.as_ref() == Some(&found.value) || is_issuer_url(&found.value);
@@ -236,7 +270,7 @@ fn count(
 
 /// An issuer as OpenID Connect Discovery 1.0 §3 wants it, held to characters that no reader takes apart
 /// differently: `https`, a host, no user, query or fragment.
-fn is_issuer_url(text: &str) -> bool {
+pub(super) fn is_issuer_url(text: &str) -> bool {
     let Some(rest) = text.strip_prefix("https://") else { return false };
     let host = rest.split('/').next().unwrap_or_default();
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~/:[]%".contains(&byte);
@@ -253,6 +287,8 @@ const DATA_DIR: &str = "/var/lib/mayfly";
 const ENTRIES_DIR: &str = "/etc/mayfly/entries.d";
 const PUBLIC_SOCKET: &str = "/run/mayfly/public/api.sock";
 const ADMIN_SOCKET: &str = "/run/mayfly/admin/admin.sock";
+const NO_DISCOVERY: &str =
+    "is no issuer that can be discovered: write an `https://` URL without query and fragment";
 /// `sun_path` has 108 bytes, the last of them zero (unix(7)).
 const MAX_SOCKET_PATH_BYTES: usize = 107;
 

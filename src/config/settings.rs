@@ -3,6 +3,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::federation::FederationSettings;
+use super::sds::SdsSettings;
+use super::web::{BundleEndpointSettings, BundleSettings, HttpSettings};
 use super::wit::WitSettings;
 use crate::id::TrustDomain;
 use crate::telemetry::LogConfig;
@@ -38,6 +41,18 @@ pub struct Config {
     pub log: LogConfig,
     /// `[shutdown]`
     pub shutdown: ShutdownSettings,
+    /// `[sds]`
+    pub sds: SdsSettings,
+    /// `[[federation]]`, one for each trust domain.
+    pub federation: Vec<FederationSettings>,
+    /// `[http]`
+    pub http: HttpSettings,
+    /// `[bundle_endpoint]`
+    pub bundle_endpoint: Option<BundleEndpointSettings>,
+    /// `[bundle]`
+    pub bundle: BundleSettings,
+    /// `[status_list] uri`: below it verifiers find the lists that tokens name; `None` = tokens name none.
+    pub status_list_uri: Option<String>,
 }
 
 /// Where keys, the ledger and published CRLs live.

@@ -34,7 +34,10 @@ impl fmt::Display for Config {
         self.limits(f)?;
         let (format, level) = self.log.words();
         writeln!(f, "\n[log]\nformat = \"{format}\"\nlevel = \"{level}\"")?;
-        writeln!(f, "\n[shutdown]\ngrace = \"{}\"", Time(self.shutdown.grace))
+        writeln!(f, "\n[shutdown]\ngrace = \"{}\"", Time(self.shutdown.grace))?;
+        write!(f, "{}", self.sds)?;
+        self.web(f)?;
+        self.federation.iter().try_for_each(|relationship| write!(f, "{relationship}"))
     }
 }
 
@@ -70,7 +73,7 @@ impl Config {
 }
 
 /// A path as a TOML basic string.
-struct Quoted<'a>(&'a Path);
+pub(super) struct Quoted<'a>(pub(super) &'a Path);
 
 impl fmt::Display for Quoted<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

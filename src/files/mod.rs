@@ -13,4 +13,4 @@ mod write;
 pub use self::trust::{
     Fault, FileError, TrustRules, ensure_dir, ensure_private_dir, list_trusted_dir, read_trusted,
 };
-pub use self::write::write_atomic;
+pub use self::write::{sweep, write_atomic};

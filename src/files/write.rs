@@ -32,6 +32,33 @@ pub fn write_atomic(path: &Path, mode: u32, bytes: &[u8]) -> io::Result<()> {
     Ok(fsync(&dir)?)
 }
 
+/// Removes what [`write_atomic`] left in `dir` when a process died in the middle: files named as its temporary ones
+/// are. Only for a directory that one process writes to. Answers how many went; a directory that is not there has
+/// none.
+pub fn sweep(dir: &Path) -> io::Result<usize> {
+    let entries = match std::fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        entries => entries?,
+    };
+    let mut swept = 0;
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_type()?.is_file() && is_temporary(&entry.file_name()) {
+            std::fs::remove_file(entry.path())?;
+            swept += 1;
+        }
+    }
+    Ok(swept)
+}
+
+/// `.NAME.PID.COUNT.tmp`
+fn is_temporary(name: &OsStr) -> bool {
+    let parts = name.to_str().and_then(|name| name.strip_prefix('.')?.strip_suffix(".tmp"));
+    let mut parts = parts.unwrap_or_default().rsplit('.');
+    let mut number = || parts.next().is_some_and(|part| part.parse::<u64>().is_ok());
+    number() && number() && parts.next().is_some_and(|name| !name.is_empty())
+}
+
 fn fill(mut file: File, mode: u32, bytes: &[u8]) -> io::Result<()> {
     file.write_all(bytes)?;
     fchmod(&file, Mode::from_raw_mode(mode))?;
@@ -104,6 +131,24 @@ mod tests {
         assert!(fs::symlink_metadata(&link).unwrap().is_file());
         let mode = |path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
         assert_eq!((mode(&key), mode(&link)), (0o600, 0o666));
+    }
+
+    #[test]
+    fn what_a_crash_left_is_swept_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let left = create_temporary(
+            &openat(CWD, dir.path(), OFlags::DIRECTORY, Mode::empty()).unwrap(),
+            "x509.key".as_ref(),
+        );
+        drop(left.unwrap());
+        let kept = [".x.tmp", ".x.1.tmp", "x.1.2.tmp", ".x.1.2", ".x.a.2.tmp", "x509.key", "..1.2.tmp"];
+        for name in kept {
+            fs::write(dir.path().join(name), "").unwrap();
+        }
+        fs::create_dir(dir.path().join(".d.1.2.tmp")).unwrap();
+        assert_eq!(sweep(dir.path()).unwrap(), 1);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), kept.len() + 1);
+        assert_eq!(sweep(&dir.path().join("absent")).unwrap(), 0);
     }
 
     #[test]

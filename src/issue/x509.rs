@@ -90,6 +90,7 @@ impl MintedX509 {
             issued_at: unix_seconds(self.issued_at),
             not_after: unix_seconds(self.svid.not_after),
             state: ledger::State::Live,
+            status: None,
         }
     }
 

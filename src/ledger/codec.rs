@@ -4,11 +4,13 @@
 //! version byte, fields in order (numbers big endian, texts with a 2-byte length), then the first 8 bytes
 //! of SHA-256 over table name, key and value. The check sum finds what the store's own page sums cannot:
 //! a row under another key, and any fault of the store itself.
+//!
+//! A bar is all key: the process, and the entry if it is not about everything; its value is a sealed date.
 
 use aws_lc_rs::digest::{Context, SHA256};
 use mayfly_attestors::{BootId, ProcessKey};
 
-use super::row::{Kind, Reason, Row, State};
+use super::row::{Bar, Kind, Reason, Row, State, StatusIndex};
 use super::{CrlMark, LedgerError};
 use crate::id::{EntryId, LeaseId};
 
@@ -43,10 +45,7 @@ pub(super) fn encode(row: &Row) -> Result<Vec<u8>, LedgerError> {
     out.text(&row.issuer)?;
     out.text(&row.spiffe_id)?;
     out.text(row.entry.as_str())?;
-    out.bytes(row.process.boot_id.as_bytes());
-    out.bytes(&row.process.pid.to_be_bytes());
-    out.number(row.process.start_time);
-    out.option(row.process.pidfs_inode);
+    out.process(&row.process);
     out.bytes(&row.uid.to_be_bytes());
     out.count(row.audience.len())?;
     for audience in &row.audience {
@@ -60,12 +59,16 @@ pub(super) fn encode(row: &Row) -> Result<Vec<u8>, LedgerError> {
     if let State::Revoked { reason, .. } = row.state {
         out.byte(reason_code(reason));
     }
+    out.option(row.status.map(|status| status.list));
+    if let Some(status) = row.status {
+        out.bytes(&status.index.to_be_bytes());
+    }
     Ok(out.sealed(LEASES, &key(row.not_after, row.id)))
 }
 
 /// The row under `key`.
 pub(super) fn decode(key: &Key, value: &[u8]) -> Result<Row, DecodeError> {
-    let mut input = Reader::unseal(LEASES, key, value)?;
+    let (mut input, version) = Reader::unseal(LEASES, key, value)?;
     let kind = match input.byte()? {
         0 => Kind::X509,
         1 => Kind::Jwt,
@@ -73,12 +76,7 @@ pub(super) fn decode(key: &Key, value: &[u8]) -> Result<Row, DecodeError> {
         _ => return Err(DecodeError::Field),
     };
     let (issuer, spiffe_id, entry) = (input.text()?, input.text()?, EntryId::new(input.text()?));
-    let process = ProcessKey {
-        boot_id: BootId::from_bytes(input.array()?),
-        pid: u32::from_be_bytes(input.array()?),
-        start_time: input.number()?,
-        pidfs_inode: input.option()?,
-    };
+    let process = input.process()?;
     let uid = u32::from_be_bytes(input.array()?);
     let audience = (0..input.count()?).map(|_| input.text()).collect::<Result<_, _>>()?;
     let issued_at = input.number()?;
@@ -89,11 +87,29 @@ pub(super) fn decode(key: &Key, value: &[u8]) -> Result<Row, DecodeError> {
             State::Revoked { at_millis, reason: *Reason::ALL.get(code).ok_or(DecodeError::Field)? }
         }
     };
+    let list = if version >= WITH_STATUS { input.option()? } else { None };
+    let status = match list {
+        None => None,
+        Some(list) => Some(StatusIndex { list, index: u32::from_be_bytes(input.array()?) }),
+    };
     input.end()?;
     let mut name = Reader(key);
     let not_after = name.number()?;
     let id = LeaseId::from_bytes(name.array()?);
-    Ok(Row { id, kind, issuer, spiffe_id, entry, process, uid, audience, issued_at, not_after, state })
+    Ok(Row {
+        id,
+        kind,
+        issuer,
+        spiffe_id,
+        entry,
+        process,
+        uid,
+        audience,
+        issued_at,
+        not_after,
+        state,
+        status,
+    })
 }
 
 /// The value of an issuer's CRL mark.
@@ -107,15 +123,54 @@ pub(super) fn encode_mark(issuer: &str, mark: CrlMark) -> Vec<u8> {
 
 /// The CRL mark stored for `issuer`.
 pub(super) fn decode_mark(issuer: &str, value: &[u8]) -> Result<CrlMark, DecodeError> {
-    let mut input = Reader::unseal(MARKS, issuer.as_bytes(), value)?;
+    let (mut input, _) = Reader::unseal(MARKS, issuer.as_bytes(), value)?;
     let mark = CrlMark { number: input.number()?, this_update: input.number()? };
     input.end()?;
     Ok(mark)
 }
 
+/// What the key of every bar of `process` begins with.
+pub(super) fn bars_of(process: &ProcessKey) -> Vec<u8> {
+    let mut out = Writer(Vec::with_capacity(64));
+    out.process(process);
+    out.0
+}
+
+/// Key and value of a bar that was set at `at_millis`.
+pub(super) fn encode_bar(bar: &Bar, at_millis: u64) -> Result<(Vec<u8>, Vec<u8>), LedgerError> {
+    let mut key = Writer(bars_of(&bar.process));
+    if let Some(entry) = &bar.entry {
+        key.text(entry.as_str())?;
+    }
+    let mut out = Writer(Vec::with_capacity(32));
+    out.byte(VERSION);
+    out.number(at_millis);
+    let value = out.sealed(BARS, &key.0);
+    Ok((key.0, value))
+}
+
+/// The bar under `key`.
+pub(super) fn decode_bar(key: &[u8], value: &[u8]) -> Result<Bar, DecodeError> {
+    let (mut input, _) = Reader::unseal(BARS, key, value)?;
+    let _at_millis = input.number()?;
+    input.end()?;
+    let mut name = Reader(key);
+    let process = name.process()?;
+    let entry = if name.0.is_empty() { None } else { Some(EntryId::new(name.text()?)) };
+    name.end()?;
+    Ok(Bar { process, entry })
+}
+
 struct Writer(Vec<u8>);
 
 impl Writer {
+    fn process(&mut self, process: &ProcessKey) {
+        self.bytes(process.boot_id.as_bytes());
+        self.bytes(&process.pid.to_be_bytes());
+        self.number(process.start_time);
+        self.option(process.pidfs_inode);
+    }
+
     fn byte(&mut self, byte: u8) {
         self.0.push(byte);
     }
@@ -157,16 +212,25 @@ impl Writer {
 struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
-    fn unseal(table: &str, key: &[u8], value: &'a [u8]) -> Result<Self, DecodeError> {
+    fn unseal(table: &str, key: &[u8], value: &'a [u8]) -> Result<(Self, u8), DecodeError> {
         let (body, have) = value.split_last_chunk::<SUM>().ok_or(DecodeError::Sum)?;
         if sum(table, key, body) != *have {
             return Err(DecodeError::Sum);
         }
         let mut input = Self(body);
         match input.byte()? {
-            VERSION => Ok(input),
+            version @ 1..=VERSION => Ok((input, version)),
             other => Err(DecodeError::Version(other)),
         }
+    }
+
+    fn process(&mut self) -> Result<ProcessKey, DecodeError> {
+        Ok(ProcessKey {
+            boot_id: BootId::from_bytes(self.array()?),
+            pid: u32::from_be_bytes(self.array()?),
+            start_time: self.number()?,
+            pidfs_inode: self.option()?,
+        })
     }
 
     fn take(&mut self, n: usize) -> Result<&'a [u8], DecodeError> {
@@ -239,7 +303,11 @@ fn reason_code(reason: Reason) -> u8 {
 pub(super) const LEASES: &str = "leases";
 /// Name of the table of CRL marks.
 pub(super) const MARKS: &str = "crl_marks";
-const VERSION: u8 = 1;
+/// Name of the table of bars.
+pub(super) const BARS: &str = "bars";
+/// Rows of version 1 have no place in a status list.
+const VERSION: u8 = 2;
+const WITH_STATUS: u8 = 2;
 const SUM: usize = 8;
 
 #[cfg(test)]
@@ -266,12 +334,36 @@ mod tests {
         }
 
         #[test]
+        fn a_bar_comes_back_as_it_was_and_any_flipped_bit_is_found(
+            row in any_row(), everything in any::<bool>(), at in any::<prop::sample::Index>(), bit in 0..8,
+        ) {
+            let bar = Bar { process: row.process, entry: (!everything).then_some(row.entry) };
+            let (mut key, mut value) = encode_bar(&bar, 5).unwrap();
+            prop_assert!(key.starts_with(&bars_of(&bar.process)));
+            prop_assert_eq!(decode_bar(&key, &value), Ok(bar));
+            let at = at.index(key.len() + value.len());
+            let byte = if at < key.len() { &mut key[at] } else { &mut value[at - key.len()] };
+            *byte ^= 1u8 << bit;
+            prop_assert!(decode_bar(&key, &value).is_err());
+        }
+
+        #[test]
         fn foreign_bytes_never_panic(key in any::<Key>(), value in prop::collection::vec(any::<u8>(), 0..300)) {
             prop_assert!(decode(&key, &value).is_err());
             // Past the check sum too.
             let sealed = Writer(value).sealed(LEASES, &key);
             drop(decode(&key, &sealed));
         }
+    }
+
+    #[test]
+    fn rows_of_the_first_version_are_read() {
+        let row = Row { status: None, ..crate::ledger::testing::row(1, 2) };
+        let key = key(row.not_after, row.id);
+        let value = encode(&row).unwrap();
+        let mut first = value[..value.len() - SUM - 1].to_vec();
+        first[0] = 1;
+        assert_eq!(decode(&key, &Writer(first).sealed(LEASES, &key)), Ok(row));
     }
 
     #[test]
@@ -295,7 +387,8 @@ mod tests {
                 "restart",
                 "issue_aborted",
                 "credentials_changed",
-                "superseded"
+                "superseded",
+                "returned"
             ]
         );
     }

@@ -26,7 +26,7 @@ pub(crate) mod testing;
 pub use self::check::check_main;
 pub use self::error::{LedgerError, OpenError};
 pub use self::reset::reset;
-pub use self::row::{Kind, Reason, Row, State};
+pub use self::row::{Bar, Kind, Reason, Row, State, StatusIndex};
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -34,6 +34,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
 
+use mayfly_attestors::ProcessKey;
 use tokio::sync::{oneshot, watch};
 
 use self::disk::{Disk, Memory};
@@ -111,6 +112,7 @@ pub struct Ledger {
     thread: Arc<Thread>,
     health: watch::Receiver<LedgerHealth>,
     marks: Marks,
+    found_bars: Arc<[Bar]>,
 }
 
 impl Ledger {
@@ -176,6 +178,23 @@ impl Ledger {
         self.marks.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Records what an operator took from processes at `at_millis` (Unix milliseconds). What cannot be written now
+    /// is kept, and goes out with the next transaction that succeeds, as revocations do.
+    pub async fn bar(&self, bars: &[Bar], at_millis: u64) -> Result<(), LedgerError> {
+        let bars = bars.iter().map(|bar| codec::encode_bar(bar, at_millis)).collect::<Result<_, _>>()?;
+        self.change(Change::Bar(bars)).await.map(|_| ())
+    }
+
+    /// Forgets every bar of processes that have ended.
+    pub async fn unbar(&self, ended: Vec<ProcessKey>) -> Result<(), LedgerError> {
+        self.change(Change::Unbar(ended)).await.map(|_| ())
+    }
+
+    /// The bars that were in the ledger when it was opened.
+    pub fn found_bars(&self) -> &[Bar] {
+        &self.found_bars
+    }
+
     /// Every row, read back from the store after everything queued before.
     pub async fn rows(&self) -> Result<Vec<Row>, LedgerError> {
         let (to, answer) = oneshot::channel();
@@ -208,11 +227,13 @@ impl Ledger {
             marks: marks.clone(),
             pauses,
             owed: HashMap::new(),
+            owed_bars: HashMap::new(),
             failures: 0,
         };
         let thread = Thread::spawn(jobs, writer)
             .map_err(|source| OpenError::Unwritable { path: PathBuf::from("ledger thread"), source })?;
-        Ok((Self { thread: Arc::new(thread), health, marks }, contents.rows))
+        let found_bars = contents.bars.into();
+        Ok((Self { thread: Arc::new(thread), health, marks, found_bars }, contents.rows))
     }
 
     async fn change(&self, change: Change) -> Result<usize, LedgerError> {
@@ -305,6 +326,7 @@ mod tests {
 
     use super::testing::{Dice, data_dir, effort, id, row};
     use super::*;
+    use crate::id::EntryId;
 
     fn open(dir: &Path) -> Result<(Ledger, Vec<Row>), OpenError> {
         Ledger::open(&LedgerPlace::Disk(dir.to_owned()), IntegrityCheck::InProcess)
@@ -389,6 +411,25 @@ mod tests {
         let commits = (0..2_000).map(|n| ledger.commit(vec![row(n, 100)]));
         assert!(join_all(commits).await.into_iter().all(|answer| answer.is_ok()));
         assert_eq!(ledger.rows().await.unwrap().len(), 2_000);
+    }
+
+    #[tokio::test]
+    async fn a_bar_stands_until_its_process_has_ended() {
+        let dir = data_dir();
+        let (ledger, _) = open(dir.path()).unwrap();
+        let process = row(1, 100).process;
+        let other = ProcessKey { pid: process.pid + 1, ..process };
+        let entry = |process| Bar { process, entry: Some(EntryId::new("web")) };
+        let bars = [Bar { process, entry: None }, entry(process), entry(other)];
+        ledger.bar(&bars, 7).await.unwrap();
+        ledger.bar(&bars, 8).await.unwrap();
+        drop(ledger);
+        let (ledger, _) = open(dir.path()).unwrap();
+        assert_eq!(ledger.found_bars(), bars);
+        ledger.unbar(vec![process]).await.unwrap();
+        drop(ledger);
+        let (ledger, _) = open(dir.path()).unwrap();
+        assert_eq!(ledger.found_bars(), &bars[2..]);
     }
 
     #[test]

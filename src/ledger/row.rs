@@ -31,6 +31,27 @@ pub struct Row {
     pub not_after: u64,
     /// Whether it still stands.
     pub state: State,
+    /// Where a token's status is published; only for tokens, and only where lists are published.
+    pub status: Option<StatusIndex>,
+}
+
+/// A token's place in a published status list.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct StatusIndex {
+    /// Which list: the hour of the token's end, counted from the Unix epoch.
+    pub list: u64,
+    /// Which bit.
+    pub index: u32,
+}
+
+/// What an operator took from one process until it restarts. It stands whether or not the process holds a
+/// lease, so it is no property of a row.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Bar {
+    /// From which process.
+    pub process: ProcessKey,
+    /// One entry; `None`: everything.
+    pub entry: Option<EntryId>,
 }
 
 /// What kind of credential a lease is.
@@ -79,6 +100,8 @@ pub enum Reason {
     CredentialsChanged,
     /// A newer credential took its place.
     Superseded,
+    /// Its holder gave it back.
+    Returned,
 }
 
 impl Kind {
@@ -94,7 +117,7 @@ impl Kind {
 
 impl Reason {
     /// Every reason, in the order of its code in the ledger.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Exited,
         Self::WatchLost,
         Self::ExecMismatch,
@@ -104,6 +127,7 @@ impl Reason {
         Self::IssueAborted,
         Self::CredentialsChanged,
         Self::Superseded,
+        Self::Returned,
     ];
 
     /// The stable name.
@@ -118,6 +142,7 @@ impl Reason {
             Self::IssueAborted => "issue_aborted",
             Self::CredentialsChanged => "credentials_changed",
             Self::Superseded => "superseded",
+            Self::Returned => "returned",
         }
     }
 }

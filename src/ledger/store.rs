@@ -3,11 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 
-use mayfly_attestors::failpoint;
-use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, TableDefinition};
+use mayfly_attestors::{ProcessKey, failpoint};
+use redb::{
+    Database, DatabaseError, ReadTransaction, ReadableDatabase, ReadableTable, StorageError, TableDefinition,
+    TableError, WriteTransaction,
+};
 
 use super::codec::{self, Key};
-use super::row::{Reason, Row, State};
+use super::row::{Bar, Reason, Row, State};
 use super::{CrlMark, LedgerError, OpenError};
 use crate::id::LeaseId;
 
@@ -26,6 +29,7 @@ pub(super) trait Medium: Send {
 pub(super) struct Contents {
     pub(super) rows: Vec<Row>,
     pub(super) marks: BTreeMap<String, CrlMark>,
+    pub(super) bars: Vec<Bar>,
     /// Number of the last finished transaction.
     pub(super) transaction: u64,
 }
@@ -60,6 +64,10 @@ pub(super) enum Change {
         issuer: String,
         mark: CrlMark,
     },
+    /// Keys and values.
+    Bar(Vec<(Vec<u8>, Vec<u8>)>),
+    /// Every bar of these processes goes.
+    Unbar(Vec<ProcessKey>),
     /// Nothing, to see whether the store takes writes again.
     Probe,
 }
@@ -148,6 +156,7 @@ pub(super) fn format(database: &Database) -> Result<(), redb::Error> {
     let transaction = database.begin_write()?;
     transaction.open_table(LEASES)?;
     transaction.open_table(MARKS)?;
+    transaction.open_table(BARS)?;
     transaction.open_table(META)?.insert(SCHEMA_KEY, SCHEMA)?;
     transaction.commit()?;
     Ok(())
@@ -158,7 +167,7 @@ pub(super) fn load(database: &Database) -> Result<Contents, Fault> {
     let transaction = database.begin_read().map_err(redb::Error::from)?;
     let meta = transaction.open_table(META).map_err(redb::Error::from)?;
     match meta.get(SCHEMA_KEY)?.map(|schema| schema.value()) {
-        Some(SCHEMA) => {}
+        Some(OLDEST_SCHEMA..=SCHEMA) => {}
         Some(other) => return Err(Fault::Schema(other)),
         None => return Err(Fault::Damaged("no schema".to_owned())),
     }
@@ -175,7 +184,23 @@ pub(super) fn load(database: &Database) -> Result<Contents, Fault> {
         let mark = mark.map_err(|error| Fault::Damaged(format!("a CRL number: {error}")))?;
         contents.marks.insert(issuer.value().to_owned(), mark);
     }
+    contents.bars = load_bars(&transaction)?;
     Ok(contents)
+}
+
+fn load_bars(transaction: &ReadTransaction) -> Result<Vec<Bar>, Fault> {
+    let table = match transaction.open_table(BARS) {
+        // A ledger of schema 1 that never had one.
+        Err(TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
+        table => table.map_err(redb::Error::from)?,
+    };
+    let mut bars = Vec::new();
+    for item in table.iter()? {
+        let (key, value) = item?;
+        let bar = codec::decode_bar(key.value(), value.value());
+        bars.push(bar.map_err(|error| Fault::Damaged(format!("a bar: {error}")))?);
+    }
+    Ok(bars)
 }
 
 type Leases<'t> = redb::Table<'t, &'static Key, &'static [u8]>;
@@ -204,6 +229,8 @@ fn transact(
                     transaction.open_table(MARKS)?.insert(issuer.as_str(), value.as_slice())?;
                     Applied::Done
                 }
+                Change::Bar(bars) => bar(&transaction, bars)?,
+                Change::Unbar(processes) => unbar(&transaction, processes)?,
                 Change::Probe => Applied::Done,
             });
         }
@@ -271,6 +298,35 @@ fn expire(
     Ok(Applied::Expired(count))
 }
 
+fn bar(transaction: &WriteTransaction, bars: &[(Vec<u8>, Vec<u8>)]) -> Result<Applied, redb::Error> {
+    let mut table = transaction.open_table(BARS)?;
+    for (key, value) in bars {
+        table.insert(key.as_slice(), value.as_slice())?;
+    }
+    // A program that knows no bars must not read this ledger as if there were none.
+    transaction.open_table(META)?.insert(SCHEMA_KEY, SCHEMA)?;
+    Ok(Applied::Done)
+}
+
+fn unbar(transaction: &WriteTransaction, processes: &[ProcessKey]) -> Result<Applied, redb::Error> {
+    let mut table = transaction.open_table(BARS)?;
+    for process in processes {
+        let prefix = codec::bars_of(process);
+        let mut keys = Vec::new();
+        for item in table.range(prefix.as_slice()..)? {
+            let (key, _) = item?;
+            if !key.value().starts_with(&prefix) {
+                break;
+            }
+            keys.push(key.value().to_vec());
+        }
+        for key in keys {
+            table.remove(key.as_slice())?;
+        }
+    }
+    Ok(Applied::Done)
+}
+
 impl From<redb::Error> for Fault {
     fn from(error: redb::Error) -> Self {
         match error {
@@ -307,8 +363,11 @@ impl std::fmt::Display for Fault {
 
 const LEASES: TableDefinition<'static, &'static Key, &'static [u8]> = TableDefinition::new(codec::LEASES);
 const MARKS: TableDefinition<'static, &'static str, &'static [u8]> = TableDefinition::new(codec::MARKS);
+const BARS: TableDefinition<'static, &'static [u8], &'static [u8]> = TableDefinition::new(codec::BARS);
 const META: TableDefinition<'static, &'static str, u64> = TableDefinition::new("meta");
 const SCHEMA_KEY: &str = "schema";
 const TRANSACTION_KEY: &str = "transaction";
-/// The schema this program reads and writes.
-pub(super) const SCHEMA: u64 = 1;
+/// The schema this program writes: 2 has bars.
+pub(super) const SCHEMA: u64 = 2;
+/// The oldest it reads.
+const OLDEST_SCHEMA: u64 = 1;

@@ -34,6 +34,7 @@ pub(crate) fn row(n: u64, not_after: u64) -> Row {
         issued_at: not_after.saturating_sub(900),
         not_after,
         state: State::Live,
+        status: None,
     }
 }
 
@@ -53,6 +54,7 @@ prop_compose! {
         audience in prop::collection::vec(".{0,20}", 0..4),
         (issued_at, not_after) in (any::<u64>(), any::<u64>()),
         revoked in any::<Option<(u64, prop::sample::Index)>>(),
+        status in any::<Option<(u64, u32)>>(),
     ) -> Row {
         Row {
             id: LeaseId::from_bytes(id),
@@ -64,6 +66,7 @@ prop_compose! {
             state: revoked.map_or(State::Live, |(at_millis, reason)| {
                 State::Revoked { at_millis, reason: *reason.get(&Reason::ALL) }
             }),
+            status: status.map(|(list, index)| crate::ledger::StatusIndex { list, index }),
         }
     }
 }

@@ -41,6 +41,8 @@ pub(super) struct Writer {
     pub(super) pauses: Pauses,
     /// Revocations that were asked for, or are owed, and are not on the disk yet.
     pub(super) owed: HashMap<LeaseId, Revoked>,
+    /// Bars that were asked for and are not on the disk yet: key and value.
+    pub(super) owed_bars: HashMap<Vec<u8>, Vec<u8>>,
     pub(super) failures: u32,
 }
 
@@ -71,7 +73,7 @@ impl Writer {
                 Taken::Closed => break,
             }
         }
-        if !self.owed.is_empty() {
+        if !self.owed.is_empty() || !self.owed_bars.is_empty() {
             self.work(Vec::new());
         }
     }
@@ -99,6 +101,10 @@ impl Writer {
             changes.push(Change::Revoke(self.owed.iter().map(|(id, why)| (*id, *why)).collect()));
             answers.push(Answer::None);
         }
+        if !self.owed_bars.is_empty() {
+            changes.push(Change::Bar(self.owed_bars.clone().into_iter().collect()));
+            answers.push(Answer::None);
+        }
         if self.failures > 0 {
             changes.push(Change::Probe);
             answers.push(Answer::None);
@@ -116,6 +122,7 @@ impl Writer {
 
     fn succeeded(&mut self, answers: Vec<Answer>, applied: Vec<Applied>) {
         self.owed.clear();
+        self.owed_bars.clear();
         self.failures = 0;
         self.set_health(LedgerHealth::Good);
         for (answer, applied) in answers.into_iter().zip(applied) {
@@ -149,10 +156,14 @@ impl Writer {
             tracing::debug!(%why, failures = self.failures, "ledger still cannot be written");
         }
         for change in changes {
-            if let Change::Revoke(revoked) = change {
-                for (id, why) in revoked {
-                    self.owed.entry(*id).or_insert(*why);
+            match change {
+                Change::Revoke(revoked) => {
+                    for (id, why) in revoked {
+                        self.owed.entry(*id).or_insert(*why);
+                    }
                 }
+                Change::Bar(bars) => self.owed_bars.extend(bars.iter().cloned()),
+                _ => {}
             }
         }
         let error = LedgerError::Unavailable(why.clone());

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::digest::{SHA256, digest};
+use mayfly_attestors::Depth;
 
 use super::load::{EntryRules, parse_files};
-use super::selector::SelectorPattern;
+use super::selector::{ANCESTOR, SelectorPattern};
 use super::template::IdTemplate;
 use crate::clock::unix_seconds;
 use crate::diag::{Place, Problems};
@@ -137,6 +138,7 @@ pub struct SetVersion([u8; 32]);
 pub struct EntrySet {
     entries: Vec<Arc<Entry>>,
     version: SetVersion,
+    depth: Depth,
 }
 
 impl EntrySet {
@@ -156,7 +158,9 @@ impl EntrySet {
         let mut content = Content::default();
         content.count(entries.len());
         entries.iter().for_each(|entry| entry.write(&mut content));
-        Self { version: SetVersion(content.digest()), entries: entries.into_iter().map(Arc::new).collect() }
+        let depth = depth_of(&entries);
+        let entries = entries.into_iter().map(Arc::new).collect();
+        Self { version: SetVersion(content.digest()), entries, depth }
     }
 
     /// One entry for every process of a user, for `--dev`: `spiffe://TRUST-DOMAIN/user/NAME`.
@@ -167,6 +171,11 @@ impl EntrySet {
             trust_domain.id()
         );
         parse_files([("--dev", text.as_bytes())], &EntryRules::default())
+    }
+
+    /// How much must be learned of a process to match it: nothing is looked up that no entry asks for.
+    pub fn depth(&self) -> Depth {
+        self.depth
     }
 
     /// Each entry, in order.
@@ -236,6 +245,14 @@ pub struct Identity {
     pub hint: String,
     /// Why, for people: each selector that was asked for and found.
     pub because: Vec<String>,
+}
+
+fn depth_of(entries: &[Entry]) -> Depth {
+    let asks = |entry: &Entry| {
+        entry.selectors.iter().any(SelectorPattern::is_about_ancestors)
+            || entry.spiffe_id.placeholders().any(|placeholder| placeholder == ANCESTOR)
+    };
+    if entries.iter().any(asks) { Depth::Full } else { Depth::WithoutAncestors }
 }
 
 #[cfg(test)]

@@ -146,6 +146,7 @@ fn reason(wanted: &SelectorPattern, facts: Facts<'_>) -> String {
 mod tests {
     use std::time::{Duration, UNIX_EPOCH};
 
+    use mayfly_attestors::Depth;
     use proptest::prelude::*;
 
     use super::*;
@@ -293,6 +294,17 @@ mod tests {
     }
 
     #[test]
+    fn an_entry_that_asks_for_an_ancestor_makes_attestations_look_at_them() {
+        let plain = entry("a", "\"unix:uid:1\"", "");
+        assert_eq!(set(&plain).depth(), Depth::WithoutAncestors);
+        let hash = "1".repeat(64);
+        let selector = entry("b", &format!("\"unix:uid:1\", \"process:ancestor_sha256:{hash}\""), "");
+        assert_eq!(set(&(plain.clone() + &selector)).depth(), Depth::Full);
+        let template = "[[entries]]\nspiffe_id = \"spiffe://td/{process.ancestor_sha256}\"\nselectors = [\"unix:uid:1\"]\nadvisory = \"accepted\"\n";
+        assert_eq!(set(&(plain + template)).depth(), Depth::Full);
+    }
+
+    #[test]
     fn the_nearest_misses_come_first() {
         let mut text = (0..9)
             .map(|n| entry(&format!("far{n}"), "\"unix:uid:8\", \"unix:gid:9\"", ""))
@@ -371,6 +383,22 @@ mod tests {
             let more = less.union(&more).copied().collect();
             let has = |known| shown(&set, known, false).into_iter().map(|(name, ..)| name).collect::<BTreeSet<_>>();
             prop_assert!(has(&less).is_subset(&has(&more)));
+        }
+
+        /// Why an attestation may leave out what `EntrySet::depth` says nobody asks for.
+        #[test]
+        fn what_no_entry_asks_for_changes_no_match(entries in entries(), given in given(), hash in 0..3_u8, traced in any::<bool>()) {
+            let set = set(&entries.concat());
+            prop_assert_eq!(set.depth(), Depth::WithoutAncestors);
+            let known: BTreeSet<Selector> =
+                given.iter().map(|at| Selector::new(GIVEN[*at].0, GIVEN[*at].1, GIVEN[*at].2)).collect();
+            let mut more = known.clone();
+            more.extend((0..hash).map(|n| Selector::new("process", "ancestor_sha256", n.to_string().repeat(64))));
+            let names = |known: &BTreeSet<Selector>| {
+                let identities = match_entries(&set, Facts { traced, ..facts(known) }, NOW);
+                identities.iter().map(|i| (i.entry.id.to_string(), i.spiffe_id.to_string(), i.hint.clone())).collect::<Vec<_>>()
+            };
+            prop_assert_eq!(names(&known), names(&more));
         }
 
         #[test]

@@ -4,6 +4,9 @@ use std::fmt;
 
 use mayfly_attestors::{Selector, Strength, strength_of};
 
+/// Type and key of what is known of ancestors.
+pub(super) const ANCESTOR: (&str, &str) = ("process", "ancestor_sha256");
+
 /// Longest selector in bytes.
 pub const MAX_SELECTOR_BYTES: usize = 4096;
 
@@ -96,6 +99,11 @@ impl SelectorPattern {
         matches!(self, Self::Exact(selector)
             if selector.kind() == "unix"
                 && matches!(selector.key(), "path" | "ns_path" | "sha256" | "anonymous_sha256"))
+    }
+
+    /// Whether only the program of an ancestor can fit.
+    pub fn is_about_ancestors(&self) -> bool {
+        matches!(self, Self::Exact(selector) if (selector.kind(), selector.key()) == ANCESTOR)
     }
 
     /// The same hash of a program that has no name in any directory, for `unix:sha256`.

@@ -86,9 +86,8 @@ pub(super) fn is_entry_file(name: &[u8]) -> bool {
     name.ends_with(b".toml") && !name.starts_with(b".")
 }
 
-/// Checks files (of directories: their `*.toml`) as one set, for `mayfly entry check`, and counts their
-/// entries. Whose files they are is not looked at: they are drafts on somebody's desk.
-pub fn check_files(paths: &[PathBuf], rules: &EntryRules) -> Result<usize, Problems> {
+/// Checks files (of directories: their `*.toml`) as one set, for `mayfly entry check`. Whose files they are is not looked at: they are drafts on somebody's desk.
+pub fn check_files(paths: &[PathBuf], rules: &EntryRules) -> Result<EntrySet, Problems> {
     let (mut files, mut problems) = (Vec::new(), Problems::new());
     for path in paths {
         let shown = path.display().to_string();
@@ -109,7 +108,7 @@ pub fn check_files(paths: &[PathBuf], rules: &EntryRules) -> Result<usize, Probl
     }
     let files = files.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice()));
     match parse_files(files, rules) {
-        Ok(set) => problems.into_result(Some(set.len())),
+        Ok(set) => problems.into_result(Some(set)),
         Err(more) => {
             problems.append(more);
             problems.into_result(None)
@@ -244,8 +243,8 @@ mod tests {
         let (dir, _source) = dir_of(&[("a.toml", &entry(1)), ("b.toml", &entry(2)), ("c.txt", "garbage")]);
         let (whole, b) = (dir.path().to_path_buf(), dir.path().join("b.toml"));
         let rules = EntryRules::default();
-        assert_eq!(check_files(std::slice::from_ref(&whole), &rules), Ok(2));
-        assert_eq!(check_files(&[dir.path().join("a.toml"), b.clone()], &rules), Ok(2));
+        assert_eq!(check_files(std::slice::from_ref(&whole), &rules).unwrap().len(), 2);
+        assert_eq!(check_files(&[dir.path().join("a.toml"), b.clone()], &rules).unwrap().len(), 2);
         let message = check_files(&[whole, b], &rules).unwrap_err().to_string();
         assert!(message.contains("has the name"), "{message}");
         let message =

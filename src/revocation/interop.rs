@@ -115,6 +115,34 @@ fn crls_of_two_keys_of_one_trust_domain_do_not_disturb_each_other() {
     }
 }
 
+/// A node that is cut off falls silent, and its lists lapse: whoever enforces `nextUpdate` refuses from then on.
+#[test]
+fn a_lapsed_crl_is_refused_by_both() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = authorities("example.org", KeyType::EcP256);
+    let authority = set.active_x509();
+    let mut numbering = CrlNumbering::resume(None, now());
+    let CrlTurn::Now { number, this_update } = numbering.next(now(), Duration::ZERO) else {
+        panic!("no turn")
+    };
+    let minute = Duration::from_secs(60);
+    let short = sign_and_lint(authority, &[], (number, this_update), minute, now()).unwrap().der;
+    let good = leaf(authority, 1, &[]);
+    let by_webpki = |at| webpki_verdict(authority, &good, &[&short], KeyUsage::client_auth(), at);
+    assert_eq!(by_webpki(NOW + 59), Ok(()));
+    assert!(
+        matches!(by_webpki(NOW + 61), Err(webpki::Error::CrlExpired { .. })),
+        "{:?}",
+        by_webpki(NOW + 61)
+    );
+    let by_openssl = |at: u64| {
+        let at = at.to_string();
+        openssl(dir.path(), authority, &good, &[&short], &["-attime", at.as_str(), "-crl_check"])
+    };
+    assert_eq!(by_openssl(NOW + 59), [0; 0]);
+    assert_eq!(by_openssl(NOW + 61), [12], "CRL has expired");
+}
+
 /// `openssl verify` of one leaf; the error numbers it names, in order.
 fn openssl(dir: &Path, authority: &X509Authority, leaf: &[u8], crls: &[&Bytes], extra: &[&str]) -> Vec<u32> {
     let file = |name: &str, text: String| {

@@ -10,6 +10,7 @@
 mod crl;
 mod numbering;
 mod set;
+pub mod status_list;
 mod timings;
 mod witness;
 

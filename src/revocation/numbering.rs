@@ -35,6 +35,8 @@ pub enum CrlTurn {
 #[derive(Clone, Debug)]
 pub struct CrlNumbering {
     last: Option<(u64, u64)>,
+    /// How many were handed out since the last that is on record.
+    unrecorded: u64,
     /// Milliseconds. Never goes back, and is never behind the clock.
     estimate: u64,
     /// The clock when it was last read, milliseconds.
@@ -57,7 +59,7 @@ impl CrlNumbering {
             let oldest = (estimate / 1000).saturating_sub(BURST);
             (number, this_update.max(oldest).saturating_add(RESTART_MARGIN))
         });
-        Self { last, estimate, read, read_at: Duration::ZERO }
+        Self { last, unrecorded: 0, estimate, read, read_at: Duration::ZERO }
     }
 
     /// The turn of the next CRL. After [`CrlTurn::Now`] that number and date are used up, signed or not.
@@ -69,14 +71,27 @@ impl CrlNumbering {
             None => (self.estimate, oldest),
             Some((number, this_update)) => ((number + 1).max(self.estimate), (this_update + 1).max(oldest)),
         };
-        let due = this_update.saturating_mul(1000);
+        let mut due = this_update.saturating_mul(1000);
+        if self.unrecorded >= RESTART_MARGIN {
+            // What a restart skips is used up: no more of the burst, only what time itself brings.
+            let by_date =
+                this_update.saturating_sub(RESTART_MARGIN).saturating_add(BURST).saturating_mul(1000);
+            due = due.max(by_date).max(number.saturating_sub(RESTART_MARGIN));
+        }
         if due > self.estimate {
             // While the estimate runs at half speed the wait is twice as long.
             let speed = if self.estimate > self.read { 2 } else { 1 };
             return CrlTurn::NotBefore(Duration::from_millis((due - self.estimate).saturating_mul(speed)));
         }
         self.last = Some((number, this_update));
+        self.unrecorded = self.unrecorded.saturating_add(1);
         CrlTurn::Now { number, this_update }
+    }
+
+    /// The last one handed out is on record. While none is, [`RESTART_MARGIN`] may go out at once and then one a
+    /// second, so that a restart meets none of them again.
+    pub fn recorded(&mut self) {
+        self.unrecorded = 0;
     }
 
     /// How far dates run ahead of the clock, when that is more than [`CLOCK_CONCERN`]: the clock was set back,
@@ -120,7 +135,10 @@ mod tests {
 
     fn go(numbering: &mut CrlNumbering, millis: u64) -> (u64, u64) {
         match numbering.next(at(millis), Duration::ZERO) {
-            CrlTurn::Now { number, this_update } => (number, this_update),
+            CrlTurn::Now { number, this_update } => {
+                numbering.recorded();
+                (number, this_update)
+            }
             CrlTurn::NotBefore(wait) => panic!("has to wait {wait:?}"),
         }
     }
@@ -162,6 +180,33 @@ mod tests {
         let mut restarted = CrlNumbering::resume(Some(last), at(START));
         let next = go(&mut restarted, START);
         assert!(next.0 > unrecorded.0 && next.1 > unrecorded.1);
+    }
+
+    /// The ledger is down while processes die as fast as the publisher allows.
+    #[test]
+    fn what_was_never_recorded_is_never_met_again_after_a_restart() {
+        for recorded_burst in [0, 1, 300, 601] {
+            let mut numbering = CrlNumbering::resume(None, at(START));
+            let mut recorded = go(&mut numbering, START);
+            for _ in 1..recorded_burst {
+                recorded = go(&mut numbering, START);
+            }
+            let (mut now, mut last, mut count) = (START, recorded, 0);
+            while now < START + 30_000 {
+                match numbering.next(at(now), Duration::from_millis(now - START)) {
+                    CrlTurn::Now { number, this_update } => {
+                        (last, count) = ((number, this_update), count + 1)
+                    }
+                    CrlTurn::NotBefore(wait) => now += u64::try_from(wait.as_millis()).unwrap(),
+                }
+                let next = go(&mut CrlNumbering::resume(Some(recorded), at(now)), now + 10_000);
+                assert!(next.0 > last.0 && next.1 > last.1, "{next:?} after {last:?}, {count} not on record");
+            }
+            assert!(
+                (20..=40).contains(&count) || recorded_burst > 1,
+                "{count} in 30 s: one a second, after the first five"
+            );
+        }
     }
 
     #[test]
@@ -248,6 +293,7 @@ mod tests {
                                 prop_assert!(stepped || this_update * 1000 <= now, "a date in the future");
                                 prop_assert!(this_update * 1000 <= highest.max(now) + forward / 2 + 60_000);
                                 made.push((number, this_update));
+                                numbering.recorded();
                             }
                             CrlTurn::NotBefore(wait) => {
                                 prop_assert!(!wait.is_zero());
@@ -256,6 +302,7 @@ mod tests {
                                 let turn = numbering.next(at(now), Duration::from_millis(uptime));
                                 prop_assert!(matches!(turn, CrlTurn::Now { .. }), "waited in vain");
                                 made.push(numbering.last.unwrap());
+                                numbering.recorded();
                             }
                         }
                     }

@@ -66,6 +66,11 @@ impl DomainBundle {
         self.x509.is_empty() && self.jwt.is_empty() && self.wit.is_empty()
     }
 
+    /// Whether verifiers would see no difference.
+    pub fn same_as(&self, other: &Self) -> bool {
+        self.x509 == other.x509 && self.jwt.json() == other.jwt.json() && self.wit.json() == other.wit.json()
+    }
+
     /// The SPIFFE bundle document (Trust Domain and Bundle §4), JSON with a final newline. The same bundle
     /// and form always give the same bytes.
     ///

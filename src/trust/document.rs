@@ -11,12 +11,14 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
 use serde_json::{Map, Value};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::bundle::DomainBundle;
-use super::jwk::certificate_jwk;
-use crate::authority::{JWT_SVID, JwtBundle, JwtKey, WIT_SVID};
+use super::jwk::{UnsupportedKey, certificate_jwk};
+use crate::authority::{JwsUse, JwtBundle, JwtKey};
 use crate::json;
 
 /// What a document says. The trust domain's name is not in it: whoever asked knows whom.
@@ -43,6 +45,35 @@ impl BundleDocument {
         }
         let members = json::parse(bytes).map_err(DocumentError::NotJson)?;
         Self::read(&members.ok_or_else(|| at("document", Fault::NotAnObject))?)
+    }
+
+    /// As [`Self::parse`], or of PEM certificates, which then are all there is.
+    ///
+    /// # Errors
+    /// As [`Self::parse`].
+    pub fn parse_any(bytes: &[u8]) -> Result<Self, DocumentError> {
+        if !Self::is_pem(bytes) {
+            return Self::parse(bytes);
+        }
+        if bytes.len() > MAX_DOCUMENT_BYTES {
+            return Err(DocumentError::TooLong(bytes.len()));
+        }
+        let mut x509 = Vec::new();
+        for (index, certificate) in CertificateDer::pem_slice_iter(bytes).enumerate() {
+            let der = certificate.ok().filter(|der| is_certificate(der));
+            let der = der.ok_or_else(|| at(format!("certificate {}", index + 1), Fault::NotACertificate))?;
+            x509.push(Bytes::copy_from_slice(&der));
+        }
+        if x509.is_empty() {
+            return Err(at("certificate 1", Fault::Missing));
+        }
+        let bundle = DomainBundle::new(x509, JwtBundle::of([]), JwtBundle::of([]));
+        Ok(Self { bundle, sequence: None, refresh_hint: None, remarks: Vec::new() })
+    }
+
+    /// Whether this is meant to be PEM.
+    pub fn is_pem(bytes: &[u8]) -> bool {
+        bytes.trim_ascii_start().starts_with(b"-----BEGIN")
     }
 
     /// As [`Self::parse`], of an object that was parsed already.
@@ -93,6 +124,9 @@ pub enum DocumentError {
     /// No JSON text, or one with a member twice: two readers would see two documents.
     #[error("the document is not strict JSON: {0}")]
     NotJson(#[source] serde_json::Error),
+    /// A certificate given as PEM has a key that cannot be kept in a document.
+    #[error(transparent)]
+    UnsupportedKey(#[from] UnsupportedKey),
     /// A member is not what it must be.
     #[error("{member}: {fault}")]
     Member {
@@ -147,7 +181,7 @@ impl Reader {
         }
         match text("use") {
             Some("x509-svid") => self.x509(index, members),
-            Some(JWT_SVID | WIT_SVID) => {
+            Some(usage) if SIGNING_USES.iter().any(|known| known.jwk_use() == usage) => {
                 self.signing(index, jwk);
                 Ok(())
             }
@@ -226,8 +260,8 @@ impl Reader {
                 );
             }
         }
-        let jwt = JwtBundle::of_keys(JWT_SVID, self.signing.iter().map(|(_, jwk)| jwk));
-        let wit = JwtBundle::of_keys(WIT_SVID, self.signing.iter().map(|(_, jwk)| jwk));
+        let jwt = JwtBundle::of_keys(JwsUse::JwtSvid, self.signing.iter().map(|(_, jwk)| jwk));
+        let wit = JwtBundle::of_keys(JwsUse::WitSvid, self.signing.iter().map(|(_, jwk)| jwk));
         self.remarks.sort_by_key(|(index, _)| *index);
         let remarks = self.remarks.into_iter().map(|(_, remark)| remark).collect();
         (DomainBundle::new(self.x509, jwt, wit), remarks)
@@ -242,6 +276,7 @@ fn is_certificate(der: &[u8]) -> bool {
 pub const MAX_DOCUMENT_BYTES: usize = 1 << 20;
 /// Most keys in one document.
 pub const MAX_KEYS: usize = 1_000;
+const SIGNING_USES: [JwsUse; 2] = [JwsUse::JwtSvid, JwsUse::WitSvid];
 /// RFC 7518 §6.1 and RFC 8037 §2, without `oct`, which is no public key.
 const KEY_TYPES: [&str; 3] = ["EC", "RSA", "OKP"];
 

@@ -4,9 +4,13 @@
 
 mod bundle;
 mod document;
+mod federated;
 mod jwk;
 pub mod map;
+pub mod oidc;
 mod own;
+pub mod sequence;
+mod store;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,7 +23,9 @@ use crate::id::{KeyId, TrustDomain};
 
 pub use self::bundle::{DocumentForm, DomainBundle};
 pub use self::document::{BundleDocument, DocumentError, Fault, MAX_DOCUMENT_BYTES, MAX_KEYS, Remark};
+pub use self::federated::{FederatesWith, TrustMark, TrustView, publish_federated};
 pub use self::jwk::UnsupportedKey;
+pub use self::store::{BundleStore, Kept, Origin, StoreError as BundleStoreError};
 pub use crate::authority::JwtBundles;
 
 /// The trust of one moment.
@@ -32,10 +38,11 @@ pub struct TrustSnapshot {
     jwt_bundles: JwtBundles,
     crls: BTreeMap<KeyId, Bytes>,
     crl_list: Vec<Bytes>,
-    federated_x509: BTreeMap<TrustDomain, Bytes>,
-    federated_jwks: BTreeMap<TrustDomain, Bytes>,
-    wit_jwks: Bytes,
-    federated_wit_jwks: BTreeMap<TrustDomain, Bytes>,
+    own: Arc<DomainBundle>,
+    /// Never holds our own.
+    federated: Arc<federated::Bundles>,
+    /// The generation in which our own part last changed.
+    own_generation: u64,
 }
 
 impl TrustSnapshot {
@@ -45,7 +52,6 @@ impl TrustSnapshot {
         let jwks = own.json().clone();
         let mut jwt_bundles = JwtBundles::default();
         jwt_bundles.insert(trust_domain.clone(), Arc::new(own));
-        let wit_jwks = JwtBundle::of(authorities.wit().iter().map(Arc::as_ref)).json().clone();
         let certificates = authorities.x509().iter().map(|authority| authority.certificate().as_ref());
         Self {
             generation: 1,
@@ -55,10 +61,9 @@ impl TrustSnapshot {
             jwt_bundles,
             crls: BTreeMap::new(),
             crl_list: Vec::new(),
-            federated_x509: BTreeMap::new(),
-            federated_jwks: BTreeMap::new(),
-            wit_jwks,
-            federated_wit_jwks: BTreeMap::new(),
+            own: Arc::new(DomainBundle::of(authorities)),
+            federated: Arc::default(),
+            own_generation: 1,
         }
     }
 
@@ -68,6 +73,7 @@ impl TrustSnapshot {
     pub fn with_crl(&self, key_id: KeyId, crl: Bytes) -> Self {
         let mut next = self.clone();
         next.generation += 1;
+        next.own_generation = next.generation;
         next.crls.insert(key_id, crl);
         next.crl_list = next.crls.values().cloned().collect();
         next
@@ -93,6 +99,11 @@ impl TrustSnapshot {
         &self.trust_domain
     }
 
+    /// Our own bundle, as others may have it.
+    pub fn own(&self) -> &Arc<DomainBundle> {
+        &self.own
+    }
+
     /// Our X.509 authorities: certificates, DER, concatenated.
     pub fn x509_bundle(&self) -> &Bytes {
         &self.x509_bundle
@@ -103,7 +114,8 @@ impl TrustSnapshot {
         &self.jwks
     }
 
-    /// The JWT keys of all trust domains, ready to verify.
+    /// The JWT keys of our own trust domain, ready to verify. Those of others are for callers that federate with
+    /// them: see [`TrustView`].
     pub fn jwt_bundles(&self) -> &JwtBundles {
         &self.jwt_bundles
     }
@@ -113,25 +125,9 @@ impl TrustSnapshot {
         &self.crl_list
     }
 
-    /// X.509 bundles of other trust domains, in the form of [`Self::x509_bundle`]. Never holds our own.
-    pub fn federated_x509(&self) -> &BTreeMap<TrustDomain, Bytes> {
-        &self.federated_x509
-    }
-
-    /// JWT bundles of other trust domains, in the form of [`Self::jwks`]. Never holds our own.
-    pub fn federated_jwks(&self) -> &BTreeMap<TrustDomain, Bytes> {
-        &self.federated_jwks
-    }
-
-    /// Our WIT authorities, in the form of [`Self::jwks`]; no key of another use is among them, nor these among
-    /// those.
-    pub fn wit_jwks(&self) -> &Bytes {
-        &self.wit_jwks
-    }
-
-    /// WIT bundles of other trust domains, in the form of [`Self::jwks`]. Never holds our own.
-    pub fn federated_wit_jwks(&self) -> &BTreeMap<TrustDomain, Bytes> {
-        &self.federated_wit_jwks
+    /// The CRL of that authority, DER.
+    pub fn crl(&self, key_id: &KeyId) -> Option<&Bytes> {
+        self.crls.get(key_id)
     }
 }
 
@@ -193,8 +189,7 @@ mod tests {
         assert_eq!(trust.x509_bundle(), set.active_x509().certificate());
         let jwks: serde_json::Value = serde_json::from_slice(trust.jwks()).unwrap();
         assert_eq!(jwks, serde_json::json!({ "keys": [set.active_jwt().jwk()] }));
-        assert!(trust.crls().is_empty() && trust.federated_x509().is_empty());
-        assert!(trust.federated_jwks().is_empty());
+        assert!(trust.crls().is_empty() && trust.federated().next().is_none());
         let own = trust.jwt_bundles().get(trust.trust_domain()).unwrap();
         assert!(own.key(set.active_jwt().kid()).is_some());
     }

@@ -17,9 +17,10 @@ impl TrustSnapshot {
         let own = Self::new(&self.trust_domain, set);
         let mut next = self.clone();
         next.generation += 1;
+        next.own_generation = next.generation;
+        next.own = own.own;
         next.x509_bundle = own.x509_bundle;
         next.jwks = own.jwks;
-        next.wit_jwks = own.wit_jwks;
         let keys = JwtBundle::of(set.jwt().iter().map(Arc::as_ref));
         next.jwt_bundles.insert(self.trust_domain.clone(), Arc::new(keys));
         next.crls.extend(crls.iter().cloned());
@@ -27,5 +28,11 @@ impl TrustSnapshot {
         next.crls.retain(|issuer, _| there.contains(issuer));
         next.crl_list = next.crls.values().cloned().collect();
         next
+    }
+
+    /// Whether our own bundles and CRLs are the same as there: then there is nothing to tell anybody, whatever became
+    /// of the authorities among themselves.
+    pub fn tells_the_same(&self, other: &Self) -> bool {
+        self.own.same_as(&other.own) && self.crls == other.crls
     }
 }

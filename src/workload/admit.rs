@@ -3,15 +3,16 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mayfly_attestors::{AttestError, Attestation, Process};
+use mayfly_attestors::{AttestError, Attestation, Depth, Process};
 
 use super::shelf::Shelf;
-use super::state::Member;
+use super::state::{Member, federates_with};
 use super::{Connection, Refusal, Shared, Workloads, lock};
 use crate::audit::{self, Event};
 use crate::lease::{Cause, WorkloadId};
 use crate::registration::Identity;
 use crate::registration::matching::{self, Facts};
+use crate::trust::FederatesWith;
 
 /// How long an attestation of the same, unchanged program serves further calls.
 const REUSE: Duration = Duration::from_secs(1);
@@ -26,6 +27,24 @@ pub struct Admission {
     process: Arc<Process>,
     attestation: Arc<Attestation>,
     identities: Vec<Identity>,
+    _held: Arc<Held>,
+}
+
+/// While it lives the workload is not forgotten, though it may hold nothing yet. Takes the state lock when dropped.
+struct Held(Arc<Shared>, WorkloadId);
+
+impl std::fmt::Debug for Held {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.1.fmt(f)
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.core.unhold(self.1);
+        self.0.forget_idle(&mut state, self.1);
+    }
 }
 
 impl Admission {
@@ -44,6 +63,11 @@ impl Admission {
         &self.attestation
     }
 
+    /// The trust domains whose bundles it may have: those that its entries name.
+    pub fn federates_with(&self) -> FederatesWith {
+        federates_with(&self.identities)
+    }
+
     /// Its identities, the default first. Never empty.
     pub fn identities(&self) -> &[Identity] {
         &self.identities
@@ -60,7 +84,11 @@ impl Workloads {
             let id = *state.by_key.get(&process.key())?;
             let member = state.members.get(&id)?;
             let fresh = now.saturating_duration_since(member.attested_at) < REUSE;
-            if !fresh || member.suspect || member.identities.is_empty() {
+            let shallow = self.0.is_too_shallow(&member.attestation);
+            // After an exec, be it of the same program, an attestation of before says nothing.
+            let same_life = member.execs == member.execs_attested;
+            let usable = fresh && same_life && !shallow && !member.suspect;
+            if !usable || member.identities.is_empty() {
                 return None;
             }
             (Arc::clone(&member.attestation), id)
@@ -71,12 +99,7 @@ impl Workloads {
             return None;
         }
         let mut state = self.0.lock();
-        let held = state.held(id);
-        let member = state.members.get_mut(&id)?;
-        member.join(connection);
-        let mut admitted = admission(id, member);
-        admitted.identities.retain(|i| held.contains(&i.entry.id));
-        (!admitted.identities.is_empty()).then_some(admitted)
+        self.0.join(&mut state, id, connection)
     }
 
     /// Attests the process, matches it, and takes it in. From here on its exit revokes.
@@ -85,15 +108,38 @@ impl Workloads {
         process: &Arc<Process>,
         connection: &Arc<dyn Connection>,
     ) -> Result<Admission, Refusal> {
-        let attestation = match self.0.parts.attestors.attest(process).await {
-            Ok(attestation) => Arc::new(attestation),
-            Err(error) => return Err(self.0.refuse_attest(process, connection, error)),
+        let (attestation, admitted) = loop {
+            let attestation = match self.0.attest_for_entries(process).await {
+                Ok(attestation) => Arc::new(attestation),
+                Err(error) => return Err(self.0.refuse_attest(process, connection, error)),
+            };
+            let admitted = self.0.take_in(process, Arc::clone(&attestation), connection)?;
+            // Asked after the match: entries that ask for more may have come while the process was looked at.
+            if !self.0.is_too_shallow(&attestation) {
+                break (attestation, admitted);
+            }
         };
-        let admitted = self.0.take_in(process, Arc::clone(&attestation), connection)?;
         admitted.ok_or_else(|| {
-            self.0.note_denied(process, "match", &self.0.why_none(&attestation));
+            let mut why = self.0.why_none(&attestation);
+            let odd = self.0.posture(process, &attestation);
+            if !odd.is_empty() {
+                why = format!("{why}; posture: {}", odd.join(", "));
+            }
+            self.0.note_denied(process, "match", &why);
             Refusal::NotEntitled
         })
+    }
+
+    /// Measures the agent's own program. The hash of a file counts for others while a process runs it that was
+    /// measured with it, and the agent runs as long as anybody asks: its own commands never wait for a reading.
+    pub async fn know_own_program(self) {
+        let own = Process::of_pid(&self.0.parts.host, std::process::id());
+        let Ok(own) = own.inspect_err(|error| tracing::debug!(%error, "own program not measured")) else {
+            return;
+        };
+        if let Err(error) = self.0.parts.attestors.attest_to(&own, Depth::WithoutAncestors).await {
+            tracing::debug!(%error, "own program not measured");
+        }
     }
 
     /// Records that a process was refused something, and why, for whoever refuses above this layer.
@@ -117,9 +163,31 @@ impl Workloads {
 }
 
 impl Shared {
+    /// As deep as the entries in force ask; what they do not ask for could change no match.
+    pub(super) async fn attest_for_entries(&self, process: &Process) -> Result<Attestation, AttestError> {
+        let depth = self.parts.entries.borrow().depth();
+        self.parts.attestors.attest_to(process, depth).await
+    }
+
+    /// Whether the entries in force ask for more than this attestation looked at.
+    pub(super) fn is_too_shallow(&self, attestation: &Attestation) -> bool {
+        attestation.depth() != Depth::Full && self.parts.entries.borrow().depth() == Depth::Full
+    }
+
     pub(super) fn match_now(&self, attestation: &Attestation) -> Vec<Identity> {
         let entries = self.parts.entries.borrow().clone();
         matching::match_entries(&entries, facts(attestation), self.parts.clock.wall())
+    }
+
+    /// What is odd about a process, by stable names: what its attestation says, and what is remembered of it.
+    pub(super) fn posture(&self, process: &Process, attestation: &Attestation) -> Vec<&'static str> {
+        let mut names = attestation.posture().names();
+        let state = self.lock();
+        let member = state.by_key.get(&process.key()).and_then(|id| state.members.get(id));
+        if member.is_some_and(|m| m.execs > 0) {
+            names.push("reexec");
+        }
+        names
     }
 
     /// For the audit log only: the caller learns no more than that it has no identity.
@@ -152,6 +220,11 @@ impl Shared {
         let known = state.by_key.get(&process.key()).copied();
         let id = match known {
             Some(id) => {
+                let changed =
+                    |m: &Member| !m.attestation.fingerprint().same_program(attestation.fingerprint());
+                if state.members.get(&id).is_some_and(changed) {
+                    self.note_loss(&mut state, id, &attestation, &identities);
+                }
                 self.renew_member(&mut state, id, attestation, identities, now);
                 id
             }
@@ -174,13 +247,32 @@ impl Shared {
         if !process.is_alive() {
             return Err(Refusal::Exited);
         }
+        if !state.members.contains_key(&id) {
+            return Err(Refusal::Exited);
+        }
+        Ok(self.join(&mut state, id, connection))
+    }
+
+    /// Adds the connection, and admits the process if anything is left to it.
+    fn join(
+        self: &Arc<Self>,
+        state: &mut super::State,
+        id: WorkloadId,
+        connection: &Arc<dyn Connection>,
+    ) -> Option<Admission> {
         let held = state.held(id);
-        let Some(member) = state.members.get_mut(&id) else { return Err(Refusal::Exited) };
+        let member = state.members.get_mut(&id)?;
         member.join(connection);
-        let mut admitted = admission(id, member);
         // An operator may have taken an entry from this very process.
-        admitted.identities.retain(|i| held.contains(&i.entry.id));
-        Ok((!admitted.identities.is_empty()).then_some(admitted))
+        let own = |identity: &&Identity| held.contains(&identity.entry.id);
+        let identities: Vec<Identity> = member.identities.iter().filter(own).cloned().collect();
+        if identities.is_empty() {
+            return None;
+        }
+        let (process, attestation) = (Arc::clone(&member.process), Arc::clone(&member.attestation));
+        state.core.hold(id);
+        let held = Arc::new(Held(Arc::clone(self), id));
+        Some(Admission { id, process, attestation, identities, _held: held })
     }
 
     /// Puts a new attestation in place of the old one and lets the core draw the consequences.
@@ -195,6 +287,7 @@ impl Shared {
         let Some(member) = state.members.get_mut(&id) else { return };
         member.attestation = attestation;
         member.attested_at = now;
+        member.execs_attested = member.execs;
         member.identities = identities;
         // A suspicion is not lifted here: it may be about something newer than this attestation.
         member.checked_for = None;
@@ -251,26 +344,20 @@ pub(super) fn member(
     identities: Vec<Identity>,
     now: Instant,
 ) -> Member {
+    let first = federates_with(&identities);
     Member {
         process: Arc::clone(process),
         attestation,
         attested_at: now,
         identities,
-        x509: Shelf::default(),
+        x509: Shelf::new(first),
         wit: None,
         connections: Vec::new(),
         suspect: false,
         notices: 0,
+        execs: 0,
+        execs_attested: 0,
         checked_for: None,
-    }
-}
-
-fn admission(id: WorkloadId, member: &Member) -> Admission {
-    Admission {
-        id,
-        process: Arc::clone(&member.process),
-        attestation: Arc::clone(&member.attestation),
-        identities: member.identities.clone(),
     }
 }
 

@@ -1,32 +1,17 @@
-//! What happens to a live process: it exits, it executes, its program is looked at again.
+//! What happens when a process exits, and what every revocation begins with.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use mayfly_attestors::{ExecNotice, ExitCause, ExitNotice, Process};
+use mayfly_attestors::{ExitCause, ExitNotice, Process};
 
 use super::issue::Order;
 use super::revoker::{Initiator, Job, RevokeJob};
-use super::{Shared, State, Workloads, lock};
+use super::{Shared, State, lock};
 use crate::audit::{self, Event};
 use crate::lease::{Action, Cause, WorkloadId};
 use crate::ledger::Reason;
-
-impl Workloads {
-    /// Told by the exec watch. An `Exec` looks again at every workload with that pid, a `Lost` at all.
-    pub fn on_exec(&self, notice: &ExecNotice) {
-        let suspects: Vec<WorkloadId> = {
-            let state = self.0.lock();
-            match notice {
-                ExecNotice::Exec { pid } => state.by_pid.get(pid).into_iter().flatten().copied().collect(),
-                ExecNotice::Lost => state.members.keys().copied().collect(),
-            }
-        };
-        for id in suspects {
-            self.0.suspect(id);
-        }
-    }
-}
 
 impl Shared {
     /// Runs on the reaper thread: memory first, then everything that may wait.
@@ -48,6 +33,10 @@ impl Shared {
         let actions = state.core.end(id, cause);
         self.perform_seen(&mut state, actions, seen);
         let Some(member) = state.remove(id) else { return };
+        // One whose watch was lost may live, and must not come back unbarred.
+        if cause == Cause::Exited {
+            self.forget_bars(&mut state, &[member.process.key()]);
+        }
         drop(state);
         // The sockets first: whoever inherited one must not read even the end of the stream.
         for connection in member.connections.iter().filter_map(std::sync::Weak::upgrade) {
@@ -63,18 +52,25 @@ impl Shared {
 
     fn perform_seen(self: &Arc<Self>, state: &mut State, actions: Vec<Action>, seen: Instant) {
         let mut expired = Vec::new();
+        let mut orders: BTreeMap<WorkloadId, Vec<Order>> = BTreeMap::new();
         for action in actions {
             match action {
                 Action::Issue { ticket, workload, entry, form, renewal } => {
-                    self.spawn_issue(Order { ticket, workload, entry, form, renewal });
+                    orders.entry(workload).or_default().push(Order { ticket, entry, form, renewal });
                 }
                 Action::Revoke { leases, cause, .. } => {
                     let rows = leases.iter().filter_map(|lease| state.take_row(*lease)).collect();
                     self.refuse(rows, reason(cause), initiator(cause), seen, None);
                 }
-                Action::Expire { lease, .. } => expired.extend(state.take_row(lease)),
+                Action::Expire { workload, lease } => {
+                    expired.extend(state.take_row(lease));
+                    self.forget_idle(state, workload);
+                }
                 Action::Show { workload } => state.show(workload, self.parts.clock.monotonic()),
             }
+        }
+        for (workload, orders) in orders {
+            self.spawn_issue(workload, orders);
         }
         if !expired.is_empty() {
             let events = expired
@@ -89,6 +85,14 @@ impl Shared {
         let deadline = state.core.deadline();
         if deadline.is_some_and(|at| state.timer_at.is_none_or(|planned| at < planned)) {
             self.timer.notify_one();
+        }
+    }
+
+    /// A process that holds nothing, and for which nobody listens, costs no descriptor until it calls again.
+    pub(super) fn forget_idle(&self, state: &mut State, id: WorkloadId) {
+        if state.core.forget(id) {
+            state.remove(id);
+            self.reaper.forget(id.0);
         }
     }
 
@@ -111,6 +115,7 @@ impl Shared {
                 denied.add(row.clone(), reason, at);
             }
         }
+        self.list_as_revoked(&rows);
         let refused = self.parts.clock.monotonic();
         let job = RevokeJob { rows, reason, initiator, at, seen, refused, done };
         if self.jobs.send(Job::Revoke(job)).is_err() {

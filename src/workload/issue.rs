@@ -43,10 +43,10 @@ impl From<Doubt> for Refusal {
     }
 }
 
-/// One issuance that the core asked for.
+/// One SVID that the lease core has asked for.
+#[derive(Debug)]
 pub(super) struct Order {
     pub(super) ticket: Ticket,
-    pub(super) workload: WorkloadId,
     pub(super) entry: EntryId,
     pub(super) form: Form,
     pub(super) renewal: bool,
@@ -75,40 +75,79 @@ impl Minted {
     }
 }
 
-impl Shared {
-    pub(super) fn spawn_issue(self: &Arc<Self>, order: Order) {
-        let shared = Arc::clone(self);
-        self.spawn(async move { shared.issue(&order).await });
-    }
+/// One that is minted and not yet released.
+struct Draft {
+    order: Order,
+    subject: Subject,
+    minted: Minted,
+    row: Row,
+}
 
-    async fn issue(self: Arc<Self>, order: &Order) {
-        let Some(subject) = self.subject(order.workload, &order.entry) else {
-            self.abandon(order, None);
-            return;
-        };
-        if let Err(why) = self.verify(&subject) {
-            // First of all nothing more is pushed to it, not even the CRL that the rest brings about.
-            self.doubt(order.workload, &why);
-            self.abandon(order, None);
-            return;
-        }
-        let minted = match self.mint(order.form, &subject) {
-            Ok(minted) => minted,
-            Err(refusal) => {
-                tracing::warn!(entry = %order.entry, form = ?order.form, error = %refusal, "an SVID could not be minted");
-                self.abandon(order, None);
+/// So many of one workload are minted by one thread, looked at and written down together: enough to spread the
+/// cost of a look and a commit, few enough that another workload's first one never waits for long.
+const ORDERS_AT_ONCE: usize = 16;
+
+impl Shared {
+    /// Issues what the core has asked for one workload.
+    pub(super) fn spawn_issue(self: &Arc<Self>, id: WorkloadId, orders: Vec<Order>) {
+        let mut orders = orders.into_iter();
+        loop {
+            let some: Vec<Order> = orders.by_ref().take(ORDERS_AT_ONCE).collect();
+            if some.is_empty() {
                 return;
             }
-        };
-        let row = minted.row(&subject.process);
-        let event = issue_event(&subject, &row, order.renewal, minted.print());
-        match self.write_down(vec![(row.clone(), event)]).await {
-            Ok(committed) => self.release(order, &subject, minted, row, &committed),
+            let shared = Arc::clone(self);
+            self.spawn(async move { shared.issue(id, some).await });
+        }
+    }
+
+    async fn issue(self: Arc<Self>, id: WorkloadId, orders: Vec<Order>) {
+        let drafts = self.mint_all(id, orders);
+        if drafts.is_empty() {
+            return;
+        }
+        let events = drafts.iter().map(|d| {
+            let event = issue_event(&d.subject, &d.row, d.order.renewal, d.minted.print());
+            (d.row.clone(), event)
+        });
+        match self.write_down(events.collect()).await {
+            Ok(committed) => self.release_all(id, drafts, &committed),
             Err((refusal, written)) => {
-                tracing::warn!(entry = %order.entry, form = ?order.form, error = %refusal, "an SVID could not be written down");
-                self.abandon(order, written.then_some(row));
+                tracing::warn!(error = %refusal, "SVIDs could not be written down");
+                self.abandon_all(id, drafts, written);
             }
         }
+    }
+
+    /// Looks at the process once, and mints for it; what cannot be minted is given back.
+    fn mint_all(self: &Arc<Self>, id: WorkloadId, orders: Vec<Order>) -> Vec<Draft> {
+        let mut looked: Option<Result<(), Doubt>> = None;
+        let mut drafts = Vec::with_capacity(orders.len());
+        for order in orders {
+            let Some(subject) = self.subject(id, &order.entry) else {
+                self.abandon(&order, id, None);
+                continue;
+            };
+            let same = looked.get_or_insert_with(|| {
+                // First of all nothing more is pushed to it, not even the CRL that the rest brings about.
+                self.verify(&subject).inspect_err(|why| self.doubt(id, why))
+            });
+            if same.is_err() {
+                self.abandon(&order, id, None);
+                continue;
+            }
+            match self.mint(order.form, &subject) {
+                Ok(minted) => {
+                    let row = minted.row(&subject.process);
+                    drafts.push(Draft { order, subject, minted, row });
+                }
+                Err(refusal) => {
+                    tracing::warn!(entry = %order.entry, form = ?order.form, error = %refusal, "an SVID could not be minted");
+                    self.abandon(&order, id, None);
+                }
+            }
+        }
+        drafts
     }
 
     pub(super) fn subject(&self, id: WorkloadId, entry: &EntryId) -> Option<Subject> {
@@ -207,54 +246,71 @@ impl Shared {
         Ok(committed)
     }
 
-    fn release(
-        self: &Arc<Self>,
-        order: &Order,
-        subject: &Subject,
-        minted: Minted,
-        row: Row,
-        committed: &Committed,
-    ) {
+    fn release_all(self: &Arc<Self>, id: WorkloadId, drafts: Vec<Draft>, committed: &Committed) {
         failpoint::hit("issue.before_release");
-        if let Err(why) = self.verify_closely(&subject.process, &subject.attestation) {
-            self.doubt(order.workload, &why);
-            self.abandon(order, Some(row));
+        if let Err(why) = self.verify_all(&drafts) {
+            self.doubt(id, &why);
+            self.abandon_all(id, drafts, true);
             return;
         }
-        let lease = row.id;
-        let now = self.parts.clock.monotonic();
-        let ends = now + remaining(&row, self.parts.clock.wall());
-        let Some(shelve) = opened(minted, committed) else {
-            self.abandon(order, Some(row));
-            return;
-        };
+        let (now, wall) = (self.parts.clock.monotonic(), self.parts.clock.wall());
+        let mut actions = Vec::new();
         let mut state = self.lock();
-        state.add_row(row);
-        match state.core.complete(order.ticket, lease, ends, Jitter(random_u32()), now) {
-            Completion::Release(actions) => {
-                if let Some(member) = state.members.get_mut(&order.workload) {
-                    shelve(member);
+        for Draft { order, minted, row, .. } in drafts {
+            let (lease, ends) = (row.id, now + remaining(&row, wall));
+            state.add_row(row);
+            let Some(shelve) = opened(minted, committed) else {
+                // Not in this commit: it goes the way of one that failed after it was written.
+                actions.extend(state.core.fail(order.ticket, Some(lease), now));
+                continue;
+            };
+            match state.core.complete(order.ticket, lease, ends, Jitter(random_u32()), now) {
+                Completion::Release(more) => {
+                    if let Some(member) = state.members.get_mut(&id) {
+                        shelve(member);
+                    }
+                    actions.extend(more);
                 }
-                self.perform(&mut state, actions, now);
+                // Dropping the SVID wipes its key.
+                Completion::RevokedAtBirth(_, more) => actions.extend(more),
             }
-            // Dropping the SVID wipes its key.
-            Completion::RevokedAtBirth(_, actions) => self.perform(&mut state, actions, now),
+        }
+        // All of them at once: a subscriber is shown one state, not one for each identity.
+        self.perform(&mut state, actions, now);
+    }
+
+    /// One close look for each attestation that the drafts rest on; that is one, unless a second look came between.
+    fn verify_all(&self, drafts: &[Draft]) -> Result<(), Doubt> {
+        let mut seen: Option<&Arc<Attestation>> = None;
+        for Draft { subject, .. } in drafts {
+            if seen.is_none_or(|seen| !Arc::ptr_eq(seen, &subject.attestation)) {
+                self.verify_closely(&subject.process, &subject.attestation)?;
+                seen = Some(&subject.attestation);
+            }
+        }
+        Ok(())
+    }
+
+    fn abandon_all(self: &Arc<Self>, id: WorkloadId, drafts: Vec<Draft>, written: bool) {
+        for draft in drafts {
+            self.abandon(&draft.order, id, written.then_some(draft.row));
         }
     }
 
     /// Gives a ticket back. `written` is the row when the ledger has it already: it is revoked.
-    fn abandon(self: &Arc<Self>, order: &Order, written: Option<Row>) {
+    fn abandon(self: &Arc<Self>, order: &Order, id: WorkloadId, written: Option<Row>) {
         let now = self.parts.clock.monotonic();
         let mut state = self.lock();
         let lease = written.as_ref().map(|row| row.id);
         if let Some(row) = written {
             state.add_row(row);
         }
-        if let Some(member) = state.members.get_mut(&order.workload) {
+        if let Some(member) = state.members.get_mut(&id) {
             member.set_failing(order.form, true);
         }
         let actions = state.core.fail(order.ticket, lease, now);
         self.perform(&mut state, actions, now);
+        self.forget_idle(&mut state, id);
     }
 }
 
@@ -287,6 +343,7 @@ pub(super) fn issue_event(
         cgroup: first("cgroup", "path"),
         exe_sha256: first("unix", "sha256"),
         selectors_hash: Some(selectors_hash(&subject.attestation)),
+        posture: subject.attestation.posture().names(),
         ..audit::Agent::of(row)
     };
     let credential = audit::Credential { token, ..audit::Credential::of(row) };
@@ -316,7 +373,7 @@ pub(super) fn new_lease() -> Result<LeaseId, Refusal> {
 }
 
 /// Spreads timers; a failing generator only makes it less random.
-fn random_u32() -> u32 {
+pub(super) fn random_u32() -> u32 {
     let mut bytes = [0; 4];
     aws_lc_rs::rand::fill(&mut bytes).ok();
     u32::from_le_bytes(bytes)

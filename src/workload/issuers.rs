@@ -109,6 +109,13 @@ impl Issuers {
         }
     }
 
+    /// The ledger has the number of this one's last CRL.
+    pub(super) fn recorded(&mut self, id: KeyId) {
+        if let Some(one) = self.all.get_mut(&id) {
+            one.numbering.recorded();
+        }
+    }
+
     /// Tries this one again then.
     pub(super) fn retry(&mut self, id: KeyId, at: Instant) {
         if let Some(one) = self.all.get_mut(&id) {

@@ -11,8 +11,8 @@ use crate::audit::{Event, TokenPrint};
 use crate::id::{EntryId, LeaseId, SpiffeId};
 use crate::issue;
 use crate::issue::jwt::{JwtSvid, MintedJwt};
-use crate::lease::{Completion, Jitter, LeaseView, Ticket, WorkloadId};
-use crate::ledger::{self, Committed, Row};
+use crate::lease::{Completion, Jitter, Ticket, WorkloadId};
+use crate::ledger::{Committed, Row};
 use crate::policy::{Kind, PermitRequest};
 use crate::registration::Identity;
 
@@ -110,10 +110,7 @@ impl Shared {
     fn begin_jwt(&self, admission: &Admission, entry: &EntryId) -> Result<Ticket, Refusal> {
         let mut state = self.lock();
         let id = admission.id();
-        let held = state.core.leases_of(id);
-        let is_jwt =
-            |lease: &&LeaseView| state.rows.get(&lease.id).is_some_and(|r| r.kind == ledger::Kind::Jwt);
-        let jwts = held.iter().filter(is_jwt).count() + state.core.flights_of(id);
+        let jwts = state.jwts_of(&admission.process().key()) + state.core.flights_of(id);
         if jwts >= self.settings.jwt_leases_per_workload {
             return Err(Refusal::TooManyLeases);
         }
@@ -136,7 +133,9 @@ impl Shared {
         let permit = self.parts.policy.permit(request).map_err(|_denied| Refusal::NotEntitled)?;
         let authorities = self.parts.authorities.current();
         let now = self.parts.clock.wall();
-        issue::jwt::mint(permit, authorities.active_jwt(), new_lease()?, &self.settings.jwt_issuer, now)
+        let place = |not_after| self.list_token(not_after);
+        let terms = issue::jwt::Terms { issuer: &self.settings.jwt_issuer, status: Some(&place) };
+        issue::jwt::mint_listed(permit, authorities.active_jwt(), new_lease()?, &terms, now)
             .map_err(Refusal::Authority)
     }
 

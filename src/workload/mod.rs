@@ -11,19 +11,24 @@
 //! The state lock is held for table look-ups and the core's pure steps, never across I/O or an await.
 
 mod admit;
+mod bars;
 mod denied;
+mod exec_watch;
 mod exits;
+mod give_back;
 mod issue;
 mod issuers;
 mod jwt;
 mod keeper;
 mod operator;
+mod own;
 mod reload;
 mod restore;
 mod revoker;
 mod second_look;
 mod shelf;
 mod state;
+mod status_list;
 mod subscribe;
 mod timer;
 mod wit;
@@ -36,11 +41,13 @@ use tokio::sync::watch;
 
 pub use self::admit::Admission;
 pub use self::denied::Denied;
+pub use self::give_back::{Claim, GivenBack};
 pub use self::keeper::{Order, OrderError};
 pub use self::operator::{Explained, LeaseFilter, Revoked, Target};
 pub use self::restore::Restored;
 pub use self::revoker::{PublishedCrl, RevokerSettings};
 pub use self::shelf::View;
+pub use self::status_list::SignedList;
 pub use self::subscribe::{Attendance, Subscription};
 
 use self::revoker::Job;
@@ -56,6 +63,7 @@ use crate::policy::Engine;
 use crate::ready::Readiness;
 use crate::registration::EntrySet;
 use crate::revocation::Timings;
+use crate::revocation::status_list::StatusLists;
 use crate::trust::TrustSnapshot;
 
 /// A connection that can be closed from any thread, at once, without waiting.
@@ -119,6 +127,8 @@ pub struct Settings {
     pub wit_ttl: Duration,
     /// How WIT-SVIDs are made.
     pub wit: Recipe,
+    /// Where verifiers find status lists; `None`: tokens name none.
+    pub status_list_uri: Option<String>,
     /// Live leases of one uid.
     pub leases_per_uid: usize,
     /// Live JWT leases of one process.
@@ -179,8 +189,12 @@ struct Shared {
     /// Refused from now on, in memory; the first thing a revocation touches.
     denied: Arc<Mutex<Denied>>,
     timings: Arc<Mutex<Timings>>,
+    /// Places of tokens in published lists.
+    status: Mutex<StatusLists>,
     /// Refusals by user, phase and reason, for the audit log.
     denials: Mutex<audit::Tally<(u32, &'static str, String)>>,
+    /// Taken before the state lock, never after it.
+    exec_watch: Mutex<exec_watch::WatchState>,
     jobs: mpsc::Sender<Job>,
     crl: watch::Receiver<Option<PublishedCrl>>,
     /// To the keeper, once there is one.
@@ -205,7 +219,6 @@ impl Workloads {
         let crl = revoker::start(&parts, revoker, queue, Arc::clone(&denied), Arc::clone(&timings))?;
         let state = Mutex::new(State::default());
         let timer = Condvar::new();
-        let denials = Mutex::default();
         let shared = Arc::new(Shared {
             parts,
             settings,
@@ -214,7 +227,9 @@ impl Workloads {
             timer,
             denied,
             timings,
-            denials,
+            denials: Mutex::default(),
+            status: Mutex::default(),
+            exec_watch: Mutex::default(),
             jobs,
             crl,
             orders: OnceLock::new(),
@@ -229,6 +244,11 @@ impl Workloads {
     /// Follows what verifiers need.
     pub fn trust(&self) -> watch::Receiver<Arc<TrustSnapshot>> {
         self.0.parts.trust.subscribe()
+    }
+
+    /// The `iss` of JWT-SVIDs.
+    pub fn jwt_issuer(&self) -> &str {
+        &self.0.settings.jwt_issuer
     }
 
     /// Follows the entries in force.

@@ -8,7 +8,7 @@ use mayfly_attestors::{AttestError, Attestation, PinError, Process};
 use super::revoker::Initiator;
 use super::{PublishedCrl, Refusal, Workloads, lock};
 use crate::id::LeaseId;
-use crate::lease::{Action, WorkloadId};
+use crate::lease::Action;
 use crate::ledger::{Reason, Row};
 use crate::registration::Identity;
 use crate::registration::matching::{self, NearMiss};
@@ -54,6 +54,8 @@ pub struct Explained {
     pub identities: Vec<Identity>,
     /// What it just misses, nearest first.
     pub near_misses: Vec<NearMiss>,
+    /// What is odd about the process, by its stable names.
+    pub posture: Vec<&'static str>,
 }
 
 impl Workloads {
@@ -108,28 +110,15 @@ impl Workloads {
             self.hold_stranger(*pid).await;
         }
         let (done, published) = tokio::sync::oneshot::channel();
-        let leases = {
+        let (leases, bars) = {
             let mut state = self.0.lock();
-            let mut actions = Vec::new();
-            match target {
-                Target::Lease(lease) => actions.extend(state.core.revoke(*lease)),
-                Target::Pid(pid) => {
-                    let ids: Vec<WorkloadId> = state.by_pid.get(pid).into_iter().flatten().copied().collect();
-                    for id in ids {
-                        actions.extend(state.core.bar(id));
-                    }
-                }
-                // By entry, not by lease: what is in flight must not slip through.
-                Target::SpiffeId(spiffe_id) => {
-                    for (id, entry) in state.holders(spiffe_id) {
-                        actions.extend(state.core.bar_entry(id, &entry));
-                    }
-                }
-            }
+            let bars = state.bars_for(target);
+            let actions: Vec<Action> = bars.iter().flat_map(|bar| state.bar(bar)).collect();
             let leases = revoked_by(&actions);
             self.0.perform(&mut state, actions, start);
-            leases
+            (leases, bars)
         };
+        self.0.write_bars(&bars).await;
         // Queued behind the revocations above, so its answer comes with or after their publication.
         self.0.refuse(Vec::new(), Reason::Operator, Initiator::Operator, start, Some(done));
         let crl_number = published.await.unwrap_or_default();
@@ -172,7 +161,8 @@ impl Workloads {
             PinError::Exited => Refusal::NoProcess(pid),
             other => Refusal::Unpinned(pid, other),
         })?;
-        let looked_at = self.look_at(&Arc::new(process)).await;
+        let process = Arc::new(process);
+        let looked_at = self.look_at(&process).await;
         let (attestation, identities) = looked_at.map_err(|refusal| match refusal {
             Refusal::Exited => Refusal::NoProcess(pid),
             other => other,
@@ -180,7 +170,8 @@ impl Workloads {
         let entries = self.0.parts.entries.borrow().clone();
         let facts = super::admit::facts(&attestation);
         let near_misses = matching::near_misses(&entries, facts, self.0.parts.clock.wall());
-        Ok(Explained { attestation, identities, near_misses })
+        let posture = self.0.posture(&process, &attestation);
+        Ok(Explained { attestation, identities, near_misses, posture })
     }
 }
 

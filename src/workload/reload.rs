@@ -46,17 +46,24 @@ impl Shared {
         let ids: Vec<WorkloadId> = self.lock().members.keys().copied().collect();
         for id in ids {
             // One lock for each, so that a reload of many workloads holds up no exit.
-            self.match_again(&mut self.lock(), id);
+            let shallow = self.match_again(&mut self.lock(), id);
+            if shallow {
+                self.suspect(id);
+            }
         }
     }
 
-    fn match_again(self: &Arc<Self>, state: &mut State, id: WorkloadId) {
-        let Some(member) = state.members.get_mut(&id) else { return };
+    /// Takes away at once what the entries no longer give; answers whether they ask for more than was looked at,
+    /// so that what they newly give may be missing.
+    fn match_again(self: &Arc<Self>, state: &mut State, id: WorkloadId) -> bool {
+        let Some(member) = state.members.get_mut(&id) else { return false };
+        let shallow = self.is_too_shallow(&member.attestation);
         member.identities = self.match_now(&member.attestation);
         let wanted = member.wanted();
         let now = self.parts.clock.monotonic();
         let actions = state.core.set_entries(id, &wanted, Cause::EntryWithdrawn, now);
         self.perform(state, actions, now);
         state.show(id, now);
+        shallow
     }
 }

@@ -1,12 +1,12 @@
 //! After a restart: leases of processes that are gone are revoked, those of living ones taken over, and what
 //! an operator took stays taken.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, stream};
-use mayfly_attestors::{AttestError, Attestation, Process, ProcessKey};
+use mayfly_attestors::{AttestError, Attestation, PinError, Process, ProcessKey, failpoint};
 
 use super::admit::member;
 use super::issue::remaining;
@@ -14,9 +14,8 @@ use super::revoker::Initiator;
 use super::state::{Member, State};
 use super::{Shared, Workloads};
 use crate::clock::unix_seconds;
-use crate::id::EntryId;
 use crate::lease::{Cause, WorkloadId};
-use crate::ledger::{Reason, Row, State as RowState};
+use crate::ledger::{Bar, Reason, Row, State as RowState};
 use crate::registration::Identity;
 
 /// How many processes are looked at together.
@@ -25,6 +24,10 @@ const AT_ONCE: usize = 8;
 /// How often a process is looked at before its leases are given up, and how long between.
 const ATTEMPTS: u32 = 4;
 const PAUSE: Duration = Duration::from_millis(250);
+
+/// Why the agent does not start to serve, and what to do about it.
+const CONCERN: &str = "leases of the run before";
+const SHORT: &str = "no descriptor is free to look at the processes that hold them; raise LimitNOFILE";
 
 /// What became of the leases of the run before.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -35,117 +38,167 @@ pub struct Restored {
     pub revoked: usize,
 }
 
-/// What the ledger says of one process.
-#[derive(Default)]
-struct Past {
-    live: Vec<Row>,
-    /// Entries an operator took from it.
-    barred: BTreeSet<EntryId>,
+/// What became of one process of the run before.
+enum Outcome {
+    /// It lives: how many leases were taken over, and those it has lost.
+    Found(usize, Vec<Row>),
+    /// It has ended: nothing of it stands any more.
+    Gone(ProcessKey, Vec<Row>),
+    /// It may live, but cannot be known: it loses its leases, and what was taken from it stays taken.
+    Unknown(Vec<Row>),
+    /// We had no descriptor to look with: says nothing about the process.
+    Later(ProcessKey, Vec<Row>),
+}
+
+/// Why a process of the run before was not found.
+enum Missing {
+    Gone,
+    Unknown,
+    Later,
 }
 
 impl Workloads {
     /// Goes through the ledger's rows. Must be done before anybody is served: whoever died while the
-    /// agent was down is refused, and in the published CRL, when this returns.
+    /// agent was down is refused, and in the published CRL, when this returns. While no descriptor is free to look
+    /// at a process with, it does not return: living processes would lose what they have for our want.
     pub async fn restore(&self, rows: Vec<Row>) -> Restored {
-        let now = unix_seconds(self.0.parts.clock.wall());
-        let mut processes: BTreeMap<ProcessKey, Past> = BTreeMap::new();
-        for row in rows {
-            let past = processes.entry(row.process).or_default();
-            match row.state {
-                RowState::Live if row.not_after > now => past.live.push(row),
-                RowState::Revoked { reason: Reason::Operator, .. } => {
-                    past.barred.insert(row.entry);
-                }
-                _ => {}
-            }
-        }
-        let looked = stream::iter(processes).map(|(key, past)| self.0.adopt(key, past));
-        let outcomes: Vec<(usize, Vec<Row>)> = looked.buffer_unordered(AT_ONCE).collect().await;
+        failpoint::hit("restore.before");
+        self.0.restore_lists(&rows);
+        let mut pending = self.0.read_past(rows);
         let mut restored = Restored::default();
-        let mut gone = Vec::new();
-        for (adopted, rows) in outcomes {
-            restored.adopted += adopted;
-            restored.revoked += rows.len();
-            gone.extend(rows);
+        loop {
+            let looked = stream::iter(pending).map(|(key, live)| self.0.adopt(key, live));
+            let outcomes: Vec<Outcome> = looked.buffer_unordered(AT_ONCE).collect().await;
+            pending = BTreeMap::new();
+            let (mut gone, mut ended) = (Vec::new(), Vec::new());
+            for outcome in outcomes {
+                match outcome {
+                    Outcome::Found(adopted, lost) => {
+                        restored.adopted += adopted;
+                        gone.extend(lost);
+                    }
+                    Outcome::Gone(key, lost) => {
+                        ended.push(key);
+                        gone.extend(lost);
+                    }
+                    Outcome::Unknown(lost) => gone.extend(lost),
+                    Outcome::Later(key, live) => drop(pending.insert(key, live)),
+                }
+            }
+            restored.revoked += gone.len();
+            self.0.forget_bars(&mut self.0.lock(), &ended);
+            self.refuse_gone(gone).await;
+            if pending.is_empty() {
+                break;
+            }
+            self.0.parts.readiness.raise(CONCERN, SHORT);
+            tokio::time::sleep(PAUSE).await;
         }
+        self.0.parts.readiness.clear(CONCERN);
+        restored
+    }
+
+    async fn refuse_gone(&self, gone: Vec<Row>) {
         let (done, published) = tokio::sync::oneshot::channel();
         let seen = self.0.parts.clock.monotonic();
         self.0.refuse(gone, Reason::Restart, Initiator::Agent, seen, Some(done));
         // An error means the revoker is gone; the readiness concern it left says so.
         published.await.ok();
-        restored
     }
 }
 
 impl Shared {
-    /// Answers how many leases were taken over, and gives the others back.
-    async fn adopt(self: &Arc<Self>, key: ProcessKey, past: Past) -> (usize, Vec<Row>) {
-        if past.live.is_empty() && past.barred.is_empty() {
-            return (0, Vec::new());
+    /// The live leases of each process, and what operators took, which stands from here on.
+    fn read_past(&self, rows: Vec<Row>) -> BTreeMap<ProcessKey, Vec<Row>> {
+        let now = unix_seconds(self.parts.clock.wall());
+        let mut past: BTreeMap<ProcessKey, Vec<Row>> = BTreeMap::new();
+        let mut state = self.lock();
+        for bar in self.parts.ledger.found_bars() {
+            past.entry(bar.process).or_default();
+            drop(state.bar(bar));
         }
-        let Some((process, attestation)) = self.find(key).await else { return (0, past.live) };
+        for row in rows {
+            match row.state {
+                RowState::Live if row.not_after > now => past.entry(row.process).or_default().push(row),
+                RowState::Revoked { reason: Reason::Operator, .. } => {
+                    past.entry(row.process).or_default();
+                    drop(state.bar(&Bar { process: row.process, entry: Some(row.entry) }));
+                }
+                _ => {}
+            }
+        }
+        past
+    }
+
+    async fn adopt(self: &Arc<Self>, key: ProcessKey, live: Vec<Row>) -> Outcome {
+        let (process, attestation) = match self.find(key).await {
+            Ok(found) => found,
+            Err(Missing::Gone) => return Outcome::Gone(key, live),
+            Err(Missing::Unknown) => return Outcome::Unknown(live),
+            Err(Missing::Later) => return Outcome::Later(key, live),
+        };
         let mut state = self.lock();
         let identities = self.match_now(&attestation);
         let earned = |row: &Row| row.uid == process.uid() && is_earned(&identities, row);
-        let (kept, gone): (Vec<Row>, Vec<Row>) = past.live.into_iter().partition(earned);
-        if kept.is_empty() && past.barred.is_empty() {
-            return (0, gone);
+        let (kept, gone): (Vec<Row>, Vec<Row>) = live.into_iter().partition(earned);
+        if kept.is_empty() && !state.standing.contains_key(&key) {
+            return Outcome::Found(0, gone);
         }
         let now = self.parts.clock.monotonic();
         let id = state.insert(member(&process, Arc::new(attestation), identities, now));
         if self.reaper.watch(&process, id.0).is_err() {
             state.core.end(id, Cause::WatchLost);
             state.remove(id);
-            return (0, kept.into_iter().chain(gone).collect());
+            return Outcome::Unknown(kept.into_iter().chain(gone).collect());
         }
         let adopted = kept.len();
-        self.take_over(&mut state, id, kept, &past.barred);
-        (adopted, gone)
+        self.take_over(&mut state, id, key, kept);
+        Outcome::Found(adopted, gone)
     }
 
-    fn take_over(
-        self: &Arc<Self>,
-        state: &mut State,
-        id: WorkloadId,
-        rows: Vec<Row>,
-        barred: &BTreeSet<EntryId>,
-    ) {
+    fn take_over(self: &Arc<Self>, state: &mut State, id: WorkloadId, key: ProcessKey, rows: Vec<Row>) {
         let (now, wall) = (self.parts.clock.monotonic(), self.parts.clock.wall());
         for row in rows {
             state.core.adopt(id, row.entry.clone(), row.id, now + remaining(&row, wall));
             state.add_row(row);
         }
-        for entry in barred {
-            let actions = state.core.bar_entry(id, entry);
-            self.perform(state, actions, now);
-        }
+        // A lease that was live when the agent died in the middle of an operator's order.
+        let actions = state.apply_bars(id, key);
+        self.perform(state, actions, now);
         let wanted = state.members.get(&id).map(Member::wanted).unwrap_or_default();
         let actions = state.core.set_entries(id, &wanted, Cause::NoLongerMatches, now);
         self.perform(state, actions, now);
     }
 
-    /// The process that has this key, pinned and attested; `None` when it is gone or cannot be known.
-    async fn find(&self, key: ProcessKey) -> Option<(Arc<Process>, Attestation)> {
+    /// The process that has this key, pinned and attested.
+    async fn find(&self, key: ProcessKey) -> Result<(Arc<Process>, Attestation), Missing> {
         if key.boot_id != self.parts.host.boot_id() {
-            return None;
+            return Err(Missing::Gone);
         }
-        let process = Arc::new(Process::of_pid(&self.parts.host, key.pid).ok()?);
+        let process = match Process::of_pid(&self.parts.host, key.pid) {
+            Ok(process) => Arc::new(process),
+            Err(PinError::Exited) => return Err(Missing::Gone),
+            Err(PinError::Descriptors) => return Err(Missing::Later),
+            Err(PinError::Overflow | PinError::Unsupported(_)) => return Err(Missing::Unknown),
+        };
         if process.key() != key {
-            return None;
+            return Err(Missing::Gone);
         }
-        // A disk that is cold after a boot, or our own shortage, must not cost a living process its leases.
+        // A disk that is cold after a boot must not cost a living process its leases.
         for attempt in 1.. {
             match self.parts.attestors.attest(&process).await {
-                Ok(attestation) => return Some((process, attestation)),
-                Err(AttestError::Exited | AttestError::CredentialsChanged) => return None,
+                Ok(attestation) => return Ok((process, attestation)),
+                Err(AttestError::Exited) => return Err(Missing::Gone),
+                Err(AttestError::CredentialsChanged) => return Err(Missing::Unknown),
+                Err(AttestError::Descriptors) => return Err(Missing::Later),
                 Err(error) if attempt == ATTEMPTS => {
                     tracing::warn!(pid = key.pid, %error, "its leases are revoked: it cannot be looked at");
-                    return None;
+                    break;
                 }
                 Err(_) => tokio::time::sleep(PAUSE).await,
             }
         }
-        None
+        Err(Missing::Unknown)
     }
 }
 

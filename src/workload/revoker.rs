@@ -5,6 +5,8 @@
 //! fails here takes a refusal back: memory goes on refusing, the failure is a readiness concern, and the
 //! work is tried again.
 
+mod report;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, mpsc};
@@ -13,15 +15,16 @@ use std::time::{Duration, Instant, SystemTime};
 use mayfly_attestors::failpoint;
 use tokio::sync::{oneshot, watch};
 
+use self::report::Stamps;
 use super::issuers::Issuers;
 use super::{Denied, Parts, lock};
-use crate::audit::{self, Event};
+use crate::audit;
 use crate::authority::{Authorities, AuthoritySet, X509Authority};
 use crate::clock::{Clock, unix_seconds};
 use crate::id::KeyId;
 use crate::ledger::{CrlMark, Kind, Ledger, Reason, Row};
 use crate::ready::Readiness;
-use crate::revocation::{self, Crl, CrlNumbering, Stage, Timings};
+use crate::revocation::{self, Crl, CrlNumbering, Timings};
 use crate::trust::TrustSnapshot;
 
 /// Answered with the number of the CRL in force once everything queued before is published.
@@ -63,6 +66,7 @@ pub(super) enum Initiator {
     Entries,
     Operator,
     Agent,
+    Holder,
 }
 
 /// How the revoker publishes.
@@ -226,11 +230,8 @@ impl Revoker {
         if self.issuers.is_due(self.clock.monotonic()) {
             self.publish();
         }
-        let (ready, waiting): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.waiting).into_iter().partition(|job| self.issuers.has_published(job));
-        self.waiting = waiting;
         let now = self.clock.monotonic();
-        self.report(ready, &Stamps { signed: now, published: now });
+        self.answer(&Stamps { signed: now, published: now });
     }
 
     fn publish(&mut self) {
@@ -298,7 +299,14 @@ impl Revoker {
             return Err(why);
         }
         let crls: Vec<_> = signed.iter().map(|one| (one.issuer, one.crl.der.clone())).collect();
-        self.trust.send_modify(|trust| *trust = Arc::new(trust.with_authorities(set, &crls)));
+        self.trust.send_if_modified(|trust| {
+            let next = trust.with_authorities(set, &crls);
+            let is_news = !next.tells_the_same(trust);
+            if is_news {
+                *trust = Arc::new(next);
+            }
+            is_news
+        });
         self.authorities.replace(Arc::clone(set));
         failpoint::hit("life.after_publish");
         self.after_publication(set, &signed);
@@ -321,10 +329,7 @@ impl Revoker {
         }
         self.readiness.clear("CRL");
         self.crl.send_replace(self.issuers.crl(set.active_x509().key_id()));
-        let (ready, waiting): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.waiting).into_iter().partition(|job| self.issuers.has_published(job));
-        self.waiting = waiting;
-        self.report(ready, &Stamps { signed: last.at, published });
+        self.answer(&Stamps { signed: last.at, published });
         let before = unix_seconds(self.clock.wall()).saturating_sub(revocation::ROW_RETENTION_SECONDS);
         self.forget_expired(self.ledger.clone(), before);
     }
@@ -344,13 +349,14 @@ impl Revoker {
 
     /// The ledger's mark, then the second witness: a witness ahead of the ledger then always means that the
     /// ledger was rolled back. A failure costs durability of the number, not the effect. Whether both have it.
-    fn keep(&self, signed: &Signed) -> bool {
+    fn keep(&mut self, signed: &Signed) -> bool {
         let crl = &signed.crl;
         let mark = CrlMark { number: crl.number, this_update: crl.this_update };
         if let Err(error) = self.ledger.record_crl_blocking(&signed.issuer.to_string(), mark) {
             self.readiness.raise("CRL number in the ledger", error.to_string());
             return false;
         }
+        self.issuers.recorded(signed.issuer);
         self.readiness.clear("CRL number in the ledger");
         failpoint::hit("revoke.before_witness");
         let mut kept = true;
@@ -374,72 +380,6 @@ impl Revoker {
             }
         });
     }
-
-    fn report(&self, jobs: Vec<RevokeJob>, stamps: &Stamps) {
-        if jobs.is_empty() {
-            return;
-        }
-        failpoint::hit("revoke.before_audit");
-        let mut events = Vec::new();
-        for job in jobs {
-            if !job.rows.is_empty() {
-                self.measure(&job, stamps);
-            }
-            let credentials = u64::try_from(job.rows.len()).unwrap_or(u64::MAX);
-            for row in &job.rows {
-                let crl_number = self.issuers.number(&row.issuer);
-                let revocation = self.revocation(&job, row, stamps, credentials, crl_number);
-                events.push(Event::CredentialRevoke {
-                    agent: audit::Agent::of(row),
-                    credential: audit::Credential::of(row),
-                    revocation,
-                });
-            }
-            if let Some(done) = job.done {
-                // Nobody may be waiting any more.
-                done.send(self.crl.borrow().as_ref().map_or(0, |crl| crl.number)).ok();
-            }
-        }
-        if !events.is_empty() {
-            self.audit.note(events);
-        }
-    }
-
-    fn measure(&self, job: &RevokeJob, stamps: &Stamps) {
-        let mut timings = lock(&self.timings);
-        timings.record(Stage::SeenToRefused, job.refused.saturating_duration_since(job.seen));
-        if job.rows.iter().any(|row| row.kind == Kind::X509) {
-            timings.record(Stage::RefusedToSigned, stamps.signed.saturating_duration_since(job.refused));
-            timings
-                .record(Stage::SignedToPublished, stamps.published.saturating_duration_since(stamps.signed));
-            let whole = stamps.published.saturating_duration_since(job.seen);
-            timings.record(Stage::SeenToPublished, whole);
-        }
-    }
-
-    fn revocation(
-        &self,
-        job: &RevokeJob,
-        row: &Row,
-        stamps: &Stamps,
-        credentials: u64,
-        crl_number: u64,
-    ) -> audit::Revocation {
-        let (wall, now) = (self.clock.wall(), self.clock.monotonic());
-        let at = |moment: Instant| wall.checked_sub(now.saturating_duration_since(moment));
-        let in_crl = row.kind == Kind::X509;
-        audit::Revocation {
-            reason: job.reason,
-            initiator: job.initiator.as_str().to_owned(),
-            credentials,
-            exited: None,
-            seen: at(job.seen),
-            signed: in_crl.then(|| at(stamps.signed)).flatten(),
-            published: in_crl.then(|| at(stamps.published)).flatten(),
-            crl_number: in_crl.then_some(crl_number),
-            latency: stamps.published.saturating_duration_since(job.seen),
-        }
-    }
 }
 
 /// A CRL that nobody has seen yet.
@@ -450,12 +390,6 @@ struct Signed {
     at: Instant,
 }
 
-/// When a CRL was ready, and when subscribers could see it.
-struct Stamps {
-    signed: Instant,
-    published: Instant,
-}
-
 impl Initiator {
     fn as_str(self) -> &'static str {
         match self {
@@ -464,6 +398,7 @@ impl Initiator {
             Self::Entries => "entries",
             Self::Operator => "operator",
             Self::Agent => "agent",
+            Self::Holder => "holder",
         }
     }
 }

@@ -3,15 +3,19 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use mayfly_attestors::{AttestError, Attestation, Process};
+use mayfly_attestors::{AttestError, Attestation, Process, failpoint};
 
 use super::issue::Doubt;
-use super::{Connection, Shared};
+use super::{Connection, Shared, State};
 use crate::audit;
 use crate::lease::{Cause, WorkloadId};
+use crate::registration::Identity;
 
 /// How long after a look that told nothing about the process the next one follows.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
+/// How long the word of an exec may take to reach us, generously: some milliseconds under load.
+const WORD_UNDER_WAY: Duration = Duration::from_millis(250);
 
 /// A suspect as it was when a look began.
 struct Look {
@@ -40,14 +44,17 @@ impl Shared {
     /// asked again; meanwhile the process gets nothing and loses nothing, and what it holds runs out.
     async fn look_again(self: Arc<Self>, id: WorkloadId) {
         while let Some(look) = self.begin_look(id) {
-            let outcome = match self.verify_closely(&look.process, &look.before) {
+            let verdict = self.verify_closely(&look.process, &look.before);
+            if verdict.is_ok() {
+                failpoint::hit("look.before_settle");
+            }
+            let outcome = match verdict {
+                // It is what it was, but entries that came since ask for more than was looked at then.
+                Ok(()) if self.is_too_shallow(&look.before) => self.attest_if_we_can(&look.process).await,
                 Ok(()) if self.settle(id, look.notices) => return,
                 Ok(()) => continue,
                 Err(Doubt::NotSeen) => None,
-                Err(Doubt::Changed) => match self.parts.attestors.attest(&look.process).await {
-                    Err(AttestError::Descriptors | AttestError::Overloaded) => None,
-                    outcome => Some(outcome),
-                },
+                Err(Doubt::Changed) => self.attest_if_we_can(&look.process).await,
             };
             let Some(outcome) = outcome else {
                 tokio::time::sleep(LOOK_AGAIN).await;
@@ -56,6 +63,14 @@ impl Shared {
             if self.conclude(id, &look, outcome) {
                 return;
             }
+        }
+    }
+
+    /// `None` when we are short of something: that says nothing about the process.
+    async fn attest_if_we_can(&self, process: &Process) -> Option<Result<Attestation, AttestError>> {
+        match self.attest_for_entries(process).await {
+            Err(AttestError::Descriptors | AttestError::Overloaded) => None,
+            outcome => Some(outcome),
         }
     }
 
@@ -93,12 +108,7 @@ impl Shared {
                 let now = self.parts.clock.monotonic();
                 let mut state = self.lock();
                 let identities = self.match_now(&attestation);
-                let lost = state.members.get(&id).is_some_and(|m| {
-                    m.identities.iter().any(|old| !identities.iter().any(|new| new.same_as(old)))
-                });
-                if lost {
-                    self.note_cut(&look.process, why_lost(&look.before, &attestation));
-                }
+                self.note_loss(&mut state, id, &attestation, &identities);
                 self.renew_member(&mut state, id, Arc::new(attestation), identities, now);
                 drop(state);
                 self.settle(id, look.notices)
@@ -116,6 +126,52 @@ impl Shared {
                 true
             }
         }
+    }
+
+    /// Records that a workload loses an identity by what it has become.
+    pub(super) fn note_loss(
+        self: &Arc<Self>,
+        state: &mut State,
+        id: WorkloadId,
+        after: &Attestation,
+        identities: &[Identity],
+    ) {
+        let Some(member) = state.members.get(&id) else { return };
+        if !member.identities.iter().any(|old| !identities.iter().any(|new| new.same_as(old))) {
+            return;
+        }
+        let (process, before) = (Arc::clone(&member.process), &member.attestation);
+        let same_program = before.fingerprint().same_program(after.fingerprint());
+        let execs = member.execs;
+        if same_program || execs != member.execs_attested {
+            self.note_cut(&process, why_lost(before, after));
+        } else {
+            self.note_forged_unless_told(state, id, process, execs);
+        }
+    }
+
+    /// A program that changed though no exec was told of: the word may still be under way, so what is recorded is
+    /// decided a moment later. What was given is taken back now.
+    fn note_forged_unless_told(
+        self: &Arc<Self>,
+        state: &mut State,
+        id: WorkloadId,
+        process: Arc<Process>,
+        execs: u64,
+    ) {
+        // Its streams end now; until this is decided it must not be forgotten.
+        state.core.hold(id);
+        let shared = Arc::clone(self);
+        self.spawn(async move {
+            tokio::time::sleep(WORD_UNDER_WAY).await;
+            let forged = shared.no_exec_since(id, execs);
+            {
+                let mut state = shared.lock();
+                state.core.unhold(id);
+                shared.forget_idle(&mut state, id);
+            }
+            shared.note_cut(&process, if forged { audit::Cut::ExeForged } else { audit::Cut::ExecMismatch });
+        });
     }
 
     /// A08: what it was given is taken back, and each connection it was pinned by ends.

@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use crate::id::{EntryId, LeaseId};
 use crate::issue::x509::X509Svid;
 use crate::registration::Identity;
+use crate::trust::FederatesWith;
 
 /// What a subscriber of SVIDs sees.
 #[derive(Clone, Debug)]
@@ -24,29 +25,43 @@ pub enum View<T = X509Svid> {
     Ended,
 }
 
+/// What streams of one form follow: both halves change in one step.
+#[derive(Debug)]
+pub(super) struct Shown<T = X509Svid> {
+    pub(super) view: View<T>,
+    /// Of the entries it holds.
+    pub(super) federates_with: FederatesWith,
+}
+
+impl<T> From<View<T>> for Shown<T> {
+    fn from(view: View<T>) -> Self {
+        Self { view, federates_with: FederatesWith::default() }
+    }
+}
+
 /// See the module.
 pub(super) struct Shelf<T> {
     svids: HashMap<LeaseId, Arc<T>>,
-    view: watch::Sender<View<T>>,
+    view: watch::Sender<Shown<T>>,
     /// The last issuance failed and nothing valid is left to show.
     failing: bool,
 }
 
-impl<T> Default for Shelf<T> {
-    fn default() -> Self {
-        Self { svids: HashMap::new(), view: watch::Sender::new(View::Pending), failing: false }
-    }
-}
-
 impl<T> Shelf<T> {
+    /// An empty one, for a workload whose entries name those trust domains.
+    pub(super) fn new(federates_with: FederatesWith) -> Self {
+        let first = Shown { view: View::Pending, federates_with };
+        Self { svids: HashMap::new(), view: watch::Sender::new(first), failing: false }
+    }
+
     /// A new subscriber: an attempt of its own, an earlier stream's failure is not this one's.
-    pub(super) fn subscribe(&mut self) -> watch::Receiver<View<T>> {
+    pub(super) fn subscribe(&mut self) -> watch::Receiver<Shown<T>> {
         self.failing = false;
         self.view.subscribe()
     }
 
     /// As [`Self::subscribe`] for somebody who only wants to know when the identity ends.
-    pub(super) fn attend(&self) -> watch::Receiver<View<T>> {
+    pub(super) fn attend(&self) -> watch::Receiver<Shown<T>> {
         self.view.subscribe()
     }
 
@@ -56,7 +71,7 @@ impl<T> Shelf<T> {
     }
 
     pub(super) fn set_failing(&mut self, failed: bool) {
-        let has_valid = matches!(*self.view.borrow(), View::Ready(_));
+        let has_valid = matches!(self.view.borrow().view, View::Ready(_));
         self.failing = failed && !has_valid;
     }
 
@@ -71,11 +86,16 @@ impl<T> Shelf<T> {
     }
 
     pub(super) fn end(&self) {
-        self.view.send_replace(View::Ended);
+        self.view.send_replace(View::Ended.into());
     }
 
     /// Works out what to show, given the current lease of each entry held, and tells subscribers if it is news.
-    pub(super) fn show(&mut self, identities: &[Identity], shown: &[(EntryId, Option<LeaseId>)]) {
+    pub(super) fn show(
+        &mut self,
+        identities: &[Identity],
+        shown: &[(EntryId, Option<LeaseId>)],
+        federates_with: &FederatesWith,
+    ) {
         let current: HashMap<&EntryId, LeaseId> =
             shown.iter().filter_map(|(entry, lease)| Some((entry, (*lease)?))).collect();
         self.svids.retain(|lease, _| current.values().any(|l| l == lease));
@@ -85,7 +105,7 @@ impl<T> Shelf<T> {
             .map(Arc::clone)
             .collect();
         let complete = ready.len() == shown.len();
-        let was_ready = matches!(*self.view.borrow(), View::Ready(_));
+        let was_ready = matches!(self.view.borrow().view, View::Ready(_));
         let next = if shown.is_empty() {
             View::NoIdentity
         } else if complete || (was_ready && !ready.is_empty()) {
@@ -95,10 +115,10 @@ impl<T> Shelf<T> {
         } else {
             View::Pending
         };
-        self.view.send_if_modified(|view| {
-            let news = !view.same_as(&next);
+        self.view.send_if_modified(|seen| {
+            let news = !seen.view.same_as(&next) || seen.federates_with != *federates_with;
             if news {
-                *view = next;
+                *seen = Shown { view: next, federates_with: Arc::clone(federates_with) };
             }
             news
         });

@@ -1,19 +1,22 @@
 //! The tables behind the state lock.
 
 use std::collections::{BTreeSet, HashMap};
+use std::hash::Hash;
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use mayfly_attestors::{Attestation, Process, ProcessKey};
 
 use super::Connection;
+use super::bars::Standing;
 use super::shelf::Shelf;
 use crate::id::{EntryId, LeaseId};
 use crate::issue::wit::WitSvid;
 use crate::issue::x509::X509Svid;
 use crate::lease::{Core, Form, Wanted, WorkloadId};
-use crate::ledger::Row;
+use crate::ledger::{Kind, Row};
 use crate::registration::{Identity, Terms};
+use crate::trust::FederatesWith;
 
 #[derive(Debug, Default)]
 pub(super) struct State {
@@ -23,6 +26,10 @@ pub(super) struct State {
     pub(super) by_pid: HashMap<u32, BTreeSet<WorkloadId>>,
     pub(super) rows: HashMap<LeaseId, Row>,
     pub(super) leases_by_uid: HashMap<u32, usize>,
+    /// Live JWT leases of each process.
+    jwts: HashMap<ProcessKey, usize>,
+    /// What operators took, by process: also from processes that are no members.
+    pub(super) standing: HashMap<ProcessKey, Standing>,
     /// When the timer thread means to wake.
     pub(super) timer_at: Option<Instant>,
     next: u64,
@@ -44,6 +51,10 @@ pub(super) struct Member {
     pub(super) suspect: bool,
     /// How often there was a reason to look at it again.
     pub(super) notices: u64,
+    /// How often it was told, or must be feared, to have started a program since it was taken in.
+    pub(super) execs: u64,
+    /// The same when it was last attested.
+    pub(super) execs_attested: u64,
     /// The trust generation for which the program was last found unchanged.
     pub(super) checked_for: Option<u64>,
 }
@@ -82,7 +93,7 @@ impl Member {
 
     /// Where the WIT-SVIDs stand.
     pub(super) fn wits(&mut self) -> &mut Shelf<WitSvid> {
-        self.wit.get_or_insert_with(Box::default)
+        self.wit.get_or_insert_with(|| Box::new(Shelf::new(federates_with(&self.identities))))
     }
 
     /// Notes whether the last issuance of that form failed with nothing valid left to show.
@@ -100,6 +111,12 @@ impl Member {
             self.connections.push(new);
         }
     }
+}
+
+/// The trust domains that these identities' entries name, together.
+pub(super) fn federates_with<'a>(identities: impl IntoIterator<Item = &'a Identity>) -> FederatesWith {
+    let each = identities.into_iter().flat_map(|identity| &identity.entry.terms.federates_with);
+    Arc::new(each.cloned().collect())
 }
 
 /// Stands for the SPIFFE ID.
@@ -128,6 +145,8 @@ impl State {
         self.by_key.insert(key, id);
         self.by_pid.entry(key.pid).or_default().insert(id);
         self.members.insert(id, member);
+        // It has nothing yet, so there is nothing to carry out.
+        drop(self.apply_bars(id, key));
         id
     }
 
@@ -169,18 +188,24 @@ impl State {
         self.core.held(id)
     }
 
+    /// How many live JWT leases the process has.
+    pub(super) fn jwts_of(&self, key: &ProcessKey) -> usize {
+        self.jwts.get(key).copied().unwrap_or_default()
+    }
+
     pub(super) fn add_row(&mut self, row: Row) {
+        if row.kind == Kind::Jwt {
+            *self.jwts.entry(row.process).or_default() += 1;
+        }
         *self.leases_by_uid.entry(row.uid).or_default() += 1;
         self.rows.insert(row.id, row);
     }
 
     pub(super) fn take_row(&mut self, lease: LeaseId) -> Option<Row> {
         let row = self.rows.remove(&lease)?;
-        if let Some(count) = self.leases_by_uid.get_mut(&row.uid) {
-            *count -= 1;
-            if *count == 0 {
-                self.leases_by_uid.remove(&row.uid);
-            }
+        one_less(&mut self.leases_by_uid, &row.uid);
+        if row.kind == Kind::Jwt {
+            one_less(&mut self.jwts, &row.process);
         }
         Some(row)
     }
@@ -188,9 +213,21 @@ impl State {
     /// Works out what subscribers of this workload should see now and tells them if it is news.
     pub(super) fn show(&mut self, id: WorkloadId, now: Instant) {
         let Some(member) = self.members.get_mut(&id) else { return };
-        member.x509.show(&member.identities, &self.core.shown(id, Form::X509, now));
+        let held = self.core.held(id);
+        let federates_with = federates_with(member.identities.iter().filter(|i| held.contains(&i.entry.id)));
+        let x509 = self.core.shown(id, Form::X509, now);
+        member.x509.show(&member.identities, &x509, &federates_with);
         if let Some(wit) = &mut member.wit {
-            wit.show(&member.identities, &self.core.shown(id, Form::Wit, now));
+            wit.show(&member.identities, &self.core.shown(id, Form::Wit, now), &federates_with);
+        }
+    }
+}
+
+fn one_less<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: &K) {
+    if let Some(count) = counts.get_mut(key) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(key);
         }
     }
 }

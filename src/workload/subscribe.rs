@@ -1,17 +1,18 @@
 //! Listening to a workload's SVIDs.
 
 use std::sync::{Arc, MutexGuard};
+use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::shelf::Shelf;
+use super::shelf::{Shelf, Shown};
 use super::state::Member;
 use super::{Admission, Shared, State, View, Workloads};
 use crate::id::LeaseId;
 use crate::issue::wit::WitSvid;
 use crate::issue::x509::X509Svid;
 use crate::lease::{Form, WorkloadId};
-use crate::trust::TrustSnapshot;
+use crate::trust::{TrustSnapshot, TrustView};
 
 /// One open stream. While it lives the workload's SVIDs of its form are kept fresh.
 pub struct Subscription<T = X509Svid> {
@@ -21,7 +22,7 @@ pub struct Subscription<T = X509Svid> {
     /// What an SVID is called.
     name: fn(&T) -> LeaseId,
     stream: u64,
-    view: watch::Receiver<View<T>>,
+    view: watch::Receiver<Shown<T>>,
     trust: watch::Receiver<Arc<TrustSnapshot>>,
 }
 
@@ -53,7 +54,7 @@ impl Workloads {
         let mut state = self.0.lock();
         let view = match state.members.get_mut(&id) {
             Some(member) => shelf(member).subscribe(),
-            None => watch::Sender::new(View::Ended).subscribe(),
+            None => watch::Sender::new(View::Ended.into()).subscribe(),
         };
         let now = self.0.parts.clock.monotonic();
         let actions = state.core.listen(id, form, now);
@@ -73,10 +74,13 @@ impl<T: Clone> Subscription<T> {
     /// SVIDs and trust belong together: verifiers are told of an authority before anything it signed is shown, and
     /// it leaves after everything it signed was replaced. An answer made of an older and a newer half could hold an
     /// SVID whose authority is not in the bundle beside it.
-    pub async fn next(&mut self) -> (View<T>, Arc<TrustSnapshot>) {
+    pub async fn next(&mut self) -> (View<T>, TrustView) {
         loop {
             let trust = Arc::clone(&self.trust.borrow_and_update());
-            let view = self.view.borrow_and_update().clone();
+            let (view, federates_with) = {
+                let seen = self.view.borrow_and_update();
+                (seen.view.clone(), Arc::clone(&seen.federates_with))
+            };
             match view {
                 View::Pending => {}
                 View::Ready(_) if !self.shared.may_push(self.id, trust.generation()) => {}
@@ -84,7 +88,7 @@ impl<T: Clone> Subscription<T> {
                 // attestation that earned it something else, or nothing.
                 View::Ready(_) if self.view.has_changed().unwrap_or(true) => continue,
                 View::Ready(svids) if !self.give(&svids, &trust) => continue,
-                other => return (other, trust),
+                other => return (other, TrustView::new(trust, federates_with)),
             }
             self.changed().await;
         }
@@ -103,13 +107,45 @@ impl<T: Clone> Subscription<T> {
 
     /// Resolves when the view or the trust snapshot has changed since [`Subscription::next`] answered.
     pub async fn changed(&mut self) {
+        let turn = turn(self.id, self.trust_readers());
         tokio::select! {
             // An error means the sender is gone: the workload ended, and the view says so.
             _ = self.view.changed() => {}
-            _ = self.trust.changed() => {}
+            () = after_change(&mut self.trust, turn) => {}
         }
     }
+
+    fn trust_readers(&self) -> usize {
+        self.shared.parts.trust.receiver_count()
+    }
 }
+
+/// News of others (a CRL, a bundle) says nothing new of a holder's own SVIDs, and goes out with all of them. Sent to
+/// a thousand at the same moment it would keep both CPUs from whoever waits for something else: those who only
+/// verify, whoever connects, the next revocation. So each workload has a turn of its own.
+async fn after_change(trust: &mut watch::Receiver<Arc<TrustSnapshot>>, turn: Duration) {
+    // An error means that the agent stops; the view says so.
+    trust.changed().await.ok();
+    if turn < SHORTEST_TURN {
+        tokio::task::yield_now().await;
+    } else {
+        tokio::time::sleep(turn).await;
+    }
+}
+
+/// When a workload's turn comes if so many read the trust: as fast as they can be served, and never later than
+/// [`LONGEST_TURN`]. Neighbours by number are spread.
+fn turn(id: WorkloadId, readers: usize) -> Duration {
+    let readers = u64::try_from(readers).unwrap_or(u64::MAX).max(1);
+    let place = u32::try_from(id.0 % readers).unwrap_or(u32::MAX);
+    EACH_TURN.saturating_mul(place).min(LONGEST_TURN)
+}
+
+/// About what one message costs.
+const EACH_TURN: Duration = Duration::from_micros(60);
+const LONGEST_TURN: Duration = Duration::from_millis(250);
+/// What the timers can tell apart.
+const SHORTEST_TURN: Duration = Duration::from_millis(1);
 
 impl<T> Drop for Subscription<T> {
     fn drop(&mut self) {
@@ -124,7 +160,7 @@ impl<T> Drop for Subscription<T> {
 pub struct Attendance {
     shared: Arc<Shared>,
     id: WorkloadId,
-    view: watch::Receiver<View>,
+    view: watch::Receiver<Shown>,
     trust: watch::Receiver<Arc<TrustSnapshot>>,
 }
 
@@ -141,7 +177,7 @@ impl Workloads {
         let mut state = self.0.lock();
         let view = match state.members.get(&id) {
             Some(member) => member.x509.attend(),
-            None => watch::Sender::new(View::Ended).subscribe(),
+            None => watch::Sender::new(View::Ended.into()).subscribe(),
         };
         state.core.hold(id);
         drop(state);
@@ -150,11 +186,12 @@ impl Workloads {
 }
 
 impl Attendance {
-    /// The trust snapshot now, or `None` when the process has no identity any more.
-    pub fn now(&mut self) -> Option<Arc<TrustSnapshot>> {
+    /// What the process may know of the trust now, or `None` when it has no identity any more.
+    pub fn now(&mut self) -> Option<TrustView> {
         let trust = Arc::clone(&self.trust.borrow_and_update());
-        let ended = matches!(*self.view.borrow_and_update(), View::NoIdentity | View::Ended);
-        (!ended).then_some(trust)
+        let seen = self.view.borrow_and_update();
+        let ended = matches!(seen.view, View::NoIdentity | View::Ended);
+        (!ended).then(|| TrustView::new(trust, Arc::clone(&seen.federates_with)))
     }
 
     /// Resolves when [`Attendance::now`] may answer otherwise.
@@ -206,5 +243,45 @@ impl Shared {
             member.checked_for = Some(generation);
         }
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::authority::KeyType;
+    use crate::authority::testing::authorities;
+
+    #[test]
+    fn few_are_told_at_once_and_many_one_after_the_other() {
+        assert!((0..100).all(|id| turn(WorkloadId(id), 10) < SHORTEST_TURN));
+        let turns: BTreeSet<Duration> = (0..1_000).map(|id| turn(WorkloadId(id), 1_000)).collect();
+        assert_eq!(turns.len(), 1_000, "no two at the same moment");
+        assert_eq!(turns.last(), Some(&(EACH_TURN * 999)));
+        assert!(turn(WorkloadId(u64::MAX), usize::MAX) <= LONGEST_TURN);
+        assert_eq!(turn(WorkloadId(99_999), 100_000), LONGEST_TURN);
+        assert_eq!(turn(WorkloadId(7), 0), Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_turn_begins_with_the_change_and_shows_the_latest() {
+        let domain = "example.org".parse().unwrap();
+        let snapshot = TrustSnapshot::new(&domain, &authorities("example.org", KeyType::EcP256));
+        let (sender, mut trust) = watch::channel(Arc::new(snapshot.clone()));
+        let began = tokio::time::Instant::now();
+        let wait = after_change(&mut trust, Duration::from_millis(5));
+        let change = async {
+            tokio::time::sleep(Duration::from_millis(3)).await;
+            sender.send_replace(Arc::new(
+                snapshot.with_crl(crate::id::KeyId::from_bytes([1; 20]), Bytes::from_static(b"one")),
+            ));
+        };
+        tokio::join!(wait, change);
+        assert_eq!(began.elapsed(), Duration::from_millis(8));
+        assert_eq!(trust.borrow_and_update().crls(), [Bytes::from_static(b"one")]);
     }
 }

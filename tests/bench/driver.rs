@@ -4,14 +4,16 @@
 #![expect(clippy::disallowed_methods, reason = "measures real time")]
 
 mod fan_out;
+mod http;
+mod starts;
 
 use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow};
-use mayfly_harness::tools::Tool;
+use mayfly_harness::tools::{Tool, compile};
 use mayfly_harness::wire::Client;
-use mayfly_harness::{Agent, Crl, Entry, Plan};
+use mayfly_harness::{Agent, Crl, Entry, Plan, files};
 use tokio::task::JoinSet;
 
 /// The driver's own uid: subscriber and holder of many streams.
@@ -32,24 +34,45 @@ const SETTINGS: &str = "[x509]\nttl = \"1h\"\n[jwt]\nttl = \"1h\"\n[revocation]\
 fn main() -> Result<()> {
     anyhow::ensure!(nix::unistd::geteuid().is_root(), "run as root: the clients have uids of their own");
     let quick = std::env::args().any(|argument| argument == "--quick");
-    let only_fan_out = std::env::args().any(|argument| argument == "--fan-out");
-    let (streams, rounds) = if quick { (&[1_000][..], 5) } else { (&[1_000, 10_000][..], 10) };
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    if only_fan_out {
-        return runtime.block_on(fan_out::fan_out(streams, rounds));
+    // `--only PART`, several times if wanted; without it everything.
+    let mut arguments = std::env::args();
+    let mut only = Vec::new();
+    while arguments.by_ref().any(|argument| argument == "--only") {
+        only.extend(arguments.next());
     }
-    let crypto = crypto_limit(if quick { 500 } else { 3_000 })?;
+    let wanted = |part: &str| only.is_empty() || only.iter().any(|name| name == part);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
-        mint_rates(&crypto, quick).await?;
-        first_svid(quick)?;
-        for (processes, entries) in [(10, 1), (100, 10), (250, 40)] {
-            if quick && processes == 250 {
-                continue;
-            }
-            exit_to_crl(processes, entries, if quick { 20 } else { 200 }).await?;
+        if wanted("start") {
+            starts::measure(quick)?;
         }
-        fan_out::fan_out(streams, rounds).await?;
-        resident(streams).await
+        if wanted("mint") {
+            mint_rates(&crypto_limit(if quick { 500 } else { 3_000 })?, quick).await?;
+        }
+        if wanted("first") {
+            first_svid(quick)?;
+        }
+        for (processes, entries) in [(10, 1), (100, 10), (250, 40)] {
+            if wanted("crl") && (!quick || processes < 250) {
+                exit_to_crl(processes, entries, if quick { 20 } else { 200 }).await?;
+            }
+        }
+        if wanted("storm") {
+            all_at_once(if quick { 500 } else { room_for(10_000)? }).await?;
+        }
+        if wanted("http") {
+            http::asking(quick).await?;
+            let (processes, each) = if quick { (20, 40) } else { (250, 40) };
+            http::long_crl(processes, each, if quick { 10 } else { 50 }).await?;
+        }
+        if wanted("fan_out") {
+            let (streams, rounds) = if quick { (&[1_000][..], 5) } else { (&[1_000, 10_000][..], 10) };
+            fan_out::fan_out(streams, rounds).await?;
+        }
+        if wanted("memory") {
+            resident(if quick { &[1_000] } else { &[1_000, 10_000] }).await?;
+        }
+        Ok(())
     })
 }
 
@@ -99,8 +122,15 @@ fn entries(count: usize) -> Vec<Entry> {
     all
 }
 
+/// An agent, and the programs that will call it. A program that was installed less than two seconds ago is measured
+/// anew for each of its processes; what is to be seen here is the ordinary case.
 fn start(count: usize) -> Agent {
-    Plan::with_entries(&entries(count)).settings(SETTINGS).start()
+    let agent = Plan::with_entries(&entries(count)).settings(SETTINGS).start();
+    for program in ["press", "peer"] {
+        files::install(agent.dir(), &compile(program));
+    }
+    std::thread::sleep(Duration::from_millis(2_200));
+    agent
 }
 
 fn socket(agent: &Agent) -> Result<String> {
@@ -111,9 +141,10 @@ fn socket(agent: &Agent) -> Result<String> {
 async fn mint_rates(crypto: &Crypto, quick: bool) -> Result<()> {
     let (processes, each) = if quick { (20, 20) } else { (100, 40) };
     let agent = start(each);
-    let begin = Instant::now();
-    let _crowd = crowd(&agent, processes)?;
+    let (begin, before) = (Instant::now(), cpu_seconds(agent.pid())?);
+    let crowd = crowd(&agent, processes)?;
     let rate = count(processes * each) / begin.elapsed().as_secs_f64();
+    let own = count(processes * each) / (cpu_seconds(agent.pid())? - before);
     line(
         &format!("X.509-SVIDs issued, {processes} new processes x {each} entries"),
         &format!(
@@ -122,9 +153,14 @@ async fn mint_rates(crypto: &Crypto, quick: bool) -> Result<()> {
             rate / crypto.both_cores
         ),
     )?;
+    line(
+        "  for each second of the agent's own CPU time",
+        &format!("{own:.0}  ({:.2} of the crypto)", own / crypto.one_core),
+    )?;
+    drop(crowd);
     let socket = agent.public();
     let tokens = if quick { 500 } else { 4_000 };
-    let begin = Instant::now();
+    let (begin, before) = (Instant::now(), cpu_seconds(agent.pid())?);
     let mut calls = JoinSet::new();
     for worker in 0..16 {
         let socket = socket.clone();
@@ -144,7 +180,12 @@ async fn mint_rates(crypto: &Crypto, quick: bool) -> Result<()> {
         done??;
     }
     let rate = count(tokens) / begin.elapsed().as_secs_f64();
-    line("JWT-SVIDs issued, 16 at a time", &format!("{rate:.0} /s"))
+    let own = count(tokens) / (cpu_seconds(agent.pid())? - before);
+    line(
+        "JWT-SVIDs issued, 16 at a time",
+        &format!("{rate:.0} /s  ({:.2} of one core's crypto)", rate / crypto.one_core),
+    )?;
+    line("  for each second of the agent's own CPU time", &format!("{own:.0}"))
 }
 
 /// Processes that hold every crowd entry.
@@ -201,6 +242,10 @@ async fn exit_to_crl(processes: usize, each: usize, samples: usize) -> Result<()
     }
     let live = processes * each;
     line(&format!("kill to CRL at a subscriber, {live} live leases"), &percentiles(&mut took))?;
+    agent_latency(&agent)
+}
+
+fn agent_latency(agent: &Agent) -> Result<()> {
     let status = agent.admin();
     let rows = tokio::task::block_in_place(|| status.status()).revocation_latency;
     for row in rows {
@@ -211,6 +256,36 @@ async fn exit_to_crl(processes: usize, each: usize, samples: usize) -> Result<()
     }
     tokio::task::block_in_place(move || drop(status));
     Ok(())
+}
+
+/// As many processes as the agent's descriptors allow: two for each, a tenth is kept free, and some are its own.
+fn room_for(processes: usize) -> Result<usize> {
+    let (soft, _hard) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)?;
+    Ok(usize::try_from(soft * 9 / 20)?.saturating_sub(500).min(processes))
+}
+
+/// Many processes killed at the same moment: until a subscriber has a CRL with all of them.
+async fn all_at_once(processes: usize) -> Result<()> {
+    let agent = start(1);
+    let mut crowd = crowd(&agent, processes)?;
+    let client = Client::connect(&agent.public()).await?;
+    let mut bundles = client.bundles().await?;
+    bundles.message().await?.context("a first message")?;
+    let begin = Instant::now();
+    crowd.tell("go");
+    let mut messages = 0;
+    loop {
+        let message = tokio::time::timeout(PATIENCE, bundles.message()).await??.context("stream end")?;
+        messages += 1;
+        if message.crl.iter().any(|der| Crl::parse(der).serials.len() >= processes) {
+            break;
+        }
+    }
+    line(
+        &format!("{processes} processes killed at once, to a CRL with them all"),
+        &format!("{:.2} s  ({messages} CRLs)", begin.elapsed().as_secs_f64()),
+    )?;
+    agent_latency(&agent)
 }
 
 /// Memory with many streams over 200 connections.
@@ -237,12 +312,29 @@ async fn resident(sizes: &[usize]) -> Result<()> {
             &format!("{:.1} MiB  ({:.2} KiB a stream)", now / 1024.0, (now - empty) / count(*size)),
         )?;
     }
-    let before = cpu_ticks(agent.pid())?;
+    let before = cpu_seconds(agent.pid())?;
     tokio::time::sleep(Duration::from_secs(5)).await;
     line(
         "CPU of the idle agent with all streams open, 5 s",
-        &format!("{} ticks", cpu_ticks(agent.pid())? - before),
-    )
+        &format!("{:.1} ms", (cpu_seconds(agent.pid())? - before) * 1e3),
+    )?;
+    for streaming in [false, true] {
+        const MORE: usize = 500;
+        let before = resident_kib(agent.pid())?;
+        let first = connections.len();
+        for _ in 0..MORE {
+            connections.push(Client::connect(&agent.public()).await?);
+        }
+        for client in connections.iter().skip(if streaming { first } else { connections.len() }) {
+            let mut stream = client.x509().await?;
+            stream.message().await?.context("a first message")?;
+            streams.push(stream);
+        }
+        let each = (resident_kib(agent.pid())? - before) / count(MORE);
+        let what = if streaming { "with a stream" } else { "silent" };
+        line(&format!("each of {MORE} further connections, {what}"), &format!("{each:.1} KiB"))?;
+    }
+    Ok(())
 }
 
 fn resident_kib(pid: u32) -> Result<f64> {
@@ -251,11 +343,14 @@ fn resident_kib(pid: u32) -> Result<f64> {
     Ok(row.trim().trim_end_matches(" kB").parse()?)
 }
 
-fn cpu_ticks(pid: u32) -> Result<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let fields: Vec<&str> = stat.rsplit(')').next().context("stat")?.split_whitespace().collect();
-    let tick = |n: usize| -> Result<u64> { Ok(fields.get(n).context("stat")?.parse()?) };
-    Ok(tick(11)? + tick(12)?)
+/// What its threads that still live have run, to the nanosecond.
+fn cpu_seconds(pid: u32) -> Result<f64> {
+    let mut nanos = 0.0;
+    for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        let text = std::fs::read_to_string(task?.path().join("schedstat"))?;
+        nanos += text.split_whitespace().next().context("schedstat")?.parse::<f64>()?;
+    }
+    Ok(nanos / 1e9)
 }
 
 fn count(n: usize) -> f64 {

@@ -25,6 +25,9 @@ ttl = "{ttl}"
 
 [jwt]
 ttl = "{ttl}"
+
+[authority]
+lead = "{lead}"
 """
 
 
@@ -32,14 +35,14 @@ class Agent:
     """Runs `binary`; `socket_dir` is the name of the socket's directory, which clients put into `:authority`;
     `more` is further configuration."""
 
-    def __init__(self, binary, ttl="10s", socket_dir="public", more=""):
+    def __init__(self, binary, ttl="10s", socket_dir="public", lead="15m", more=""):
         self.binary = binary
         self.dir = pathlib.Path(tempfile.mkdtemp(prefix="i"))
         self.dir.chmod(0o755)
         self.public = self.dir / socket_dir / "api.sock"
         (self.dir / "entries.d").mkdir()
-        config = CONFIG.format(dir=self.dir, public=self.public, ttl=ttl) + more
-        (self.dir / "agent.toml").write_text(config)
+        text = CONFIG.format(dir=self.dir, public=self.public, ttl=ttl, lead=lead) + more.replace("{dir}", str(self.dir))
+        (self.dir / "agent.toml").write_text(text)
         self.entries([f"/uid/{os.getuid()}"])
         self.process = None
 
@@ -57,6 +60,13 @@ class Agent:
     @property
     def endpoint(self):
         return f"unix://{self.public}"
+
+    def mayfly(self, *arguments):
+        """Runs a command against this agent: its exit code and what it said."""
+        ran = subprocess.run(
+            [self.binary, *arguments], env={**os.environ, "MAYFLY_ADMIN_SOCKET": f"unix://{self.dir}/admin/admin.sock"},
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE)
+        return ran.returncode, ran.stdout + ran.stderr
 
     def __enter__(self):
         ready = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)

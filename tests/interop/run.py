@@ -5,16 +5,23 @@
 Prints one line for each test and `N passed, N failed` at the end.
 """
 
+import base64
+import json
 import os
 import pathlib
+import socket
+import ssl
 import subprocess
 import sys
 import threading
 import time
 import traceback
+import zlib
 from urllib.parse import quote
+from urllib.request import urlopen
 
 import grpc
+import jwt
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -96,6 +103,40 @@ def py_spiffe_jwt_source():
             assert str(JwtSvid.parse_and_validate(token.token, bundle, {"a"}).spiffe_id) == ID
         finally:
             source.close()
+
+
+@test
+def py_spiffe_follows_rotating_authorities():
+    """Every token verifies against the key set that the library has at that moment, over whole turns of both keys."""
+    domain = TrustDomain("example.org")
+    with Agent(BINARY, ttl="1m", lead="200ms") as agent:
+        def active(kind):
+            code, said = agent.mayfly("authority", "show", "--output", "json")
+            assert code == 0, said
+            found = [a["id"] for a in json.loads(said)["authorities"] if (a["kind"], a["state"]) == (kind, "active")]
+            assert len(found) == 1, found
+            return found[0]
+
+        def verify(jwt):
+            token = jwt.fetch_svid(audience={"interop"})
+            JwtSvid.parse_and_validate(token.token, jwt.get_bundle_for_trust_domain(domain), {"interop"})
+
+        with X509Source(socket_path=agent.endpoint) as source, JwtSource(socket_path=agent.endpoint) as jwt:
+            for turn in range(10):
+                kind = ("x509", "jwt")[turn % 2]
+                former = active(kind)
+                code, said = agent.mayfly("authority", "prepare", kind)
+                assert code == 0, said
+                verify(jwt)
+                until("the successor is known", lambda: agent.mayfly("authority", "activate", kind)[0] == 0)
+                verify(jwt)
+                code, said = agent.mayfly("authority", "revoke", former)
+                assert code == 0, said
+                verify(jwt)
+                anchors = lambda: source.get_bundle_for_trust_domain(domain).x509_authorities
+                until("one authority is left", lambda: len(anchors()) == 1)
+                [anchor] = anchors()
+                source.svid.leaf.verify_directly_issued_by(anchor)
 
 
 @test
@@ -206,6 +247,98 @@ def wit_renewals_all_validate():
 @test
 def wit_is_unimplemented_when_off():
     wit_tests.wit_is_unimplemented_when_off(BINARY)
+
+
+def https_site(agent, port):
+    """A certificate for localhost beside the agent, and the settings of an issuer that is found there."""
+    subprocess.run(
+        ["sh", "-c", "umask 077; openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2"
+         " -subj /CN=localhost -addext subjectAltName=DNS:localhost -out tls.pem -keyout tls.key; chmod 644 tls.pem"],
+        cwd=agent, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return ssl.create_default_context(cafile=agent / "tls.pem")
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+SITE = """
+[oidc]
+issuer = "https://localhost:{port}"
+
+[status_list]
+uri = "https://localhost:{port}/statuslists"
+
+[bundle_endpoint]
+listen = "127.0.0.1:{port}"
+profile = "https_web"
+certificate = "{{dir}}/tls.pem"
+key = "{{dir}}/tls.key"
+names = ["localhost"]
+"""
+
+
+@test
+def a_stock_jwt_library_verifies_with_nothing_but_the_issuer():
+    port = free_port()
+    agent = Agent(BINARY, ttl="5m", more=SITE.format(port=port))
+    context = https_site(agent.dir, port)
+    with agent, WorkloadApiClient(socket_path=agent.endpoint) as client:
+        token = client.fetch_jwt_svid(audience={"interop"}).token
+        issuer = f"https://localhost:{port}"
+        with urlopen(f"{issuer}/.well-known/openid-configuration", context=context) as answer:
+            configuration = json.load(answer)
+        assert configuration["issuer"] == issuer
+        keys = jwt.PyJWKClient(configuration["jwks_uri"], ssl_context=context)
+        claims = jwt.decode(
+            token, keys.get_signing_key_from_jwt(token), issuer=issuer, audience="interop",
+            algorithms=configuration["id_token_signing_alg_values_supported"])
+        assert claims["sub"] == ID
+        for wrong in ({"audience": "other"}, {"audience": "interop", "issuer": "https://localhost"}):
+            try:
+                jwt.decode(token, keys.get_signing_key_from_jwt(token), algorithms=["ES256"], **wrong)
+            except jwt.InvalidTokenError:
+                pass
+            else:
+                raise AssertionError(f"accepted with {wrong}")
+        printed = subprocess.run(
+            [BINARY, "federate", "jwks", "--socket", agent.dir / "admin/admin.sock"],
+            check=True, capture_output=True).stdout
+        inline = jwt.PyJWKSet.from_json(printed)
+        assert jwt.decode(token, inline.keys[0], algorithms=["ES256"], audience="interop") == claims
+
+
+@test
+def a_status_list_says_what_was_taken_back():
+    port = free_port()
+    agent = Agent(BINARY, ttl="5m", more=SITE.format(port=port))
+    context = https_site(agent.dir, port)
+    with agent, WorkloadApiClient(socket_path=agent.endpoint) as client:
+        tokens = [client.fetch_jwt_svid(audience={"interop"}).token for _ in range(20)]
+        places = [jwt.decode(t, options={"verify_signature": False})["status"]["status_list"] for t in tokens]
+        assert len({(place["uri"], place["idx"]) for place in places}) == 20
+        # SPIFFE allows these three and no others.
+        assert set(jwt.get_unverified_header(tokens[0])) == {"alg", "kid", "typ"}
+        keys = jwt.PyJWKClient(f"https://localhost:{port}/keys", ssl_context=context)
+
+        def revoked(place):
+            with urlopen(place["uri"], context=context) as answer:
+                assert answer.headers["Content-Type"] == "application/statuslist+jwt"
+                text = answer.read().decode()
+            assert jwt.get_unverified_header(text)["typ"] == "statuslist+jwt"
+            claims = jwt.decode(text, keys.get_signing_key_from_jwt(text), algorithms=["ES256"])
+            assert claims["sub"] == place["uri"] and claims["ttl"] > 0 and claims["status_list"]["bits"] == 1
+            packed = claims["status_list"]["lst"]
+            octets = zlib.decompress(base64.urlsafe_b64decode(packed + "=" * (-len(packed) % 4)))
+            return octets[place["idx"] // 8] >> place["idx"] % 8 & 1 == 1
+
+        assert not any(revoked(place) for place in places)
+        subprocess.run(
+            ["curl", "-sSf", "--unix-socket", agent.dir / "http/http.sock", "--data", f"token={tokens[3]}",
+             "http://localhost/revoke"], check=True)
+        assert [revoked(place) for place in places] == [n == 3 for n in range(20)]
 
 
 def main():

@@ -28,6 +28,37 @@ fn new_entry_reaches_an_open_stream() {
     assert_eq!(second.svids.len(), 2);
 }
 
+/// Ancestors are looked at only where some entry asks for one.
+#[test]
+fn entry_that_asks_for_an_ancestor_reaches_an_open_stream() {
+    let agent = agent();
+    let mut client = client(&agent);
+    let first = client.x509();
+    assert_eq!(first.svids.len(), 1);
+    let known = first.svids[0].spiffe_id.trim_start_matches("spiffe://example.org").to_owned();
+    let hash = mayfly_harness::files::sha256(&std::env::current_exe().unwrap());
+    let mut below = own_entry("/below-the-tests");
+    below.selectors.push(format!("process:ancestor_sha256:{hash}"));
+    agent.write_entries(&[own_entry(&known), below]);
+    let second = client.next_x509().unwrap();
+    assert_eq!(second.svids.len(), 2, "{:?}", second.svids);
+    assert_eq!(second.svids.iter().filter(|s| s.serial() == first.svids[0].serial()).count(), 1);
+    // Its certificate of before is still good: nothing was taken back on the way.
+    assert!(second.crls.iter().all(|crl| crl.serials.is_empty()));
+}
+
+#[test]
+fn twenty_identities_come_in_one_message() {
+    let agent = empty_agent();
+    agent.write_entries(&(0..20).map(|n| own_entry(&format!("/n/{n}"))).collect::<Vec<_>>());
+    until("the new set", || (agent.admin().entries().entries.len() == 20).then_some(()));
+    let mut client = client(&agent);
+    let first = client.x509();
+    assert_eq!(first.svids.len(), 20);
+    let serials: std::collections::BTreeSet<&str> = first.svids.iter().map(|s| s.serial()).collect();
+    assert_eq!(serials.len(), 20);
+}
+
 #[test]
 fn process_that_had_nothing_is_served_as_soon_as_an_entry_matches() {
     let agent = empty_agent();

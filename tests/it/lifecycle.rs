@@ -1,6 +1,8 @@
 //! The agent's own life: start, drain, restart, what it tells operators.
 
-use mayfly_harness::Plan;
+use std::process::{Command, Stdio};
+
+use mayfly_harness::{Pause, Plan, until};
 use mayfly_proto::admin::ListLeasesRequest;
 use mayfly_proto::admin::revoke_leases_request::Target;
 
@@ -78,6 +80,25 @@ fn status_is_ready_and_explains_itself() {
     let uid = format!("unix:uid:{}", own_uid());
     assert!(explained.selectors.iter().any(|s| s.text == uid && s.strength == "kernel"));
     assert_eq!(explained.matches.len(), 1);
+    assert!(explained.posture.is_empty(), "{:?}", explained.posture);
+    // A program without a name: its path is left out, and people are told why.
+    let copy = agent.dir().join("copy");
+    std::fs::copy("/bin/sleep", &copy).unwrap();
+    let mut nameless = Command::new(&copy).arg("60").spawn().unwrap();
+    std::fs::remove_file(&copy).unwrap();
+    let pid = nameless.id();
+    let explained = agent.admin().explain(pid).unwrap();
+    let (_, text, _) = agent.mayfly(&["explain", "--pid", &pid.to_string()]);
+    nameless.kill().unwrap();
+    nameless.wait().unwrap();
+    assert_eq!(explained.posture, ["anonymous_exe"]);
+    let unix = explained.attestors.iter().find(|a| a.kind == "unix").unwrap();
+    assert!(unix.notes.iter().any(|note| note.starts_with("path: the program has no name")), "{unix:?}");
+    assert!(
+        text.contains("unix left out path: the program has no name")
+            && text.contains("posture: anonymous_exe"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -93,4 +114,81 @@ fn audit_log_verifies_and_a_changed_line_is_found() {
     std::fs::write(&path, text.replacen("credential.issue", "credential.renew", 1)).unwrap();
     let (code, _, _) = agent.mayfly(&["audit", "verify", &place]);
     assert_eq!(code, Some(1));
+}
+
+/// Not one file can be opened while the agent looks for the processes of the run before: it waits, and says so.
+#[test]
+fn restart_without_descriptors_takes_nothing_from_the_living() {
+    let mut agent = agent();
+    let mut holder = client(&agent);
+    let serial = holder.x509().svids[0].serial().to_owned();
+    let mut victim = client(&agent);
+    let dead = victim.x509().svids[0].serial().to_owned();
+    agent.kill();
+    victim.kill();
+    let (pause, spec) = Pause::at(agent.dir(), "restore.before");
+    let plan = agent.plan().clone().failpoints(&spec);
+    *agent.plan() = plan;
+    agent.spawn();
+    pause.hit();
+    let pid = agent.pid().to_string();
+    let limit = |soft: &str| {
+        let limited = Command::new("prlimit").args(["--pid", &pid, &format!("--nofile={soft}:")]).status();
+        assert!(limited.unwrap().success());
+    };
+    limit("1");
+    pause.release();
+    until("it says why it does not serve", || agent.log().contains("raise LimitNOFILE").then_some(()));
+    limit("1024");
+    until("it serves", || agent.log().contains("serving").then_some(()));
+    let live = agent.admin().live_leases_of(holder.pid());
+    assert_eq!(live.iter().map(|lease| lease.id.as_str()).collect::<Vec<_>>(), [serial.as_str()]);
+    let crl = client(&agent).bundles().crls.remove(0);
+    assert!(crl.serials.contains(&dead) && !crl.serials.contains(&serial), "{crl:?}");
+}
+
+#[test]
+fn what_a_crash_left_half_written_is_swept_at_the_next_start() {
+    let mut agent = agent();
+    agent.kill();
+    let left =
+        ["authority/.x509.pem.4242.0.tmp", "crl/.aa.crl.4242.1.tmp"].map(|name| agent.data_dir().join(name));
+    for path in &left {
+        std::fs::write(path, "half a key").unwrap();
+    }
+    agent.launch();
+    assert!(left.iter().all(|path| !path.exists()));
+    client(&agent).x509();
+}
+
+/// What makes a command slow to start is counted, not timed: threads, and what is read before it can ask.
+#[test]
+fn client_commands_ask_with_one_thread_and_without_reading_files() {
+    let dir = mayfly_harness::files::short_dir();
+    let socket = dir.path().join("api.sock");
+    // A server that takes the call and never answers.
+    let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    for command in [["fetch", "x509"], ["fetch", "bundles"]] {
+        let mut child = Command::new(mayfly_harness::agent::mayfly())
+            .args(command)
+            .env("SPIFFE_ENDPOINT_SOCKET", format!("unix://{}", socket.display()))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let (mut asked, _) = listener.accept().unwrap();
+        std::io::Read::read_exact(&mut asked, &mut [0; 24]).unwrap();
+        let proc = |name: &str| std::fs::read_to_string(format!("/proc/{}/{name}", child.id())).unwrap();
+        let number = |text: &str, key: &str| -> u64 {
+            let line = text.lines().find_map(|line| line.strip_prefix(key)).unwrap();
+            line.trim().parse().unwrap()
+        };
+        assert_eq!(number(&proc("status"), "Threads:"), 1, "{command:?}");
+        // The dynamic linker reads the head of each library; our own share is next to nothing.
+        let io = proc("io");
+        let (reads, bytes) = (number(&io, "syscr:"), number(&io, "rchar:"));
+        assert!(reads <= 30 && bytes <= 65_536, "{command:?}: {reads} reads of {bytes} bytes");
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
 }

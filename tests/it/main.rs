@@ -5,16 +5,27 @@ mod demo;
 #[cfg(test)]
 mod entries;
 #[cfg(test)]
+mod federation;
+#[cfg(test)]
+mod http;
+#[cfg(test)]
 mod interop_spiffe;
 #[cfg(test)]
+mod issuing;
+#[cfg(test)]
 mod lifecycle;
+#[cfg(test)]
+mod operator;
 #[cfg(test)]
 mod rotation;
 #[cfg(test)]
 mod rotation_client;
 #[cfg(test)]
+mod sds;
+#[cfg(test)]
 mod support;
 #[cfg(test)]
+mod two_domains;
 mod wit;
 #[cfg(test)]
 mod workload_api;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use mayfly_harness::pki::openssl_verify;
 use mayfly_harness::{Agent, Plan, until};
 use mayfly_proto::admin::AuthorityRecord;
 use mayfly_proto::admin::order_authority_request::Order;
@@ -14,8 +15,8 @@ use crate::rotation_client::{Counts, follow};
 use crate::support::{agent, client, own_uid};
 
 /// A successor is known for a tenth of a second before it signs: every stream has long been told.
-const FAST: &str =
-    "[x509]\nttl = \"60s\"\n[jwt]\nttl = \"30s\"\n[authority]\nttl = \"1h\"\nlead = \"100ms\"\n";
+const FAST: &str = "[x509]\nttl = \"60s\"\n[jwt]\nttl = \"10s\"\n[limits]\njwt_leases_per_workload = 10000\n\
+                    [attest]\nper_second = 10000\nburst = 10000\n[authority]\nttl = \"1h\"\nlead = \"100ms\"\n";
 
 fn active(all: &[AuthorityRecord], kind: &str) -> String {
     let mut active = all.iter().filter(|one| one.kind == kind && one.state == "active");
@@ -62,6 +63,7 @@ fn rounds() -> usize {
 const KILL_EVERY: usize = 20;
 
 #[test]
+#[expect(clippy::print_stderr, reason = "how much was verified belongs to the answer")]
 fn no_verifier_ever_meets_what_its_bundle_lacks() {
     let mut agent = Plan::for_uids(&[own_uid()]).settings(FAST).start();
     let stop = Arc::new(AtomicBool::new(false));
@@ -86,7 +88,7 @@ fn no_verifier_ever_meets_what_its_bundle_lacks() {
     until("a last round", || counts.is_under_way().then_some(()));
     stop.store(true, Ordering::Release);
     verifier.join().expect("the verifier");
-    println!("{} rotations: {counts:?}", rounds());
+    eprintln!("{} rotations: {counts:?}", rounds());
     assert_eq!(counts.failures(), Vec::<String>::new());
     assert!(counts.x509() > rounds() / 2, "{counts:?}");
 }
@@ -201,6 +203,46 @@ fn an_operator_walks_an_authority_through_its_life() {
     let states: Vec<_> = shown["authorities"].as_array().unwrap().iter().map(|one| &one["state"]).collect();
     assert_eq!(states, ["revoked", "active", "active"], "{out}");
     agent.audited(&["authority.step", &before.leaf.authority, "revoked"]);
+}
+
+/// The crate `spiffe` and OpenSSL, as strangers use them, over some turns.
+#[test]
+fn the_crate_spiffe_and_openssl_follow_every_rotation() {
+    let agent = Plan::for_uids(&[own_uid()]).settings(FAST).start();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let endpoint = format!("unix:{}", agent.public().display());
+    let (source, library) = runtime.block_on(async {
+        let source = spiffe::X509Source::builder().endpoint(endpoint.clone()).build().await.unwrap();
+        (source, spiffe::WorkloadApiClient::connect_to(endpoint).await.unwrap())
+    });
+    let domain = spiffe::TrustDomain::new("example.org").unwrap();
+    let mut holder = client(&agent);
+    let mut update = holder.x509();
+    for round in 0..8 {
+        rotate(&agent, if round % 2 == 0 { "x509" } else { "jwt" });
+        let signer = active(&agent.admin().authorities().unwrap(), "x509");
+        while update.svids[0].leaf.authority != signer || update.crls.len() != 1 {
+            update = holder.next_x509().expect("the stream goes on");
+            let svid = &update.svids[0];
+            let verdicts: Vec<_> = update
+                .crls
+                .iter()
+                .map(|crl| openssl_verify(agent.dir(), &svid.leaf.der, &svid.bundle, &crl.der))
+                .collect();
+            assert!(verdicts.iter().any(Result::is_ok), "{verdicts:?}");
+        }
+        until("the library has the new authority alone", || {
+            let bundle = source.bundle_set().ok()?.get(&domain)?;
+            let (have, want) = (bundle.authorities().len(), update.svids[0].bundle.as_slice());
+            (have == 1 && bundle.authorities()[0].as_ref() == want).then_some(())
+        });
+        runtime.block_on(async {
+            let bundles = library.fetch_jwt_bundles().await.unwrap();
+            let token = library.fetch_jwt_svid(["interop"], None).await.unwrap();
+            spiffe::JwtSvid::parse_and_validate(token.token(), &bundles, &["interop"]).unwrap();
+        });
+    }
+    runtime.block_on(source.shutdown());
 }
 
 #[test]

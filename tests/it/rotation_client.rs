@@ -14,6 +14,7 @@ use mayfly_proto::workload::{
 use rustls::pki_types::{CertificateDer, UnixTime};
 use serde_json::Value;
 use tokio::net::UnixStream;
+use tonic::Code;
 use tonic::transport::{Channel, Endpoint, Uri};
 use webpki::{
     EndEntityCert, ExpirationPolicy, KeyUsage, OwnedCertRevocationList, RevocationCheckDepth,
@@ -50,6 +51,13 @@ impl Counts {
 
     pub(crate) fn failures(&self) -> Vec<String> {
         self.failures.lock().unwrap().clone()
+    }
+
+    /// A killed agent ends calls; it must not refuse them.
+    fn end(&self, status: &tonic::Status) {
+        if matches!(status.code(), Code::ResourceExhausted | Code::PermissionDenied | Code::InvalidArgument) {
+            self.fail(format!("refused: {status:?}"));
+        }
     }
 
     fn fail(&self, what: String) {
@@ -111,7 +119,10 @@ fn request<T>(message: T) -> tonic::Request<T> {
 }
 
 async fn svids(mut client: SpiffeWorkloadApiClient<Channel>, seen: &Mutex<Seen>, counts: &Counts) {
-    let Ok(stream) = client.fetch_x509svid(request(X509svidRequest {})).await else { return };
+    let stream = match client.fetch_x509svid(request(X509svidRequest {})).await {
+        Ok(stream) => stream,
+        Err(status) => return counts.end(&status),
+    };
     let mut stream = stream.into_inner();
     while let Ok(Some(message)) = stream.message().await {
         let X509svidResponse { svids, crl, .. } = message;
@@ -165,7 +176,10 @@ async fn tokens(mut client: SpiffeWorkloadApiClient<Channel>, seen: &Mutex<Seen>
     // Not one moment later than it can: the last key set may be from the run before.
     loop {
         let asked = JwtsvidRequest { audience: vec!["aud".to_owned()], ..JwtsvidRequest::default() };
-        let Ok(answer) = client.fetch_jwtsvid(request(asked)).await else { return };
+        let answer = match client.fetch_jwtsvid(request(asked)).await {
+            Ok(answer) => answer,
+            Err(status) => return counts.end(&status),
+        };
         for svid in answer.into_inner().svids {
             counts.tokens.fetch_add(1, Ordering::AcqRel);
             let checked = seen.lock().unwrap().jwks.as_ref().map(|jwks| token(&svid.svid, jwks));
@@ -175,7 +189,7 @@ async fn tokens(mut client: SpiffeWorkloadApiClient<Channel>, seen: &Mutex<Seen>
                 _ => {}
             }
         }
-        tokio::time::sleep(Duration::from_millis(3)).await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 
@@ -208,7 +222,7 @@ fn verify(chain: &[u8], bundle: &[u8], crls: &[Vec<u8>]) -> Result<(), String> {
     let crls: Vec<_> =
         crls.iter().map(|der| OwnedCertRevocationList::from_der(der).unwrap().into()).collect();
     let crls: Vec<_> = crls.iter().collect();
-    let options = RevocationOptionsBuilder::new(&crls).map_err(|_| "no CRL at all")?;
+    let options = RevocationOptionsBuilder::new(&crls).map_err(|_none| "no CRL at all")?;
     let options = options
         .with_depth(RevocationCheckDepth::Chain)
         .with_status_policy(UnknownStatusPolicy::Deny)

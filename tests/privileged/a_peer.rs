@@ -247,7 +247,7 @@ fn a09_setuid_program_gets_no_uid_selector() {
     let lines = Tool::run_program(&program, WORKLOAD, &["setuid-program", &socket(&agent)]).finish();
     assert_eq!(lines[0], format!("uids {WORKLOAD} 0 0"));
     assert!(lines.contains(&"status 7".to_owned()) && svids(&lines).is_empty(), "{lines:?}");
-    agent.audited(&["attest_denied"]);
+    agent.audited(&["attest_denied", "posture: mixed_uid"]);
 }
 
 #[test]

@@ -134,6 +134,46 @@ fn b01_exec_of_a_client_with_only_a_token_revokes_it() {
     scene.agent.audited(&["credential.revoke", &token.jti(), "exec_mismatch"]);
 }
 
+/// A notice that comes while an earlier one is being looked into is about something that look may have missed.
+#[test]
+fn b01_notice_during_a_second_look_is_not_lost() {
+    let mut scene = Scene::prepare(&[]);
+    let (pause, spec) = Pause::at(scene.agent.dir(), "look.before_settle");
+    let plan = scene.agent.plan().clone().failpoints(&spec);
+    *scene.agent.plan() = plan;
+    let program = mayfly_harness::holder::holder_program(&scene.agent);
+    let mut entries = entries_and_watcher(&[]);
+    for user in [USER, OTHER] {
+        entries.push(Entry::new("/holder", &[&uid(user), &hash_of(&program)]));
+    }
+    scene.agent.write_entries(&entries);
+    scene.agent.launch();
+    let mut watcher = Watcher::start(&scene.agent);
+    let [mut holder, mut marker] = [USER, OTHER].map(|user| Holder::start(&scene.agent, user));
+    let [token, mark] = [&mut holder, &mut marker].map(|h| h.jwt("aud").unwrap().remove(0));
+    // The same program again: the look finds nothing, and is held before it says so.
+    holder.exec(&program, &[&socket(&scene.agent)]);
+    holder.expect("started");
+    pause.hit();
+    holder.exec(Path::new("/bin/sleep"), &["60"]);
+    let exe = format!("/proc/{}/exe", holder.pid());
+    mayfly_harness::until("the other program runs", || {
+        std::fs::read_link(&exe).is_ok_and(|exe| exe.ends_with("sleep")).then_some(())
+    });
+    // Notices come in order: when this later one is on the agent's table, so is the one before.
+    marker.exec(Path::new("/bin/sleep"), &["60"]);
+    mayfly_harness::until("the marker's token is refused", || {
+        watcher.holder().validate("aud", &mark.text).err()
+    });
+    assert!(
+        watcher.holder().validate("aud", &token.text).is_ok(),
+        "the look under way knows nothing of it yet"
+    );
+    pause.release();
+    scene.agent.audited(&["credential.revoke", &token.jti(), "exec_mismatch"]);
+    assert_eq!(watcher.holder().validate("aud", &token.text).unwrap_err().code, 3);
+}
+
 /// The program changes after the ledger row is durable and before the credential leaves.
 #[test]
 fn b02_exec_between_commit_and_release_releases_nothing() {
@@ -153,6 +193,27 @@ fn b02_exec_between_commit_and_release_releases_nothing() {
     assert!(tool.expect_within("after-svid", std::time::Duration::from_secs(1)).is_none());
 }
 
+/// Several identities are minted and written down together, and looked at together before they leave.
+#[test]
+fn b02_exec_between_commit_and_release_releases_none_of_many() {
+    let mut scene = Scene::prepare(&[]);
+    let good = |n: usize| Entry::new(&format!("/good/{n}"), &[&uid(USER), &hash_of(&scene.good)]);
+    scene.agent.write_entries(&entries_and_watcher(&(0..20).map(good).collect::<Vec<_>>()));
+    let (pause, spec) = Pause::at(scene.agent.dir(), "issue.before_release");
+    let plan = scene.agent.plan().clone().failpoints(&spec);
+    *scene.agent.plan() = plan;
+    scene.agent.launch();
+    let mut tool = scene.run(&["exec-early", &socket(&scene.agent), utf8(&scene.evil), "held"]);
+    tool.expect("ready");
+    pause.hit();
+    tool.tell("go");
+    tool.expect("running-next");
+    pause.release();
+    let mut watcher = Watcher::start(&scene.agent);
+    watcher.sees_count("the rows of the credentials that never left", 20);
+    assert!(tool.expect_within("after-svid", std::time::Duration::from_secs(1)).is_none());
+}
+
 #[test]
 fn b03_exec_of_the_same_program_keeps_its_identity() {
     let scene = Scene::new(None);
@@ -162,6 +223,46 @@ fn b03_exec_of_the_same_program_keeps_its_identity() {
     tool.tell("go");
     tool.expect("running-next");
     tool.expect("after-svid");
+    // It is on record all the same: the same file may do something else with other arguments.
+    let explained = scene.agent.admin().explain(tool.pid()).unwrap();
+    assert!(explained.posture.contains(&"reexec".to_owned()), "{:?}", explained.posture);
+}
+
+/// The kernel's buffer for notices of exec overflows, twice: everybody is looked at again, and the agent says that it
+/// cannot rely on the watch.
+#[test]
+fn b16_exec_watch_that_is_lost_twice_makes_the_agent_not_ready() {
+    let mut scene = Scene::prepare(&[Entry::for_uid(OTHER)]);
+    let plan = scene.agent.plan().clone().failpoints("exec.small_buffer=fail");
+    *scene.agent.plan() = plan;
+    scene.agent.launch();
+    let mut holder = Holder::start(&scene.agent, OTHER);
+    let serial = holder.x509().svids[0].serial().to_owned();
+    assert!(scene.agent.admin().status().ready);
+    let losses =
+        |agent: &Agent| agent.audit().iter().filter(|line| line["event"] == "agent.exec_watch_lost").count();
+    for _ in 0..2 {
+        let before = losses(&scene.agent);
+        scene.agent.freeze();
+        for _ in 0..600 {
+            run("/bin/true", &[]);
+        }
+        scene.agent.thaw();
+        mayfly_harness::until("the loss is on record", || (losses(&scene.agent) > before).then_some(()));
+    }
+    let status = mayfly_harness::until("it is not ready", || {
+        let status = scene.agent.admin().status();
+        (!status.ready).then_some(status)
+    });
+    assert!(
+        status.concerns.iter().any(|why| why.starts_with("exec watch: lost twice")),
+        "{:?}",
+        status.concerns
+    );
+    let (code, out, err) = scene.agent.mayfly(&["healthcheck"]);
+    assert_ne!(code, Some(0), "{out}{err}");
+    // Nobody lost anything by it.
+    assert_eq!(scene.agent.admin().live_leases_of(holder.pid())[0].id, serial);
 }
 
 /// Any user can make `/proc/self/exe` be any file, inside a user namespace.
@@ -211,6 +312,7 @@ fn b05_executable_forged_after_issue_revokes() {
     assert_eq!(tool.expect("forged"), "ok");
     watcher.sees("the serial", &[&serial]);
     assert!(tool.expect_within("svid", std::time::Duration::ZERO).is_none());
+    scene.agent.audited(&["agent.cut", "exe_forged", &tool.pid().to_string()]);
 }
 
 #[test]
@@ -467,6 +569,7 @@ fn b13_stalled_file_system_harms_nobody() {
             (!leases.is_empty()).then_some(leases)
         });
         assert!(leases.iter().all(|l| l.spiffe_id.ends_with("/plain")), "{leases:?}");
+        agent.audited(&["credential.issue", "exe_fs_not_trusted", &client.pid().to_string()]);
     }
     // It can end, and start again, while the server is still silent.
     assert!(agent.stop().code().is_some());

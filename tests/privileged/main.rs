@@ -10,14 +10,20 @@ mod d_life;
 #[cfg(test)]
 mod e_exhaustion;
 #[cfg(test)]
+mod envoy;
+#[cfg(test)]
 mod f_daemon;
 #[cfg(test)]
 mod g_crash;
 #[cfg(test)]
 mod g_disk;
 #[cfg(test)]
+mod http;
+#[cfg(test)]
 mod j_input;
 #[cfg(test)]
 mod revocation;
+#[cfg(test)]
+mod scale;
 #[cfg(test)]
 mod support;

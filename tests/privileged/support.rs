@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+pub(crate) use mayfly_harness::Pause;
 use mayfly_harness::tools::Tool;
 use mayfly_harness::{Agent, Crl, Entry, Holder, files, require_root};
 
@@ -136,37 +137,4 @@ pub(crate) fn run(program: &str, args: &[&str]) {
     let output = Command::new(program).args(args).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{program} {args:?}: {said}");
-}
-
-/// A directory of failpoints that pause: `hit` waits for one, `release` lets it go on.
-pub(crate) struct Pause {
-    dir: PathBuf,
-    name: String,
-}
-
-impl Pause {
-    /// The pause and the words for `MAYFLY_FAILPOINTS`.
-    pub(crate) fn at(dir: &Path, name: &str) -> (Self, String) {
-        let dir = dir.join("pauses");
-        std::fs::create_dir_all(&dir).unwrap();
-        let spec = format!("{name}=pause:{}", utf8(&dir));
-        (Self { dir, name: name.to_owned() }, spec)
-    }
-
-    /// Waits until the agent is there.
-    pub(crate) fn hit(&self) {
-        let file = self.dir.join(format!("{}.hit", self.name));
-        mayfly_harness::until(&format!("failpoint {}", self.name), || file.exists().then_some(()));
-    }
-
-    /// Lets the agent go on, and through from now on.
-    pub(crate) fn release(&self) {
-        std::fs::write(self.dir.join(format!("{}.go", self.name)), "").unwrap();
-    }
-}
-
-impl Drop for Pause {
-    fn drop(&mut self) {
-        self.release();
-    }
 }

@@ -22,7 +22,7 @@ use rustix::net::netlink::{self, SocketAddrNetlink};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, sockopt};
 
 use crate::host::Host;
-use crate::ticks;
+use crate::{failpoint, ticks};
 
 /// Watches for exec; its thread ends when this is dropped.
 #[derive(Debug)]
@@ -77,7 +77,7 @@ impl ExecWatch {
                 "the process connector is silent outside the machine's first pid namespace".to_owned()
             );
         }
-        let socket = Connector::open(BUFFER).map_err(|e| format!("the process connector refuses: {e}"))?;
+        let socket = Connector::open(buffer()).map_err(|e| format!("the process connector refuses: {e}"))?;
         self_test(&socket)?;
         let started = || -> io::Result<_> {
             let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
@@ -178,7 +178,7 @@ fn reopen(stop: &OwnedFd, sink: &Sink) -> Option<Connector> {
         if wait(None, stop, Some(&second)).unwrap_or(false) {
             return None;
         }
-        if let Ok(socket) = Connector::open(BUFFER) {
+        if let Ok(socket) = Connector::open(buffer()) {
             return Some(socket);
         }
         sink(ExecNotice::Lost);
@@ -248,7 +248,11 @@ fn exec_of(datagram: &[u8]) -> Option<u32> {
     word(56).filter(|_| is_exec)
 }
 
-const BUFFER: usize = 8 << 20;
+/// Room for a storm of some thousand programs; little when a test wants to see it overrun.
+fn buffer() -> usize {
+    if failpoint::fails("exec.small_buffer") { 64 << 10 } else { 8 << 20 }
+}
+
 const NLMSG_DONE: u16 = 3;
 const CN_IDX_PROC: u32 = 1;
 const CN_VAL_PROC: u32 = 1;

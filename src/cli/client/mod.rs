@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use mayfly_proto::admin::admin_client::AdminClient;
+use mayfly_proto::admin::bundles_client::BundlesClient;
 use mayfly_proto::identity::identity_client::IdentityClient;
 use mayfly_proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 use tokio::net::UnixStream;
@@ -162,6 +163,11 @@ impl Connection {
     /// The operator's calls; only on the admin socket.
     pub(crate) fn admin(&self) -> AdminClient<InterceptedService<Channel, SpiffeHeader>> {
         AdminClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_MAX)
+    }
+
+    /// Bundles of other trust domains; only on the admin socket.
+    pub(crate) fn bundles(&self) -> BundlesClient<InterceptedService<Channel, SpiffeHeader>> {
+        BundlesClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_MAX)
     }
 
     /// gRPC health.

@@ -318,6 +318,15 @@ impl Admin for Script {
         get(&self.order)
     }
 
+    async fn jwt_key_set(
+        &self,
+        request: Request<adm::JwtKeySetRequest>,
+    ) -> Answer<Response<adm::JwtKeySetResponse>> {
+        self.note(&request);
+        let jwks = "{\"keys\":[{\"kid\":\"one\"}]}".to_owned();
+        Ok(Response::new(adm::JwtKeySetResponse { jwks, issuer: "https://id.example.org".to_owned() }))
+    }
+
     async fn explain(&self, request: Request<adm::ExplainRequest>) -> Answer<Response<adm::ExplainResponse>> {
         self.note(&request);
         get(&self.explain)

@@ -1,4 +1,4 @@
-//! JWT-SVIDs: minted with the claims `sub aud exp iat iss jti` and no others, and validated strictly.
+//! JWT-SVIDs: minted with the claims `sub aud exp iat iss jti` (and `status`, where lists are published), and validated strictly.
 
 mod validate;
 
@@ -16,12 +16,12 @@ use super::{IssueError, not_after};
 use crate::authority::{AuthorityError, BACKDATE, JwsAuthority, JwsUse};
 use crate::clock::{from_unix_seconds, unix_seconds};
 use crate::id::{EntryId, LeaseId, SpiffeId};
-use crate::ledger::{self, Committed, Row};
+use crate::ledger::{self, Committed, Row, StatusIndex};
 use crate::policy::{self, Permit};
 
 pub use self::validate::{
     JwtRefusal, MAX_AUDIENCES, MAX_LIFETIME_SECONDS, MAX_TOKEN_BYTES, NBF_LEEWAY_SECONDS, ValidatedJwt,
-    validate,
+    inspect, validate,
 };
 
 /// Signs a token for the audiences of the permit. One token serves one call of one workload. `issuer` is the
@@ -36,6 +36,34 @@ pub fn mint(
     issuer: &str,
     now: SystemTime,
 ) -> Result<MintedJwt, IssueError> {
+    mint_listed(permit, authority, lease, &Terms { issuer, status: None }, now)
+}
+
+/// What goes into a token besides its grant.
+pub struct Terms<'a> {
+    /// The `iss` claim.
+    pub issuer: &'a str,
+    /// Gives a token that ends then (Unix seconds) its place in a status list, and the list's URI.
+    pub status: Option<&'a dyn Fn(u64) -> Option<(StatusIndex, String)>>,
+}
+
+impl fmt::Debug for Terms<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Terms").field("issuer", &self.issuer).finish_non_exhaustive()
+    }
+}
+
+/// As [`mint`], with a `status` claim where the terms give the token a place.
+///
+/// # Errors
+/// As [`mint`].
+pub fn mint_listed(
+    permit: Permit,
+    authority: &JwsAuthority,
+    lease: LeaseId,
+    terms: &Terms<'_>,
+    now: SystemTime,
+) -> Result<MintedJwt, IssueError> {
     let grant = permit.spend();
     if grant.kind != policy::Kind::Jwt || authority.usage() != JwsUse::JwtSvid {
         return Err(IssueError::WrongKind);
@@ -45,14 +73,16 @@ pub fn mint(
         return Err(AuthorityError::ForeignIdentity.into());
     }
     let not_after = not_after(now, grant.ttl, (authority.not_before(), authority.not_after()))?;
+    let listed = terms.status.and_then(|status| status(unix_seconds(not_after)));
     let token = authority.sign(&Claims {
         sub: id.as_str(),
         aud: &grant.audience,
         exp: unix_seconds(not_after),
         // Some validators allow no leeway here.
         iat: unix_seconds(now.checked_sub(BACKDATE).unwrap_or(now)),
-        iss: issuer,
+        iss: terms.issuer,
         jti: lease.to_string(),
+        status: listed.as_ref().map(|(place, uri)| Status { status_list: Listed { idx: place.index, uri } }),
     })?;
     Ok(MintedJwt {
         svid: JwtSvid {
@@ -66,6 +96,7 @@ pub fn mint(
         },
         issuer: authority.kid().to_owned(),
         entry: grant.entry,
+        status: listed.map(|(place, _)| place),
     })
 }
 
@@ -78,6 +109,20 @@ struct Claims<'a> {
     iat: u64,
     iss: &'a str,
     jti: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<Status<'a>>,
+}
+
+/// Token Status List §6.2: where the token's status is published.
+#[derive(Serialize)]
+struct Status<'a> {
+    status_list: Listed<'a>,
+}
+
+#[derive(Serialize)]
+struct Listed<'a> {
+    idx: u32,
+    uri: &'a str,
 }
 
 /// A token that nobody may see before its lease is in the ledger.
@@ -86,6 +131,7 @@ pub struct MintedJwt {
     svid: JwtSvid,
     issuer: String,
     entry: EntryId,
+    status: Option<StatusIndex>,
 }
 
 impl MintedJwt {
@@ -118,6 +164,7 @@ impl MintedJwt {
             issued_at: unix_seconds(self.svid.issued_at),
             not_after: unix_seconds(self.svid.not_after),
             state: ledger::State::Live,
+            status: self.status,
         }
     }
 

@@ -27,6 +27,30 @@ pub fn validate(
     revoked: &dyn Fn(LeaseId) -> bool,
     now: SystemTime,
 ) -> Result<ValidatedJwt, JwtRefusal> {
+    check(token, Some(audience), bundles, revoked, now)
+}
+
+/// As [`validate`], for whoever wants to know what a token says and not whether it is for him: every audience
+/// is good enough.
+///
+/// # Errors
+/// As [`validate`].
+pub fn inspect(
+    token: &str,
+    bundles: &JwtBundles,
+    revoked: &dyn Fn(LeaseId) -> bool,
+    now: SystemTime,
+) -> Result<ValidatedJwt, JwtRefusal> {
+    check(token, None, bundles, revoked, now)
+}
+
+fn check(
+    token: &str,
+    audience: Option<&str>,
+    bundles: &JwtBundles,
+    revoked: &dyn Fn(LeaseId) -> bool,
+    now: SystemTime,
+) -> Result<ValidatedJwt, JwtRefusal> {
     if token.len() > MAX_TOKEN_BYTES {
         return Err(JwtRefusal::TooLong);
     }
@@ -42,7 +66,8 @@ pub fn validate(
     times(&claims, unix_seconds(now))?;
     let audiences = audiences(&claims)?;
     // An empty expectation must never match: go-spiffe then takes a token for nobody.
-    if audience.is_empty() || !audiences.iter().any(|one| one == audience) {
+    let wrong = |audience: &str| audience.is_empty() || !audiences.iter().any(|one| one == audience);
+    if audience.is_some_and(wrong) {
         return Err(JwtRefusal::Audience);
     }
     match claims.get("jti").map(Value::as_str) {

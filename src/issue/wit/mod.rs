@@ -133,6 +133,7 @@ impl MintedWit {
             process,
             uid,
             audience: Vec::new(),
+            status: None,
             issued_at: unix_seconds(self.svid.issued_at),
             not_after: unix_seconds(self.svid.not_after),
             state: ledger::State::Live,

@@ -1,17 +1,7 @@
-//! Whatever the parser accepts is byte for byte what it was given, and is made of what the grammar allows.
+//! libFuzzer's way to `checks/spiffe_id.rs`.
 #![no_main]
 
-use libfuzzer_sys::fuzz_target;
-use mayfly::id::{MAX_SPIFFE_ID_BYTES, SpiffeId, TrustDomain, check_segment};
+#[path = "../checks/spiffe_id.rs"]
+mod check;
 
-fuzz_target!(|bytes: &[u8]| {
-    if let Ok(id) = SpiffeId::parse(bytes) {
-        assert_eq!(id.as_str().as_bytes(), bytes);
-        assert!(bytes.len() <= MAX_SPIFFE_ID_BYTES);
-        assert_eq!(format!("{}{}", id.trust_domain().id(), id.path()), id.as_str());
-        assert!(id.path().split('/').skip(1).all(|segment| check_segment(segment.as_bytes()).is_ok()));
-    }
-    if let Ok(domain) = TrustDomain::parse(bytes) {
-        assert_eq!(SpiffeId::parse(domain.id().as_str().as_bytes()), Ok(domain.id()));
-    }
-});
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| check::check(bytes));

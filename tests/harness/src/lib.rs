@@ -4,18 +4,23 @@
 
 pub mod admin;
 pub mod agent;
+pub mod envoy;
 pub mod files;
+pub mod foreign;
 pub mod holder;
+pub mod pause;
 pub mod pki;
 #[cfg(test)]
 mod stand_in;
 pub mod tools;
 pub mod wire;
+pub mod xds;
 
 use std::time::{Duration, Instant};
 
 pub use agent::{Agent, Entry, Plan};
 pub use holder::{Holder, Refusal, Svid, Token, Wit};
+pub use pause::Pause;
 pub use pki::Crl;
 
 /// How long anything may take before a test gives up. Not a performance bound: nothing is asserted about

@@ -143,7 +143,8 @@ pub fn openssl_verify(scratch: &Path, leaf: &[u8], bundle: &[u8], crl: &[u8]) ->
     Err(String::from_utf8_lossy(&said).into_owned())
 }
 
-fn pem(label: &str, der: &[u8]) -> String {
+/// One PEM block.
+pub fn pem(label: &str, der: &[u8]) -> String {
     let body = base64::engine::general_purpose::STANDARD.encode(der);
     let lines: Vec<&str> =
         body.as_bytes().chunks(64).map(|l| std::str::from_utf8(l).expect("ASCII")).collect();

@@ -8,6 +8,10 @@
 #[path = "../../harness/src/wire.rs"]
 #[expect(unreachable_pub, reason = "public in the harness crate, which shares the file")]
 mod wire;
+#[path = "../../harness/src/xds.rs"]
+#[expect(unreachable_pub, reason = "public in the harness crate, which shares the file")]
+#[expect(dead_code, reason = "the harness crate uses all of it")]
+mod xds;
 
 use std::io::{BufRead as _, Write as _};
 use std::os::unix::process::CommandExt as _;
@@ -45,7 +49,8 @@ fn main() -> Result<()> {
 
 /// Carries out orders until standard input ends.
 async fn hold(socket: PathBuf, mut inbox: mpsc::UnboundedReceiver<String>) -> Result<()> {
-    let mut holder = Holder { socket, client: None, streams: JoinSet::new(), ballast: Vec::new() };
+    let mut holder =
+        Holder { socket, client: None, streams: JoinSet::new(), calls: JoinSet::new(), ballast: Vec::new() };
     say(&json!({"event": "started", "pid": std::process::id()}))?;
     while let Some(line) = inbox.recv().await {
         let order: Value = serde_json::from_str(&line)?;
@@ -61,6 +66,7 @@ struct Holder {
     socket: PathBuf,
     client: Option<Client>,
     streams: JoinSet<Result<()>>,
+    calls: JoinSet<()>,
     ballast: Vec<Vec<u64>>,
 }
 
@@ -73,7 +79,10 @@ impl Holder {
             "jwt" => self.jwt(order).await,
             "wit" => self.wit(order).await,
             "wit_bundles" => self.wit_bundles().await,
+            "jwt_begin" => self.jwt_begin().await,
+            "jwt_cancel" => self.jwt_cancel().await,
             "validate" => self.validate(order).await,
+            "follow" => self.follow(order).await,
             "setresuid" => become_uid(order),
             "exec" => exec(order),
             "allocate" => self.allocate(order),
@@ -157,12 +166,40 @@ impl Holder {
         }
     }
 
+    /// Asks for a token and does not wait.
+    async fn jwt_begin(&mut self) -> Result<Value> {
+        let client = self.client().await?;
+        self.calls.spawn(async move { drop(client.jwt(vec!["aud".to_owned()], String::new()).await) });
+        Ok(Value::Null)
+    }
+
+    /// Gives up what was begun; the agent is told by a stream reset.
+    async fn jwt_cancel(&mut self) -> Result<Value> {
+        self.calls.shutdown().await;
+        Ok(json!({"event": "jwt_cancelled"}))
+    }
+
     async fn validate(&mut self, order: &Value) -> Result<Value> {
         let (audience, token) = (text(order, "audience")?, text(order, "token")?);
         Ok(match self.client().await?.validate(audience, token).await {
             Ok(valid) => json!({"event": "validate", "spiffe_id": valid.spiffe_id}),
             Err(status) => ended("validate", Some(&status)),
         })
+    }
+
+    /// Opens streams of several kinds, all on one connection of their own, and reports of each message whether its
+    /// parts belong together.
+    async fn follow(&mut self, order: &Value) -> Result<Value> {
+        let sds = xds::Sds::connect(&self.socket).await?;
+        let kinds = order.get("kinds").and_then(Value::as_array).cloned().unwrap_or_default();
+        for (tag, kind) in kinds.iter().filter_map(Value::as_str).enumerate() {
+            match kind {
+                "world" => self.streams.spawn(follow_world(tag, sds.world().await?)),
+                "delta" => self.streams.spawn(follow_delta(tag, sds.delta().await?)),
+                _ => self.streams.spawn(follow_x509(tag, self.client().await?)),
+            };
+        }
+        Ok(Value::Null)
     }
 
     /// Takes and touches that many MiB, for memory limits.
@@ -235,6 +272,139 @@ fn encoded(list: &[Bytes]) -> Vec<String> {
 fn ended(event: &str, status: Option<&Status>) -> Value {
     let code = status.map_or(0, |s| i32::from(s.code()));
     json!({"event": event, "code": code, "message": status.map_or("", |s| s.message())})
+}
+
+async fn follow_world(tag: usize, mut stream: xds::World) -> Result<()> {
+    const NAMES: [&str; 2] = ["default", "ROOTCA"];
+    stream.ask(xds::ask(&NAMES, "", "")).await;
+    loop {
+        match stream.next().await {
+            Ok(Some(reply)) => {
+                report(tag, &Whole::of_secrets(&xds::Seen::all(&reply)))?;
+                stream.ask(xds::ask(&NAMES, &reply.version_info, &reply.nonce)).await;
+            }
+            Ok(None) => return say(&json!({"event": "lost", "tag": tag})),
+            Err(status) => return say(&json!({"event": "lost", "tag": tag, "why": status.to_string()})),
+        }
+    }
+}
+
+async fn follow_delta(tag: usize, mut stream: xds::Delta) -> Result<()> {
+    use mayfly_proto::xds::envoy::service::discovery::v3::DeltaDiscoveryRequest;
+    let ask = DeltaDiscoveryRequest {
+        node: Some(xds::node("holder", 40)),
+        resource_names_subscribe: vec!["default".to_owned(), "ALL".to_owned()],
+        ..DeltaDiscoveryRequest::default()
+    };
+    stream.ask(ask).await;
+    // Only what changes comes: the whole is what has come so far.
+    let mut held = std::collections::BTreeMap::new();
+    loop {
+        match stream.next().await {
+            Ok(Some(reply)) => {
+                for seen in xds::Seen::all_delta(&reply) {
+                    held.insert(seen.name.clone(), seen);
+                }
+                report(tag, &Whole::of_secrets(&held.values().cloned().collect::<Vec<_>>()))?;
+                stream.ask(DeltaDiscoveryRequest { response_nonce: reply.nonce, ..Default::default() }).await;
+            }
+            Ok(None) => return say(&json!({"event": "lost", "tag": tag})),
+            Err(status) => return say(&json!({"event": "lost", "tag": tag, "why": status.to_string()})),
+        }
+    }
+}
+
+async fn follow_x509(tag: usize, client: Client) -> Result<()> {
+    let mut stream = loop {
+        match client.x509().await {
+            Ok(stream) => break stream,
+            // Busy: as any client of the Workload API would.
+            Err(status) if status.code() == tonic::Code::Unavailable => {
+                tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+            }
+            Err(status) => return say(&json!({"event": "lost", "tag": tag, "why": status.to_string()})),
+        }
+    };
+    loop {
+        match stream.message().await {
+            Ok(Some(message)) => {
+                let svid = message.svids.first().context("an SVID")?;
+                let whole = Whole {
+                    leaf: svid.x509_svid.to_vec(),
+                    key: svid.x509_svid_key.to_vec(),
+                    anchors: vec![svid.bundle.to_vec()],
+                    crls: message.crl.iter().map(|der| der.to_vec()).collect(),
+                };
+                report(tag, &whole)?;
+            }
+            Ok(None) => return say(&json!({"event": "lost", "tag": tag})),
+            Err(status) => return say(&json!({"event": "lost", "tag": tag, "why": status.to_string()})),
+        }
+    }
+}
+
+/// Everything a workload has at one moment.
+#[derive(Default)]
+struct Whole {
+    leaf: Vec<u8>,
+    key: Vec<u8>,
+    anchors: Vec<Vec<u8>>,
+    crls: Vec<Vec<u8>>,
+}
+
+impl Whole {
+    fn of_secrets(secrets: &[xds::Seen]) -> Self {
+        let mut whole = Self::default();
+        for seen in secrets {
+            if let Some(leaf) = seen.chain.first() {
+                (whole.leaf, whole.key) = (leaf.clone(), seen.key.clone());
+            }
+            whole.anchors.extend(seen.anchors.iter().cloned());
+            whole.crls.extend(seen.crls.iter().cloned());
+        }
+        whole
+    }
+
+    /// The serial number, or what does not belong together.
+    fn check(&self) -> Result<(String, usize)> {
+        let (_, leaf) = x509_parser::parse_x509_certificate(&self.leaf)?;
+        let key = rcgen::KeyPair::try_from(self.key.as_slice())?;
+        anyhow::ensure!(
+            leaf.public_key().raw == rcgen::PublicKeyData::subject_public_key_info(&key),
+            "a certificate with another's key"
+        );
+        let mut issued = false;
+        let mut revoked = 0;
+        for anchor in &self.anchors {
+            let (_, anchor) = x509_parser::parse_x509_certificate(anchor)?;
+            issued |= anchor.subject().as_raw() == leaf.issuer().as_raw();
+            let mut own = 0;
+            for der in &self.crls {
+                let (_, crl) = x509_parser::parse_x509_crl(der)?;
+                if crl.issuer().as_raw() == anchor.subject().as_raw() {
+                    own += 1;
+                    revoked += crl.iter_revoked_certificates().count();
+                    let listed = crl.iter_revoked_certificates().any(|r| r.raw_serial() == leaf.raw_serial());
+                    anyhow::ensure!(!listed, "a certificate with the CRL that revokes it");
+                }
+            }
+            anyhow::ensure!(own == 1, "an authority with {own} CRLs");
+        }
+        anyhow::ensure!(issued, "a certificate without its authority");
+        Ok((leaf.raw_serial_as_string(), revoked))
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "stamps its reports")]
+fn report(tag: usize, whole: &Whole) -> Result<()> {
+    let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
+    let micros = u64::try_from(since_epoch.as_micros())?;
+    match whole.check() {
+        Ok((serial, revoked)) => say(
+            &json!({"event": "whole", "tag": tag, "serial": serial, "revoked": revoked, "micros": micros}),
+        ),
+        Err(fault) => say(&json!({"event": "mixed", "tag": tag, "fault": fault.to_string()})),
+    }
 }
 
 fn become_uid(order: &Value) -> Result<Value> {

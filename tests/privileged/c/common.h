@@ -117,7 +117,7 @@ UNUSED static int connect_to(const char *path) {
 
 /* --- HTTP/2, just enough --------------------------------------------------------------------------- */
 
-enum { DATA = 0, HEADERS = 1, RST_STREAM = 3, SETTINGS = 4, PING = 6, GOAWAY = 7 };
+enum { DATA = 0, HEADERS = 1, RST_STREAM = 3, SETTINGS = 4, PING = 6, GOAWAY = 7, WINDOW_UPDATE = 8 };
 enum { END_STREAM = 1, ACK = 1, END_HEADERS = 4 };
 
 /* Preface, and SETTINGS with HEADER_TABLE_SIZE 0: every header then comes as a literal. */
@@ -227,6 +227,7 @@ static int find_status(const uint8_t *block, size_t n) {
 
 struct watch {
     int silent;  /* count, report no SVIDs */
+    int reading; /* gives back the room that each message took, as every real client does */
     int quiet;   /* write nothing, not even the acknowledgements HTTP/2 asks for */
     int svids;   /* X.509-SVIDs that came */
     int ended;   /* a status, reset or end of the connection was seen */
@@ -267,6 +268,12 @@ UNUSED static int watch_one(int fd, struct watch *w, int64_t until) {
         if (!(head[4] & ACK) && !w->quiet) write_all(fd, out, put_frame(out, PING, ACK, 0, body, 8));
         break;
     case DATA:
+        if (w->reading && n) {
+            uint8_t room[4] = {n >> 24, n >> 16, n >> 8, n};
+            uint32_t stream = (head[5] & 0x7f) << 24 | head[6] << 16 | head[7] << 8 | head[8];
+            size_t k = put_frame(out, WINDOW_UPDATE, 0, 0, room, 4);
+            write_all(fd, out, k + put_frame(out + k, WINDOW_UPDATE, 0, stream, room, 4));
+        }
         if (n > 5) report_message(w, body, n);
         break;
     case HEADERS: {

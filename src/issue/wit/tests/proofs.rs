@@ -18,7 +18,7 @@ fn holder() -> Holder {
     let mut published = issuer.jwk("k1");
     published["use"] = json!("wit-svid");
     let mut bundles = JwtBundles::default();
-    let own = JwtBundle::of_keys(crate::authority::WIT_SVID, &[published]);
+    let own = JwtBundle::of_keys(JwsUse::WitSvid, &[published]);
     bundles.insert("example.org".parse().unwrap(), Arc::new(own));
     let mut jwk = key.jwk("unused");
     jwk["alg"] = json!("ES256");

@@ -16,7 +16,7 @@ fn jwk(forge: &Forge, kid: &str, usage: &str) -> Value {
 
 fn bundles(keys: &[Value]) -> JwtBundles {
     let mut bundles = JwtBundles::default();
-    let own = JwtBundle::of_keys(crate::authority::WIT_SVID, keys);
+    let own = JwtBundle::of_keys(JwsUse::WitSvid, keys);
     bundles.insert("example.org".parse().unwrap(), Arc::new(own));
     bundles
 }
@@ -164,10 +164,12 @@ fn only_keys_for_wit_svids_vouch_for_one() {
     let world = World::new("ES256");
     let token = world.forge.sign(&world.header().to_string(), &claims().to_string());
     for usage in ["jwt-svid", "x509-svid", "sig", "WIT-SVID", ""] {
-        let all = JwtBundle::of_keys(usage, &[jwk(&world.forge, "k1", usage)]);
-        let mut bundles = JwtBundles::default();
-        bundles.insert("example.org".parse().unwrap(), Arc::new(all));
-        assert_eq!(check(&token, &bundles).map(drop), Err(R::UnknownKey), "{usage}");
+        for wanted in [JwsUse::JwtSvid, JwsUse::WitSvid] {
+            let all = JwtBundle::of_keys(wanted, &[jwk(&world.forge, "k1", usage)]);
+            let mut bundles = JwtBundles::default();
+            bundles.insert("example.org".parse().unwrap(), Arc::new(all));
+            assert_eq!(check(&token, &bundles).map(drop), Err(R::UnknownKey), "{usage}");
+        }
     }
     let twice = [jwk(&world.forge, "k1", "wit-svid"), jwk(&Forge::new("ES256"), "k1", "wit-svid")];
     assert_eq!(check(&token, &bundles(&twice)).map(drop), Err(R::UnknownKey), "a kid that names two keys");

@@ -1,0 +1,48 @@
+//! Failpoints that pause the agent.
+
+use std::path::{Path, PathBuf};
+
+use crate::until;
+
+/// A directory of failpoints that pause: `hit` waits for one, `release` lets it go on.
+#[derive(Debug)]
+pub struct Pause {
+    dir: PathBuf,
+    name: String,
+}
+
+impl Pause {
+    /// The pause and the words for `MAYFLY_FAILPOINTS`.
+    ///
+    /// # Panics
+    /// When the file system refuses.
+    pub fn at(dir: &Path, name: &str) -> (Self, String) {
+        let dir = dir.join("pauses");
+        std::fs::create_dir_all(&dir).expect("directory of pauses");
+        let spec = format!("{name}=pause:{}", dir.display());
+        (Self { dir, name: name.to_owned() }, spec)
+    }
+
+    /// Waits until the agent is there.
+    ///
+    /// # Panics
+    /// When it never is.
+    pub fn hit(&self) {
+        let file = self.dir.join(format!("{}.hit", self.name));
+        until(&format!("failpoint {}", self.name), || file.exists().then_some(()));
+    }
+
+    /// Lets the agent go on, and through from now on.
+    ///
+    /// # Panics
+    /// When the file system refuses.
+    pub fn release(&self) {
+        std::fs::write(self.dir.join(format!("{}.go", self.name)), "").expect("release");
+    }
+}
+
+impl Drop for Pause {
+    fn drop(&mut self) {
+        self.release();
+    }
+}
