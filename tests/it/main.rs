@@ -28,4 +28,6 @@ mod support;
 mod two_domains;
 mod wit;
 #[cfg(test)]
+mod verify;
+#[cfg(test)]
 mod workload_api;
