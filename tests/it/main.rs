@@ -26,8 +26,8 @@ mod sds;
 mod support;
 #[cfg(test)]
 mod two_domains;
-mod wit;
 #[cfg(test)]
 mod verify;
+mod wit;
 #[cfg(test)]
 mod workload_api;

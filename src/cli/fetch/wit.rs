@@ -9,7 +9,6 @@ use tonic::{Status, Streaming};
 use super::super::args::OutputArgs;
 use super::super::client::{Connection, Patience, Target, WaitFor, Which};
 use super::super::failure::Failure;
-use super::super::files::{Folder, Item};
 use super::super::wit::{Update, Wit, ask, bundles};
 use super::super::x509::pem;
 use super::super::{Context, render};
@@ -17,6 +16,7 @@ use super::x509::Written;
 use super::{Common, say_revoked_on_exit, until_stopped};
 use crate::clock::{Clock, SystemClock};
 use crate::exit::Exit;
+use crate::files::{Folder, Item};
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
