@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use mayfly::authority::{JwtBundle, JwtBundles, WIT_SVID};
+use mayfly::authority::{JwsUse, JwtBundle, JwtBundles};
 use mayfly::issue::wit::{Rules, Unproven, validate};
 use mayfly_harness::pki::claims;
 use mayfly_harness::{Agent, Holder, Plan, Wit};
@@ -27,7 +27,7 @@ fn switched_on() -> Agent {
 fn checked(wit: &Wit, bundles: &Value) -> Unproven {
     let set: Value = serde_json::from_str(bundles["spiffe://example.org"].as_str().unwrap()).unwrap();
     let mut keys = JwtBundles::default();
-    let own = JwtBundle::of_keys(WIT_SVID, set["keys"].as_array().unwrap());
+    let own = JwtBundle::of_keys(JwsUse::WitSvid, set["keys"].as_array().unwrap());
     keys.insert("example.org".parse().unwrap(), Arc::new(own));
     #[expect(clippy::disallowed_methods, reason = "the agent under test lives in real time")]
     let now = SystemTime::now();
