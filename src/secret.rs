@@ -4,14 +4,14 @@ use std::fmt;
 
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
-/// A private key, PKCS#8 DER.
+/// A private key: PKCS#8 DER, or a private JWK in JSON.
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
 pub struct KeyBytes(Vec<u8>);
 
 impl KeyBytes {
     /// Takes ownership of the bytes; the caller must not keep a copy.
-    pub fn new(der: Vec<u8>) -> Self {
-        Self(der)
+    pub fn new(key: Vec<u8>) -> Self {
+        Self(key)
     }
 
     /// The bytes. The name makes each use easy to find in review.

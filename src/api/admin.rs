@@ -216,6 +216,7 @@ fn entry(entry: &Entry) -> proto::Entry {
         dns_names: terms.dns_names.clone(),
         x509_ttl_seconds: whole(terms.x509_ttl),
         jwt_ttl_seconds: whole(terms.jwt_ttl),
+        wit_ttl_seconds: whole(terms.wit_ttl),
         federates_with: terms.federates_with.iter().map(ToString::to_string).collect(),
         jwt_audiences: terms.jwt_audiences.iter().flatten().cloned().collect(),
         owner: entry.owner.clone(),

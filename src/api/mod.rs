@@ -23,6 +23,7 @@ mod status;
 mod testkit;
 mod validate;
 pub mod wire;
+mod wit;
 pub mod workload;
 
 pub use self::admission::Gate;

@@ -161,6 +161,8 @@ impl Sources {
         let row = |name: &str, bound: String| proto::RevocationStrength { name: name.to_owned(), bound };
         let coalesce = self.config.revocation.coalesce.as_millis();
         let (x509, jwt) = (self.config.x509.ttl.as_secs(), self.config.jwt.ttl.as_secs());
+        let wit = &self.config.wit;
+        let wit = if wit.enabled { format!(", {} s (WIT)", wit.ttl.as_secs()) } else { String::new() };
         vec![
             row("in-path", "immediate: this agent is asked (Workload API, ValidateJWTSVID)".to_owned()),
             row(
@@ -169,7 +171,7 @@ impl Sources {
                     "new handshakes, after the next CRL (at most {coalesce} ms) has reached the verifier"
                 ),
             ),
-            row("everyone else", format!("residual lifetime: at most {x509} s (X.509), {jwt} s (JWT)")),
+            row("everyone else", format!("residual lifetime: at most {x509} s (X.509), {jwt} s (JWT){wit}")),
         ]
     }
 }

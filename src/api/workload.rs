@@ -12,7 +12,7 @@ use tonic::{Request, Response, Status};
 
 use super::admission::{Admitted, Gate};
 use super::status::{BadRequest, Busy, no_identity, of_refusal};
-use super::validate;
+use super::{validate, wit};
 use crate::clock::Clock;
 use crate::drain::Watch;
 use crate::id::SpiffeId;
@@ -20,9 +20,9 @@ use crate::issue::x509::X509Svid;
 use crate::trust::{DomainBundle, TrustMark, TrustView};
 use crate::workload::{Attendance, Subscription, View};
 
-type Messages<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+pub(super) type Messages<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
-/// Serves the five stable RPCs; the two incubating ones answer `Unimplemented`.
+/// Serves the five stable RPCs, and the two incubating ones where WIT-SVIDs are switched on.
 pub struct WorkloadService {
     gate: Gate,
     clock: Arc<dyn Clock>,
@@ -110,10 +110,7 @@ impl SpiffeWorkloadApi for WorkloadService {
         let call = self.gate.call(&request, "FetchJWTSVID")?;
         let asked = request.into_inner();
         self.audiences(&asked.audience)?;
-        let wanted = match asked.spiffe_id.as_str() {
-            "" => None,
-            text => Some(SpiffeId::parse(text.as_bytes()).map_err(BadRequest::SpiffeId)?),
-        };
+        let wanted = wanted(&asked.spiffe_id)?;
         let admitted = call.admit().await?;
         let issued = self.gate.workloads().issue_jwt(admitted.admission(), wanted.as_ref(), &asked.audience);
         let issued = issued.await.map_err(|refusal| {
@@ -160,16 +157,26 @@ impl SpiffeWorkloadApi for WorkloadService {
         &self,
         request: Request<proto::WitsvidRequest>,
     ) -> Result<Response<Self::FetchWITSVIDStream>, Status> {
-        Gate::check_header(&request)?;
-        Err(Status::unimplemented("the WIT profile is switched off"))
+        let call = wit::call(&self.gate, &request, "FetchWITSVID")?;
+        let wanted = wanted(&request.get_ref().spiffe_id)?;
+        let admitted = call.admit().await?;
+        Ok(Response::new(wit::svids(self.gate.workloads(), &admitted, wanted, self.drain.clone())?))
     }
 
     async fn fetch_wit_bundles(
         &self,
         request: Request<proto::WitBundlesRequest>,
     ) -> Result<Response<Self::FetchWITBundlesStream>, Status> {
-        Gate::check_header(&request)?;
-        Err(Status::unimplemented("the WIT profile is switched off"))
+        let admitted = wit::call(&self.gate, &request, "FetchWITBundles")?.admit().await?;
+        Ok(self.bundles(&admitted, wit::bundles))
+    }
+}
+
+/// The identity asked for; `None` stands for all of them.
+fn wanted(text: &str) -> Result<Option<SpiffeId>, BadRequest> {
+    match text {
+        "" => Ok(None),
+        text => SpiffeId::parse(text.as_bytes()).map(Some).map_err(BadRequest::SpiffeId),
     }
 }
 

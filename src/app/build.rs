@@ -22,6 +22,7 @@ use crate::authority::{Authorities, AuthorityKind, Custody, JwsAuthority};
 use crate::clock::{Clock, SystemClock, unix_seconds};
 use crate::config::{Config, Storage};
 use crate::federation::{self, Federation};
+use crate::issue::wit::Recipe;
 use crate::ledger::Row;
 use crate::policy::Engine;
 use crate::ready::Readiness;
@@ -99,15 +100,7 @@ impl Agent {
             in_force,
             &runtimes.issuing,
         )?;
-        let told = workloads.clone();
-        let exec_watch = ExecWatch::start(&host, Box::new(move |notice| told.on_exec(&notice)));
-        match exec_watch.mode() {
-            ExecMode::ProcConnector => workloads.exec_is_told(),
-            ExecMode::Unavailable { why } => tracing::warn!(
-                why,
-                "no early word of exec: programs are only looked at again before each issue and push"
-            ),
-        }
+        let exec_watch = watch_exec(&host, &workloads);
         Ok(Self {
             config,
             clock,
@@ -171,6 +164,20 @@ fn open_audit(config: &Config, host: &Arc<Host>, clock: &Arc<dyn Clock>) -> Resu
     let settings =
         audit::LogSettings { path: Some(config.audit.path.clone()), node, boot_id: host.boot_id() };
     Ok(audit::Log::open(settings, Arc::clone(clock))?)
+}
+
+/// Has the workloads told of programs that are started, where the kernel tells.
+fn watch_exec(host: &Arc<Host>, workloads: &Workloads) -> ExecWatch {
+    let told = workloads.clone();
+    let exec_watch = ExecWatch::start(host, Box::new(move |notice| told.on_exec(&notice)));
+    match exec_watch.mode() {
+        ExecMode::ProcConnector => workloads.exec_is_told(),
+        ExecMode::Unavailable { why } => tracing::warn!(
+            why,
+            "no early word of exec: programs are only looked at again before each issue and push"
+        ),
+    }
+    exec_watch
 }
 
 fn note_authorities(audit: &audit::Log, stored: &Stored) {
@@ -249,6 +256,8 @@ fn start_workloads(
         x509_ttl: config.x509.ttl,
         jwt_ttl: config.jwt.ttl,
         jwt_issuer: config.jwt.issuer.clone(),
+        wit_ttl: config.wit.ttl,
+        wit: Recipe { key: storage::wit_key_type(config), issuer: config.wit.issuer.clone() },
         status_list_uri: config.status_list_uri.clone(),
         leases_per_uid: wide(config.limits.live_leases_per_uid),
         jwt_leases_per_workload: wide(config.limits.jwt_leases_per_workload),

@@ -49,10 +49,14 @@ pub(super) async fn watch_validity(
     loop {
         let current = authorities.current();
         let (x509, jwt) = (current.active_x509(), current.active_jwt());
+        let wit = current.active_wit().map(|wit| ("WIT authority", (wit.not_before(), wit.not_after())));
         for (name, validity) in [
             ("X.509 authority", (x509.not_before(), x509.not_after())),
             ("JWT authority", (jwt.not_before(), jwt.not_after())),
-        ] {
+        ]
+        .into_iter()
+        .chain(wit)
+        {
             match outside(validity, clock.wall()) {
                 Some(why) => readiness.raise(name, format!("{why}; nothing is issued")),
                 None => readiness.clear(name),
@@ -113,7 +117,7 @@ mod tests {
             watch,
         ));
         for (wall, concerns) in
-            [(now(), 0), (now() - Duration::from_secs(86_400), 2), (now(), 0), (end, 2), (now(), 0)]
+            [(now(), 0), (now() - Duration::from_secs(86_400), 3), (now(), 0), (end, 3), (now(), 0)]
         {
             *clock.0.lock().unwrap() = wall;
             assert!(tokio::time::timeout(LOOK * 2, &mut watching).await.is_err());

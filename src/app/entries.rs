@@ -44,6 +44,7 @@ impl Entries {
             trust_domain: Some(config.trust_domain.clone()),
             x509_ttl_max: config.x509.ttl,
             jwt_ttl_max: config.jwt.ttl,
+            wit_ttl_max: config.wit.ttl,
         };
         let (source, name): (Arc<dyn EntrySource>, String) = match &config.entries {
             EntriesFrom::Directory(dir) => (Arc::new(FileSource::new(dir, rules)), dir.display().to_string()),

@@ -11,7 +11,7 @@ use crate::authority::{
     X509Authority,
 };
 use crate::clock::unix_seconds;
-use crate::config::{Config, JwtKeyType, Passphrase, Storage, X509KeyType};
+use crate::config::{Config, JwtKeyType, Passphrase, Storage, WitKeyType, X509KeyType};
 use crate::files::{self, TrustRules};
 use crate::id::{KeyId, LeaseId};
 use crate::ledger::{CrlMark, IntegrityCheck, Ledger, LedgerPlace, Row, State};
@@ -108,7 +108,7 @@ fn settings(config: &Config) -> AuthoritySettings {
             JwtKeyType::EcP256 => KeyType::EcP256,
             JwtKeyType::Rsa2048 => KeyType::Rsa2048,
         },
-        wit_key: None,
+        wit_key: config.wit.enabled.then(|| wit_key_type(config)),
         ttl: config.authority.ttl,
         lead: config.authority.lead,
     }
@@ -159,6 +159,14 @@ fn witness(config: &Config, authority: &X509Authority) -> Option<Witness> {
     match &config.storage {
         Storage::Disk(dir) => Some(Witness::on_disk(dir, authority.key_id())),
         Storage::Memory => None,
+    }
+}
+
+/// The type of keys around WIT-SVIDs.
+pub(super) fn wit_key_type(config: &Config) -> KeyType {
+    match config.wit.key_type {
+        WitKeyType::EcP256 => KeyType::EcP256,
+        WitKeyType::EcP384 => KeyType::EcP384,
     }
 }
 

@@ -216,7 +216,7 @@ pub struct Decision {
 /// One credential, by name.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Credential {
-    /// X.509 or JWT.
+    /// X.509, JWT or WIT.
     pub kind: Kind,
     /// Serial number or `jti`.
     pub id: LeaseId,
@@ -228,7 +228,7 @@ pub struct Credential {
     pub audience: Vec<String>,
     /// How long it is good for, from issue.
     pub ttl: Duration,
-    /// Only for a JWT, and only at issue.
+    /// Only for a token, and only at issue.
     pub token: Option<TokenPrint>,
 }
 

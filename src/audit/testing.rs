@@ -39,6 +39,7 @@ pub(super) fn origin() -> Origin {
 pub(super) fn every_event() -> Vec<Event> {
     let mut events = process_events();
     events.extend(agent_events());
+    events.extend(bundle_events());
     events
 }
 
@@ -139,6 +140,13 @@ fn agent_events() -> Vec<Event> {
             head: Head::default(),
             proof: Some("e30.e30.c2ln".to_owned()),
         },
+        Event::Recovered { cut_bytes: 17, moved_to: None },
+        Event::Gap { lost: 5 },
+    ]
+}
+
+fn bundle_events() -> Vec<Event> {
+    vec![
         Event::BundleFetch {
             trust_domain: "other.test".parse().unwrap(),
             url: "https://other.test/bundle".to_owned(),
@@ -161,8 +169,6 @@ fn agent_events() -> Vec<Event> {
             trust_domain: "other.test".parse().unwrap(),
             sequence: Some(8),
         },
-        Event::Recovered { cut_bytes: 17, moved_to: None },
-        Event::Gap { lost: 5 },
     ]
 }
 

@@ -74,15 +74,16 @@ pub enum KeyRefusal {
     Signature,
 }
 
-/// One public key of a JWT bundle.
+/// One public key of a bundle.
 #[derive(Clone, Debug)]
 pub struct JwtKey {
     kid: String,
+    usage: Option<JwsUse>,
     material: Material,
 }
 
 #[derive(Clone, Debug)]
-enum Material {
+pub(super) enum Material {
     Curve { algorithm: JwsAlgorithm, key: Arc<ParsedPublicKey> },
     Rsa { modulus: Vec<u8>, exponent: Vec<u8> },
 }
@@ -100,21 +101,10 @@ impl JwtKey {
     /// As [`Self::from_jwk`], whatever the `use`.
     pub fn read(jwk: &Value) -> Option<Self> {
         let text = |name: &str| jwk.get(name).and_then(Value::as_str);
-        let bytes = |name: &str| text(name).and_then(|text| URL_SAFE_NO_PAD.decode(text).ok());
         let kid = text("kid").filter(|kid| !kid.is_empty())?.to_owned();
-        let material = match text("kty")? {
-            "EC" => curve_key(text("crv")?, &bytes("x")?, &bytes("y")?)?,
-            "RSA" => {
-                let (modulus, exponent) = (bytes("n")?, bytes("e")?);
-                // Leading zeros would let a short modulus pass for a long one.
-                let sound = (MIN_RSA_BYTES..=MAX_RSA_BYTES).contains(&modulus.len())
-                    && modulus.first().is_some_and(|first| *first >= 0x80)
-                    && exponent.len() <= MAX_EXPONENT_BYTES;
-                sound.then_some(Material::Rsa { modulus, exponent })?
-            }
-            _ => return None,
-        };
-        Some(Self { kid, material })
+        let usage =
+            [JwsUse::JwtSvid, JwsUse::WitSvid].into_iter().find(|one| text("use") == Some(one.jwk_use()));
+        Some(Self { kid, usage, material: Material::read(jwk)? })
     }
 
     /// The key identifier.
@@ -132,12 +122,47 @@ impl JwtKey {
         message: &[u8],
         signature: &[u8],
     ) -> Result<(), KeyRefusal> {
-        let checked = match &self.material {
-            Material::Curve { algorithm: own, key } if *own == algorithm => {
-                key.verify_sig(message, signature)
+        self.material.verify(algorithm, message, signature)
+    }
+}
+
+impl Material {
+    /// The key in a JWK, whatever it is for; `None` as [`JwtKey::from_jwk`] says.
+    pub(super) fn read(jwk: &Value) -> Option<Self> {
+        let text = |name: &str| jwk.get(name).and_then(Value::as_str);
+        let bytes = |name: &str| text(name).and_then(|text| URL_SAFE_NO_PAD.decode(text).ok());
+        match text("kty")? {
+            "EC" => curve_key(text("crv")?, &bytes("x")?, &bytes("y")?),
+            "RSA" => {
+                let (modulus, exponent) = (bytes("n")?, bytes("e")?);
+                // Leading zeros would let a short modulus pass for a long one.
+                let sound = (MIN_RSA_BYTES..=MAX_RSA_BYTES).contains(&modulus.len())
+                    && modulus.first().is_some_and(|first| *first >= 0x80)
+                    && exponent.len() <= MAX_EXPONENT_BYTES;
+                sound.then_some(Self::Rsa { modulus, exponent })
             }
-            Material::Curve { .. } => return Err(KeyRefusal::Algorithm),
-            Material::Rsa { modulus, exponent } => {
+            _ => None,
+        }
+    }
+
+    /// Whether such a key can sign with that algorithm.
+    pub(super) fn fits(&self, algorithm: JwsAlgorithm) -> bool {
+        match self {
+            Self::Curve { algorithm: own, .. } => *own == algorithm,
+            Self::Rsa { .. } => algorithm.rsa().is_some(),
+        }
+    }
+
+    pub(super) fn verify(
+        &self,
+        algorithm: JwsAlgorithm,
+        message: &[u8],
+        signature: &[u8],
+    ) -> Result<(), KeyRefusal> {
+        let checked = match self {
+            Self::Curve { algorithm: own, key } if *own == algorithm => key.verify_sig(message, signature),
+            Self::Curve { .. } => return Err(KeyRefusal::Algorithm),
+            Self::Rsa { modulus, exponent } => {
                 let parameters = algorithm.rsa().ok_or(KeyRefusal::Algorithm)?;
                 let key = RsaPublicKeyComponents { n: modulus, e: exponent };
                 key.verify(parameters, message, signature)
@@ -235,6 +260,11 @@ impl JwtBundle {
     /// A plain JWK Set: `{"keys":[…]}` with nothing but keys of one `use`.
     pub fn json(&self) -> &Bytes {
         &self.json
+    }
+
+    /// The key of that identifier, if it is for that use: a key of one kind of token vouches for no other.
+    pub fn key_for(&self, usage: JwsUse, kid: &str) -> Option<&JwtKey> {
+        self.keys.get(kid).filter(|key| key.usage == Some(usage))
     }
 
     /// The key of that identifier.

@@ -162,9 +162,9 @@ pub(super) fn kid_of(key: &dyn SigningKey) -> Result<String, AuthorityError> {
 }
 
 /// Exactly the members that RFC 7638 §3.2 hashes, in its order.
-type Members = BTreeMap<&'static str, String>;
+pub(super) type Members = BTreeMap<&'static str, String>;
 
-fn public_members(key: &dyn SigningKey) -> Result<Members, CryptoError> {
+pub(super) fn public_members(key: &dyn SigningKey) -> Result<Members, CryptoError> {
     let encode = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
     if let Some((n, e)) = key.rsa_components() {
         return Ok(Members::from([("kty", "RSA".to_owned()), ("n", encode(&n)), ("e", encode(&e))]));

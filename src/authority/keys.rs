@@ -7,7 +7,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use aws_lc_rs::digest::{SHA256, digest};
-use aws_lc_rs::encoding::AsDer as _;
+use aws_lc_rs::encoding::{AsBigEndian as _, AsDer as _};
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::rsa::KeySize;
 use aws_lc_rs::signature::{
@@ -206,6 +206,13 @@ impl SigningPair {
             Pair::Ec(pair) => pair.to_pkcs8v1().map_err(refused)?.as_ref().to_vec(),
             Pair::Rsa(pair) => pair.as_der().map_err(refused)?.as_ref().to_vec(),
         }))
+    }
+
+    /// The private number of a curve key, big-endian at full width; `None` for RSA.
+    pub(super) fn private_scalar(&self) -> Option<KeyBytes> {
+        let Pair::Ec(pair) = &self.pair else { return None };
+        let scalar: aws_lc_rs::encoding::EcPrivateKeyBin<'_> = pair.private_key().as_be_bytes().ok()?;
+        Some(KeyBytes::new(scalar.as_ref().to_vec()))
     }
 }
 

@@ -11,6 +11,7 @@ mod jwk;
 mod jws;
 mod keys;
 pub mod life;
+mod proof_key;
 mod protect;
 mod set;
 mod store;
@@ -31,8 +32,8 @@ pub use self::jwk::{BundleError, JwsAlgorithm, JwtBundle, JwtBundles, JwtKey, Ke
 pub use self::jws::{JwsAuthority, JwsUse};
 pub use self::keys::{CryptoError, KeyType, SignatureForm, SigningKey, UnknownKeyType, WorkloadKey};
 pub use self::life::AuthorityKind;
+pub use self::proof_key::{ConfirmationFault, ConfirmationKey, ProofKey};
 pub use self::protect::{EmptyPassphrase, Protection, Unopened};
-
 pub use self::set::{Authorities, AuthoritySet};
 pub use self::store::{Disk, KeyStore, Memory, StoreError, name_of};
 pub use self::x509::{AuthorityError, BACKDATE, CrlProfile, LeafProfile, RevokedSerial, X509Authority};

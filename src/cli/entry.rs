@@ -67,6 +67,7 @@ struct EntryJson {
     dns_names: Vec<String>,
     x509_ttl_seconds: u64,
     jwt_ttl_seconds: u64,
+    wit_ttl_seconds: u64,
     federates_with: Vec<String>,
     jwt_audiences: Vec<String>,
     owner: String,
@@ -85,6 +86,7 @@ pub(super) fn check(args: &Check, context: &mut Context) -> Result<Exit, Failure
         trust_domain: Some(config.trust_domain.clone()),
         x509_ttl_max: config.x509.ttl,
         jwt_ttl_max: config.jwt.ttl,
+        wit_ttl_max: config.wit.ttl,
     });
     match check_files(&args.files, &rules) {
         Ok(entries) => {
@@ -132,6 +134,7 @@ fn json(found: ListEntriesResponse) -> Listing {
         dns_names: entry.dns_names,
         x509_ttl_seconds: entry.x509_ttl_seconds,
         jwt_ttl_seconds: entry.jwt_ttl_seconds,
+        wit_ttl_seconds: entry.wit_ttl_seconds,
         federates_with: entry.federates_with,
         jwt_audiences: entry.jwt_audiences,
         owner: entry.owner,

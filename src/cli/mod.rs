@@ -29,8 +29,10 @@ mod sync;
 #[cfg(test)]
 mod testing;
 mod validate;
+mod validate_wit;
 mod watch;
 mod whoami;
+mod wit;
 mod x509;
 
 use std::ffi::OsString;
@@ -96,12 +98,12 @@ enum Command {
 /// Commands that talk to an agent.
 #[derive(clap::Subcommand, Debug)]
 enum Client {
-    /// Get credentials for this process: X.509-SVIDs, JWT-SVIDs, or what verifies others'
+    /// Get credentials for this process: X.509-, JWT- and WIT-SVIDs, or what verifies others'
     Fetch(fetch::Args),
     /// Print each update of this process's identities as it comes
     #[command(after_help = watch::EXAMPLES)]
     Watch(watch::Args),
-    /// Ask the agent whether a token is good
+    /// Say whether a token is good
     Validate(validate::Args),
     /// Say what the agent knows about this process
     #[command(after_help = whoami::EXAMPLES)]

@@ -1,4 +1,4 @@
-//! `mayfly validate jwt`: asks the agent whether a token is good now (WAPI-44), revocation included.
+//! `mayfly validate jwt` (and the way to `wit`): asks the agent whether a token is good now (WAPI-44), revocation included.
 
 use std::io::{BufRead, Read};
 use std::path::Path;
@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::args::OutputArgs;
 use super::client::{ClientArgs, Target, Which, answer};
 use super::failure::Failure;
-use super::{Context, render};
+use super::{Context, render, validate_wit};
 use crate::exit::Exit;
 
 pub(super) const EXAMPLES: &str = "\
@@ -37,6 +37,9 @@ enum What {
     /// Ask the agent whether a JWT-SVID is valid and not revoked
     #[command(after_help = EXAMPLES)]
     Jwt(Jwt),
+    /// Check a WIT-SVID, and the proof that whoever showed it has its key
+    #[command(after_help = validate_wit::EXAMPLES)]
+    Wit(validate_wit::Args),
 }
 
 #[derive(clap::Args, Debug)]
@@ -60,7 +63,10 @@ struct Answer {
 }
 
 pub(super) async fn run(args: Args, context: &mut Context) -> Result<Exit, Failure> {
-    let What::Jwt(args) = args.what;
+    let args = match args.what {
+        What::Jwt(args) => args,
+        What::Wit(args) => return validate_wit::run(args, context).await,
+    };
     let target = Target::resolve(&args.client, Which::Public, &context.env)?;
     let svid = token(&args.svid)?;
     let connection = target.connect().await?;
@@ -83,17 +89,20 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<Exit, Failu
         return Ok(Exit::Ok);
     }
     context.console.line(&format!("valid: {}", render::cell(&response.spiffe_id)))?;
-    for (name, value) in claims.as_object().into_iter().flatten() {
-        let value = match (name.as_str(), value.as_f64().and_then(whole)) {
-            ("exp" | "iat" | "nbf", Some(at)) => render::stamp_unix(at),
-            _ => value.to_string(),
-        };
-        context.console.line(&format!("  {}  {}", render::cell(name), render::cell(&value)))?;
-    }
+    context.console.lines(claims.as_object().into_iter().flatten().map(claim_line))?;
     Ok(Exit::Ok)
 }
 
-fn token(source: &str) -> Result<String, Failure> {
+/// One claim, times as people read them.
+pub(super) fn claim_line((name, value): (&String, &serde_json::Value)) -> String {
+    let value = match (name.as_str(), value.as_f64().and_then(whole)) {
+        ("exp" | "iat" | "nbf", Some(at)) => render::stamp_unix(at),
+        _ => value.to_string(),
+    };
+    format!("  {}  {}", render::cell(name), render::cell(&value))
+}
+
+pub(super) fn token(source: &str) -> Result<String, Failure> {
     let read = |input: &mut dyn Read| {
         let mut line = String::new();
         std::io::BufReader::new(input.take(TOKEN_MAX)).read_line(&mut line)?;

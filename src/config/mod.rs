@@ -9,6 +9,7 @@ mod sds;
 mod settings;
 mod show;
 mod web;
+mod wit;
 
 use std::path::Path;
 
@@ -22,6 +23,7 @@ pub use self::settings::{
     X509Settings,
 };
 pub use self::web::{BundleEndpointSettings, BundleSettings, EndpointProfile, HttpSettings};
+pub use self::wit::{WitKeyType, WitSettings};
 use crate::diag::{MAX_TOML_BYTES, Problem, Problems};
 use crate::files::{TrustRules, read_trusted};
 

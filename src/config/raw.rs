@@ -8,6 +8,7 @@ use super::federation::RawFederation;
 use super::sds::RawSds;
 use super::settings::{JwtKeyType, X509KeyType};
 use super::web::RawWeb;
+use super::wit::RawWit;
 use crate::diag::{Found, Problems, Table, read_toml};
 use crate::id::TrustDomain;
 use crate::telemetry::{LogFormat, LogLevel};
@@ -21,6 +22,7 @@ pub struct RawConfig {
     pub(super) sockets: RawSockets,
     pub(super) x509: RawX509,
     pub(super) jwt: RawJwt,
+    pub(super) wit: RawWit,
     pub(super) authority: RawAuthority,
     pub(super) revocation: RawRevocation,
     pub(super) audit_path: Option<Found<PathBuf>>,
@@ -131,6 +133,7 @@ impl RawConfig {
                 issuer: t.text("issuer"),
                 max_audiences: t.integer("max_audiences"),
             }),
+            wit: table.section("wit", RawWit::read),
             authority: table.section("authority", RawAuthority::read),
             revocation: table.section("revocation", |t| RawRevocation {
                 coalesce: t.duration("coalesce"),

@@ -32,6 +32,7 @@ impl RawConfig {
         let log = log(self.log);
         let grace = or(self.shutdown_grace, &GRACE, Duration::from_secs(10), problems);
         let trust_domain = self.trust_domain.map(|found| found.value);
+        let wit = self.wit.resolve(problems);
         let sds = self.sds.resolve(problems);
         let mut web = self.web;
         let oidc_issuer = web.oidc_issuer.take();
@@ -47,6 +48,7 @@ impl RawConfig {
             sockets,
             x509: X509Settings { ttl: x509_ttl, key_type: x509_key },
             jwt,
+            wit,
             authority,
             revocation,
             audit: AuditSettings { path: audit },

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::federation::FederationSettings;
 use super::sds::SdsSettings;
 use super::web::{BundleEndpointSettings, BundleSettings, HttpSettings};
+use super::wit::WitSettings;
 use crate::id::TrustDomain;
 use crate::telemetry::LogConfig;
 
@@ -24,6 +25,8 @@ pub struct Config {
     pub x509: X509Settings,
     /// `[jwt]`
     pub jwt: JwtSettings,
+    /// `[wit]`
+    pub wit: WitSettings,
     /// `[authority]`
     pub authority: AuthoritySettings,
     /// `[revocation]`

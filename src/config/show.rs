@@ -25,6 +25,7 @@ impl fmt::Display for Config {
         let key_type = word(&JwtKeyType::WORDS, jwt.key_type);
         writeln!(f, "\n[jwt]\nttl = \"{}\"\nkey_type = \"{key_type}\"", Time(jwt.ttl))?;
         writeln!(f, "issuer = \"{}\"\nmax_audiences = {}", jwt.issuer, jwt.max_audiences)?;
+        write!(f, "{}", self.wit)?;
         self.authority(f)?;
         writeln!(f, "\n[revocation]\ncoalesce = \"{}\"", Time(revocation.coalesce))?;
         writeln!(f, "next_update = \"{}\"", Time(revocation.next_update))?;

@@ -1,7 +1,9 @@
 //! Issuance: each function here spends a [`Permit`](crate::policy::Permit), and what it makes stays shut until
 //! the ledger has committed to it ([`Committed`](crate::ledger::Committed)). Signing only: no I/O, no clock.
 
+mod compact;
 pub mod jwt;
+pub mod wit;
 pub mod x509;
 
 use std::time::{Duration, SystemTime};
@@ -16,6 +18,9 @@ pub enum IssueError {
     /// The permit was for another kind of credential: our mistake.
     #[error("the permit is for another kind of credential")]
     WrongKind,
+    /// There is no authority for this kind of credential: it is switched off.
+    #[error("this kind of credential is switched off")]
+    SwitchedOff,
     /// The authority's validity is over, or so nearly that nothing useful fits.
     #[error("the signing authority has expired")]
     AuthorityExpired,

@@ -1,14 +1,16 @@
 //! The state machine itself.
 
+mod forms;
 mod renewing;
 mod taking;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Instant;
 
+use self::forms::Forms;
 use super::slot::{Current, Jitter, Slot};
 use super::timers::Timers;
-use super::{Action, Cause, Completion, Ends, Ticket, Wanted, WorkloadId};
+use super::{Action, Cause, Completion, Ends, Form, Ticket, Wanted, WorkloadId};
 use crate::id::{EntryId, LeaseId};
 
 /// Every workload, slot and lease this agent knows.
@@ -45,10 +47,10 @@ pub struct LeaseView {
 
 #[derive(Debug, Default)]
 struct Workload {
-    slots: BTreeMap<EntryId, Slot>,
+    slots: Forms<BTreeMap<EntryId, Slot>>,
     leases: BTreeSet<LeaseId>,
     flights: BTreeSet<Ticket>,
-    listeners: usize,
+    listeners: Forms<usize>,
     holds: usize,
     barred: BTreeSet<EntryId>,
     barred_all: bool,
@@ -65,7 +67,7 @@ struct Lease {
 struct Flight {
     workload: WorkloadId,
     entry: EntryId,
-    fills_slot: bool,
+    fills: Option<Form>,
     revision: u64,
     /// What it brings is to be replaced at once.
     stale: bool,
@@ -75,7 +77,7 @@ struct Flight {
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 enum Timer {
     Expiry(LeaseId),
-    Slot(WorkloadId, EntryId),
+    Slot(WorkloadId, EntryId, Form),
 }
 
 impl Core {
@@ -103,7 +105,7 @@ impl Core {
         let allowed = |entry: &EntryId| !state.barred_all && !state.barred.contains(entry);
         let keep: BTreeMap<&EntryId, &Wanted> =
             wanted.iter().filter(|w| allowed(&w.entry)).map(|w| (&w.entry, w)).collect();
-        let slots = state.slots.iter();
+        let slots = state.slots.x509.iter();
         let lost = slots.filter(|(entry, slot)| keep.get(entry).is_none_or(|w| w.subject != slot.subject));
         // Leases without a slot (adopted ones) count too.
         let held = state.leases.iter().filter_map(|id| self.leases.get(id)).map(|l| &l.entry);
@@ -115,15 +117,16 @@ impl Core {
         }
         let Some(state) = self.workloads.get_mut(&workload) else { return actions };
         for (entry, wanted) in keep {
-            let slot = state.slots.entry(entry.clone()).or_insert_with(|| {
+            state.slots.x509.entry(entry.clone()).or_insert_with(|| {
                 changed = true;
                 Slot::new(wanted.subject, wanted.revision)
             });
-            if slot.revision != wanted.revision {
+            for slot in state.slots.of_entry_mut(entry).filter(|slot| slot.revision != wanted.revision) {
                 slot.revision = wanted.revision;
                 slot.outdated = true;
             }
         }
+        state.open_slots();
         self.pursue(workload, now, &mut actions);
         if changed {
             actions.push(Action::Show { workload });
@@ -131,31 +134,33 @@ impl Core {
         actions
     }
 
-    /// Somebody listens for the workload's X.509-SVIDs.
-    pub fn listen(&mut self, workload: WorkloadId, now: Instant) -> Vec<Action> {
+    /// Somebody listens for the workload's SVIDs of that form.
+    pub fn listen(&mut self, workload: WorkloadId, form: Form, now: Instant) -> Vec<Action> {
         let mut actions = Vec::new();
         let Some(state) = self.workloads.get_mut(&workload) else { return actions };
-        state.listeners += 1;
-        state.slots.values_mut().for_each(Slot::forgive);
+        *state.listeners.get_mut(form) += 1;
+        state.open_slots();
+        state.slots.get_mut(form).values_mut().for_each(Slot::forgive);
         self.pursue(workload, now, &mut actions);
         actions
     }
 
     /// One listener fewer. Returns true when nothing ties the workload here any longer, so that the
     /// shell may forget it (see [`Core::forget`]).
-    pub fn unlisten(&mut self, workload: WorkloadId) -> bool {
+    pub fn unlisten(&mut self, workload: WorkloadId, form: Form) -> bool {
         if let Some(state) = self.workloads.get_mut(&workload) {
-            state.listeners = state.listeners.saturating_sub(1);
-            if state.listeners == 0 {
-                for entry in state.slots.keys() {
-                    self.timers.cancel(&Timer::Slot(workload, entry.clone()));
+            let listeners = state.listeners.get_mut(form);
+            *listeners = listeners.saturating_sub(1);
+            if *listeners == 0 {
+                for entry in state.slots.get(form).keys() {
+                    self.timers.cancel(&Timer::Slot(workload, entry.clone(), form));
                 }
             }
         }
         self.is_idle(workload)
     }
 
-    /// Somebody needs the workload to be watched, but not its X.509-SVIDs.
+    /// Somebody needs the workload to be watched, but none of its SVIDs.
     pub fn hold(&mut self, workload: WorkloadId) {
         if let Some(state) = self.workloads.get_mut(&workload) {
             state.holds += 1;
@@ -174,7 +179,10 @@ impl Core {
     pub fn is_idle(&self, workload: WorkloadId) -> bool {
         self.workloads.get(&workload).is_some_and(|w| {
             let holds_nothing = w.leases.is_empty() && w.flights.is_empty();
-            w.listeners + w.holds == 0 && holds_nothing && !w.barred_all && w.barred.is_empty()
+            w.listeners.x509 + w.listeners.wit + w.holds == 0
+                && holds_nothing
+                && !w.barred_all
+                && w.barred.is_empty()
         })
     }
 
@@ -186,10 +194,10 @@ impl Core {
     /// Begins an issuance that fills no slot (a JWT-SVID).
     pub fn begin(&mut self, workload: WorkloadId, entry: &EntryId) -> Result<Ticket, Refused> {
         let state = self.workloads.get(&workload).ok_or(Refused::Ended)?;
-        if !state.slots.contains_key(entry) {
+        if !state.slots.x509.contains_key(entry) {
             return Err(Refused::NotHeld);
         }
-        Ok(self.take_off(workload, entry.clone(), false))
+        Ok(self.take_off(workload, entry.clone(), None))
     }
 
     /// The lease is durable; may its credential leave? `ends` is the lease's end, `jitter` any random
@@ -213,15 +221,14 @@ impl Core {
         }
         let mut actions = Vec::new();
         self.remember(workload, flight.entry.clone(), lease, ends);
-        if flight.fills_slot {
-            let slot = self.workloads.get_mut(&workload).and_then(|w| w.slots.get_mut(&flight.entry));
-            if let Some(slot) = slot {
+        if let Some(form) = flight.fills {
+            if let Some(slot) = self.slot_mut(workload, &flight.entry, form) {
                 let renew_at = jitter.renew_at(now, ends);
                 slot.filled(Current { lease, ends, renew_at }, flight.revision);
                 slot.outdated |= flight.stale;
             }
             if flight.stale {
-                self.hide_unheard(workload, &flight.entry);
+                self.hide_unheard(workload, &flight.entry, form);
             }
             self.pursue(workload, now, &mut actions);
             actions.push(Action::Show { workload });
@@ -238,9 +245,8 @@ impl Core {
             let cause = flight.doomed.unwrap_or(Cause::Aborted);
             actions.push(Action::Revoke { workload, leases: vec![lease], cause });
         }
-        if flight.fills_slot && flight.doomed.is_none() {
-            if let Some(slot) = self.workloads.get_mut(&workload).and_then(|w| w.slots.get_mut(&flight.entry))
-            {
+        if let Some(form) = flight.fills.filter(|_| flight.doomed.is_none()) {
+            if let Some(slot) = self.slot_mut(workload, &flight.entry, form) {
                 slot.failed(now);
             }
             self.pursue(workload, now, &mut actions);
@@ -259,8 +265,8 @@ impl Core {
     /// at birth.
     pub fn end(&mut self, workload: WorkloadId, cause: Cause) -> Vec<Action> {
         let Some(state) = self.workloads.remove(&workload) else { return Vec::new() };
-        for entry in state.slots.keys() {
-            self.timers.cancel(&Timer::Slot(workload, entry.clone()));
+        for (form, entry) in state.slots.keys() {
+            self.timers.cancel(&Timer::Slot(workload, entry.clone(), form));
         }
         for ticket in &state.flights {
             if let Some(flight) = self.flights.get_mut(ticket) {
@@ -282,18 +288,24 @@ impl Core {
         let mut actions = Vec::new();
         while let Some(timer) = self.timers.pop_due(now) {
             match timer {
-                Timer::Slot(workload, _) => self.pursue(workload, now, &mut actions),
+                Timer::Slot(workload, ..) => self.pursue(workload, now, &mut actions),
                 Timer::Expiry(lease) => self.expire(lease, now, &mut actions),
             }
         }
         actions
     }
 
-    /// Current and still valid X.509 lease of each slot, in entry order; `None` where a slot is empty.
-    pub fn shown(&self, workload: WorkloadId, now: Instant) -> Vec<(EntryId, Option<LeaseId>)> {
+    /// Current and still valid lease of that form for each entry held, in entry order; `None` where there is none.
+    pub fn shown(&self, workload: WorkloadId, form: Form, now: Instant) -> Vec<(EntryId, Option<LeaseId>)> {
         let Some(state) = self.workloads.get(&workload) else { return Vec::new() };
         let lease = |slot: &Slot| slot.current.filter(|_| slot.is_valid(now)).map(|c| c.lease);
-        state.slots.iter().map(|(entry, slot)| (entry.clone(), lease(slot))).collect()
+        let current = |entry| state.slots.get(form).get(entry).and_then(lease);
+        state.slots.x509.keys().map(|entry| (entry.clone(), current(entry))).collect()
+    }
+
+    /// The entries that the workload holds: matched, and not taken by an operator.
+    pub fn held(&self, workload: WorkloadId) -> Vec<EntryId> {
+        self.workloads.get(&workload).map(|w| w.slots.x509.keys().cloned().collect()).unwrap_or_default()
     }
 
     /// Every unexpired lease of the workload.
@@ -321,38 +333,40 @@ impl Core {
     /// Issues what is due in each slot, or sets the timer for when it will be.
     fn pursue(&mut self, workload: WorkloadId, now: Instant, actions: &mut Vec<Action>) {
         let Some(state) = self.workloads.get(&workload) else { return };
-        if state.listeners == 0 {
-            return;
-        }
         let due: Vec<_> = state
             .slots
             .iter()
-            .filter_map(|(entry, slot)| Some((entry.clone(), slot.due(now)?, slot.is_valid(now))))
+            .filter(|(form, ..)| *state.listeners.get(*form) > 0)
+            .filter_map(|(form, entry, slot)| Some((form, entry.clone(), slot.due(now)?, slot.is_valid(now))))
             .collect();
-        for (entry, at, renewal) in due {
+        for (form, entry, at, renewal) in due {
             if at > now {
-                self.timers.set(Timer::Slot(workload, entry), at);
+                self.timers.set(Timer::Slot(workload, entry, form), at);
                 continue;
             }
-            let ticket = self.take_off(workload, entry.clone(), true);
-            if let Some(slot) = self.workloads.get_mut(&workload).and_then(|w| w.slots.get_mut(&entry)) {
+            let ticket = self.take_off(workload, entry.clone(), Some(form));
+            if let Some(slot) = self.slot_mut(workload, &entry, form) {
                 slot.in_flight = Some(ticket);
             }
-            self.timers.cancel(&Timer::Slot(workload, entry.clone()));
-            actions.push(Action::Issue { ticket, workload, entry, renewal });
+            self.timers.cancel(&Timer::Slot(workload, entry.clone(), form));
+            actions.push(Action::Issue { ticket, workload, entry, form, renewal });
         }
     }
 
-    fn take_off(&mut self, workload: WorkloadId, entry: EntryId, fills_slot: bool) -> Ticket {
+    fn slot_mut(&mut self, workload: WorkloadId, entry: &EntryId, form: Form) -> Option<&mut Slot> {
+        self.workloads.get_mut(&workload)?.slots.get_mut(form).get_mut(entry)
+    }
+
+    fn take_off(&mut self, workload: WorkloadId, entry: EntryId, fills: Option<Form>) -> Ticket {
         let ticket = Ticket(self.next_ticket);
         self.next_ticket += 1;
         let mut revision = 0;
         if let Some(state) = self.workloads.get_mut(&workload) {
             state.flights.insert(ticket);
-            revision = state.slots.get(&entry).map_or(0, |slot| slot.revision);
+            revision = state.slots.x509.get(&entry).map_or(0, |slot| slot.revision);
         }
-        self.flights
-            .insert(ticket, Flight { workload, entry, fills_slot, revision, stale: false, doomed: None });
+        let flight = Flight { workload, entry, fills, revision, stale: false, doomed: None };
+        self.flights.insert(ticket, flight);
         ticket
     }
 
@@ -376,10 +390,8 @@ impl Core {
         let Some(Lease { workload, entry, .. }) = self.leases.remove(&lease) else { return };
         if let Some(state) = self.workloads.get_mut(&workload) {
             state.leases.remove(&lease);
-            let was_shown = state
-                .slots
-                .get_mut(&entry)
-                .is_some_and(|s| s.current.take_if(|c| c.lease == lease).is_some());
+            let take = |slot: &mut Slot| slot.current.take_if(|c| c.lease == lease).is_some();
+            let was_shown = state.slots.of_entry_mut(&entry).any(take);
             if was_shown {
                 self.pursue(workload, now, actions);
                 actions.push(Action::Show { workload });
@@ -388,9 +400,11 @@ impl Core {
         actions.push(Action::Expire { workload, lease });
     }
 
-    /// Removes a slot with every lease of its entry, and dooms what is in flight for it.
+    /// Removes the slots of an entry with every lease of it, and dooms what is in flight for it.
     fn drop_slot(&mut self, workload: WorkloadId, entry: &EntryId, cause: Cause, actions: &mut Vec<Action>) {
-        self.timers.cancel(&Timer::Slot(workload, entry.clone()));
+        for form in Form::ALL {
+            self.timers.cancel(&Timer::Slot(workload, entry.clone(), form));
+        }
         let Some(state) = self.workloads.get_mut(&workload) else { return };
         for ticket in &state.flights {
             if let Some(flight) = self.flights.get_mut(ticket).filter(|f| f.entry == *entry) {

@@ -1,13 +1,13 @@
 //! The lease core: decides when to issue, renew and revoke. No clock, no I/O, no tasks.
 //!
-//! A *workload* is one live process; a *slot* is its place for the current X.509-SVID of one entry; a
+//! A *workload* is one live process; a *slot* is its place for the current SVID of one entry in one [`Form`]; a
 //! *ticket* stands for an issuance in flight. The shell tells the core what happened and when, and
 //! carries out the [`Action`]s it is given, in order. Four rules hold for every history:
 //!
 //! 1. A lease ends by expiry or by revocation, and exactly once.
 //! 2. When a workload ends, every lease of it that has not expired is revoked in that same step, and an
 //!    issuance still in flight is revoked at birth ([`Completion::RevokedAtBirth`]).
-//! 3. A slot has at most one issuance in flight, and none while nobody listens.
+//! 3. A slot has at most one issuance in flight, and none while nobody listens for its form.
 //! 4. Nothing is issued for a workload that has ended or an entry it does not hold.
 
 mod core;
@@ -30,6 +30,15 @@ pub struct WorkloadId(pub u64);
 /// An issuance in flight. Never used twice.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Ticket(u64);
+
+/// What is kept fresh for whoever listens. (JWT-SVIDs are made on demand and are in no slot.)
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum Form {
+    /// X.509-SVIDs.
+    X509,
+    /// WIT-SVIDs.
+    Wit,
+}
 
 /// An entry a workload matches now.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -65,7 +74,7 @@ pub enum Cause {
 /// What the shell must do.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Action {
-    /// Issue an X.509-SVID, then answer with [`Core::complete`] or [`Core::fail`].
+    /// Issue an SVID, then answer with [`Core::complete`] or [`Core::fail`].
     Issue {
         /// Names this issuance in the answer.
         ticket: Ticket,
@@ -73,6 +82,8 @@ pub enum Action {
         workload: WorkloadId,
         /// Under which entry.
         entry: EntryId,
+        /// Of which form.
+        form: Form,
         /// Whether it replaces one that is still valid.
         renewal: bool,
     },

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 
-use super::{Action, Cause, Completion, Core, Jitter, Ticket, Wanted, WorkloadId};
+use super::{Action, Cause, Completion, Core, Form, Jitter, Ticket, Wanted, WorkloadId};
 use crate::clock::{Clock, SystemClock};
 use crate::id::{EntryId, LeaseId};
 
@@ -19,8 +19,8 @@ const TTL: Duration = Duration::from_secs(100);
 enum Step {
     Admit(u8),
     Entries(u8, u8, u8),
-    Listen(u8),
-    Unlisten(u8),
+    Listen(u8, bool),
+    Unlisten(u8, bool),
     Jwt(u8, u8),
     Answer(u8, u32),
     Fail(u8, bool),
@@ -38,8 +38,8 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         3 => who.clone().prop_map(Step::Admit),
         4 => (who.clone(), 0..8u8, 0..4u8).prop_map(|(w, mask, rev)| Step::Entries(w, mask, rev)),
-        4 => who.clone().prop_map(Step::Listen),
-        2 => who.clone().prop_map(Step::Unlisten),
+        4 => (who.clone(), any::<bool>()).prop_map(|(w, wit)| Step::Listen(w, wit)),
+        2 => (who.clone(), any::<bool>()).prop_map(|(w, wit)| Step::Unlisten(w, wit)),
         2 => (who.clone(), 0..3u8).prop_map(|(w, e)| Step::Jwt(w, e)),
         8 => (any::<u8>(), any::<u32>()).prop_map(|(n, j)| Step::Answer(n, j)),
         2 => (any::<u8>(), any::<bool>()).prop_map(|(n, written)| Step::Fail(n, written)),
@@ -58,7 +58,7 @@ struct InFlight {
     entry: EntryId,
     subject: u64,
     /// It fills the slot of its entry, and that has not been taken away since.
-    in_slot: bool,
+    in_slot: Option<Form>,
 }
 
 #[derive(Clone)]
@@ -76,7 +76,7 @@ struct Model {
     elapsed: Duration,
     live: BTreeSet<u64>,
     generation: BTreeMap<u8, u64>,
-    listeners: BTreeMap<u64, usize>,
+    listeners: BTreeMap<(u64, Form), usize>,
     held: BTreeMap<u64, BTreeMap<EntryId, u64>>,
     barred: BTreeSet<u64>,
     flights: Vec<InFlight>,
@@ -100,16 +100,17 @@ impl Model {
     fn take(&mut self, actions: Vec<Action>, now: Instant) -> Result<(), TestCaseError> {
         for action in actions {
             match action {
-                Action::Issue { ticket, workload, entry, .. } => {
+                Action::Issue { ticket, workload, entry, form, .. } => {
                     prop_assert!(self.live.contains(&workload.0), "issued for the dead");
-                    prop_assert!(self.listeners.get(&workload.0).is_some_and(|n| *n > 0), "nobody listens");
+                    let listeners = self.listeners.get(&(workload.0, form));
+                    prop_assert!(listeners.is_some_and(|n| *n > 0), "nobody listens");
                     let subject = self.held.get(&workload.0).and_then(|h| h.get(&entry)).copied();
                     prop_assert!(subject.is_some(), "not held");
-                    let twice =
-                        self.flights.iter().any(|f| f.in_slot && f.who == workload.0 && f.entry == entry);
+                    let same = |f: &InFlight| f.who == workload.0 && f.entry == entry;
+                    let twice = self.flights.iter().any(|f| f.in_slot == Some(form) && same(f));
                     prop_assert!(!twice, "two issuances in flight for one slot");
                     let (who, subject) = (workload.0, subject.unwrap_or_default());
-                    self.flights.push(InFlight { ticket, who, entry, subject, in_slot: true });
+                    self.flights.push(InFlight { ticket, who, entry, subject, in_slot: Some(form) });
                 }
                 Action::Revoke { leases, .. } => {
                     prop_assert!(!leases.is_empty());
@@ -138,7 +139,7 @@ impl Model {
 
     fn gone(&mut self, who: u64) {
         self.live.remove(&who);
-        self.listeners.remove(&who);
+        self.listeners.retain(|(listener, _), _| *listener != who);
         self.held.remove(&who);
     }
 
@@ -168,20 +169,20 @@ impl Model {
                 self.disown_flights(id);
                 self.take(actions, now)?;
             }
-            Step::Listen(w) => {
+            Step::Listen(w, wit) => {
                 let id = self.id(w);
                 if self.live.contains(&id) {
-                    *self.listeners.entry(id).or_default() += 1;
+                    *self.listeners.entry((id, form(wit))).or_default() += 1;
                 }
-                let actions = self.core.listen(WorkloadId(id), now);
+                let actions = self.core.listen(WorkloadId(id), form(wit), now);
                 self.take(actions, now)?;
             }
-            Step::Unlisten(w) => {
+            Step::Unlisten(w, wit) => {
                 let id = self.id(w);
-                if let Some(n) = self.listeners.get_mut(&id) {
+                if let Some(n) = self.listeners.get_mut(&(id, form(wit))) {
                     *n = n.saturating_sub(1);
                 }
-                self.core.unlisten(WorkloadId(id));
+                self.core.unlisten(WorkloadId(id), form(wit));
             }
             Step::Jwt(w, e) => {
                 let id = self.id(w);
@@ -196,7 +197,7 @@ impl Model {
                             who: id,
                             entry: entry(e),
                             subject,
-                            in_slot: false,
+                            in_slot: None,
                         });
                     }
                     Err(_) => return Ok(()),
@@ -268,11 +269,11 @@ impl Model {
                 self.take(actions, now)?;
                 self.tainted.extend(picked.iter().copied());
                 // Every one that a listener sees is being replaced.
-                for who in self.listeners.iter().filter(|(_, n)| **n > 0).map(|(who, _)| *who) {
-                    for (entry, lease) in self.core.shown(WorkloadId(who), now) {
+                for (who, form) in self.listeners.iter().filter(|(_, n)| **n > 0).map(|(key, _)| *key) {
+                    for (entry, lease) in self.core.shown(WorkloadId(who), form, now) {
                         let is_tainted = lease.is_some_and(|lease| picked.contains(&lease));
-                        let coming =
-                            self.flights.iter().any(|f| f.in_slot && f.who == who && f.entry == entry);
+                        let same = |f: &InFlight| f.who == who && f.entry == entry;
+                        let coming = self.flights.iter().any(|f| f.in_slot == Some(form) && same(f));
                         prop_assert!(!is_tainted || coming, "a tainted one is not being replaced");
                     }
                 }
@@ -299,7 +300,7 @@ impl Model {
     fn disown_flights(&mut self, who: u64) {
         let held = self.held.get(&who).cloned().unwrap_or_default();
         for flight in self.flights.iter_mut().filter(|f| f.who == who) {
-            flight.in_slot &= held.get(&flight.entry) == Some(&flight.subject);
+            flight.in_slot = flight.in_slot.filter(|_| held.get(&flight.entry) == Some(&flight.subject));
         }
     }
 
@@ -307,8 +308,7 @@ impl Model {
     /// nothing outside that is ever issued.
     fn resync(&mut self) {
         for id in &self.live {
-            let shown = self.core.shown(WorkloadId(*id), start());
-            let left: BTreeSet<EntryId> = shown.into_iter().map(|(entry, _)| entry).collect();
+            let left: BTreeSet<EntryId> = self.core.held(WorkloadId(*id)).into_iter().collect();
             if let Some(held) = self.held.get_mut(id) {
                 held.retain(|entry, _| left.contains(entry));
             }
@@ -348,6 +348,10 @@ fn start() -> Instant {
     SystemClock.monotonic()
 }
 
+fn form(wit: bool) -> Form {
+    if wit { Form::Wit } else { Form::X509 }
+}
+
 fn entry(n: u8) -> EntryId {
     EntryId::new(format!("entry-{n}"))
 }
@@ -383,7 +387,7 @@ mod tests {
             Cause::EntryWithdrawn,
             now,
         );
-        let actions = core.listen(workload, now);
+        let actions = core.listen(workload, Form::X509, now);
         let [Action::Issue { ticket, renewal: false, .. }] = actions.as_slice() else {
             panic!("{actions:?}")
         };
@@ -441,7 +445,11 @@ mod tests {
             let actions = core.on_timeout(at);
             let Some(Action::Issue { ticket, .. }) = actions.first() else { panic!("{actions:?}") };
             core.fail(*ticket, None, at);
-            assert_eq!(core.shown(workload, at), [(entry(0), Some(first))], "the valid one stays");
+            assert_eq!(
+                core.shown(workload, Form::X509, at),
+                [(entry(0), Some(first))],
+                "the valid one stays"
+            );
             at = core.deadline().unwrap();
         }
         assert!(at < now + TTL);
@@ -482,10 +490,45 @@ mod tests {
         let mut core = Core::default();
         let (workload, ticket) = one_live(&mut core, now);
         let _released = core.complete(ticket, LeaseId::from_bytes([1; 16]), now + TTL, Jitter(0), now);
-        core.unlisten(workload);
+        core.unlisten(workload, Form::X509);
         assert_eq!(core.on_timeout(now + TTL * 3 / 4), []);
-        let again = core.listen(workload, now + TTL * 3 / 4);
+        let again = core.listen(workload, Form::X509, now + TTL * 3 / 4);
         assert!(matches!(again.as_slice(), [Action::Issue { renewal: true, .. }]), "{again:?}");
+    }
+
+    #[test]
+    fn who_listens_for_one_form_is_issued_no_other_and_exit_revokes_both() {
+        let now = start();
+        let mut core = Core::default();
+        let (workload, ticket) = one_live(&mut core, now);
+        let leases = [LeaseId::from_bytes([1; 16]), LeaseId::from_bytes([2; 16])];
+        let _released = core.complete(ticket, leases[0], now + TTL, Jitter(0), now);
+        assert_eq!(core.shown(workload, Form::Wit, now), [(entry(0), None)]);
+        let actions = core.listen(workload, Form::Wit, now);
+        let [Action::Issue { ticket, form: Form::Wit, renewal: false, .. }] = actions.as_slice() else {
+            panic!("{actions:?}")
+        };
+        let _released = core.complete(*ticket, leases[1], now + TTL, Jitter(0), now);
+        assert_eq!(core.shown(workload, Form::Wit, now), [(entry(0), Some(leases[1]))]);
+        core.unlisten(workload, Form::X509);
+        let due = core.on_timeout(now + TTL * 3 / 5);
+        assert!(matches!(due.as_slice(), [Action::Issue { form: Form::Wit, .. }]), "{due:?}");
+        let revoke = core.end(workload, Cause::Exited);
+        assert_eq!(revoke, [Action::Revoke { workload, leases: leases.to_vec(), cause: Cause::Exited }]);
+    }
+
+    #[test]
+    fn an_entry_gained_while_somebody_listens_for_wits_gets_one() {
+        let now = start();
+        let mut core = Core::default();
+        let (workload, _ticket) = one_live(&mut core, now);
+        core.listen(workload, Form::Wit, now);
+        let wanted = [0, 1].map(|n| Wanted { entry: entry(n), subject: 0, revision: 0 });
+        let actions = core.set_entries(workload, &wanted, Cause::EntryWithdrawn, now);
+        let issued = |form| actions.iter().any(|a| matches!(a, Action::Issue { form: f, .. } if *f == form));
+        assert!(issued(Form::X509) && issued(Form::Wit), "{actions:?}");
+        let actions = core.set_entries(workload, &wanted[..1], Cause::EntryWithdrawn, now);
+        assert_eq!(core.shown(workload, Form::Wit, now).len(), 1, "{actions:?}");
     }
 
     #[test]
@@ -497,7 +540,7 @@ mod tests {
         assert!(matches!(core.bar(workload).as_slice(), [Action::Revoke { .. }, Action::Show { .. }]));
         let wanted = [Wanted { entry: entry(0), subject: 0, revision: 0 }];
         assert_eq!(core.set_entries(workload, &wanted, Cause::EntryWithdrawn, now), []);
-        assert_eq!(core.listen(workload, now), []);
+        assert_eq!(core.listen(workload, Form::X509, now), []);
         assert!(!core.forget(workload), "forgetting would lift the ban");
     }
 
@@ -535,10 +578,13 @@ mod tests {
         let (workload, ticket) = one_live(&mut core, now);
         let lease = LeaseId::from_bytes([1; 16]);
         assert!(matches!(core.complete(ticket, lease, now + TTL, Jitter(0), now), Completion::Release(_)));
-        core.unlisten(workload);
+        core.unlisten(workload, Form::X509);
         assert_eq!(core.renew(&BTreeSet::from([lease]), now), [Action::Show { workload }]);
-        assert!(core.shown(workload, now).iter().all(|(_, shown)| shown.is_none()), "shown to nobody");
-        let actions = core.listen(workload, now);
+        assert!(
+            core.shown(workload, Form::X509, now).iter().all(|(_, shown)| shown.is_none()),
+            "shown to nobody"
+        );
+        let actions = core.listen(workload, Form::X509, now);
         assert!(matches!(actions.as_slice(), [Action::Issue { .. }]), "{actions:?}");
     }
 }

@@ -72,6 +72,7 @@ pub(super) fn decode(key: &Key, value: &[u8]) -> Result<Row, DecodeError> {
     let kind = match input.byte()? {
         0 => Kind::X509,
         1 => Kind::Jwt,
+        2 => Kind::Wit,
         _ => return Err(DecodeError::Field),
     };
     let (issuer, spiffe_id, entry) = (input.text()?, input.text()?, EntryId::new(input.text()?));
@@ -289,6 +290,7 @@ fn kind_code(kind: Kind) -> u8 {
     match kind {
         Kind::X509 => 0,
         Kind::Jwt => 1,
+        Kind::Wit => 2,
     }
 }
 

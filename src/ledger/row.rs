@@ -23,7 +23,7 @@ pub struct Row {
     pub process: ProcessKey,
     /// That process's user.
     pub uid: u32,
-    /// Audiences of a JWT; empty for X.509.
+    /// Audiences of a JWT; empty for the others.
     pub audience: Vec<String>,
     /// Unix seconds.
     pub issued_at: u64,
@@ -61,6 +61,8 @@ pub enum Kind {
     X509,
     /// JWT-SVID.
     Jwt,
+    /// WIT-SVID.
+    Wit,
 }
 
 /// Whether a lease still stands.
@@ -103,11 +105,12 @@ pub enum Reason {
 }
 
 impl Kind {
-    /// `x509` or `jwt`.
+    /// `x509`, `jwt` or `wit`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::X509 => "x509",
             Self::Jwt => "jwt",
+            Self::Wit => "wit",
         }
     }
 }

@@ -48,7 +48,7 @@ pub(crate) fn data_dir() -> tempfile::TempDir {
 prop_compose! {
     /// Any row at all.
     pub(crate) fn any_row()(
-        (id, kind, issuer, spiffe_id) in (any::<[u8; 16]>(), any::<bool>(), ".{0,40}", ".{0,80}"),
+        (id, kind, issuer, spiffe_id) in (any::<[u8; 16]>(), 0..3u8, ".{0,40}", ".{0,80}"),
         (entry, boot, pid, start_time) in (".{0,20}", any::<[u8; 16]>(), any::<u32>(), any::<u64>()),
         (pidfs_inode, uid) in (any::<Option<u64>>(), any::<u32>()),
         audience in prop::collection::vec(".{0,20}", 0..4),
@@ -58,7 +58,7 @@ prop_compose! {
     ) -> Row {
         Row {
             id: LeaseId::from_bytes(id),
-            kind: if kind { Kind::X509 } else { Kind::Jwt },
+            kind: [Kind::X509, Kind::Jwt, Kind::Wit][usize::from(kind)],
             issuer, spiffe_id,
             entry: EntryId::new(entry),
             process: ProcessKey { boot_id: BootId::from_bytes(boot), pid, start_time, pidfs_inode },

@@ -15,6 +15,8 @@ pub enum Kind {
     X509,
     /// A JWT-SVID: a signed token for named audiences.
     Jwt,
+    /// A WIT-SVID: a signed token with a private key, for nobody in particular.
+    Wit,
 }
 
 /// Proof that policy allowed exactly this issuance. Not `Clone`: one permit, one credential.
@@ -38,12 +40,12 @@ impl Permit {
         self.0.ttl
     }
 
-    /// Audiences of a JWT-SVID, in the order asked for; empty for X.509.
+    /// Audiences of a JWT-SVID, in the order asked for; empty for the others.
     pub fn audience(&self) -> &[String] {
         &self.0.audience
     }
 
-    /// DNS names to put beside the SPIFFE ID of an X.509-SVID; empty for JWT.
+    /// DNS names to put beside the SPIFFE ID of an X.509-SVID; empty for the others.
     pub fn dns_names(&self) -> &[String] {
         &self.0.dns_names
     }
@@ -146,6 +148,7 @@ impl Engine {
         let (audience, dns_names) = match kind {
             Kind::X509 => (Vec::new(), dns_names),
             Kind::Jwt => (audience, Vec::new()),
+            Kind::Wit => (Vec::new(), Vec::new()),
         };
         Ok(Permit(Grant { spiffe_id, kind, ttl, audience, dns_names, hint, entry }))
     }
@@ -227,5 +230,7 @@ mod tests {
         assert!(jwt.dns_names().is_empty());
         let x509 = engine.permit(request(Kind::X509, &["a"], None)).expect("allowed");
         assert!(x509.audience().is_empty());
+        let wit = engine.permit(request(Kind::Wit, &["a"], Some(&[]))).expect("allowed");
+        assert!(wit.audience().is_empty() && wit.dns_names().is_empty());
     }
 }

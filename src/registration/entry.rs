@@ -50,7 +50,7 @@ impl Entry {
     /// Everything that an entry says, in a form in which different entries differ.
     fn write(&self, content: &mut Content) {
         let Self { id, spiffe_id, selectors, priority, terms, conditions, owner, place: _ } = self;
-        let Terms { hint, dns_names, x509_ttl, jwt_ttl, federates_with, jwt_audiences } = terms;
+        let Terms { hint, dns_names, x509_ttl, jwt_ttl, wit_ttl, federates_with, jwt_audiences } = terms;
         let Conditions { until, advisory_accepted, allow_traced, allow_anonymous_exe } = conditions;
         content.text(id.as_str());
         content.text(spiffe_id.as_str());
@@ -58,7 +58,7 @@ impl Entry {
         content.text(&priority.to_string());
         content.text(hint);
         content.texts(dns_names.iter());
-        content.text(&format!("{x509_ttl:?} {jwt_ttl:?}"));
+        content.text(&format!("{x509_ttl:?} {jwt_ttl:?} {wit_ttl:?}"));
         content.texts(federates_with.iter().map(TrustDomain::as_str));
         match jwt_audiences {
             None => content.text("any"),
@@ -108,6 +108,8 @@ pub struct Terms {
     pub x509_ttl: Option<Duration>,
     /// Lifetime of JWT-SVIDs, else the configured one.
     pub jwt_ttl: Option<Duration>,
+    /// Lifetime of WIT-SVIDs, else the configured one.
+    pub wit_ttl: Option<Duration>,
     /// Other trust domains whose bundles the workload is given.
     pub federates_with: BTreeSet<TrustDomain>,
     /// The only audiences its JWT-SVIDs may name; `None` for any.

@@ -22,13 +22,15 @@ pub struct EntryRules {
     pub x509_ttl_max: Duration,
     /// The longest lifetime of a JWT-SVID.
     pub jwt_ttl_max: Duration,
+    /// The longest lifetime of a WIT-SVID.
+    pub wit_ttl_max: Duration,
 }
 
 impl Default for EntryRules {
     /// What any configuration could allow.
     fn default() -> Self {
         let hour = Duration::from_secs(3600);
-        Self { trust_domain: None, x509_ttl_max: hour, jwt_ttl_max: hour }
+        Self { trust_domain: None, x509_ttl_max: hour, jwt_ttl_max: hour, wit_ttl_max: hour }
     }
 }
 
@@ -106,6 +108,7 @@ fn read_terms(table: &mut Table<'_>, rules: &EntryRules) -> Terms {
     }
     let x509_ttl = table.duration("x509_ttl");
     let jwt_ttl = table.duration("jwt_ttl");
+    let wit_ttl = table.duration("wit_ttl");
     let federates_with = parsed_each(table, "federates_with", |text| {
         let domain = text.parse::<TrustDomain>().map_err(|error| error.to_string())?;
         if rules.trust_domain.as_ref() == Some(&domain) {
@@ -119,6 +122,7 @@ fn read_terms(table: &mut Table<'_>, rules: &EntryRules) -> Terms {
         dns_names,
         x509_ttl: x509_ttl.and_then(|found| table.within(found, &(MIN_TTL..=rules.x509_ttl_max))),
         jwt_ttl: jwt_ttl.and_then(|found| table.within(found, &(MIN_TTL..=rules.jwt_ttl_max))),
+        wit_ttl: wit_ttl.and_then(|found| table.within(found, &(MIN_TTL..=rules.wit_ttl_max))),
         federates_with: values(federates_with).collect(),
         jwt_audiences: jwt_audiences.is_some().then(|| values(jwt_audiences).collect()),
     }
@@ -219,6 +223,7 @@ mod tests {
             trust_domain: Some("example.org".parse().unwrap()),
             x509_ttl_max: Duration::from_secs(900),
             jwt_ttl_max: Duration::from_secs(300),
+            wit_ttl_max: Duration::from_secs(600),
         }
     }
 
@@ -257,6 +262,7 @@ hint = "db"
 dns_names = ["db.example.org", "db2.example.org"]
 x509_ttl = "5m"
 jwt_ttl = "90s"
+wit_ttl = "80s"
 federates_with = ["other.org"]
 jwt_audiences = ["https://api.example.org"]
 owner = "Ann <ann@example.org>"
@@ -274,6 +280,7 @@ allow_anonymous_exe = true
             dns_names: vec!["db.example.org".to_owned(), "db2.example.org".to_owned()],
             x509_ttl: Some(Duration::from_secs(300)),
             jwt_ttl: Some(Duration::from_secs(90)),
+            wit_ttl: Some(Duration::from_secs(80)),
             federates_with: BTreeSet::from(["other.org".parse().unwrap()]),
             jwt_audiences: Some(BTreeSet::from(["https://api.example.org".to_owned()])),
         };
@@ -454,6 +461,7 @@ id = "a b"
             "dns_names = [\"a\", \"b\"]",
             "x509_ttl = \"60s\"",
             "jwt_ttl = \"60s\"",
+            "wit_ttl = \"60s\"",
             "federates_with = [\"a\"]",
             "jwt_audiences = [\"a\"]",
             "jwt_audiences = []",

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mayfly_attestors::{AttestError, Attestation, Depth, Process};
-use tokio::sync::watch;
 
-use super::state::{Member, Shown, View, federates_with};
+use super::shelf::Shelf;
+use super::state::{Member, federates_with};
 use super::{Connection, Refusal, Shared, Workloads, lock};
 use crate::audit::{self, Event};
 use crate::lease::{Cause, WorkloadId};
@@ -99,7 +99,7 @@ impl Workloads {
             return None;
         }
         let mut state = self.0.lock();
-        self.0.join(&mut state, id, connection, now)
+        self.0.join(&mut state, id, connection)
     }
 
     /// Attests the process, matches it, and takes it in. From here on its exit revokes.
@@ -250,7 +250,7 @@ impl Shared {
         if !state.members.contains_key(&id) {
             return Err(Refusal::Exited);
         }
-        Ok(self.join(&mut state, id, connection, now))
+        Ok(self.join(&mut state, id, connection))
     }
 
     /// Adds the connection, and admits the process if anything is left to it.
@@ -259,9 +259,8 @@ impl Shared {
         state: &mut super::State,
         id: WorkloadId,
         connection: &Arc<dyn Connection>,
-        now: Instant,
     ) -> Option<Admission> {
-        let held = state.held(id, now);
+        let held = state.held(id);
         let member = state.members.get_mut(&id)?;
         member.join(connection);
         // An operator may have taken an entry from this very process.
@@ -345,16 +344,15 @@ pub(super) fn member(
     identities: Vec<Identity>,
     now: Instant,
 ) -> Member {
-    let first = Shown { view: View::Pending, federates_with: federates_with(&identities) };
+    let first = federates_with(&identities);
     Member {
         process: Arc::clone(process),
         attestation,
         attested_at: now,
         identities,
-        svids: Default::default(),
-        view: watch::Sender::new(first),
+        x509: Shelf::new(first),
+        wit: None,
         connections: Vec::new(),
-        failing: false,
         suspect: false,
         notices: 0,
         execs: 0,

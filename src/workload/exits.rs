@@ -8,7 +8,6 @@ use mayfly_attestors::{ExitCause, ExitNotice, Process};
 
 use super::issue::Order;
 use super::revoker::{Initiator, Job, RevokeJob};
-use super::state::View;
 use super::{Shared, State, lock};
 use crate::audit::{self, Event};
 use crate::lease::{Action, Cause, WorkloadId};
@@ -43,7 +42,7 @@ impl Shared {
         for connection in member.connections.iter().filter_map(std::sync::Weak::upgrade) {
             connection.end();
         }
-        member.view.send_replace(View::Ended.into());
+        member.end();
     }
 
     /// Carries out the core's actions. `now` is when their cause was seen.
@@ -56,8 +55,8 @@ impl Shared {
         let mut orders: BTreeMap<WorkloadId, Vec<Order>> = BTreeMap::new();
         for action in actions {
             match action {
-                Action::Issue { ticket, workload, entry, renewal } => {
-                    orders.entry(workload).or_default().push(Order { ticket, entry, renewal });
+                Action::Issue { ticket, workload, entry, form, renewal } => {
+                    orders.entry(workload).or_default().push(Order { ticket, entry, form, renewal });
                 }
                 Action::Revoke { leases, cause, .. } => {
                     let rows = leases.iter().filter_map(|lease| state.take_row(*lease)).collect();

@@ -1,17 +1,19 @@
-//! X.509 issuance: mint → commit → look again → release.
+//! Issuance of what is kept fresh, X.509-SVIDs and WIT-SVIDs: mint → commit → look again → release.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use mayfly_attestors::{AttestError, Attestation, Process, failpoint};
 
-use super::{Refusal, Shared, State, View, lock};
+use super::state::Member;
+use super::{Refusal, Shared, State, lock};
 use crate::audit::{self, Event};
 use crate::clock::unix_seconds;
 use crate::id::{EntryId, LeaseId};
 use crate::issue;
+use crate::issue::wit::MintedWit;
 use crate::issue::x509::MintedX509;
-use crate::lease::{Completion, Jitter, Ticket, WorkloadId};
+use crate::lease::{Completion, Form, Jitter, Ticket, WorkloadId};
 use crate::ledger::{Committed, Row};
 use crate::policy::{Kind, PermitRequest};
 use crate::registration::Identity;
@@ -41,19 +43,43 @@ impl From<Doubt> for Refusal {
     }
 }
 
-/// One X.509-SVID that the lease core has asked for.
+/// One SVID that the lease core has asked for.
 #[derive(Debug)]
 pub(super) struct Order {
     pub(super) ticket: Ticket,
     pub(super) entry: EntryId,
+    pub(super) form: Form,
     pub(super) renewal: bool,
+}
+
+/// A credential that nobody may see yet.
+pub(super) enum Minted {
+    X509(MintedX509),
+    Wit(MintedWit),
+}
+
+impl Minted {
+    fn row(&self, process: &Process) -> Row {
+        match self {
+            Self::X509(minted) => minted.row(process.key(), process.uid()),
+            Self::Wit(minted) => minted.row(process.key(), process.uid()),
+        }
+    }
+
+    /// The print of a token, for the audit log.
+    fn print(&self) -> Option<audit::TokenPrint> {
+        match self {
+            Self::X509(_) => None,
+            Self::Wit(minted) => Some(audit::TokenPrint::of_sha256(minted.token_sha256().as_ref())),
+        }
+    }
 }
 
 /// One that is minted and not yet released.
 struct Draft {
     order: Order,
     subject: Subject,
-    minted: MintedX509,
+    minted: Minted,
     row: Row,
 }
 
@@ -71,35 +97,35 @@ impl Shared {
                 return;
             }
             let shared = Arc::clone(self);
-            self.spawn(async move { shared.issue_x509(id, some).await });
+            self.spawn(async move { shared.issue(id, some).await });
         }
     }
 
-    async fn issue_x509(self: Arc<Self>, id: WorkloadId, orders: Vec<Order>) {
-        let drafts = self.draft_x509(id, orders);
+    async fn issue(self: Arc<Self>, id: WorkloadId, orders: Vec<Order>) {
+        let drafts = self.mint_all(id, orders);
         if drafts.is_empty() {
             return;
         }
         let events = drafts.iter().map(|d| {
-            let event = issue_event(&d.subject, &d.row, d.order.renewal, None);
+            let event = issue_event(&d.subject, &d.row, d.order.renewal, d.minted.print());
             (d.row.clone(), event)
         });
         match self.write_down(events.collect()).await {
-            Ok(committed) => self.release_x509(id, drafts, &committed),
+            Ok(committed) => self.release_all(id, drafts, &committed),
             Err((refusal, written)) => {
-                tracing::warn!(error = %refusal, "X.509-SVIDs could not be written down");
+                tracing::warn!(error = %refusal, "SVIDs could not be written down");
                 self.abandon_all(id, drafts, written);
             }
         }
     }
 
     /// Looks at the process once, and mints for it; what cannot be minted is given back.
-    fn draft_x509(self: &Arc<Self>, id: WorkloadId, orders: Vec<Order>) -> Vec<Draft> {
+    fn mint_all(self: &Arc<Self>, id: WorkloadId, orders: Vec<Order>) -> Vec<Draft> {
         let mut looked: Option<Result<(), Doubt>> = None;
         let mut drafts = Vec::with_capacity(orders.len());
         for order in orders {
             let Some(subject) = self.subject(id, &order.entry) else {
-                self.abandon(order.ticket, id, None);
+                self.abandon(&order, id, None);
                 continue;
             };
             let same = looked.get_or_insert_with(|| {
@@ -107,14 +133,17 @@ impl Shared {
                 self.verify(&subject).inspect_err(|why| self.doubt(id, why))
             });
             if same.is_err() {
-                self.abandon(order.ticket, id, None);
+                self.abandon(&order, id, None);
                 continue;
             }
-            match self.mint_x509(&subject) {
-                Ok((minted, row)) => drafts.push(Draft { order, subject, minted, row }),
+            match self.mint(order.form, &subject) {
+                Ok(minted) => {
+                    let row = minted.row(&subject.process);
+                    drafts.push(Draft { order, subject, minted, row });
+                }
                 Err(refusal) => {
-                    tracing::warn!(entry = %order.entry, error = %refusal, "an X.509-SVID could not be minted");
-                    self.abandon(order.ticket, id, None);
+                    tracing::warn!(entry = %order.entry, form = ?order.form, error = %refusal, "an SVID could not be minted");
+                    self.abandon(&order, id, None);
                 }
             }
         }
@@ -178,27 +207,30 @@ impl Shared {
         }
     }
 
-    fn mint_x509(&self, subject: &Subject) -> Result<(MintedX509, Row), Refusal> {
+    fn mint(&self, form: Form, subject: &Subject) -> Result<Minted, Refusal> {
         self.check_user(&self.lock(), subject.process.uid())?;
-        let entry = &subject.identity.entry;
+        match form {
+            Form::X509 => self.mint_x509(&subject.identity).map(Minted::X509),
+            Form::Wit => self.mint_wit(&subject.identity).map(Minted::Wit),
+        }
+    }
+
+    fn mint_x509(&self, identity: &Identity) -> Result<MintedX509, Refusal> {
+        let entry = &identity.entry;
         let request = PermitRequest {
             entry: entry.id.clone(),
-            spiffe_id: subject.identity.spiffe_id.clone(),
+            spiffe_id: identity.spiffe_id.clone(),
             kind: Kind::X509,
             ttl: entry.terms.x509_ttl.unwrap_or(self.settings.x509_ttl),
             audience: Vec::new(),
             allowed_audiences: None,
             dns_names: entry.terms.dns_names.clone(),
-            hint: subject.identity.hint.clone(),
+            hint: identity.hint.clone(),
         };
         let permit = self.parts.policy.permit(request).map_err(|_denied| Refusal::NotEntitled)?;
         let now = self.parts.clock.wall();
-        let lease = new_lease()?;
         let authorities = self.parts.authorities.current();
-        let minted =
-            issue::x509::mint(permit, authorities.active_x509(), lease, now).map_err(Refusal::Authority)?;
-        let row = minted.row(subject.process.key(), subject.process.uid());
-        Ok((minted, row))
+        issue::x509::mint(permit, authorities.active_x509(), new_lease()?, now).map_err(Refusal::Authority)
     }
 
     /// Ledger and audit log, both at once; a credential leaves only when both have it. The error says
@@ -214,7 +246,7 @@ impl Shared {
         Ok(committed)
     }
 
-    fn release_x509(self: &Arc<Self>, id: WorkloadId, drafts: Vec<Draft>, committed: &Committed) {
+    fn release_all(self: &Arc<Self>, id: WorkloadId, drafts: Vec<Draft>, committed: &Committed) {
         failpoint::hit("issue.before_release");
         if let Err(why) = self.verify_all(&drafts) {
             self.doubt(id, &why);
@@ -227,7 +259,7 @@ impl Shared {
         for Draft { order, minted, row, .. } in drafts {
             let (lease, ends) = (row.id, now + remaining(&row, wall));
             state.add_row(row);
-            let Some(svid) = minted.release(committed) else {
+            let Some(shelve) = opened(minted, committed) else {
                 // Not in this commit: it goes the way of one that failed after it was written.
                 actions.extend(state.core.fail(order.ticket, Some(lease), now));
                 continue;
@@ -235,8 +267,7 @@ impl Shared {
             match state.core.complete(order.ticket, lease, ends, Jitter(random_u32()), now) {
                 Completion::Release(more) => {
                     if let Some(member) = state.members.get_mut(&id) {
-                        member.svids.insert(lease, Arc::new(svid));
-                        member.failing = false;
+                        shelve(member);
                     }
                     actions.extend(more);
                 }
@@ -262,12 +293,12 @@ impl Shared {
 
     fn abandon_all(self: &Arc<Self>, id: WorkloadId, drafts: Vec<Draft>, written: bool) {
         for draft in drafts {
-            self.abandon(draft.order.ticket, id, written.then_some(draft.row));
+            self.abandon(&draft.order, id, written.then_some(draft.row));
         }
     }
 
     /// Gives a ticket back. `written` is the row when the ledger has it already: it is revoked.
-    pub(super) fn abandon(self: &Arc<Self>, ticket: Ticket, id: WorkloadId, written: Option<Row>) {
+    fn abandon(self: &Arc<Self>, order: &Order, id: WorkloadId, written: Option<Row>) {
         let now = self.parts.clock.monotonic();
         let mut state = self.lock();
         let lease = written.as_ref().map(|row| row.id);
@@ -275,16 +306,32 @@ impl Shared {
             state.add_row(row);
         }
         if let Some(member) = state.members.get_mut(&id) {
-            let has_valid = matches!(member.view.borrow().view, View::Ready(_));
-            member.failing = !has_valid;
+            member.set_failing(order.form, true);
         }
-        let actions = state.core.fail(ticket, lease, now);
+        let actions = state.core.fail(order.ticket, lease, now);
         self.perform(&mut state, actions, now);
         self.forget_idle(&mut state, id);
     }
 }
 
-/// The audit event of an issuance. `token`: its print, only for a JWT.
+/// Puts an open credential where its subscribers find it.
+type Shelve = Box<dyn FnOnce(&mut Member)>;
+
+/// Opens a credential, and says how it gets to its workload; `None` when that commit did not write it.
+fn opened(minted: Minted, committed: &Committed) -> Option<Shelve> {
+    match minted {
+        Minted::X509(minted) => {
+            let svid = minted.release(committed)?;
+            Some(Box::new(move |member| member.x509.put(svid.id, svid)))
+        }
+        Minted::Wit(minted) => {
+            let svid = minted.release(committed)?;
+            Some(Box::new(move |member| member.wits().put(svid.id, svid)))
+        }
+    }
+}
+
+/// The audit event of an issuance. `token`: its print, unless it is a certificate.
 pub(super) fn issue_event(
     subject: &Subject,
     row: &Row,

@@ -11,11 +11,13 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use super::revoker::Job;
+use super::state::Member;
 use super::{Shared, Workloads};
 use crate::audit::{self, Event};
 use crate::authority::life::{Moment, Record};
 use crate::authority::{AuthorityKind, Change, Custody, LoadError, State};
 use crate::clock::unix_seconds;
+use crate::id::LeaseId;
 use crate::ledger::Kind;
 
 /// What an operator may order.
@@ -278,19 +280,21 @@ impl Keeper {
 fn replace(shared: &Arc<Shared>, issuer: &str) {
     let now = shared.parts.clock.monotonic();
     let mut state = shared.lock();
-    let signed = state.rows.values().filter(|row| row.kind == Kind::X509 && row.issuer == issuer);
+    let signed = state.rows.values().filter(|row| row.kind != Kind::Jwt && row.issuer == issuer);
     let leases = signed.map(|row| row.id).collect();
     let actions = state.core.renew(&leases, now);
     shared.perform(&mut state, actions, now);
 }
 
-/// How many open streams were last given an X.509-SVID of this authority, or are about to be.
+/// How many open streams were last given an SVID of this authority, or are about to be.
 fn holders(shared: &Shared, issuer: &str) -> usize {
     let state = shared.lock();
-    let signed = |lease| state.rows.get(lease).is_some_and(|row| row.issuer == *issuer);
+    let signed = |lease: &LeaseId| state.rows.get(lease).is_some_and(|row| row.issuer == *issuer);
     let given = state.given.values().filter(|leases| leases.iter().any(&signed)).count();
-    let shown = state.members.values().filter(|member| member.view.receiver_count() > 0);
-    given + shown.filter(|member| member.svids.keys().any(&signed)).count()
+    let shows = |member: &&Member| {
+        member.x509.shows(signed) || member.wit.as_ref().is_some_and(|wit| wit.shows(signed))
+    };
+    given + state.members.values().filter(shows).count()
 }
 
 fn note(shared: &Shared, change: &Change, by: Option<audit::Agent>) {

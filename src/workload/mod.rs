@@ -26,10 +26,12 @@ mod reload;
 mod restore;
 mod revoker;
 mod second_look;
+mod shelf;
 mod state;
 mod status_list;
 mod subscribe;
 mod timer;
+mod wit;
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak, mpsc};
 use std::time::Duration;
@@ -44,7 +46,7 @@ pub use self::keeper::{Order, OrderError};
 pub use self::operator::{Explained, LeaseFilter, Revoked, Target};
 pub use self::restore::Restored;
 pub use self::revoker::{PublishedCrl, RevokerSettings};
-pub use self::state::View;
+pub use self::shelf::View;
 pub use self::status_list::SignedList;
 pub use self::subscribe::{Attendance, Subscription};
 
@@ -55,6 +57,7 @@ use crate::authority::Authorities;
 use crate::authority::life::Record;
 use crate::clock::Clock;
 use crate::id::TrustDomain;
+use crate::issue::wit::Recipe;
 use crate::ledger::{Ledger, LedgerError};
 use crate::policy::Engine;
 use crate::ready::Readiness;
@@ -120,6 +123,10 @@ pub struct Settings {
     pub jwt_ttl: Duration,
     /// `iss` of JWT-SVIDs.
     pub jwt_issuer: String,
+    /// WIT-SVID lifetime where the entry names none.
+    pub wit_ttl: Duration,
+    /// How WIT-SVIDs are made.
+    pub wit: Recipe,
     /// Where verifiers find status lists; `None`: tokens name none.
     pub status_list_uri: Option<String>,
     /// Live leases of one uid.
@@ -252,6 +259,11 @@ impl Workloads {
     /// Follows the ledger's health.
     pub fn ledger_health(&self) -> watch::Receiver<crate::ledger::LedgerHealth> {
         self.0.parts.ledger.health()
+    }
+
+    /// Whether WIT-SVIDs are switched on.
+    pub fn serves_wits(&self) -> bool {
+        self.0.parts.authorities.current().active_wit().is_some()
     }
 
     /// Whether a lease was taken back. Answers from memory: true from the moment the agent decided.

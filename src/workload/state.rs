@@ -6,45 +6,17 @@ use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use mayfly_attestors::{Attestation, Process, ProcessKey};
-use tokio::sync::watch;
 
 use super::Connection;
 use super::bars::Standing;
+use super::shelf::Shelf;
 use crate::id::{EntryId, LeaseId};
+use crate::issue::wit::WitSvid;
 use crate::issue::x509::X509Svid;
-use crate::lease::{Core, Wanted, WorkloadId};
+use crate::lease::{Core, Form, Wanted, WorkloadId};
 use crate::ledger::{Kind, Row};
-use crate::registration::Identity;
+use crate::registration::{Identity, Terms};
 use crate::trust::FederatesWith;
-
-/// What a subscriber of X.509-SVIDs sees.
-#[derive(Clone, Debug)]
-pub enum View {
-    /// The first SVIDs are being made.
-    Pending,
-    /// One SVID for each identity, the default first. Never empty.
-    Ready(Arc<[Arc<X509Svid>]>),
-    /// The process has no identity (any more).
-    NoIdentity,
-    /// It has, but none could be issued.
-    Unavailable,
-    /// The process has ended.
-    Ended,
-}
-
-/// What a workload's streams follow: both halves change in one step.
-#[derive(Debug)]
-pub(super) struct Shown {
-    pub(super) view: View,
-    /// Of the entries it holds.
-    pub(super) federates_with: FederatesWith,
-}
-
-impl From<View> for Shown {
-    fn from(view: View) -> Self {
-        Self { view, federates_with: FederatesWith::default() }
-    }
-}
 
 #[derive(Debug, Default)]
 pub(super) struct State {
@@ -71,11 +43,10 @@ pub(super) struct Member {
     pub(super) attestation: Arc<Attestation>,
     pub(super) attested_at: Instant,
     pub(super) identities: Vec<Identity>,
-    pub(super) svids: HashMap<LeaseId, Arc<X509Svid>>,
-    pub(super) view: watch::Sender<Shown>,
+    pub(super) x509: Shelf<X509Svid>,
+    /// Made for the first who asks: most workloads have none.
+    pub(super) wit: Option<Box<Shelf<WitSvid>>>,
     pub(super) connections: Vec<Weak<dyn Connection>>,
-    /// The last issuance failed and nothing valid is left to show.
-    pub(super) failing: bool,
     /// Being looked at again: nothing is pushed meanwhile.
     pub(super) suspect: bool,
     /// How often there was a reason to look at it again.
@@ -109,7 +80,27 @@ impl Member {
     /// Ends a second look that found nothing; whoever waits to be shown something tries again.
     pub(super) fn clear(&mut self) {
         if std::mem::take(&mut self.suspect) {
-            self.view.send_modify(|_| {});
+            self.x509.nudge();
+            self.wit.iter().for_each(|wit| wit.nudge());
+        }
+    }
+
+    /// Tells every subscriber that the process has ended.
+    pub(super) fn end(&self) {
+        self.x509.end();
+        self.wit.iter().for_each(|wit| wit.end());
+    }
+
+    /// Where the WIT-SVIDs stand.
+    pub(super) fn wits(&mut self) -> &mut Shelf<WitSvid> {
+        self.wit.get_or_insert_with(|| Box::new(Shelf::new(federates_with(&self.identities))))
+    }
+
+    /// Notes whether the last issuance of that form failed with nothing valid left to show.
+    pub(super) fn set_failing(&mut self, form: Form, failed: bool) {
+        match form {
+            Form::X509 => self.x509.set_failing(failed),
+            Form::Wit => self.wits().set_failing(failed),
         }
     }
 
@@ -140,8 +131,8 @@ fn subject(identity: &Identity) -> u64 {
 fn revision(identity: &Identity) -> u64 {
     use std::hash::{DefaultHasher, Hash as _, Hasher as _};
     let mut hasher = DefaultHasher::new();
-    let terms = &identity.entry.terms;
-    (identity.spiffe_id.as_str(), &terms.dns_names, &identity.hint, terms.x509_ttl).hash(&mut hasher);
+    let Terms { dns_names, x509_ttl, wit_ttl, .. } = &identity.entry.terms;
+    (identity.spiffe_id.as_str(), dns_names, &identity.hint, x509_ttl, wit_ttl).hash(&mut hasher);
     hasher.finish()
 }
 
@@ -193,8 +184,8 @@ impl State {
     }
 
     /// The entries that the workload holds now: matched, and not taken by an operator.
-    pub(super) fn held(&self, id: WorkloadId, now: Instant) -> Vec<EntryId> {
-        self.core.shown(id, now).into_iter().map(|(entry, _)| entry).collect()
+    pub(super) fn held(&self, id: WorkloadId) -> Vec<EntryId> {
+        self.core.held(id)
     }
 
     /// How many live JWT leases the process has.
@@ -221,37 +212,14 @@ impl State {
 
     /// Works out what subscribers of this workload should see now and tells them if it is news.
     pub(super) fn show(&mut self, id: WorkloadId, now: Instant) {
-        let shown = self.core.shown(id, now);
         let Some(member) = self.members.get_mut(&id) else { return };
-        let current: HashMap<&EntryId, LeaseId> =
-            shown.iter().filter_map(|(entry, lease)| Some((entry, (*lease)?))).collect();
-        member.svids.retain(|lease, _| current.values().any(|l| l == lease));
-        let ready: Vec<Arc<X509Svid>> = member
-            .identities
-            .iter()
-            .filter_map(|i| member.svids.get(current.get(&i.entry.id)?))
-            .map(Arc::clone)
-            .collect();
-        let complete = ready.len() == shown.len();
-        let was_ready = matches!(member.view.borrow().view, View::Ready(_));
-        let next = if shown.is_empty() {
-            View::NoIdentity
-        } else if complete || (was_ready && !ready.is_empty()) {
-            View::Ready(ready.into())
-        } else if member.failing {
-            View::Unavailable
-        } else {
-            View::Pending
-        };
-        let held: Vec<&EntryId> = shown.iter().map(|(entry, _)| entry).collect();
-        let federates_with = federates_with(member.identities.iter().filter(|i| held.contains(&&i.entry.id)));
-        member.view.send_if_modified(|seen| {
-            let news = !seen.view.same_as(&next) || seen.federates_with != federates_with;
-            if news {
-                *seen = Shown { view: next, federates_with };
-            }
-            news
-        });
+        let held = self.core.held(id);
+        let federates_with = federates_with(member.identities.iter().filter(|i| held.contains(&i.entry.id)));
+        let x509 = self.core.shown(id, Form::X509, now);
+        member.x509.show(&member.identities, &x509, &federates_with);
+        if let Some(wit) = &mut member.wit {
+            wit.show(&member.identities, &self.core.shown(id, Form::Wit, now), &federates_with);
+        }
     }
 }
 
@@ -260,19 +228,6 @@ fn one_less<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: &K) {
         *count -= 1;
         if *count == 0 {
             counts.remove(key);
-        }
-    }
-}
-
-impl View {
-    fn same_as(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Ready(a), Self::Ready(b)) => a.iter().map(|s| s.id).eq(b.iter().map(|s| s.id)),
-            (Self::Pending, Self::Pending)
-            | (Self::NoIdentity, Self::NoIdentity)
-            | (Self::Unavailable, Self::Unavailable)
-            | (Self::Ended, Self::Ended) => true,
-            _ => false,
         }
     }
 }

@@ -1,62 +1,80 @@
-//! Listening to a workload's X.509-SVIDs.
+//! Listening to a workload's SVIDs.
 
 use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::state::Shown;
+use super::shelf::{Shelf, Shown};
+use super::state::Member;
 use super::{Admission, Shared, State, View, Workloads};
+use crate::id::LeaseId;
+use crate::issue::wit::WitSvid;
 use crate::issue::x509::X509Svid;
-use crate::lease::WorkloadId;
+use crate::lease::{Form, WorkloadId};
 use crate::trust::{TrustSnapshot, TrustView};
 
-/// One open stream. While it lives the workload's SVIDs are kept fresh.
-pub struct Subscription {
+/// One open stream. While it lives the workload's SVIDs of its form are kept fresh.
+pub struct Subscription<T = X509Svid> {
     shared: Arc<Shared>,
     id: WorkloadId,
+    form: Form,
+    /// What an SVID is called.
+    name: fn(&T) -> LeaseId,
     stream: u64,
-    view: watch::Receiver<Shown>,
+    view: watch::Receiver<Shown<T>>,
     trust: watch::Receiver<Arc<TrustSnapshot>>,
 }
 
-impl std::fmt::Debug for Subscription {
+impl<T> std::fmt::Debug for Subscription<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Subscription").field("id", &self.id).finish_non_exhaustive()
     }
 }
 
 impl Workloads {
-    /// Opens a subscription; the first SVIDs are made if there are none.
+    /// Opens a subscription to X.509-SVIDs; the first are made if there are none.
     pub fn subscribe(&self, admission: &Admission) -> Subscription {
+        self.open(admission, Form::X509, |member| &mut member.x509, |svid| svid.id)
+    }
+
+    /// Opens a subscription to WIT-SVIDs; the first are made if there are none. Streams of one workload share them.
+    pub fn subscribe_wits(&self, admission: &Admission) -> Subscription<WitSvid> {
+        self.open(admission, Form::Wit, Member::wits, |svid| svid.id)
+    }
+
+    fn open<T>(
+        &self,
+        admission: &Admission,
+        form: Form,
+        shelf: fn(&mut Member) -> &mut Shelf<T>,
+        name: fn(&T) -> LeaseId,
+    ) -> Subscription<T> {
         let id = admission.id();
         let mut state = self.0.lock();
         let view = match state.members.get_mut(&id) {
-            Some(member) => {
-                // An attempt of its own: an earlier stream's failure is not this one's.
-                member.failing = false;
-                member.view.subscribe()
-            }
+            Some(member) => shelf(member).subscribe(),
             None => watch::Sender::new(View::Ended.into()).subscribe(),
         };
         let now = self.0.parts.clock.monotonic();
-        let actions = state.core.listen(id, now);
+        let actions = state.core.listen(id, form, now);
         self.0.perform(&mut state, actions, now);
         state.show(id, now);
         let stream = state.new_stream();
         drop(state);
-        Subscription { shared: Arc::clone(&self.0), id, stream, view, trust: self.0.parts.trust.subscribe() }
+        let trust = self.0.parts.trust.subscribe();
+        Subscription { shared: Arc::clone(&self.0), id, form, name, stream, view, trust }
     }
 }
 
-impl Subscription {
+impl<T: Clone> Subscription<T> {
     /// Waits until there is something to tell, then says what: latest state wins. The process was found
     /// to be the attested one for exactly this state.
     ///
     /// SVIDs and trust belong together: verifiers are told of an authority before anything it signed is shown, and
     /// it leaves after everything it signed was replaced. An answer made of an older and a newer half could hold an
     /// SVID whose authority is not in the bundle beside it.
-    pub async fn next(&mut self) -> (View, TrustView) {
+    pub async fn next(&mut self) -> (View<T>, TrustView) {
         loop {
             let trust = Arc::clone(&self.trust.borrow_and_update());
             let (view, federates_with) = {
@@ -78,12 +96,12 @@ impl Subscription {
 
     /// Writes down what this stream is given; false when it is not of one moment. Under the state lock, so that an
     /// authority cannot leave in between: who counts the holders sees the stream in here or in the view.
-    fn give(&self, svids: &[Arc<X509Svid>], trust: &TrustSnapshot) -> bool {
+    fn give(&self, svids: &[Arc<T>], trust: &TrustSnapshot) -> bool {
         let mut state = self.shared.lock();
         if self.trust.borrow().generation() != trust.generation() || self.view.has_changed().unwrap_or(true) {
             return false;
         }
-        state.given.insert(self.stream, svids.iter().map(|svid| svid.id).collect());
+        state.given.insert(self.stream, svids.iter().map(|svid| (self.name)(svid)).collect());
         true
     }
 
@@ -129,11 +147,11 @@ const LONGEST_TURN: Duration = Duration::from_millis(250);
 /// What the timers can tell apart.
 const SHORTEST_TURN: Duration = Duration::from_millis(1);
 
-impl Drop for Subscription {
+impl<T> Drop for Subscription<T> {
     fn drop(&mut self) {
         let mut state = self.shared.lock();
         state.given.remove(&self.stream);
-        let idle = state.core.unlisten(self.id);
+        let idle = state.core.unlisten(self.id, self.form);
         self.shared.forget_if(idle, self.id, state);
     }
 }
@@ -158,7 +176,7 @@ impl Workloads {
         let id = admission.id();
         let mut state = self.0.lock();
         let view = match state.members.get(&id) {
-            Some(member) => member.view.subscribe(),
+            Some(member) => member.x509.attend(),
             None => watch::Sender::new(View::Ended.into()).subscribe(),
         };
         state.core.hold(id);

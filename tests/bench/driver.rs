@@ -3,6 +3,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "measures real time")]
 
+mod fan_out;
 mod http;
 mod starts;
 
@@ -63,6 +64,10 @@ fn main() -> Result<()> {
             http::asking(quick).await?;
             let (processes, each) = if quick { (20, 40) } else { (250, 40) };
             http::long_crl(processes, each, if quick { 10 } else { 50 }).await?;
+        }
+        if wanted("fan_out") {
+            let (streams, rounds) = if quick { (&[1_000][..], 5) } else { (&[1_000, 10_000][..], 10) };
+            fan_out::fan_out(streams, rounds).await?;
         }
         if wanted("memory") {
             resident(if quick { &[1_000] } else { &[1_000, 10_000] }).await?;

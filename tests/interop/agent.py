@@ -32,7 +32,8 @@ lead = "{lead}"
 
 
 class Agent:
-    """Runs `binary`; `socket_dir` is the name of the socket's directory, which clients put into `:authority`."""
+    """Runs `binary`; `socket_dir` is the name of the socket's directory, which clients put into `:authority`;
+    `more` is further configuration."""
 
     def __init__(self, binary, ttl="10s", socket_dir="public", lead="15m", more=""):
         self.binary = binary

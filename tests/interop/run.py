@@ -30,6 +30,7 @@ from spiffe import JwtSource, JwtSvid, TrustDomain, WorkloadApiClient, X509Sourc
 from spiffe.errors import PySpiffeError
 from spiffe._proto import workload_pb2, workload_pb2_grpc
 
+import wit_tests
 from agent import PATIENCE, Agent
 
 BINARY = sys.argv[1]
@@ -221,6 +222,31 @@ def withdrawn_identity_ends_the_stream_with_permission_denied():
         except grpc.RpcError as why:
             assert why.code() == grpc.StatusCode.PERMISSION_DENIED, why
             assert why.details() == "no identity issued", why.details()
+
+
+@test
+def wit_validator_passes_the_vectors():
+    wit_tests.wit_validator_passes_the_vectors()
+
+
+@test
+def wit_of_a_real_agent_validates():
+    wit_tests.wit_of_a_real_agent_validates(BINARY)
+
+
+@test
+def wit_keys_and_jwt_keys_are_kept_apart():
+    wit_tests.wit_keys_and_jwt_keys_are_kept_apart(BINARY)
+
+
+@test
+def wit_renewals_all_validate():
+    wit_tests.wit_renewals_all_validate(BINARY)
+
+
+@test
+def wit_is_unimplemented_when_off():
+    wit_tests.wit_is_unimplemented_when_off(BINARY)
 
 
 def https_site(agent, port):

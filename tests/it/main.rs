@@ -28,5 +28,6 @@ mod support;
 mod two_domains;
 #[cfg(test)]
 mod verify;
+mod wit;
 #[cfg(test)]
 mod workload_api;

@@ -363,6 +363,8 @@ pub struct Entry {
     /// File and line it came from.
     #[prost(string, tag = "14")]
     pub source: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "15")]
+    pub wit_ttl_seconds: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ExplainRequest {

@@ -41,7 +41,7 @@ pub struct HeldLease {
     /// Lower-case hex of the serial or of the `jti`.
     #[prost(string, tag = "1")]
     pub id: ::prost::alloc::string::String,
-    /// `x509` or `jwt`.
+    /// `x509`, `jwt` or `wit`.
     #[prost(string, tag = "2")]
     pub kind: ::prost::alloc::string::String,
     #[prost(string, tag = "3")]

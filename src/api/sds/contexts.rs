@@ -105,7 +105,7 @@ impl Domain {
     }
 
     /// For the SPIFFE validator, which heeds CRLs only where they stand among the anchors (measured with Envoy 1.40;
-    /// docs/decisions/0007).
+    /// docs/decisions/0030).
     fn judged(&self) -> Judged {
         let crls = self.whole_chain.as_deref().unwrap_or_default();
         Judged { name: self.name.to_string(), trust_bundle: Some(inline(&format!("{}{crls}", self.anchors))) }

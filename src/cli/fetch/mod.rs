@@ -2,6 +2,7 @@
 
 mod bundles;
 mod jwt;
+mod wit;
 mod x509;
 
 use std::path::{Path, PathBuf};
@@ -28,12 +29,15 @@ enum What {
     /// Get JWT-SVIDs for an audience
     #[command(after_help = jwt::EXAMPLES)]
     Jwt(jwt::Args),
+    /// Get WIT-SVIDs: tokens bound to a key, with that key (incubating, off by default)
+    #[command(after_help = wit::EXAMPLES)]
+    Wit(wit::Args),
     /// Get what is needed to verify others: X.509 authorities, revocation lists, JWT keys
     #[command(after_help = bundles::EXAMPLES)]
     Bundles(bundles::Args),
 }
 
-/// Flags that all three share.
+/// Flags that all of them share.
 #[derive(clap::Args, Debug)]
 struct Common {
     #[command(flatten)]
@@ -63,6 +67,7 @@ pub(crate) async fn run(args: Args, context: &mut Context) -> Result<Exit, Failu
     match args.what {
         What::X509(args) => x509::run(args, context).await,
         What::Jwt(args) => jwt::run(args, context).await,
+        What::Wit(args) => wit::run(args, context).await,
         What::Bundles(args) => bundles::run(args, context).await,
     }
 }

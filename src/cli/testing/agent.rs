@@ -30,6 +30,8 @@ pub(crate) struct Script {
     pub(crate) x509: watch::Sender<Answer<X509svidResponse>>,
     pub(crate) bundles: watch::Sender<Answer<X509BundlesResponse>>,
     pub(crate) jwt: Mutex<Answer<JwtsvidResponse>>,
+    pub(crate) wit: watch::Sender<Answer<WitsvidResponse>>,
+    pub(crate) wit_bundles: watch::Sender<Answer<WitBundlesResponse>>,
     pub(crate) jwt_bundles: Mutex<Answer<JwtBundlesResponse>>,
     pub(crate) validate: Mutex<Answer<ValidateJwtsvidResponse>>,
     pub(crate) who: Mutex<Answer<WhoAmIResponse>>,
@@ -66,6 +68,8 @@ impl Agent {
             x509: watch::Sender::new(Err(none())),
             bundles: watch::Sender::new(Err(none())),
             jwt: Mutex::new(Err(none())),
+            wit: watch::Sender::new(Err(Status::unimplemented("WIT-SVIDs are off"))),
+            wit_bundles: watch::Sender::new(Err(Status::unimplemented("WIT-SVIDs are off"))),
             jwt_bundles: Mutex::new(Err(none())),
             validate: Mutex::new(Err(Status::invalid_argument("token refused"))),
             who: Mutex::new(Ok(WhoAmIResponse::default())),
@@ -149,6 +153,12 @@ impl Script {
         drop(self.bundles.send_replace(answer));
     }
 
+    /// The WIT answers from now on, on open streams too; the bundles first.
+    pub(crate) fn send_wit(&self, svids: WitsvidResponse, bundles: WitBundlesResponse) {
+        drop(self.wit_bundles.send_replace(Ok(bundles)));
+        drop(self.wit.send_replace(Ok(svids)));
+    }
+
     fn note<T: std::fmt::Debug>(&self, request: &Request<T>) {
         let header = request.metadata().get_all("workload.spiffe.io").iter();
         let header = header.map(|value| value.to_str().expect("text").to_owned()).collect();
@@ -221,16 +231,18 @@ impl SpiffeWorkloadApi for Script {
 
     async fn fetch_witsvid(
         &self,
-        _request: Request<WitsvidRequest>,
+        request: Request<WitsvidRequest>,
     ) -> Answer<Response<Self::FetchWITSVIDStream>> {
-        Err(Status::unimplemented("WIT-SVIDs are off"))
+        self.note(&request);
+        follow(&self.wit)
     }
 
     async fn fetch_wit_bundles(
         &self,
-        _request: Request<WitBundlesRequest>,
+        request: Request<WitBundlesRequest>,
     ) -> Answer<Response<Self::FetchWITBundlesStream>> {
-        Err(Status::unimplemented("WIT-SVIDs are off"))
+        self.note(&request);
+        follow(&self.wit_bundles)
     }
 }
 

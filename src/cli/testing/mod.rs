@@ -2,6 +2,7 @@
 
 pub(crate) mod agent;
 pub(crate) mod pki;
+pub(crate) mod wits;
 
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex};

@@ -4,11 +4,10 @@
 
 use std::time::SystemTime;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Map, Value};
 
-use crate::authority::{JwsAlgorithm, JwtBundles, KeyRefusal};
+use super::super::compact::{NoTime, Parts, text, time};
+use crate::authority::{JwsAlgorithm, JwsUse, JwtBundles, KeyRefusal};
 use crate::clock::unix_seconds;
 use crate::config;
 use crate::id::{LeaseId, SpiffeId, TrustDomain};
@@ -55,14 +54,14 @@ fn check(
     if token.len() > MAX_TOKEN_BYTES {
         return Err(JwtRefusal::TooLong);
     }
-    let parts = Parts::split(token)?;
+    let parts = Parts::split(token).ok_or(JwtRefusal::Shape)?;
     let (algorithm, kid) = header(&json::object(&parts.header).ok_or(JwtRefusal::Header)?)?;
     let mut claims = json::object(&parts.claims).ok_or(JwtRefusal::Claims)?;
     let spiffe_id = text(&claims, "sub")
         .and_then(|sub| SpiffeId::parse(sub.as_bytes()).ok())
         .ok_or(JwtRefusal::Subject)?;
     let bundle = bundles.get(spiffe_id.trust_domain()).ok_or(JwtRefusal::TrustDomain)?;
-    let key = bundle.key(&kid).ok_or(JwtRefusal::UnknownKey)?;
+    let key = bundle.key_for(JwsUse::JwtSvid, &kid).ok_or(JwtRefusal::UnknownKey)?;
     key.verify(algorithm, parts.signed.as_bytes(), &parts.signature)?;
     times(&claims, unix_seconds(now))?;
     let audiences = audiences(&claims)?;
@@ -161,27 +160,6 @@ impl From<KeyRefusal> for JwtRefusal {
     }
 }
 
-struct Parts<'a> {
-    header: Vec<u8>,
-    claims: Vec<u8>,
-    signature: Vec<u8>,
-    /// Header and claims as they were signed.
-    signed: &'a str,
-}
-
-impl<'a> Parts<'a> {
-    fn split(token: &'a str) -> Result<Self, JwtRefusal> {
-        let (signed, signature) = token.rsplit_once('.').ok_or(JwtRefusal::Shape)?;
-        let (header, claims) = signed.split_once('.').ok_or(JwtRefusal::Shape)?;
-        // The engine refuses padding, foreign characters (a fourth segment's dot too) and stray last bits.
-        let decode = |segment: &str| match URL_SAFE_NO_PAD.decode(segment) {
-            Ok(bytes) if !bytes.is_empty() => Ok(bytes),
-            _ => Err(JwtRefusal::Shape),
-        };
-        Ok(Self { header: decode(header)?, claims: decode(claims)?, signature: decode(signature)?, signed })
-    }
-}
-
 fn header(members: &Map<String, Value>) -> Result<(JwsAlgorithm, String), JwtRefusal> {
     if !members.keys().all(|name| matches!(name.as_str(), "alg" | "kid" | "typ")) {
         return Err(JwtRefusal::Header);
@@ -195,14 +173,7 @@ fn header(members: &Map<String, Value>) -> Result<(JwsAlgorithm, String), JwtRef
 }
 
 fn times(claims: &Map<String, Value>, now: u64) -> Result<(), JwtRefusal> {
-    let time = |name| match claims.get(name) {
-        None => Ok(None),
-        // Integers only: `as_u64` answers `None` for 1.5, 1e3, -1, "1" and true.
-        Some(value) => match value.as_u64() {
-            Some(seconds) if seconds <= LAST_SECOND => Ok(Some(seconds)),
-            _ => Err(JwtRefusal::Times),
-        },
-    };
+    let time = |name| time(claims, name).map_err(|NoTime| JwtRefusal::Times);
     let (expiry, not_before, issued_at) = (time("exp")?, time("nbf")?, time("iat")?);
     let expiry = expiry.ok_or(JwtRefusal::Times)?;
     if issued_at.is_some_and(|at| expiry.saturating_sub(at) > MAX_LIFETIME_SECONDS) {
@@ -230,10 +201,6 @@ fn audiences(claims: &Map<String, Value>) -> Result<Vec<String>, JwtRefusal> {
     }
 }
 
-fn text<'a>(members: &'a Map<String, Value>, name: &str) -> Option<&'a str> {
-    members.get(name).and_then(Value::as_str)
-}
-
 /// Longest token that is looked at, in bytes.
 pub const MAX_TOKEN_BYTES: usize = 16 * 1024;
 /// Most entries of `aud`: as many as a token of ours can have.
@@ -242,7 +209,5 @@ pub const MAX_AUDIENCES: usize = config::MAX_AUDIENCES as usize;
 pub const MAX_LIFETIME_SECONDS: u64 = 24 * 60 * 60;
 /// How far in the future `nbf` may be.
 pub const NBF_LEEWAY_SECONDS: u64 = 10;
-/// The end of the year 9999.
-const LAST_SECOND: u64 = 253_402_300_799;
 /// RFC 7519 §4.1.
 const REGISTERED: [&str; 7] = ["iss", "sub", "aud", "exp", "nbf", "iat", "jti"];

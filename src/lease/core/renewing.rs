@@ -5,12 +5,12 @@ use std::time::Instant;
 
 use super::Core;
 use crate::id::{EntryId, LeaseId};
-use crate::lease::{Action, WorkloadId};
+use crate::lease::{Action, Form, WorkloadId};
 
 impl Core {
-    /// Issues the X.509-SVIDs of these leases again where somebody listens; where nobody does they are shown to
-    /// nobody any more, and whoever comes gets new ones. The leases themselves run out by themselves. What is in flight may have been signed by the same key: it is
-    /// issued once more when it lands.
+    /// Issues the SVIDs of these leases again where somebody listens; where nobody does they are shown to nobody any
+    /// more, and whoever comes gets new ones. The leases themselves run out by themselves. What is in flight may have
+    /// been signed by the same key: it is issued once more when it lands.
     pub fn renew(&mut self, leases: &BTreeSet<LeaseId>, now: Instant) -> Vec<Action> {
         for flight in self.flights.values_mut() {
             flight.stale = true;
@@ -19,15 +19,17 @@ impl Core {
         for lease in leases {
             let Some(found) = self.leases.get(lease) else { continue };
             let Some(workload) = self.workloads.get_mut(&found.workload) else { continue };
-            let unheard = workload.listeners == 0;
-            let slot = workload.slots.get_mut(&found.entry);
-            if let Some(slot) = slot.filter(|slot| slot.current.is_some_and(|c| c.lease == *lease)) {
-                slot.outdated = true;
-                slot.forgive();
-                if unheard {
-                    slot.current = None;
+            for form in Form::ALL {
+                let unheard = *workload.listeners.get(form) == 0;
+                let slot = workload.slots.get_mut(form).get_mut(&found.entry);
+                if let Some(slot) = slot.filter(|slot| slot.current.is_some_and(|c| c.lease == *lease)) {
+                    slot.outdated = true;
+                    slot.forgive();
+                    if unheard {
+                        slot.current = None;
+                    }
+                    touched.insert(found.workload);
                 }
-                touched.insert(found.workload);
             }
         }
         let mut actions = Vec::new();
@@ -39,9 +41,12 @@ impl Core {
     }
 
     /// What may have been signed by a key that is no longer to be trusted is not kept for somebody who comes later.
-    pub(super) fn hide_unheard(&mut self, workload: WorkloadId, entry: &EntryId) {
-        let Some(workload) = self.workloads.get_mut(&workload).filter(|w| w.listeners == 0) else { return };
-        if let Some(slot) = workload.slots.get_mut(entry) {
+    pub(super) fn hide_unheard(&mut self, workload: WorkloadId, entry: &EntryId, form: Form) {
+        let Some(workload) = self.workloads.get_mut(&workload) else { return };
+        if *workload.listeners.get(form) > 0 {
+            return;
+        }
+        if let Some(slot) = workload.slots.get_mut(form).get_mut(entry) {
             slot.current = None;
         }
     }

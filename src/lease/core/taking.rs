@@ -10,7 +10,7 @@ impl Core {
         let mut actions = Vec::new();
         let Some(state) = self.workloads.get_mut(&workload) else { return actions };
         state.barred_all = true;
-        let slots: Vec<EntryId> = state.slots.keys().cloned().collect();
+        let slots: Vec<EntryId> = state.slots.x509.keys().cloned().collect();
         for entry in slots {
             self.drop_slot(workload, &entry, Cause::Operator, &mut actions);
         }
@@ -47,9 +47,9 @@ impl Core {
         self.timers.cancel(&Timer::Expiry(lease));
         if let Some(state) = self.workloads.get_mut(&workload) {
             state.leases.remove(&lease);
-            if let Some(slot) = state.slots.get_mut(&entry) {
+            state.slots.of_entry_mut(&entry).for_each(|slot| {
                 slot.current.take_if(|c| c.lease == lease);
-            }
+            });
         }
         vec![Action::Revoke { workload, leases: vec![lease], cause: Cause::Aborted }]
     }

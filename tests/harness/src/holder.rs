@@ -60,6 +60,29 @@ impl Token {
     }
 }
 
+/// A WIT-SVID as it came.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Wit {
+    /// SPIFFE ID.
+    pub spiffe_id: String,
+    /// Hint.
+    pub hint: String,
+    /// Compact JWS.
+    pub token: String,
+    /// Private JWK, as JSON.
+    pub key: String,
+}
+
+impl Wit {
+    /// `jti`, which is the lease id.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn jti(&self) -> String {
+        claims(&self.token)["jti"].as_str().expect("jti").to_owned()
+    }
+}
+
 /// A gRPC status other than OK; code 0 means that the stream simply ended.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Refusal {
@@ -328,6 +351,47 @@ impl Holder {
             .iter()
             .map(|s| Token { spiffe_id: text(s, "spiffe_id"), text: text(s, "token"), hint: text(s, "hint") })
             .collect())
+    }
+
+    /// Opens the WIT-SVID stream, for all identities when `spiffe_id` is empty, and returns its first message.
+    ///
+    /// # Errors
+    /// The status.
+    pub fn wits(&mut self, spiffe_id: &str) -> Result<Vec<Wit>, Refusal> {
+        self.order(&json!({"do": "wit", "spiffe_id": spiffe_id}));
+        self.next_wits()
+    }
+
+    /// The next message of the open WIT-SVID stream.
+    ///
+    /// # Errors
+    /// How the stream ended.
+    ///
+    /// # Panics
+    /// When nothing comes.
+    pub fn next_wits(&mut self) -> Result<Vec<Wit>, Refusal> {
+        let event = self.expect_any(&["wit", "wit_end"]);
+        let Some(svids) = event["svids"].as_array() else { return Err(refusal(&event)) };
+        let wit = |s: &Value| Wit {
+            spiffe_id: text(s, "spiffe_id"),
+            hint: text(s, "hint"),
+            token: text(s, "token"),
+            key: text(s, "key"),
+        };
+        Ok(svids.iter().map(wit).collect())
+    }
+
+    /// Opens the WIT bundle stream and returns its first message: trust domain ID to JWK Set.
+    ///
+    /// # Errors
+    /// The status.
+    ///
+    /// # Panics
+    /// When nothing comes.
+    pub fn wit_bundles(&mut self) -> Result<Value, Refusal> {
+        self.order(&json!({"do": "wit_bundles"}));
+        let event = self.expect_any(&["wit_bundles", "wit_bundles_end"]);
+        if event["bundles"].is_object() { Ok(event["bundles"].clone()) } else { Err(refusal(&event)) }
     }
 
     /// Asks the agent to validate a token: the SPIFFE ID.

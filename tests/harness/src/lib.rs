@@ -19,7 +19,7 @@ pub mod xds;
 use std::time::{Duration, Instant};
 
 pub use agent::{Agent, Entry, Plan};
-pub use holder::{Holder, Refusal, Svid, Token};
+pub use holder::{Holder, Refusal, Svid, Token, Wit};
 pub use pause::Pause;
 pub use pki::Crl;
 

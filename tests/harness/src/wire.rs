@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use hyper_util::rt::TokioIo;
 use mayfly_proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 use mayfly_proto::workload::{
-    JwtsvidRequest, JwtsvidResponse, ValidateJwtsvidRequest, ValidateJwtsvidResponse, X509BundlesRequest,
-    X509BundlesResponse, X509svidRequest, X509svidResponse,
+    JwtsvidRequest, JwtsvidResponse, ValidateJwtsvidRequest, ValidateJwtsvidResponse, WitBundlesRequest,
+    WitBundlesResponse, WitsvidRequest, WitsvidResponse, X509BundlesRequest, X509BundlesResponse,
+    X509svidRequest, X509svidResponse,
 };
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -60,6 +61,22 @@ impl Client {
     pub async fn jwt(&self, audience: Vec<String>, spiffe_id: String) -> Result<JwtsvidResponse, Status> {
         let request = with_header(JwtsvidRequest { audience, spiffe_id });
         Ok(self.api.clone().fetch_jwtsvid(request).await?.into_inner())
+    }
+
+    /// `FetchWITSVID`.
+    ///
+    /// # Errors
+    /// The call's status.
+    pub async fn wit(&self, spiffe_id: String) -> Result<Streaming<WitsvidResponse>, Status> {
+        Ok(self.api.clone().fetch_witsvid(with_header(WitsvidRequest { spiffe_id })).await?.into_inner())
+    }
+
+    /// `FetchWITBundles`.
+    ///
+    /// # Errors
+    /// The call's status.
+    pub async fn wit_bundles(&self) -> Result<Streaming<WitBundlesResponse>, Status> {
+        Ok(self.api.clone().fetch_wit_bundles(with_header(WitBundlesRequest {})).await?.into_inner())
     }
 
     /// `ValidateJWTSVID`.

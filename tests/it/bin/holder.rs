@@ -11,6 +11,7 @@ mod wire;
 #[path = "../../harness/src/xds.rs"]
 #[expect(unreachable_pub, reason = "public in the harness crate, which shares the file")]
 #[expect(dead_code, reason = "the harness crate uses all of it")]
+#[expect(clippy::expect_used, reason = "a holder that cannot go on fails its test")]
 mod xds;
 
 use std::io::{BufRead as _, Write as _};
@@ -22,7 +23,7 @@ use anyhow::{Context as _, Result, anyhow};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
-use mayfly_proto::workload::{X509BundlesResponse, X509svidResponse};
+use mayfly_proto::workload::{WitBundlesResponse, WitsvidResponse, X509BundlesResponse, X509svidResponse};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -77,6 +78,8 @@ impl Holder {
             "x509" => self.x509().await,
             "bundles" => self.bundles().await,
             "jwt" => self.jwt(order).await,
+            "wit" => self.wit(order).await,
+            "wit_bundles" => self.wit_bundles().await,
             "jwt_begin" => self.jwt_begin().await,
             "jwt_cancel" => self.jwt_cancel().await,
             "validate" => self.validate(order).await,
@@ -141,6 +144,27 @@ impl Holder {
             }
             Err(status) => ended("jwt", Some(&status)),
         })
+    }
+
+    async fn wit(&mut self, order: &Value) -> Result<Value> {
+        let spiffe_id = order.get("spiffe_id").and_then(Value::as_str).unwrap_or_default().to_owned();
+        match self.client().await?.wit(spiffe_id).await {
+            Ok(stream) => {
+                self.streams.spawn(follow(stream, wit_event, "wit_end"));
+                Ok(Value::Null)
+            }
+            Err(status) => Ok(ended("wit_end", Some(&status))),
+        }
+    }
+
+    async fn wit_bundles(&mut self) -> Result<Value> {
+        match self.client().await?.wit_bundles().await {
+            Ok(stream) => {
+                self.streams.spawn(follow(stream, wit_bundles_event, "wit_bundles_end"));
+                Ok(Value::Null)
+            }
+            Err(status) => Ok(ended("wit_bundles_end", Some(&status))),
+        }
     }
 
     /// Asks for a token and does not wait.
@@ -225,6 +249,21 @@ fn bundles_event(message: &X509BundlesResponse) -> Value {
     let bundles: serde_json::Map<String, Value> =
         message.bundles.iter().map(|(td, der)| (td.clone(), BASE64.encode(der).into())).collect();
     json!({"event": "bundles", "bundles": bundles, "crl": encoded(&message.crl)})
+}
+
+fn wit_event(message: &WitsvidResponse) -> Value {
+    let svids: Vec<Value> = message
+        .svids
+        .iter()
+        .map(
+            |s| json!({"spiffe_id": s.spiffe_id, "hint": s.hint, "token": s.wit_svid, "key": s.wit_svid_key}),
+        )
+        .collect();
+    json!({"event": "wit", "svids": svids})
+}
+
+fn wit_bundles_event(message: &WitBundlesResponse) -> Value {
+    json!({"event": "wit_bundles", "bundles": message.bundles})
 }
 
 fn encoded(list: &[Bytes]) -> Vec<String> {
