@@ -11,7 +11,7 @@ mod wire;
 #[path = "../../harness/src/xds.rs"]
 #[expect(unreachable_pub, reason = "public in the harness crate, which shares the file")]
 #[expect(dead_code, reason = "the harness crate uses all of it")]
-#[expect(clippy::expect_used, reason = "a holder that cannot go on fails its test")]
+#[expect(clippy::expect_used, reason = "what a test reads is what it expects, or the test fails")]
 mod xds;
 
 use std::io::{BufRead as _, Write as _};
