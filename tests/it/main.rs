@@ -28,6 +28,7 @@ mod support;
 mod two_domains;
 #[cfg(test)]
 mod verify;
+#[cfg(test)]
 mod wit;
 #[cfg(test)]
 mod workload_api;
