@@ -8,7 +8,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use mayfly::authority::{JwsUse, JwtBundle, JwtBundles};
 use mayfly::issue::wit::{Rules, Unproven, validate};
 use mayfly_harness::pki::claims;
-use mayfly_harness::{Agent, Holder, Plan, Wit};
+use mayfly_harness::{Agent, Holder, Plan, Wit, files};
 use mayfly_proto::admin::ListLeasesRequest;
 use mayfly_proto::admin::order_authority_request::Order;
 use mayfly_proto::admin::revoke_leases_request::Target;
@@ -245,6 +245,52 @@ fn each_authority_has_a_name_of_its_own_and_what_a_tainted_one_signed_is_replace
     names.extend(status.authorities.iter().filter(|row| row.kind == "jwt").map(|row| row.key_id.clone()));
     let unique: std::collections::BTreeSet<&String> = names.iter().collect();
     assert_eq!(unique.len(), names.len(), "{names:?}");
+}
+
+#[test]
+fn both_forms_of_many_new_entries_reach_their_streams() {
+    // One workload is owed both at once: they are minted in the same groups.
+    let agent = Plan::with_entries(&[own_entry("/0")]).settings(ON).start();
+    let mut client = client(&agent);
+    assert_eq!((client.x509().svids.len(), client.wits("").unwrap().len()), (1, 1));
+    agent.write_entries(&(0..20).map(|n| own_entry(&format!("/{n}"))).collect::<Vec<_>>());
+    let (mut x509, mut wit) = (1, 1);
+    while (x509, wit) != (20, 20) {
+        let event = client.expect_any(&["x509", "x509_end", "wit", "wit_end"]);
+        let count = event["svids"].as_array().unwrap_or_else(|| panic!("the streams go on: {event}")).len();
+        if event["event"] == "wit" { wit = count } else { x509 = count }
+    }
+    let live = agent.admin().live_leases_of(client.pid());
+    let of = |kind: &str| live.iter().filter(|lease| lease.kind == kind).count();
+    assert_eq!((of("x509"), of("wit")), (20, 20));
+}
+
+#[test]
+fn wit_keys_of_other_domains_go_to_those_whose_entries_name_them() {
+    let named = own_entry("/w").with("federates_with = [\"other.test\"]");
+    let agent = Plan::with_entries(&[named]).settings(ON).start();
+    let mut watcher = client(&agent);
+    let before = watcher.wit_bundles().unwrap();
+    assert_eq!(before.as_object().unwrap().len(), 1, "nothing is known of it yet");
+    let own: Value = serde_json::from_str(before["spiffe://example.org"].as_str().unwrap()).unwrap();
+    let (mut wit, mut jwt) = (own["keys"][0].clone(), own["keys"][0].clone());
+    wit["kid"] = "theirs".into();
+    jwt["kid"] = "for-jwt".into();
+    jwt["use"] = "jwt-svid".into();
+    for (domain, keys) in [("other.test", vec![&wit, &jwt]), ("third.test", vec![&wit])] {
+        let path = agent.dir().join(format!("{domain}.json"));
+        files::replace(&path, serde_json::json!({ "keys": keys }).to_string().as_bytes(), 0o644);
+        assert_eq!(agent.mayfly(&["bundle", "set", domain, path.to_str().unwrap()]).0, Some(0));
+    }
+    let after = client(&agent).wit_bundles().unwrap();
+    assert_eq!(after.as_object().unwrap().len(), 2, "not that of `third.test`: {after}");
+    assert_eq!(after["spiffe://example.org"], before["spiffe://example.org"]);
+    let theirs: Value = serde_json::from_str(after["spiffe://other.test"].as_str().unwrap()).unwrap();
+    assert_eq!(theirs["keys"], serde_json::json!([wit]), "and no key of another use");
+    // The open stream is told as well; and again when the entry no longer asks.
+    assert_eq!(watcher.expect("wit_bundles")["bundles"], after);
+    agent.write_entries(&[own_entry("/w")]);
+    assert_eq!(watcher.expect("wit_bundles")["bundles"], before);
 }
 
 /// The header of a token, unverified.
