@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::federation::RawFederation;
 use super::sds::RawSds;
 use super::settings::{JwtKeyType, X509KeyType};
+use super::upstream::RawUpstream;
 use super::web::RawWeb;
 use crate::diag::{Found, Problems, Table, read_toml};
 use crate::id::TrustDomain;
@@ -31,6 +32,7 @@ pub struct RawConfig {
     pub(super) sds: RawSds,
     pub(super) federation: Vec<RawFederation>,
     pub(super) web: RawWeb,
+    pub(super) upstream: RawUpstream,
 }
 
 #[derive(Debug)]
@@ -147,6 +149,7 @@ impl RawConfig {
             sds: table.section("sds", RawSds::read),
             federation: table.tables("federation", RawFederation::read).unwrap_or_default(),
             web: RawWeb::read(table),
+            upstream: RawUpstream::read(table),
         }
     }
 }
