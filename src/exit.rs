@@ -31,10 +31,12 @@ pub enum Exit {
     CutOff,
     /// 10: configuration or entries are invalid.
     Invalid,
+    /// Any: what the program that we ran for the user ended with.
+    Passed(u8),
 }
 
 impl Exit {
-    /// All of them, in the order of their numbers.
+    /// All of our own, in the order of their numbers.
     pub const ALL: [Self; 11] = [
         Self::Ok,
         Self::Failed,
@@ -49,7 +51,7 @@ impl Exit {
         Self::Invalid,
     ];
 
-    /// The number the parent sees, 0 to 10.
+    /// The number the parent sees: 0 to 10, or the other program's own.
     pub fn code(self) -> u8 {
         match self {
             Self::Ok => 0,
@@ -63,6 +65,7 @@ impl Exit {
             Self::Unreachable => 8,
             Self::CutOff => 9,
             Self::Invalid => 10,
+            Self::Passed(code) => code,
         }
     }
 }

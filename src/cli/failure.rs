@@ -9,9 +9,9 @@ use std::path::Path;
 use tonic::{Code, Status};
 
 use super::client::{ConnectError, EndpointError};
-use super::files::WriteError;
 use super::x509::VerifyError;
 use crate::exit::Exit;
+use crate::files::WriteError;
 
 /// A command's refusal to go on.
 #[derive(Clone, Debug, Eq, PartialEq)]

@@ -18,7 +18,6 @@ mod explain;
 mod failure;
 mod federate;
 mod fetch;
-mod files;
 mod follow;
 mod healthcheck;
 mod lease;
@@ -26,6 +25,7 @@ mod ledger;
 mod render;
 mod show;
 mod status;
+mod sync;
 #[cfg(test)]
 mod testing;
 mod validate;
@@ -52,6 +52,7 @@ pub fn main() -> ExitCode {
     // The agent's own helpers: they must start fast and must not depend on anything a user set.
     match args.get(1).and_then(|arg| arg.to_str()) {
         Some("measure-worker") => return mayfly_attestors::measure_worker(),
+        Some("sync-child") => return crate::sync::exec_child(args.get(2..).unwrap_or_default()),
         Some("ledger-check") if args.len() == 3 => {
             return crate::ledger::check_main(Path::new(args.get(2).unwrap_or(&OsString::new())));
         }
@@ -124,6 +125,9 @@ enum Client {
     /// Say how the agent is (operators)
     #[command(after_help = status::EXAMPLES)]
     Status(status::Args),
+    /// Keep credentials in files for programs that know nothing of SPIFFE, and reload or run those programs
+    #[command(after_help = sync::EXAMPLES)]
+    Sync(sync::Args),
     /// Say whether the agent serves, for probes
     #[command(after_help = healthcheck::EXAMPLES)]
     Healthcheck(healthcheck::Args),
@@ -159,6 +163,9 @@ enum Local {
     /// Reads files for the agent
     #[command(hide = true)]
     MeasureWorker,
+    /// Becomes the program that `sync` supervises
+    #[command(hide = true)]
+    SyncChild,
     /// Reads a ledger for the agent
     #[command(hide = true)]
     LedgerCheck,
@@ -179,6 +186,7 @@ impl Client {
             Self::Bundle(what) => bundle::run(what, context).await,
             Self::Federate(args) => federate::run(args, context).await,
             Self::Status(args) => status::run(args, context).await,
+            Self::Sync(args) => sync::run(args, context).await,
             Self::Healthcheck(args) => healthcheck::run(args, context).await,
             Self::Demo(args) => demo::run(args, context).await,
             Self::DemoWorkload(args) => demo::run_workload(args, context).await,
@@ -194,8 +202,10 @@ impl Local {
             Self::Config(args) => config::run(&args, context),
             Self::Ledger(args) => ledger::run(&args, context),
             Self::Completions(args) => completions::run(&args, context),
-            // Both are answered in `main`, before anything is parsed.
-            Self::MeasureWorker | Self::LedgerCheck => Err(Failure::usage("only the agent calls this")),
+            // All are answered in `main`, before anything is parsed.
+            Self::MeasureWorker | Self::SyncChild | Self::LedgerCheck => {
+                Err(Failure::usage("only the agent calls this"))
+            }
         }
     }
 }

@@ -7,10 +7,12 @@
 //! on the opened descriptor, never on a path that could change before it is opened. Blocking; meant for
 //! start, reload and command lines.
 
+mod folder;
 mod trust;
 mod write;
 
+pub use self::folder::{Folder, Item, Layout, Owner, WriteError};
 pub use self::trust::{
     Fault, FileError, TrustRules, ensure_dir, ensure_private_dir, list_trusted_dir, read_trusted,
 };
-pub use self::write::{sweep, write_atomic};
+pub use self::write::{sweep, write_atomic, write_atomic_for};

@@ -10,12 +10,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, fchmod, fsync, openat, renameat, unlinkat};
 use rustix::io::Errno;
 
+use super::folder::Owner;
+
 /// Puts `bytes` at `path` so that every reader sees the old content or the new, whole, and so that after a
 /// power cut it is one of the two: written under another name in the same directory, synced, renamed over
 /// the old one, directory synced. The file gets exactly the permission bits `mode`. A symbolic link at
 /// `path` is replaced, not followed. On an error the old content stands, unless the last sync failed: then
 /// the new content stands and may be lost in a power cut.
 pub fn write_atomic(path: &Path, mode: u32, bytes: &[u8]) -> io::Result<()> {
+    write_atomic_for(path, mode, Owner::default(), bytes)
+}
+
+/// As [`write_atomic`], for somebody else: the file is theirs before it has its name.
+pub fn write_atomic_for(path: &Path, mode: u32, owner: Owner, bytes: &[u8]) -> io::Result<()> {
     let name = path.file_name().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
     let parent = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -23,7 +30,7 @@ pub fn write_atomic(path: &Path, mode: u32, bytes: &[u8]) -> io::Result<()> {
     };
     let dir = openat(CWD, parent, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     let (temporary, file) = create_temporary(&dir, name)?;
-    let written = fill(file, mode, bytes).and_then(|()| Ok(renameat(&dir, &temporary, &dir, name)?));
+    let written = fill(file, mode, owner, bytes).and_then(|()| Ok(renameat(&dir, &temporary, &dir, name)?));
     if written.is_err() {
         // The first error is the one to report.
         unlinkat(&dir, &temporary, AtFlags::empty()).ok();
@@ -59,8 +66,9 @@ fn is_temporary(name: &OsStr) -> bool {
     number() && number() && parts.next().is_some_and(|name| !name.is_empty())
 }
 
-fn fill(mut file: File, mode: u32, bytes: &[u8]) -> io::Result<()> {
+fn fill(mut file: File, mode: u32, owner: Owner, bytes: &[u8]) -> io::Result<()> {
     file.write_all(bytes)?;
+    owner.take(&file)?;
     fchmod(&file, Mode::from_raw_mode(mode))?;
     file.sync_all()
 }

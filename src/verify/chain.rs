@@ -5,7 +5,7 @@ use std::time::Duration;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 
-use super::leaf::{LeafFault, leaf_id};
+use super::leaf::{self, LeafError};
 use crate::id::SpiffeId;
 
 /// What the peer is being asked to be.
@@ -18,7 +18,7 @@ pub enum Purpose {
 }
 
 /// Checks that `chain` (DER, leaf first) is an X.509-SVID, signed below one of `authorities` (DER), which must be
-/// those of the trust domain that the leaf names: the caller looks them up by the ID that [`leaf_id`] reads. `now`
+/// those of the trust domain that the leaf names: the caller looks them up by the ID that [`leaf::check`] reads. `now`
 /// is the time since the Unix epoch. Revocation is not looked at.
 ///
 /// # Errors
@@ -29,8 +29,9 @@ pub fn verify_chain<'a>(
     purpose: Purpose,
     now: Duration,
 ) -> Result<SpiffeId, ChainError> {
-    let (leaf, intermediates) = chain.split_first().ok_or(ChainError::Leaf(LeafFault::NotACertificate))?;
-    let id = leaf_id(leaf)?;
+    let (leaf, intermediates) =
+        chain.split_first().ok_or(ChainError::Leaf(LeafError::Malformed("the chain is empty")))?;
+    let id = leaf::check(leaf)?.spiffe_id().clone();
     let roots: Vec<CertificateDer<'_>> = authorities.into_iter().map(CertificateDer::from).collect();
     // One that webpki cannot read vouches for nobody.
     let anchors: Vec<_> = roots.iter().filter_map(|root| anchor_from_trusted_cert(root).ok()).collect();
@@ -49,7 +50,7 @@ pub fn verify_chain<'a>(
 pub enum ChainError {
     /// The leaf cannot stand for a peer.
     #[error(transparent)]
-    Leaf(#[from] LeafFault),
+    Leaf(#[from] LeafError),
     /// No valid path to an authority of the trust domain.
     #[error("certificate does not verify: {0}")]
     Path(#[from] webpki::Error),
@@ -118,7 +119,10 @@ mod tests {
         assert!(verify(&own, server.clone(), Purpose::Server, NOW).is_ok());
         assert!(matches!(verify(&own, server, Purpose::Client, NOW), Err(ChainError::Path(_))));
         let signs = leaf(&own, |p| p.key_usages.push(KeyUsagePurpose::CrlSign));
-        assert_eq!(verify(&own, signs, Purpose::Server, NOW), Err(ChainError::Leaf(LeafFault::SigningUsage)));
+        assert_eq!(
+            verify(&own, signs, Purpose::Server, NOW),
+            Err(ChainError::Leaf(LeafError::KeyUsage("allows to sign revocation lists")))
+        );
         assert!(verify_chain(&[], [], Purpose::Server, Duration::ZERO).is_err());
         assert!(verify_chain(&[good], [], Purpose::Server, Duration::from_secs(1_800_000_000)).is_err());
     }

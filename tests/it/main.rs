@@ -27,4 +27,6 @@ mod support;
 #[cfg(test)]
 mod two_domains;
 #[cfg(test)]
+mod verify;
+#[cfg(test)]
 mod workload_api;

@@ -28,7 +28,7 @@ use mayfly_proto::xds::envoy::service::secret::v3::secret_discovery_service_serv
 use tokio::sync::watch;
 use tonic::{Request, Response, Status, Streaming};
 
-use self::client::validator_for;
+use self::client::{Validator, validator_for};
 use self::contexts::ContextCache;
 use self::conversation::delta::Delta;
 use self::conversation::world::World;
@@ -36,7 +36,7 @@ use self::counters::Counters;
 use self::secrets::{SECRET_TYPE, Secrets};
 use self::session::Session;
 use self::wire::Dialogue;
-use super::admission::Gate;
+use super::admission::{Admitted, Gate};
 use super::status::{BadRequest, Busy, no_identity, of_refusal};
 use crate::clock::Clock;
 use crate::config::SdsSettings;
@@ -127,6 +127,30 @@ impl SdsService {
             Some((message, session))
         }))))
     }
+
+    /// What the caller may be told, once there is something to tell.
+    async fn secrets_now(&self, admitted: &Admitted, validator: Validator) -> Result<Secrets, Status> {
+        let mut subscription = self.gate.workloads().subscribe(admitted.admission());
+        let mut drain = self.drain.clone();
+        let (view, trust) = tokio::select! {
+            () = drain.stopping() => return Err(Busy::Stopping.into()),
+            next = subscription.next() => next,
+        };
+        let svids = match view {
+            View::Ready(svids) => svids,
+            View::NoIdentity => return Err(no_identity()),
+            View::Ended => return Err(of_refusal(&Refusal::Exited)),
+            View::Pending | View::Unavailable => Arc::default(),
+        };
+        let shared = &self.sds.shared;
+        Ok(Secrets {
+            names: shared.settings.names.clone(),
+            validator,
+            svids,
+            contexts: Some(shared.contexts.of(&trust)),
+            federates_with: visible(&trust),
+        })
+    }
 }
 
 #[tonic::async_trait]
@@ -164,25 +188,7 @@ impl SecretDiscoveryService for SdsService {
         let mut world = World::default();
         Dialogue::hear(&mut world, ask).map_err(|error| Status::resource_exhausted(error.to_string()))?;
         let admitted = call.admit().await?;
-        let mut subscription = self.gate.workloads().subscribe(admitted.admission());
-        let mut drain = self.drain.clone();
-        let (view, trust) = tokio::select! {
-            () = drain.stopping() => return Err(Busy::Stopping.into()),
-            next = subscription.next() => next,
-        };
-        let svids = match view {
-            View::Ready(svids) => svids,
-            View::NoIdentity => return Err(no_identity()),
-            View::Ended => return Err(of_refusal(&Refusal::Exited)),
-            View::Pending | View::Unavailable => Arc::default(),
-        };
-        let secrets = Secrets {
-            names: shared.settings.names.clone(),
-            validator,
-            svids,
-            contexts: Some(shared.contexts.of(&trust)),
-            federates_with: visible(&trust),
-        };
+        let secrets = self.secrets_now(&admitted, validator).await?;
         let reply = Dialogue::answer(&mut world, &secrets, String::new(), shared.clock.wall());
         let reply = reply.map_err(|_error| Status::unavailable("no secret could be made"))?;
         let empty = || DiscoveryResponse { type_url: SECRET_TYPE.to_owned(), ..DiscoveryResponse::default() };

@@ -29,6 +29,10 @@ const REQUESTS: Rate = Rate { per_second: 20, burst: 100 };
 /// How long a stream without its turn waits, at first and at most.
 const TURN: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
+/// How long a stranger waits to be looked at again when no entry changes, at first and at most. What the attestors
+/// say may change without an event: a second look under load found nothing, a container became known late.
+const RELOOK: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
+
 /// One open stream.
 pub(super) struct Session<D: Dialogue> {
     shared: Arc<Shared>,
@@ -42,6 +46,7 @@ pub(super) struct Session<D: Dialogue> {
     validator: Validator,
     caller: Caller,
     turn: Duration,
+    relook: Duration,
     budget: Bucket,
     nonces: Nonces,
     /// It has refused something before.
@@ -91,6 +96,7 @@ impl<D: Dialogue> Session<D> {
             validator: Validator::Plain,
             caller: Caller::Unknown,
             turn: TURN.0,
+            relook: RELOOK.0,
             budget: Bucket::new(REQUESTS, shared.clock.monotonic()),
             nonces: Nonces::new(),
             complained: false,
@@ -144,7 +150,10 @@ impl<D: Dialogue> Session<D> {
             admitted = self.call.admit() => admitted,
         };
         match admitted {
-            Ok(admitted) => self.caller = known(&self.workloads, &admitted),
+            Ok(admitted) => {
+                self.caller = known(&self.workloads, &admitted);
+                self.relook = RELOOK.0;
+            }
             Err(status) if status.code() == Code::PermissionDenied => {
                 self.caller = Caller::Stranger(self.shared.counters.waiting());
             }
@@ -171,10 +180,14 @@ impl<D: Dialogue> Session<D> {
             biased;
             ask = heard(&mut self.inbound, &mut self.drain) => self.take_in(ask?).await?,
             changed = self.entries.changed() => match changed {
-                Ok(()) => self.caller = Caller::Unknown,
+                Ok(()) => (self.caller, self.relook) = (Caller::Unknown, RELOOK.0),
                 Err(_gone) => return Err(Busy::Stopping.into()),
             },
             _ = self.trust.changed(), if open => {}
+            () = tokio::time::sleep(self.relook) => {
+                self.relook = (self.relook * 2).min(RELOOK.1);
+                self.caller = Caller::Unknown;
+            }
         }
         Ok(None)
     }

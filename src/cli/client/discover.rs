@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
-use super::endpoint::{Endpoint, EndpointError};
+use crate::endpoint::{Endpoint, EndpointError};
 
 /// Which of the agent's two sockets.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

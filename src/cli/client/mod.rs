@@ -5,7 +5,6 @@
 //! exit code 4. A connection that breaks is never silently replaced: the next one is checked again.
 
 mod discover;
-mod endpoint;
 mod wait;
 
 use std::io;
@@ -26,9 +25,9 @@ use tonic::{Request, Status};
 use tonic_health::pb::health_client::HealthClient;
 
 pub(crate) use self::discover::{Env, Places, Which, places};
-pub(crate) use self::endpoint::EndpointError;
 pub(crate) use self::wait::{Patience, WaitFor};
 use super::failure::Failure;
+pub(crate) use crate::endpoint::EndpointError;
 
 /// How long a person waits for one answer, in seconds. Streams are not limited after their first message.
 pub(crate) const ANSWER_SECONDS: u64 = 10;

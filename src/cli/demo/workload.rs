@@ -9,9 +9,9 @@ use super::super::args::OutputArgs;
 use super::super::client::{ClientArgs, Target, Which};
 use super::super::failure::Failure;
 use super::super::fetch::{Sink, get_tokens, hold};
-use super::super::files::{Folder, Item};
 use super::super::follow::Follow;
 use crate::exit::Exit;
+use crate::files::{Folder, Item, Layout};
 
 /// Where, below the directory it writes to, the certificate and the token are.
 pub(crate) const X509: &str = "x509";
@@ -33,9 +33,9 @@ pub(crate) struct WorkloadArgs {
 /// Gets a token, then follows the X.509 stream until killed.
 pub(crate) async fn run_workload(args: WorkloadArgs, context: &mut Context) -> Result<Exit, Failure> {
     let target = Target::resolve(&args.client, Which::Public, &context.env)?;
-    let tokens = Folder::open(&args.write.join(JWT))?;
+    let tokens = Folder::open(&args.write.join(JWT), Layout::PRIVATE)?;
     let mut sink = Sink {
-        folder: Some(Folder::open(&args.write.join(X509))?),
+        folder: Some(Folder::open(&args.write.join(X509), Layout::PRIVATE)?),
         only: None,
         output: OutputArgs::default(),
     };

@@ -12,13 +12,13 @@ use tonic::{Code, Status, Streaming};
 use super::super::Context;
 use super::super::client::{Connection, Patience, Target, Which, answer};
 use super::super::failure::Failure;
-use super::super::files::Item;
 use super::super::render::{self, count};
 use super::super::show::{BundleJson, CrlJson, Detail, as_u64};
 use super::super::x509::{Crl, VerifyError, crls_for, pem, pem_certificates, read_crl, split};
 use super::Common;
 use super::x509::Written;
 use crate::exit::Exit;
+use crate::files::Item;
 
 pub(super) const EXAMPLES: &str = "\
 Examples:

@@ -10,12 +10,12 @@ use serde::Serialize;
 
 use super::super::client::{Connection, Patience, Target, Which, answer};
 use super::super::failure::Failure;
-use super::super::files::{Folder, Item};
 use super::super::{Context, render, stop};
 use super::x509::Written;
 use super::{Common, say_revoked_on_exit};
 use crate::clock::{Clock, SystemClock, unix_seconds};
 use crate::exit::Exit;
+use crate::files::{Folder, Item};
 
 pub(super) const EXAMPLES: &str = "\
 Examples:

@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 use super::args::OutputArgs;
 use super::client::{ClientArgs, WaitFor};
 use super::failure::Failure;
-use super::files::Folder;
 use super::{Context, stop};
 use crate::exit::Exit;
+use crate::files::{Folder, Layout};
 
 /// `mayfly fetch …`
 #[derive(clap::Args, Debug)]
@@ -50,7 +50,11 @@ struct Common {
 
 impl Common {
     fn folder(&self) -> Result<Option<Folder>, Failure> {
-        self.write.as_deref().map(Folder::open).transpose().map_err(Failure::from)
+        self.write
+            .as_deref()
+            .map(|path| Folder::open(path, Layout::PRIVATE))
+            .transpose()
+            .map_err(Failure::from)
     }
 }
 

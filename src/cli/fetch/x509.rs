@@ -6,13 +6,13 @@ use super::super::Context;
 use super::super::args::OutputArgs;
 use super::super::client::{Target, Which};
 use super::super::failure::Failure;
-use super::super::files::{Folder, Item};
 use super::super::follow::{Event, Follow};
 use super::super::show::{Detail, UpdateJson, update_lines};
 use super::super::x509::{Update, pem, pem_certificates};
 use super::{Common, say_revoked_on_exit, until_stopped};
 use crate::clock::{Clock, SystemClock};
 use crate::exit::Exit;
+use crate::files::{Folder, Item};
 
 pub(super) const EXAMPLES: &str = "\
 Examples:

@@ -4,9 +4,7 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use mayfly::authority::{
-    AuthoritySet, AuthoritySettings, JwtBundle, JwtBundles, KeyType, in_memory,
-};
+use mayfly::authority::{AuthoritySet, AuthoritySettings, JwtBundle, JwtBundles, KeyType, in_memory};
 use mayfly::clock::from_unix_seconds;
 use mayfly::issue::jwt::{MAX_LIFETIME_SECONDS, validate};
 use serde_json::Value;

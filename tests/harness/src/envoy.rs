@@ -216,7 +216,10 @@ pub fn request(
     stream: &mut (impl std::io::Read + std::io::Write),
     path: &str,
 ) -> std::io::Result<(u16, String)> {
-    write!(stream, "GET {path} HTTP/1.1\r\nhost: mayfly.test\r\nconnection: close\r\n\r\n")?;
+    // In one piece: the second of two would wait for the acknowledgement of the first.
+    stream.write_all(
+        format!("GET {path} HTTP/1.1\r\nhost: mayfly.test\r\nconnection: close\r\n\r\n").as_bytes(),
+    )?;
     let mut text = Vec::new();
     // Some end without a farewell; what came, came.
     let outcome = stream.read_to_end(&mut text);
@@ -256,7 +259,8 @@ fn answer(stream: TcpStream) {
         }
         if line.is_empty() {
             let length = caller.len();
-            if write!(writer, "HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n{caller}").is_err() {
+            let reply = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n{caller}");
+            if writer.write_all(reply.as_bytes()).is_err() {
                 return;
             }
             caller.clear();

@@ -42,6 +42,17 @@ pub fn until<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
     }
 }
 
+/// Prints what a test measured: `tests/run` shows the lines that begin with `FIGURE`. Nothing is asserted about
+/// such a time.
+pub fn figure(text: &str) {
+    println!("FIGURE {text}");
+}
+
+/// The machine's monotonic clock: tests measure in real time.
+pub fn now() -> Instant {
+    Instant::now()
+}
+
 /// Whether the long version of a test was asked for (`tests/run` without `--quick`).
 pub fn full() -> bool {
     std::env::var_os("MAYFLY_FULL").is_some_and(|v| v == "1")

@@ -2,7 +2,8 @@
 //! beside an old key.
 //!
 //! The way the kubelet does it. Each set of files is written and synced into a fresh directory
-//! `..v-XXXXXX`; `..data` is a symbolic link to the current one; what readers open (`svid.0.pem`) are
+//! `..v-XXXXXX`; `..data` (or `current`, see [`Layout`]) is a symbolic link to the current one; what readers
+//! open (`svid.0.pem`) are
 //! symbolic links through `..data`. One `rename` of `..data` switches all files at once. A reader that
 //! wants two files of the same generation across a switch opens them below the directory `..data` leads
 //! to. Names that are in the new set no more lose their link, so a withdrawn identity leaves nothing.
@@ -17,30 +18,55 @@ use std::path::{Path, PathBuf};
 
 /// One file of a set.
 #[derive(Debug)]
-pub(crate) struct Item {
+pub struct Item {
     /// File name, no directory.
-    pub(crate) name: String,
+    pub name: String,
     /// Permissions: 0o600 for what is secret, 0o644 for the rest.
-    pub(crate) mode: u32,
+    pub mode: u32,
+    /// Owner and group, where they are not the writer's.
+    pub owner: Owner,
     /// Content.
-    pub(crate) bytes: zeroize::Zeroizing<Vec<u8>>,
+    pub bytes: zeroize::Zeroizing<Vec<u8>>,
+}
+
+/// Whose a file is; `None` leaves it to the writer's own.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Owner {
+    /// User.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+}
+
+impl Owner {
+    /// Gives an open file to them.
+    ///
+    /// # Errors
+    /// The kernel's: only root gives files away.
+    pub(super) fn take(self, file: &File) -> io::Result<()> {
+        if self.uid.is_none() && self.gid.is_none() {
+            return Ok(());
+        }
+        let (uid, gid) = (self.uid.map(rustix::fs::Uid::from_raw), self.gid.map(rustix::fs::Gid::from_raw));
+        Ok(rustix::fs::fchown(file, uid, gid)?)
+    }
 }
 
 impl Item {
     /// Anybody who may enter the directory may read it.
-    pub(crate) fn public(name: impl Into<String>, bytes: impl Into<Vec<u8>>) -> Self {
-        Self { name: name.into(), mode: 0o644, bytes: bytes.into().into() }
+    pub fn public(name: impl Into<String>, bytes: impl Into<Vec<u8>>) -> Self {
+        Self { name: name.into(), mode: 0o644, owner: Owner::default(), bytes: bytes.into().into() }
     }
 
     /// Only the owner may read it; wiped from memory afterwards.
-    pub(crate) fn secret(name: impl Into<String>, bytes: impl Into<Vec<u8>>) -> Self {
-        Self { name: name.into(), mode: 0o600, bytes: bytes.into().into() }
+    pub fn secret(name: impl Into<String>, bytes: impl Into<Vec<u8>>) -> Self {
+        Self { name: name.into(), mode: 0o600, owner: Owner::default(), bytes: bytes.into().into() }
     }
 }
 
 /// Why the files could not be written.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum WriteError {
+pub enum WriteError {
     /// The user chose a place where the files would not be safe.
     #[error("`{}` is not a place for keys: {why}", .path.display())]
     Unsafe {
@@ -50,7 +76,7 @@ pub(crate) enum WriteError {
         why: &'static str,
     },
     /// Another command writes there.
-    #[error("another `mayfly fetch --write` is using `{}`", .path.display())]
+    #[error("another `mayfly` writes to `{}`", .path.display())]
     Busy {
         /// The directory.
         path: PathBuf,
@@ -67,17 +93,39 @@ pub(crate) enum WriteError {
 
 /// An open, locked, checked directory.
 #[derive(Debug)]
-pub(crate) struct Folder {
+pub struct Folder {
     path: PathBuf,
     lock: File,
+    layout: Layout,
+}
+
+/// How a [`Folder`] looks from outside.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Layout {
+    /// Name of the link to the current set.
+    pub current: &'static str,
+    /// Permissions of the directory when it has to be made.
+    pub mode: u32,
+    /// Whether the set before stays, so that who is still reading it can finish.
+    pub keep_previous: bool,
+}
+
+impl Layout {
+    /// For one reader: `..data`, nobody else may enter, nothing old stays.
+    pub const PRIVATE: Self = Self { current: "..data", mode: 0o700, keep_previous: false };
+    /// For servers: `current`, the files' own permissions rule, the set before stays until the next.
+    pub const SHARED: Self = Self { current: "current", mode: 0o755, keep_previous: true };
 }
 
 impl Folder {
-    /// Opens `path`, made with mode 0700 if it does not exist. It must be owned by the caller or root and
-    /// writable by nobody else.
-    pub(crate) fn open(path: &Path) -> Result<Self, WriteError> {
+    /// Opens `path`, made if it does not exist. It must be owned by the caller or root and writable by nobody
+    /// else.
+    ///
+    /// # Errors
+    /// [`WriteError`].
+    pub fn open(path: &Path, layout: Layout) -> Result<Self, WriteError> {
         let io = |source| WriteError::Io { path: path.to_owned(), source };
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io)?;
+        fs::DirBuilder::new().recursive(true).mode(layout.mode).create(path).map_err(io)?;
         let lock = File::open(path).map_err(io)?;
         let found = lock.metadata().map_err(io)?;
         let refuse = |why| Err(WriteError::Unsafe { path: path.to_owned(), why });
@@ -92,48 +140,68 @@ impl Folder {
             Err(rustix::io::Errno::WOULDBLOCK) => return Err(WriteError::Busy { path: path.to_owned() }),
             Err(error) => return Err(io(error.into())),
         }
-        Ok(Self { path: path.to_owned(), lock })
+        Ok(Self { path: path.to_owned(), lock, layout })
     }
 
     /// Where.
-    pub(crate) fn path(&self) -> &Path {
+    pub fn path(&self) -> &Path {
         &self.path
     }
 
     /// Makes exactly these files visible, all at once.
-    pub(crate) fn replace(&self, items: &[Item]) -> Result<(), WriteError> {
-        self.switch(items).map_err(|source| WriteError::Io { path: self.path.clone(), source })
+    ///
+    /// # Errors
+    /// [`WriteError::Io`].
+    pub fn replace(&self, items: &[Item]) -> Result<(), WriteError> {
+        self.switch(items, self.layout.keep_previous)
+            .map_err(|source| WriteError::Io { path: self.path.clone(), source })
+    }
+
+    /// As [`Folder::replace`], and nothing of any set before stays: for the end of an identity.
+    ///
+    /// # Errors
+    /// [`WriteError::Io`].
+    pub fn reduce(&self, items: &[Item]) -> Result<(), WriteError> {
+        self.switch(items, false).map_err(|source| WriteError::Io { path: self.path.clone(), source })
     }
 
     /// Removes every file this module put there.
-    pub(crate) fn clear(&self) -> Result<(), WriteError> {
-        self.replace(&[])
+    ///
+    /// # Errors
+    /// [`WriteError::Io`].
+    pub fn clear(&self) -> Result<(), WriteError> {
+        self.reduce(&[])
     }
 
-    fn switch(&self, items: &[Item]) -> io::Result<()> {
+    fn switch(&self, items: &[Item], keep_previous: bool) -> io::Result<()> {
+        let data = self.layout.current;
+        let previous = fs::read_link(self.path.join(data)).ok().filter(|_| keep_previous);
         let version = tempfile::Builder::new().prefix(VERSION).tempdir_in(&self.path)?;
         // Entering is ruled by the directory above, which the owner chose.
         fs::set_permissions(version.path(), fs::Permissions::from_mode(0o755))?;
         for item in items {
             let path = version.path().join(&item.name);
-            let mut file = OpenOptions::new().write(true).create_new(true).mode(item.mode).open(path)?;
+            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
             file.write_all(&item.bytes)?;
+            item.owner.take(&file)?;
+            // After the owner: changing that may clear bits, and a umask plays no part here.
+            file.set_permissions(fs::Permissions::from_mode(item.mode))?;
             file.sync_all()?;
         }
         File::open(version.path())?.sync_all()?;
         let name = version.path().file_name().unwrap_or_default().to_owned();
-        self.link(Path::new(&name), DATA)?;
+        self.link(Path::new(&name), data)?;
         // From here on the new set is the truth; the rest is tidying.
         let _kept: PathBuf = version.keep();
         self.lock.sync_all()?;
         for item in items {
-            let wanted = Path::new(DATA).join(&item.name);
+            let wanted = Path::new(data).join(&item.name);
             let there = self.path.join(&item.name);
             if fs::read_link(&there).ok().as_deref() != Some(wanted.as_path()) {
                 self.link(&wanted, &item.name)?;
             }
         }
-        self.sweep(items, Path::new(&name))?;
+        self.sweep(items, &[Some(PathBuf::from(&name)), previous])?;
         self.lock.sync_all()
     }
 
@@ -148,15 +216,17 @@ impl Folder {
         fs::rename(&fresh, self.path.join(name))
     }
 
-    /// Removes links to files that are no more, and all generations but this one.
-    fn sweep(&self, items: &[Item], current: &Path) -> io::Result<()> {
+    /// Removes links to files that are no more, and all generations but these.
+    fn sweep(&self, items: &[Item], kept: &[Option<PathBuf>]) -> io::Result<()> {
         for entry in fs::read_dir(&self.path)? {
             let entry = entry?;
             let (name, path) = (entry.file_name(), entry.path());
             let text = name.to_string_lossy();
-            if text.starts_with(VERSION) && name != current.as_os_str() {
-                fs::remove_dir_all(path)?;
-            } else if fs::read_link(&path).is_ok_and(|target| target.starts_with(DATA))
+            if text.starts_with(VERSION) {
+                if !kept.iter().flatten().any(|kept| kept.as_os_str() == name) {
+                    fs::remove_dir_all(path)?;
+                }
+            } else if fs::read_link(&path).is_ok_and(|target| target.starts_with(self.layout.current))
                 && !items.iter().any(|item| *item.name == *text)
             {
                 fs::remove_file(path)?;
@@ -166,12 +236,13 @@ impl Folder {
     }
 }
 
-const DATA: &str = "..data";
 const VERSION: &str = "..v-";
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const DATA: &str = Layout::PRIVATE.current;
 
     fn names(dir: &Path) -> Vec<String> {
         let mut names: Vec<String> = fs::read_dir(dir)
@@ -191,7 +262,7 @@ mod tests {
     fn keys_are_for_the_owner_only() {
         let dir = tempfile::tempdir().expect("tempdir");
         let place = dir.path().join("new/place");
-        let folder = Folder::open(&place).expect("open");
+        let folder = Folder::open(&place, Layout::PRIVATE).expect("open");
         folder.replace(&pair("1")).expect("write");
         let mode = |path: &Path| fs::metadata(path).expect("stat").mode() & 0o777;
         assert_eq!(mode(&place), 0o700);
@@ -203,7 +274,7 @@ mod tests {
     fn a_reader_of_one_generation_never_sees_a_mixed_pair() {
         let dir = tempfile::tempdir().expect("tempdir");
         let place = dir.path().join("p");
-        let folder = Folder::open(&place).expect("open");
+        let folder = Folder::open(&place, Layout::PRIVATE).expect("open");
         folder.replace(&pair("0")).expect("write");
         std::thread::scope(|scope| {
             let writer = scope.spawn(|| {
@@ -226,12 +297,12 @@ mod tests {
     fn a_crash_before_the_switch_leaves_the_old_pair_and_the_next_write_tidies_up() {
         let dir = tempfile::tempdir().expect("tempdir");
         let place = dir.path().join("p");
-        Folder::open(&place).expect("open").replace(&pair("old")).expect("write");
+        Folder::open(&place, Layout::PRIVATE).expect("open").replace(&pair("old")).expect("write");
         fs::create_dir(place.join("..v-half")).expect("mkdir");
         fs::write(place.join("..v-half/svid.0.pem"), "half").expect("write");
         symlink("..v-half", place.join("..fresh")).expect("symlink");
         assert_eq!(fs::read_to_string(place.join("svid.0.pem")).expect("read"), "old");
-        Folder::open(&place).expect("open").replace(&pair("new")).expect("write");
+        Folder::open(&place, Layout::PRIVATE).expect("open").replace(&pair("new")).expect("write");
         assert_eq!(fs::read_to_string(place.join("svid.0.pem")).expect("read"), "new");
         assert_eq!(fs::read_dir(&place).expect("read").count(), 4, "..data, one generation, two links");
     }
@@ -240,7 +311,7 @@ mod tests {
     fn withdrawn_files_go_and_strangers_stay() {
         let dir = tempfile::tempdir().expect("tempdir");
         let place = dir.path().join("p");
-        let folder = Folder::open(&place).expect("open");
+        let folder = Folder::open(&place, Layout::PRIVATE).expect("open");
         fs::write(place.join("README"), "mine").expect("write");
         fs::write(place.join("svid.0.pem"), "a plain file from another tool").expect("write");
         folder.replace(&pair("1")).expect("write");
@@ -255,7 +326,10 @@ mod tests {
         let dir = tempfile::tempdir().expect("tempdir");
         for mode in [0o777, 0o1777, 0o770, 0o702] {
             fs::set_permissions(dir.path(), fs::Permissions::from_mode(mode)).expect("chmod");
-            assert!(matches!(Folder::open(dir.path()), Err(WriteError::Unsafe { .. })), "{mode:o}");
+            assert!(
+                matches!(Folder::open(dir.path(), Layout::PRIVATE), Err(WriteError::Unsafe { .. })),
+                "{mode:o}"
+            );
         }
     }
 
@@ -263,9 +337,29 @@ mod tests {
     fn two_writers_are_kept_apart() {
         let dir = tempfile::tempdir().expect("tempdir");
         let place = dir.path().join("p");
-        let first = Folder::open(&place).expect("open");
-        assert!(matches!(Folder::open(&place), Err(WriteError::Busy { .. })));
+        let first = Folder::open(&place, Layout::PRIVATE).expect("open");
+        assert!(matches!(Folder::open(&place, Layout::PRIVATE), Err(WriteError::Busy { .. })));
         drop(first);
-        Folder::open(&place).expect("free again");
+        Folder::open(&place, Layout::PRIVATE).expect("free again");
+    }
+
+    #[test]
+    fn a_shared_folder_keeps_one_set_for_late_readers_until_the_identity_ends() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let place = dir.path().join("p");
+        let folder = Folder::open(&place, Layout::SHARED).expect("open");
+        assert_eq!(fs::metadata(&place).expect("stat").mode() & 0o777, 0o755);
+        for generation in ["1", "2", "3"] {
+            folder.replace(&pair(generation)).expect("write");
+        }
+        assert_eq!(fs::read_to_string(place.join("current/svid.0.pem")).expect("read"), "3");
+        let sets = || {
+            let names = fs::read_dir(&place).expect("read").map(|entry| entry.expect("entry").file_name());
+            names.filter(|name| name.to_string_lossy().starts_with(VERSION)).count()
+        };
+        assert_eq!(sets(), 2);
+        folder.reduce(&pair("3")[1..]).expect("write");
+        assert_eq!(sets(), 1, "no old key stays");
+        assert_eq!(names(&place), ["current", "svid.0.pem"]);
     }
 }

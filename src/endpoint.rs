@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 /// A parsed endpoint.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) enum Endpoint {
+pub enum Endpoint {
     /// `unix:///absolute/path`, percent-decoded.
     Unix(PathBuf),
     /// `tcp://IP:PORT`: understood, never used (see [`EndpointError::Tcp`]).
@@ -17,7 +17,7 @@ pub(crate) enum Endpoint {
 
 /// Whoever set the endpoint got its form wrong.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-pub(crate) enum EndpointError {
+pub enum EndpointError {
     /// The value is empty.
     #[error("{from} is empty")]
     Empty {
@@ -48,7 +48,10 @@ pub(crate) enum EndpointError {
 
 impl Endpoint {
     /// Parses `value`; `from` names the variable or flag in errors.
-    pub(crate) fn parse(value: &str, from: &'static str) -> Result<Self, EndpointError> {
+    ///
+    /// # Errors
+    /// The form is none of the specification's.
+    pub fn parse(value: &str, from: &'static str) -> Result<Self, EndpointError> {
         if value.is_empty() {
             return Err(EndpointError::Empty { from });
         }
@@ -56,7 +59,10 @@ impl Endpoint {
     }
 
     /// The socket's path; a TCP endpoint is refused in plain words.
-    pub(crate) fn into_path(self, from: &'static str) -> Result<PathBuf, EndpointError> {
+    ///
+    /// # Errors
+    /// [`EndpointError::Tcp`].
+    pub fn into_path(self, from: &'static str) -> Result<PathBuf, EndpointError> {
         match self {
             Self::Unix(path) => Ok(path),
             Self::Tcp(at) => Err(EndpointError::Tcp { from, at }),
