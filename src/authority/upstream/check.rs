@@ -329,8 +329,8 @@ pub(in crate::authority) fn is_by_any<'a>(
         let Ok(issuer) = EndEntityCert::try_from(&der) else { return false };
         let (message, signature) = (crl.tbs_cert_list.as_ref(), crl.signature_value.data.as_ref());
         let verifies =
-            |algorithm: &&_| issuer.verify_signature(*algorithm, message, signature).is_ok();
-        named && webpki::ALL_VERIFICATION_ALGS.iter().any(|algorithm| verifies(&algorithm))
+            |algorithm: &_| issuer.verify_signature(*algorithm, message, signature).is_ok();
+        named && webpki::ALL_VERIFICATION_ALGS.iter().any(|algorithm| verifies(algorithm))
     })
 }
 
@@ -353,7 +353,7 @@ pub(in crate::authority) fn crl_issuer(crl: &[u8]) -> Option<KeyId> {
 
 fn parse<'a>(der: &'a [u8], what: &'static str) -> Result<X509Certificate<'a>, AnswerFault> {
     match X509Certificate::from_der(der) {
-        Ok((rest, one)) if rest.is_empty() => Ok(one),
+        Ok(([], one)) => Ok(one),
         _ => Err(AnswerFault::Unreadable(what)),
     }
 }

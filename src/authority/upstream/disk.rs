@@ -183,7 +183,7 @@ impl DiskUpstream {
         let since: BTreeMap<&Vec<u8>, u64> = before.iter().map(|(serial, at)| (serial, *at)).collect();
         match revoked::read(&self.paths.revoked) {
             Ok(Some(all)) => {
-                let at = |serial, time: Option<u64>| time.or(since.get(serial).copied()).unwrap_or(now);
+                let at = |serial, time: Option<u64>| time.or_else(|| since.get(serial).copied()).unwrap_or(now);
                 (all.iter().map(|(serial, time)| (serial.clone(), at(serial, *time).min(now))).collect(), None)
             }
             Ok(None) if before.is_empty() => (Vec::new(), None),
