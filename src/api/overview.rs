@@ -96,9 +96,16 @@ impl Sources {
     /// What holds readiness back, and what is amiss without doing so: others' outages are not ours.
     fn concerns(&self) -> Vec<String> {
         let mut all = self.readiness.concerns();
+        all.extend(self.upstream(&all));
         all.extend(self.federation.concerns());
         all.extend(self.unknown_domains());
         all
+    }
+
+    /// What is amiss with the upstream, unless it has become a concern of its own.
+    fn upstream(&self, concerns: &[String]) -> Option<String> {
+        let told = format!("upstream: {}", self.workloads.upstream_trouble()?);
+        (!concerns.iter().any(|one| one.starts_with("upstream: "))).then_some(told)
     }
 
     /// Entries that federate with a trust domain of which nothing is known (and nothing will be).

@@ -10,8 +10,11 @@ use crate::authority::{
     AuthoritySet, AuthoritySettings, Change, Custody, Disk, Journal, KeyStore, KeyType, Memory, Protection,
     X509Authority,
 };
+use crate::authority::upstream::{DiskPaths, DiskUpstream, Upstream};
 use crate::clock::unix_seconds;
-use crate::config::{Config, JwtKeyType, Passphrase, Storage, WitKeyType, X509KeyType};
+use crate::config::{
+    Config, JwtKeyType, Passphrase, Storage, UpstreamSettings, WitKeyType, X509KeyType,
+};
 use crate::files::{self, TrustRules};
 use crate::id::{KeyId, LeaseId};
 use crate::ledger::{CrlMark, IntegrityCheck, Ledger, LedgerPlace, Row, State};
@@ -63,7 +66,8 @@ pub(super) fn open(config: &Config, now: SystemTime) -> Result<Stored, StartErro
         // The ledger's lock is ours by now: nobody else writes here.
         sweep(dir);
     }
-    let (mut custody, mut changes) = Custody::open(keys, journal, settings(config), unix_seconds(now))?;
+    let (mut custody, mut changes) =
+        Custody::open_under(keys, journal, settings(config), upstream(config), unix_seconds(now))?;
     let mut authorities = custody.set().ok_or(StartError::NoAuthorities)?;
     if !is_known(config, &custody, &authorities, &changes, &ledger) {
         tracing::warn!("the ledger has never seen these signing keys: making new ones");
@@ -112,6 +116,12 @@ fn settings(config: &Config) -> AuthoritySettings {
         ttl: config.authority.ttl,
         lead: config.authority.lead,
     }
+}
+
+fn upstream(config: &Config) -> Option<Arc<dyn Upstream>> {
+    let UpstreamSettings::Disk { certificate, key, revoked } = config.upstream.clone()?;
+    let paths = DiskPaths { certificate, key, revoked };
+    Some(Arc::new(DiskUpstream::new(paths, config.trust_domain.clone())))
 }
 
 fn protection(config: &Config) -> Result<Protection, StartError> {

@@ -14,6 +14,7 @@ use super::journal::JournalFault;
 use super::keys::{KeyType, Signer, SigningKey, verify};
 use super::life::{Inconsistent, Refused};
 use super::store::StoreError;
+use super::upstream::UpstreamError;
 use super::x509::AuthorityError;
 use crate::clock::from_unix_seconds;
 use crate::id::TrustDomain;
@@ -74,6 +75,9 @@ pub enum LoadError {
     /// The order does not fit.
     #[error(transparent)]
     Refused(#[from] Refused),
+    /// The upstream gave no certificate.
+    #[error(transparent)]
+    Upstream(UpstreamError),
 }
 
 /// What is wrong with an authority that was found.
@@ -118,6 +122,27 @@ pub(super) fn certificate(
     let seconds = |at: x509_parser::time::ASN1Time| u64::try_from(at.timestamp()).unwrap_or(0);
     let validity = parsed.validity();
     Ok((seconds(validity.not_before), seconds(validity.not_after)))
+}
+
+/// Checks the certificate that an upstream gave, when it is found again: key, kind and trust domain. Who signed it
+/// was looked at when it came, and the journal's sum covers it.
+pub(super) fn issued(
+    der: &[u8],
+    key: &Arc<dyn SigningKey>,
+    trust_domain: &TrustDomain,
+) -> Result<(u64, u64), Unusable> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(der).ok().ok_or(Unusable::Malformed)?;
+    if !parsed.is_ca() {
+        return Err(Unusable::Malformed);
+    }
+    if parsed.public_key().raw != Signer(Arc::clone(key)).subject_public_key_info() {
+        return Err(Unusable::KeyMismatch);
+    }
+    if !names(&parsed, trust_domain) {
+        return Err(Unusable::TrustDomain(trust_domain.clone()));
+    }
+    let seconds = |at: x509_parser::time::ASN1Time| u64::try_from(at.timestamp()).unwrap_or(0);
+    Ok((seconds(parsed.validity().not_before), seconds(parsed.validity().not_after)))
 }
 
 /// Whether its one URI is the trust domain's own ID.

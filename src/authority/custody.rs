@@ -8,21 +8,25 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use mayfly_attestors::failpoint;
 
 use super::check::{self, AuthoritySettings, LoadError, Unusable};
-use super::journal::{Content, Journal, Line};
+use super::journal::{Content, Journal, Line, from_text, to_text};
 use super::jws::{JwsAuthority, JwsUse};
 use super::keys::{KeyType, SigningKey, refused};
 use super::life::{AuthorityKind, Life, LifeSettings, Moment, Record, Revoking, Step};
 use super::store::{KeyStore, Memory, name_of};
+use super::upstream::Upstream;
 use super::x509::{AuthorityError, BACKDATE, X509Authority, self_sign};
 use super::{AuthoritySet, State, takeover};
 use crate::clock::{from_unix_seconds, unix_seconds};
 use crate::id::LeaseId;
+
+mod under;
+
+use self::under::Under;
+pub use self::under::Trouble;
 
 /// All authorities of this agent, durable.
 #[derive(Debug)]
@@ -32,6 +36,9 @@ pub struct Custody {
     settings: AuthoritySettings,
     life: Life,
     held: BTreeMap<String, Held>,
+    under: Option<Under>,
+    /// The last CRL of each authority above ours.
+    parent_crls: Vec<Bytes>,
 }
 
 /// What a step changed, for the audit log and for people.
@@ -68,6 +75,21 @@ impl Custody {
         settings: AuthoritySettings,
         now: u64,
     ) -> Result<(Self, Vec<Change>), LoadError> {
+        Self::open_under(keys, journal, settings, None, now)
+    }
+
+    /// As [`Custody::open`], with the X.509 authority's certificates from that upstream. One that fails keeps
+    /// nobody from starting while there is a certificate of an earlier run.
+    ///
+    /// # Errors
+    /// [`LoadError`].
+    pub fn open_under(
+        keys: Arc<dyn KeyStore>,
+        journal: Journal,
+        settings: AuthoritySettings,
+        upstream: Option<Arc<dyn Upstream>>,
+        now: u64,
+    ) -> Result<(Self, Vec<Change>), LoadError> {
         let content = match journal.read()? {
             Some(content) => content.map_err(|fault| LoadError::Journal { place: journal.place(), fault })?,
             None => match takeover::content(&keys, &journal, &settings)? {
@@ -85,11 +107,15 @@ impl Custody {
         }
         let lines = content.authorities;
         let records = lines.iter().map(|line| line.record.clone()).collect();
-        let life = Life::restore(records, life_settings(&settings), now)
+        let malformed = || LoadError::Unusable { place: journal.place(), why: Unusable::Malformed };
+        let parent_crls = from_text(&content.parent_crls).ok_or_else(malformed)?;
+        let life = Life::restore(records, life_settings(&settings, upstream.is_some()), now)
             .map_err(|why| LoadError::Inconsistent { place: journal.place(), why })?;
-        let mut custody = Self { keys, journal, settings, life, held: BTreeMap::new() };
+        let (held, under) = (BTreeMap::new(), upstream.map(Under::new));
+        let mut custody = Self { keys, journal, settings, life, held, under, parent_crls };
         let is_news = !lines.iter().map(|line| &line.record).eq(custody.life.records());
         custody.open_keys(lines, now)?;
+        custody.mark_trusted();
         if is_news {
             // A kind was switched off. Its keys go only after the journal says so.
             custody.write(|_| Ok(()))?;
@@ -113,7 +139,7 @@ impl Custody {
                 Authority::Jws(one) => tokens.push(one.in_state(record.state)),
             }
         }
-        AuthoritySet::new(x509, tokens)
+        Some(AuthoritySet::new(x509, tokens)?.with_parent_crls(self.parents()))
     }
 
     /// What is in [`Custody::set`] is in verifiers' reach from now on.
@@ -126,9 +152,22 @@ impl Custody {
     /// # Errors
     /// [`LoadError`]; the step was not taken.
     pub fn tend(&mut self, now: Moment) -> Result<Option<Change>, LoadError> {
-        match self.life.due(now) {
+        if self.has_moved(now) {
+            match self.prepare(AuthorityKind::X509, now.wall) {
+                Ok(change) => return Ok(Some(change)),
+                Err(error) => self.endure(error, now.up)?,
+            }
+        }
+        match self.life.due_without(now, self.kept_back(now)) {
             None => Ok(None),
-            Some(Step::Prepare(kind)) => self.prepare(kind, now.wall).map(Some),
+            Some(Step::Prepare(kind)) => match self.prepare(kind, now.wall) {
+                Ok(change) => Ok(Some(change)),
+                Err(error) => {
+                    self.endure(error, now.up)?;
+                    // It is kept back now; what else is due must not wait for it.
+                    self.tend(now)
+                }
+            },
             Some(Step::Activate { id, hurried }) => {
                 let change = self.commit(&id, |life| {
                     life.take_over(&id, now.wall);
@@ -155,17 +194,20 @@ impl Custody {
         self.life.may_prepare(kind)?;
         let key = self.keys.generate(kind, self.key_type(kind))?;
         failpoint::hit("life.after_key");
-        let held = self.found(kind, key, now)?;
-        let record = held.line.record.clone();
-        let id = record.id.clone();
-        self.held.insert(id.clone(), held);
-        let added = self.commit(&id, |life| Ok(life.add(record)?));
-        if added.is_err() {
+        let id = name_of(kind, &key)?;
+        let added = self.found(kind, key, now).and_then(|(held, crls)| {
+            let record = held.line.record.clone();
+            self.held.insert(id.clone(), held);
+            self.write_with(&crls, |life| Ok(life.add(record)?))
+        });
+        if let Err(error) = added {
             self.held.remove(&id);
             // An orphan that stays is swept at the next start.
             self.keys.remove(kind, &id).ok();
+            return Err(error);
         }
-        added
+        self.mark_trusted();
+        self.change(&id)
     }
 
     /// Lets the prepared authority sign.
@@ -197,7 +239,10 @@ impl Custody {
     /// # Errors
     /// As [`Custody::activate`].
     pub fn revoke(&mut self, id: &str, now: u64) -> Result<(Change, Revoking), LoadError> {
-        let mut revoking = Revoking::Done;
+        let mut revoking = self.life.clone().revoke(id, now)?;
+        if revoking == Revoking::Done {
+            self.disown(id, now)?;
+        }
         let change = self.commit(id, |life| {
             revoking = life.revoke(id, now)?;
             Ok(())
@@ -210,6 +255,7 @@ impl Custody {
     /// # Errors
     /// As [`Custody::activate`].
     pub fn finish(&mut self, id: &str, now: u64) -> Result<Change, LoadError> {
+        self.disown(id, now)?;
         self.commit(id, |life| {
             life.finish(id, now);
             Ok(())
@@ -221,6 +267,9 @@ impl Custody {
     /// # Errors
     /// [`LoadError`]; the next start goes on from wherever it failed.
     pub fn condemn(&mut self, now: u64) -> Result<Vec<Change>, LoadError> {
+        for id in self.held.keys().cloned().collect::<Vec<_>>() {
+            self.disown(&id, now)?;
+        }
         self.write(|life| {
             life.condemn(now);
             Ok(())
@@ -245,6 +294,10 @@ impl Custody {
         step: impl FnOnce(&mut Life) -> Result<(), LoadError>,
     ) -> Result<Change, LoadError> {
         self.write(step)?;
+        self.change(id)
+    }
+
+    fn change(&self, id: &str) -> Result<Change, LoadError> {
         let record = self.record(id).ok_or_else(|| super::life::Refused::Unknown(id.to_owned()))?;
         Ok(Change { record, hurried: false })
     }
@@ -259,13 +312,14 @@ impl Custody {
         step(&mut next)?;
         let line = |record: &Record| {
             let held = self.held.get(&record.id).map(|held| held.line.clone());
-            let bare = || Line { record: record.clone(), not_before: 0, chain: Vec::new() };
+            let bare = || Line { record: record.clone(), not_before: 0, chain: Vec::new(), roots: Vec::new() };
             Line { record: record.clone(), ..held.unwrap_or_else(bare) }
         };
         let authorities = next.records().iter().map(line).collect();
         let trust_domain = self.settings.trust_domain.to_string();
         failpoint::hit("life.before_journal");
-        self.journal.write(&Content { trust_domain, authorities })?;
+        let parent_crls = to_text(&self.parent_crls);
+        self.journal.write(&Content { trust_domain, authorities, parent_crls })?;
         failpoint::hit("life.after_journal");
         self.life = next;
         self.drop_gone();
@@ -330,15 +384,17 @@ impl Custody {
             AuthorityKind::Jwt => JwsUse::JwtSvid,
             AuthorityKind::Wit => JwsUse::WitSvid,
             AuthorityKind::X509 => {
-                let Some(der) = line.chain.first().and_then(|text| STANDARD.decode(text).ok()) else {
-                    return Ok(None);
+                let Some(path) = line.path() else { return Ok(None) };
+                let Some(der) = path.chain.first() else { return Ok(None) };
+                let found = match path.roots.as_slice() {
+                    [] => check::certificate(der, &key, true, &domain),
+                    _ => check::issued(der, &key, &domain),
                 };
-                let found = check::certificate(&der, &key, true, &domain)
-                    .map_err(|why| LoadError::Unusable { place: self.journal.place(), why })?;
+                let found = found.map_err(|why| LoadError::Unusable { place: self.journal.place(), why })?;
                 if found != validity {
                     return Ok(None);
                 }
-                let one = X509Authority::assemble(key, domain, Bytes::from(der), times, record.state)?;
+                let one = X509Authority::assemble(key, domain, path, times, record.state)?;
                 return Ok(Some(Held { authority: Authority::X509(one), line }));
             }
         };
@@ -346,8 +402,18 @@ impl Custody {
         Ok(Some(Held { authority: Authority::Jws(one), line }))
     }
 
-    /// A new authority with that key, from now on.
-    fn found(&self, kind: AuthorityKind, key: Arc<dyn SigningKey>, now: u64) -> Result<Held, LoadError> {
+    /// A new authority with that key, from now on, and the CRLs that come with it.
+    fn found(
+        &mut self,
+        kind: AuthorityKind,
+        key: Arc<dyn SigningKey>,
+        now: u64,
+    ) -> Result<(Held, Vec<Bytes>), LoadError> {
+        if kind == AuthorityKind::X509
+            && let Some(found) = self.found_above(&key, now)?
+        {
+            return Ok(found);
+        }
         let at = from_unix_seconds(now);
         let not_before = unix_seconds(at.checked_sub(BACKDATE).unwrap_or(at));
         let not_after = at.checked_add(self.settings.ttl).map(unix_seconds).ok_or(AuthorityError::Time)?;
@@ -358,13 +424,13 @@ impl Custody {
                 let validity = check::times((not_before, not_after));
                 let serial = LeaseId::from_random(serial);
                 let der = self_sign(&key, &self.settings.trust_domain, validity, serial)?;
-                vec![STANDARD.encode(der)]
+                to_text(&[der])
             }
             AuthorityKind::Jwt | AuthorityKind::Wit => Vec::new(),
         };
         let record = Record::prepared(kind, name_of(kind, &key)?, not_after, now);
-        let held = self.assemble(key, Line { record, not_before, chain })?;
-        held.ok_or(LoadError::Make(AuthorityError::Time))
+        let held = self.assemble(key, Line { record, not_before, chain, roots: Vec::new() })?;
+        Ok((held.ok_or(LoadError::Make(AuthorityError::Time))?, Vec::new()))
     }
 
     fn key_type(&self, kind: AuthorityKind) -> KeyType {
@@ -386,8 +452,9 @@ pub fn in_memory(settings: &AuthoritySettings, now: SystemTime) -> Result<Author
     custody.set().ok_or(LoadError::Make(AuthorityError::Time))
 }
 
-fn life_settings(settings: &AuthoritySettings) -> LifeSettings {
+fn life_settings(settings: &AuthoritySettings, is_under: bool) -> LifeSettings {
     let mut kinds = vec![AuthorityKind::X509, AuthorityKind::Jwt];
     kinds.extend(settings.wit_key.map(|_| AuthorityKind::Wit));
-    LifeSettings { kinds, lead: settings.lead }
+    let prompt = if is_under { vec![AuthorityKind::X509] } else { Vec::new() };
+    LifeSettings { kinds, lead: settings.lead, prompt }
 }

@@ -8,10 +8,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use aws_lc_rs::digest::{SHA256, digest};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::life::Record;
 use super::store::{DIRECTORY, StoreError};
+use super::x509::CaPath;
 use crate::files::{self, TrustRules};
 use crate::id::TrustDomain;
 
@@ -25,6 +29,24 @@ pub(super) struct Line {
     /// Of an X.509 authority: its certificate and those above it short of the trust anchor, DER in base64.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) chain: Vec<String>,
+    /// The trust anchors above it; none when it is self-signed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) roots: Vec<String>,
+}
+
+impl Line {
+    /// The certificates; `None` when one is not base64.
+    pub(super) fn path(&self) -> Option<CaPath> {
+        Some(CaPath { chain: from_text(&self.chain)?, roots: from_text(&self.roots)? })
+    }
+}
+
+pub(super) fn to_text(all: &[Bytes]) -> Vec<String> {
+    all.iter().map(|der| STANDARD.encode(der)).collect()
+}
+
+pub(super) fn from_text(all: &[String]) -> Option<Vec<Bytes>> {
+    all.iter().map(|text| STANDARD.decode(text).ok().map(Bytes::from)).collect()
 }
 
 /// The whole journal.
@@ -32,6 +54,9 @@ pub(super) struct Line {
 pub(super) struct Content {
     pub(super) trust_domain: TrustDomainText,
     pub(super) authorities: Vec<Line>,
+    /// The last CRL of each certificate authority above ours, DER in base64.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) parent_crls: Vec<String>,
 }
 
 type TrustDomainText = String;
@@ -47,7 +72,7 @@ struct Document {
 
 impl Content {
     pub(super) fn empty(trust_domain: &TrustDomain) -> Self {
-        Self { trust_domain: trust_domain.to_string(), authorities: Vec::new() }
+        Self { trust_domain: trust_domain.to_string(), authorities: Vec::new(), parent_crls: Vec::new() }
     }
 }
 
@@ -172,8 +197,8 @@ mod tests {
 
     fn content() -> Content {
         let record = Record::prepared(AuthorityKind::Jwt, "kid".to_owned(), 2_000, 1_000);
-        let line = Line { record, not_before: 990, chain: vec!["AAAA".to_owned()] };
-        Content { trust_domain: "example.org".to_owned(), authorities: vec![line] }
+        let line = Line { record, not_before: 990, chain: vec!["AAAA".to_owned()], roots: vec![] };
+        Content { trust_domain: "example.org".to_owned(), authorities: vec![line], parent_crls: vec![] }
     }
 
     #[test]

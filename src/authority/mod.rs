@@ -16,6 +16,7 @@ mod protect;
 mod set;
 mod store;
 mod takeover;
+pub mod upstream;
 mod x509;
 
 #[cfg(test)]
@@ -26,7 +27,7 @@ pub(crate) mod testing;
 mod tests;
 
 pub use self::check::{AuthoritySettings, LoadError, Unusable};
-pub use self::custody::{Change, Custody, in_memory};
+pub use self::custody::{Change, Custody, Trouble, in_memory};
 pub use self::journal::{Journal, JournalFault};
 pub use self::jwk::{BundleError, JwsAlgorithm, JwtBundle, JwtBundles, JwtKey, KeyRefusal};
 pub use self::jws::{JwsAuthority, JwsUse};
@@ -34,7 +35,7 @@ pub use self::keys::{CryptoError, KeyType, SignatureForm, SigningKey, UnknownKey
 pub use self::life::AuthorityKind;
 pub use self::proof_key::{ConfirmationFault, ConfirmationKey, ProofKey};
 pub use self::protect::{EmptyPassphrase, Protection, Unopened};
-pub use self::set::{Authorities, AuthoritySet};
+pub use self::set::{Authorities, AuthoritySet, ParentCrl};
 pub use self::store::{Disk, KeyStore, Memory, StoreError, name_of};
 pub use self::x509::{AuthorityError, BACKDATE, CrlProfile, LeafProfile, RevokedSerial, X509Authority};
 

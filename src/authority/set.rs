@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use tokio::sync::watch;
 
 use super::{JwsAuthority, JwsUse, State, X509Authority};
+use crate::id::KeyId;
 
 /// All authorities of the trust domain that this agent holds, those that were revoked left out. For each kind that
 /// is switched on exactly one is active; X.509 and JWT always are on. Never changes: see [`Authorities`].
@@ -16,6 +18,16 @@ pub struct AuthoritySet {
     active_x509: Arc<X509Authority>,
     active_jwt: Arc<JwsAuthority>,
     active_wit: Option<Arc<JwsAuthority>>,
+    parent_crls: Vec<ParentCrl>,
+}
+
+/// A CRL of a certificate authority above ours.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ParentCrl {
+    /// Its authority key identifier where that has the usual 20 bytes; otherwise the first 20 of its SHA-256.
+    pub issuer: KeyId,
+    /// The list, DER.
+    pub der: Bytes,
 }
 
 impl AuthoritySet {
@@ -30,7 +42,27 @@ impl AuthoritySet {
             [] => None,
             wit => Some(one(wit.iter().filter(|one| one.state() == State::Active))?),
         };
-        Some(Self { x509, jwt, wit, active_x509, active_jwt, active_wit })
+        Some(Self { x509, jwt, wit, active_x509, active_jwt, active_wit, parent_crls: Vec::new() })
+    }
+
+    pub(super) fn with_parent_crls(self, parent_crls: Vec<ParentCrl>) -> Self {
+        Self { parent_crls, ..self }
+    }
+
+    /// One CRL of each certificate authority above ours, as far as they publish any.
+    pub fn parent_crls(&self) -> &[ParentCrl] {
+        &self.parent_crls
+    }
+
+    /// The trust anchors of all X.509 authorities, DER, each once.
+    pub fn anchors(&self) -> Vec<Bytes> {
+        let mut all: Vec<Bytes> = Vec::new();
+        for anchor in self.x509.iter().flat_map(|one| one.anchors()) {
+            if !all.contains(anchor) {
+                all.push(anchor.clone());
+            }
+        }
+        all
     }
 
     /// The X.509 authority that signs now.

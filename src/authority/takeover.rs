@@ -51,7 +51,7 @@ pub(super) fn content(
             ..Record::prepared(kind, name_of(kind, &key)?, not_after, not_before)
         };
         let chain = if is_ca { vec![STANDARD.encode(&*certificate)] } else { Vec::new() };
-        content.authorities.push(Line { record, not_before, chain });
+        content.authorities.push(Line { record, not_before, chain, roots: Vec::new() });
     }
     Ok((!content.authorities.is_empty()).then_some(content))
 }

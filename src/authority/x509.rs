@@ -16,6 +16,8 @@ use rcgen::{
     SerialNumber,
 };
 use time::OffsetDateTime;
+use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::ParsedExtension;
 
 use super::State;
 use super::keys::{CryptoError, KeyType, Signer, SigningKey, WorkloadKey, key_id, verify};
@@ -48,13 +50,36 @@ pub enum AuthorityError {
     ForeignIdentity,
 }
 
+/// The certificates from an authority's own up to its trust anchors, DER.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(super) struct CaPath {
+    /// The authority's own first, then those above it short of the anchors.
+    pub(super) chain: Vec<Bytes>,
+    /// The anchors; none when the authority itself is the anchor.
+    pub(super) roots: Vec<Bytes>,
+}
+
+impl CaPath {
+    /// Certificate, intermediates one after the other, anchors.
+    fn split(self) -> Result<(Bytes, Bytes, Vec<Bytes>), AuthorityError> {
+        let certificate = self.chain.first().cloned().ok_or(rcgen::Error::CouldNotParseCertificate)?;
+        if self.roots.is_empty() {
+            return Ok((certificate.clone(), Bytes::new(), vec![certificate]));
+        }
+        Ok((certificate, self.chain.concat().into(), self.roots))
+    }
+}
+
 /// An X.509 signing key, its certificate and its state. Clones share the key.
 #[derive(Clone)]
 pub struct X509Authority {
     issuer: Arc<Issuer<'static, Signer>>,
     trust_domain: TrustDomain,
     key_id: KeyId,
+    subject_key_id: Bytes,
     certificate: Bytes,
+    intermediates: Bytes,
+    anchors: Vec<Bytes>,
     subject: Bytes,
     not_before: SystemTime,
     not_after: SystemTime,
@@ -62,23 +87,38 @@ pub struct X509Authority {
 }
 
 impl X509Authority {
-    /// Puts key and certificate together; the caller has checked that they belong together.
+    /// Puts key and certificates together; the caller has checked that they belong together.
     pub(super) fn assemble(
         key: Arc<dyn SigningKey>,
         trust_domain: TrustDomain,
-        certificate: Bytes,
+        path: CaPath,
         validity: (SystemTime, SystemTime),
         state: State,
     ) -> Result<Self, AuthorityError> {
         let key_id = key_id(&key);
+        let (certificate, intermediates, anchors) = path.split()?;
         let der = rustls::pki_types::CertificateDer::from(certificate.as_ref());
         // Name and key identifier as they stand in the certificate, byte for byte, not as we would write them.
         let issuer = Arc::new(Issuer::from_ca_cert_der(&der, Signer(key))?);
-        let subject = x509_parser::parse_x509_certificate(&certificate)
-            .map(|(_, parsed)| Bytes::copy_from_slice(parsed.subject().as_raw()))
+        let (_, parsed) = x509_parser::parse_x509_certificate(&certificate)
             .map_err(|_error| rcgen::Error::CouldNotParseCertificate)?;
+        let subject = Bytes::copy_from_slice(parsed.subject().as_raw());
+        let subject_key_id = subject_key_id(&parsed).ok_or(rcgen::Error::CouldNotParseCertificate)?;
+        let subject_key_id = Bytes::copy_from_slice(subject_key_id);
         let (not_before, not_after) = validity;
-        Ok(Self { issuer, trust_domain, key_id, certificate, subject, not_before, not_after, state })
+        Ok(Self {
+            issuer,
+            trust_domain,
+            key_id,
+            subject_key_id,
+            certificate,
+            intermediates,
+            anchors,
+            subject,
+            not_before,
+            not_after,
+            state,
+        })
     }
 
     /// The same key in another state.
@@ -86,12 +126,18 @@ impl X509Authority {
         Self { state, ..self.clone() }
     }
 
-    /// Subject key identifier of the certificate; authority key identifier of all it signs.
+    /// Its name everywhere in this agent: made from the public key. Also the subject key identifier, unless an
+    /// upstream chose another: see [`Self::subject_key_id`].
     pub fn key_id(&self) -> KeyId {
         self.key_id
     }
 
-    /// The self-signed certificate, DER.
+    /// Subject key identifier as it stands in the certificate; authority key identifier of all it signs.
+    pub fn subject_key_id(&self) -> &[u8] {
+        &self.subject_key_id
+    }
+
+    /// The certificate of its key, DER: self-signed, or by an upstream.
     pub fn certificate(&self) -> &Bytes {
         &self.certificate
     }
@@ -101,10 +147,15 @@ impl X509Authority {
         &self.subject
     }
 
-    /// What a workload gets after its leaf: intermediates up to, not including, the trust anchor. Empty while
-    /// the authority itself is the anchor.
+    /// What a workload gets after its leaf: intermediates up to, not including, the trust anchor, DER, one after
+    /// the other. Empty while the authority itself is the anchor.
     pub fn intermediates(&self) -> &[u8] {
-        &[]
+        &self.intermediates
+    }
+
+    /// The trust anchors of what it signs, DER: an upstream's roots, or its own certificate.
+    pub fn anchors(&self) -> &[Bytes] {
+        &self.anchors
     }
 
     /// Start of the certificate's validity.
@@ -183,7 +234,7 @@ impl X509Authority {
             crl_number: SerialNumber::from(profile.number),
             issuing_distribution_point: None,
             revoked_certs: revoked_certs.collect::<Result<_, AuthorityError>>()?,
-            key_identifier_method: KeyIdMethod::PreSpecified(self.key_id.as_bytes().to_vec()),
+            key_identifier_method: KeyIdMethod::PreSpecified(self.subject_key_id.to_vec()),
         };
         Ok(Bytes::from(params.signed_by(self.issuer.as_ref())?.der().to_vec()))
     }
@@ -249,16 +300,50 @@ pub(super) fn self_sign(
     validity: (SystemTime, SystemTime),
     serial: LeaseId,
 ) -> Result<Bytes, AuthorityError> {
-    let key_id = key_id(key);
+    let params = ca_params(key_id(key), trust_domain, validity, serial)?;
+    Ok(Bytes::from(params.self_signed(&Signer(Arc::clone(key)))?.der().to_vec()))
+}
+
+/// A request for a certificate of that key, PKCS#10 DER: name, URI, CA with path length 0.
+pub(super) fn request(key: &Arc<dyn SigningKey>, trust_domain: &TrustDomain) -> Result<Bytes, AuthorityError> {
+    let mut params = CertificateParams::default();
+    describe(&mut params, key_id(key), trust_domain)?;
+    Ok(Bytes::from(params.serialize_request(&Signer(Arc::clone(key)))?.der().to_vec()))
+}
+
+/// The profile of an authority's certificate, whoever signs it.
+pub(super) fn ca_params(
+    key_id: KeyId,
+    trust_domain: &TrustDomain,
+    validity: (SystemTime, SystemTime),
+    serial: LeaseId,
+) -> Result<CertificateParams, AuthorityError> {
     let mut params = CertificateParams::default();
     params.serial_number = Some(SerialNumber::from_slice(serial.as_bytes()));
     (params.not_before, params.not_after) = (date(validity.0)?, date(validity.1)?);
+    describe(&mut params, key_id, trust_domain)?;
+    params.key_identifier_method = KeyIdMethod::PreSpecified(key_id.as_bytes().to_vec());
+    Ok(params)
+}
+
+fn describe(
+    params: &mut CertificateParams,
+    key_id: KeyId,
+    trust_domain: &TrustDomain,
+) -> Result<(), AuthorityError> {
     params.distinguished_name = authority_subject(trust_domain, key_id)?;
     params.subject_alt_names = vec![SanType::URI(trust_domain.id().as_str().try_into()?)];
-    params.key_identifier_method = KeyIdMethod::PreSpecified(key_id.as_bytes().to_vec());
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    Ok(Bytes::from(params.self_signed(&Signer(Arc::clone(key)))?.der().to_vec()))
+    Ok(())
+}
+
+/// The subject key identifier that a certificate bears.
+pub(super) fn subject_key_id<'a>(certificate: &'a X509Certificate<'_>) -> Option<&'a [u8]> {
+    certificate.extensions().iter().find_map(|extension| match extension.parsed_extension() {
+        ParsedExtension::SubjectKeyIdentifier(id) => Some(id.0),
+        _ => None,
+    })
 }
 
 /// Unique per key: the key identifier is part of it. Two keys under one name would make webpki check a CRL
@@ -287,7 +372,7 @@ fn leaf_subject(dns_names: &[String]) -> DistinguishedName {
     subject
 }
 
-fn date(at: SystemTime) -> Result<OffsetDateTime, AuthorityError> {
+pub(super) fn date(at: SystemTime) -> Result<OffsetDateTime, AuthorityError> {
     i64::try_from(unix_seconds(at))
         .ok()
         .and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok())

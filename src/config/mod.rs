@@ -8,6 +8,7 @@ mod resolve;
 mod sds;
 mod settings;
 mod show;
+mod upstream;
 mod web;
 mod wit;
 
@@ -22,6 +23,7 @@ pub use self::settings::{
     LimitSettings, Passphrase, RevocationSettings, ShutdownSettings, SocketSettings, Storage, X509KeyType,
     X509Settings,
 };
+pub use self::upstream::UpstreamSettings;
 pub use self::web::{BundleEndpointSettings, BundleSettings, EndpointProfile, HttpSettings};
 pub use self::wit::{WitKeyType, WitSettings};
 use crate::diag::{MAX_TOML_BYTES, Problem, Problems};

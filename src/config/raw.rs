@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::federation::RawFederation;
 use super::sds::RawSds;
 use super::settings::{JwtKeyType, X509KeyType};
+use super::upstream::RawUpstream;
 use super::web::RawWeb;
 use super::wit::RawWit;
 use crate::diag::{Found, Problems, Table, read_toml};
@@ -33,6 +34,7 @@ pub struct RawConfig {
     pub(super) sds: RawSds,
     pub(super) federation: Vec<RawFederation>,
     pub(super) web: RawWeb,
+    pub(super) upstream: RawUpstream,
 }
 
 #[derive(Debug)]
@@ -150,6 +152,7 @@ impl RawConfig {
             sds: table.section("sds", RawSds::read),
             federation: table.tables("federation", RawFederation::read).unwrap_or_default(),
             web: RawWeb::read(table),
+            upstream: RawUpstream::read(table),
         }
     }
 }

@@ -22,6 +22,7 @@ impl RawConfig {
         let data_dir = self.data_dir.map_or_else(|| PathBuf::from(DATA_DIR), |dir| dir.value);
         let entries_dir = self.entries_dir.map_or_else(|| PathBuf::from(ENTRIES_DIR), |dir| dir.value);
         let audit = self.audit_path.map_or_else(|| data_dir.join("audit.jsonl"), |path| path.value);
+        let upstream = self.upstream.resolve(&data_dir, problems);
         let sockets = sockets(self.sockets, problems);
         let x509_ttl = or(self.x509.ttl, &LEAF_TTL, X509_TTL, problems);
         let x509_key = self.x509.key_type.map_or(X509KeyType::EcP256, |found| found.value);
@@ -62,6 +63,7 @@ impl RawConfig {
             bundle_endpoint: web.bundle_endpoint,
             bundle: web.bundle,
             status_list_uri: web.status_list_uri,
+            upstream,
         })
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::federation::FederationSettings;
 use super::sds::SdsSettings;
+use super::upstream::UpstreamSettings;
 use super::web::{BundleEndpointSettings, BundleSettings, HttpSettings};
 use super::wit::WitSettings;
 use crate::id::TrustDomain;
@@ -53,6 +54,8 @@ pub struct Config {
     pub bundle: BundleSettings,
     /// `[status_list] uri`: below it verifiers find the lists that tokens name; `None` = tokens name none.
     pub status_list_uri: Option<String>,
+    /// `[upstream.…]`: who signs the X.509 authority's certificate; `None` = it does so itself.
+    pub upstream: Option<UpstreamSettings>,
 }
 
 /// Where keys, the ledger and published CRLs live.

@@ -36,6 +36,7 @@ impl fmt::Display for Config {
         writeln!(f, "\n[log]\nformat = \"{format}\"\nlevel = \"{level}\"")?;
         writeln!(f, "\n[shutdown]\ngrace = \"{}\"", Time(self.shutdown.grace))?;
         write!(f, "{}", self.sds)?;
+        self.upstream.iter().try_for_each(|upstream| write!(f, "{upstream}"))?;
         self.web(f)?;
         self.federation.iter().try_for_each(|relationship| write!(f, "{relationship}"))
     }

@@ -113,7 +113,7 @@ pub fn lint(authority: &X509Authority, crl: &Crl, revoked: &[RevokedSerial]) -> 
 pub(super) fn read_back(authority: &X509Authority, der: &[u8]) -> Result<LastCrl, CrlFault> {
     let (rest, crl) = x509_parser::parse_x509_crl(der).map_err(|_error| CrlFault::Unparsable)?;
     let by_name = crl.issuer().as_raw() == authority.subject();
-    let by_key = key_identifier(&crl) == Some(authority.key_id().as_bytes().as_slice());
+    let by_key = key_identifier(&crl) == Some(authority.subject_key_id());
     let signed = authority.verify(crl.tbs_cert_list.as_ref(), &crl.signature_value.data).is_ok();
     if !rest.is_empty() || !by_name || !by_key || !signed {
         return Err(CrlFault::Issuer);

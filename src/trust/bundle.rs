@@ -35,10 +35,9 @@ impl DomainBundle {
 
     /// The bundle of our own authorities.
     pub fn of(authorities: &AuthoritySet) -> Self {
-        let certificates = authorities.x509().iter().map(|x509| Bytes::copy_from_slice(x509.certificate()));
         let jwt = JwtBundle::of(authorities.jwt().iter().map(Arc::as_ref));
         let wit = JwtBundle::of(authorities.wit().iter().map(Arc::as_ref));
-        Self::new(certificates, jwt, wit)
+        Self::new(authorities.anchors(), jwt, wit)
     }
 
     /// X.509 authorities: certificates, DER.

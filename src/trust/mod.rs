@@ -46,21 +46,20 @@ pub struct TrustSnapshot {
 }
 
 impl TrustSnapshot {
-    /// The bundles of those authorities, without CRLs; generation 1.
+    /// The bundles of those authorities, without CRLs of their own; generation 1.
     pub fn new(trust_domain: &TrustDomain, authorities: &AuthoritySet) -> Self {
         let own = JwtBundle::of(authorities.jwt().iter().map(Arc::as_ref));
         let jwks = own.json().clone();
         let mut jwt_bundles = JwtBundles::default();
         jwt_bundles.insert(trust_domain.clone(), Arc::new(own));
-        let certificates = authorities.x509().iter().map(|authority| authority.certificate().as_ref());
         Self {
             generation: 1,
             trust_domain: trust_domain.clone(),
-            x509_bundle: certificates.collect::<Vec<_>>().concat().into(),
+            x509_bundle: authorities.anchors().concat().into(),
             jwks,
             jwt_bundles,
-            crls: BTreeMap::new(),
-            crl_list: Vec::new(),
+            crl_list: authorities.parent_crls().iter().map(|crl| crl.der.clone()).collect(),
+            crls: authorities.parent_crls().iter().map(|crl| (crl.issuer, crl.der.clone())).collect(),
             own: Arc::new(DomainBundle::of(authorities)),
             federated: Arc::default(),
             own_generation: 1,
@@ -104,7 +103,7 @@ impl TrustSnapshot {
         &self.own
     }
 
-    /// Our X.509 authorities: certificates, DER, concatenated.
+    /// The trust anchors of our X.509 authorities: certificates, DER, concatenated.
     pub fn x509_bundle(&self) -> &Bytes {
         &self.x509_bundle
     }

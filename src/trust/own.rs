@@ -11,7 +11,8 @@ use crate::id::KeyId;
 
 impl TrustSnapshot {
     /// The next generation, with the bundles of that set. `crls` are new ones of its authorities; those of
-    /// authorities that are not in the set any more leave with them. Federated bundles stay.
+    /// authorities that are not in the set any more leave with them; those of authorities above ours come with the
+    /// set. Federated bundles stay.
     #[must_use]
     pub fn with_authorities(&self, set: &AuthoritySet, crls: &[(KeyId, Bytes)]) -> Self {
         let own = Self::new(&self.trust_domain, set);
@@ -24,7 +25,10 @@ impl TrustSnapshot {
         let keys = JwtBundle::of(set.jwt().iter().map(Arc::as_ref));
         next.jwt_bundles.insert(self.trust_domain.clone(), Arc::new(keys));
         next.crls.extend(crls.iter().cloned());
-        let there: BTreeSet<KeyId> = set.x509().iter().map(|one| one.key_id()).collect();
+        let parents = set.parent_crls();
+        next.crls.extend(parents.iter().map(|crl| (crl.issuer, crl.der.clone())));
+        let there = set.x509().iter().map(|one| one.key_id()).chain(parents.iter().map(|crl| crl.issuer));
+        let there: BTreeSet<KeyId> = there.collect();
         next.crls.retain(|issuer, _| there.contains(issuer));
         next.crl_list = next.crls.values().cloned().collect();
         next

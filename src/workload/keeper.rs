@@ -95,6 +95,11 @@ impl Workloads {
         answered.await.map_err(|_gone| OrderError::Unavailable)?
     }
 
+    /// What is amiss with the upstream, if anything is.
+    pub fn upstream_trouble(&self) -> Option<String> {
+        self.0.upstream.borrow().clone()
+    }
+
     /// Every authority and where it stands, those revoked lately included.
     pub fn authority_records(&self) -> Arc<[Record]> {
         Arc::clone(&self.0.records.borrow())
@@ -167,6 +172,15 @@ impl Keeper {
         if self.unpublished && self.publish(shared).is_err() {
             return RETRY;
         }
+        match self.custody.follow(self.moment(shared)) {
+            Ok(false) => {}
+            Ok(true) if self.publish(shared).is_ok() => {}
+            Ok(true) => return RETRY,
+            Err(error) => {
+                self.complain(shared, &error);
+                return RETRY;
+            }
+        }
         loop {
             match self.custody.tend(self.moment(shared)) {
                 Ok(Some(change)) => {
@@ -189,9 +203,29 @@ impl Keeper {
             }
         }
         shared.parts.readiness.clear(CONCERN);
+        self.tell_of_upstream(shared);
         let leaving = self.let_leave(shared);
-        let next = self.custody.life().next(self.moment(shared)).unwrap_or(LOOK).min(LOOK);
+        let next = self.custody.next(self.moment(shared)).unwrap_or(LOOK).min(LOOK);
         if leaving { next.min(LEAVING) } else { next }
+    }
+
+    /// An upstream's outage is not ours until little is left of the certificate that it gave.
+    fn tell_of_upstream(&self, shared: &Shared) {
+        let now = unix_seconds(shared.parts.clock.wall());
+        let told = self.custody.trouble(now).map(|trouble| {
+            let left = trouble.until.saturating_sub(now);
+            let told = format!("{}; this node can sign for another {left} s", trouble.why);
+            if trouble.late {
+                shared.parts.readiness.raise(UPSTREAM, told.clone());
+            } else {
+                shared.parts.readiness.clear(UPSTREAM);
+            }
+            told
+        });
+        if told.is_none() {
+            shared.parts.readiness.clear(UPSTREAM);
+        }
+        shared.upstream.send_replace(told);
     }
 
     /// A successor that cannot be made is no alarm while there is half a life left.
@@ -310,6 +344,7 @@ fn note(shared: &Shared, change: &Change, by: Option<audit::Agent>) {
 }
 
 const CONCERN: &str = "authorities";
+const UPSTREAM: &str = "upstream";
 /// How long after a failure the next attempt follows.
 const RETRY: Duration = Duration::from_secs(1);
 /// How often the clock is looked at when nothing is due: it may have been set.

@@ -201,6 +201,8 @@ struct Shared {
     orders: OnceLock<mpsc::Sender<keeper::Request>>,
     /// Where the authorities stand.
     records: watch::Sender<Arc<[Record]>>,
+    /// What is amiss with the upstream of the authorities.
+    upstream: watch::Sender<Option<String>>,
 }
 
 impl Workloads {
@@ -234,6 +236,7 @@ impl Workloads {
             crl,
             orders: OnceLock::new(),
             records: watch::Sender::new(Arc::from([])),
+            upstream: watch::Sender::new(None),
         });
         // Nobody else sets it: the cell was made above.
         hook.set(Arc::downgrade(&shared)).ok();

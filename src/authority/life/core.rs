@@ -13,6 +13,8 @@ pub struct Life {
     records: Vec<Record>,
     /// Since when, of this run's uptime, verifiers can have it.
     published: BTreeMap<String, Duration>,
+    /// Those whose trust anchors verifiers had before.
+    trusted: BTreeSet<String>,
 }
 
 impl Life {
@@ -34,7 +36,7 @@ impl Life {
                 revoke(record, now);
             }
         }
-        Ok(Self { settings, records, published: BTreeMap::new() })
+        Ok(Self { settings, records, published: BTreeMap::new(), trusted: BTreeSet::new() })
     }
 
     /// Every record, revoked ones included, in the order in which they were made.
@@ -69,21 +71,43 @@ impl Life {
         }
     }
 
+    /// Verifiers had this one's trust anchors before it was made: it needs no lead.
+    pub fn mark_trusted(&mut self, id: &str) {
+        self.trusted.insert(id.to_owned());
+    }
+
     /// The first thing that is due by age.
     pub fn due(&self, now: Moment) -> Option<Step> {
-        self.settings.kinds.iter().find_map(|kind| self.due_of(*kind, now)).or_else(|| self.expired(now))
+        self.due_without(now, None)
+    }
+
+    /// As [`Self::due`], but no successor of that kind: it cannot be made just now.
+    pub fn due_without(&self, now: Moment, kept_back: Option<AuthorityKind>) -> Option<Step> {
+        let due = |kind: &AuthorityKind| {
+            let step = self.due_of(*kind, now);
+            step.filter(|step| kept_back.is_none_or(|kind| *step != Step::Prepare(kind)))
+        };
+        self.settings.kinds.iter().find_map(due).or_else(|| self.expired(now))
     }
 
     /// How long until [`Self::due`] may answer otherwise, if both clocks run on. Never zero when nothing is due.
     pub fn next(&self, now: Moment) -> Option<Duration> {
+        self.next_without(now, None)
+    }
+
+    /// As [`Self::next`], for [`Self::due_without`].
+    pub fn next_without(&self, now: Moment, kept_back: Option<AuthorityKind>) -> Option<Duration> {
         let until = |wall: u64| Duration::from_secs(wall.saturating_sub(now.wall));
         let of_kind = |kind: &AuthorityKind| {
+            if kept_back == Some(*kind) && self.prepared(*kind).is_none() {
+                return None;
+            }
             let Some(active) = self.active(*kind) else { return Some(Duration::ZERO) };
             match self.prepared(*kind) {
                 None => Some(until(active.half())),
                 Some(successor) => {
                     let by_lead = self.ready_at(successor)?.saturating_sub(now.up);
-                    Some(until(active.last_sixth()).max(by_lead).min(until(active.last_moment())))
+                    Some(until(self.turn_of(active)).max(by_lead).min(until(active.last_moment())))
                 }
             }
         };
@@ -132,8 +156,9 @@ impl Life {
         let id = self.prepared(kind).ok_or(Refused::NonePrepared(kind))?.id.clone();
         let since = self.published.get(&id).copied();
         let published = since.map_or(Duration::ZERO, |since| now.up.saturating_sub(since));
-        if since.is_none() || (published < self.settings.lead && !hurry) {
-            let lead = self.settings.lead.as_secs();
+        let lead = self.lead_of(&id);
+        if since.is_none() || (published < lead && !hurry) {
+            let lead = lead.as_secs();
             return Err(Refused::TooEarly { id, published: published.as_secs(), lead });
         }
         self.take_over(&id, now.wall);
@@ -247,7 +272,7 @@ impl Life {
             return (now.wall >= active.half()).then_some(Step::Prepare(kind));
         };
         let hurried = self.ready_at(successor)? > now.up;
-        let at = if hurried { active.last_moment() } else { active.last_sixth() };
+        let at = if hurried { active.last_moment() } else { self.turn_of(active) };
         (now.wall >= at).then(|| Step::Activate { id: successor.id.clone(), hurried })
     }
 
@@ -259,7 +284,16 @@ impl Life {
 
     /// When, by uptime, verifiers have had the time they are given; `None` while it is not published.
     fn ready_at(&self, record: &Record) -> Option<Duration> {
-        self.published.get(&record.id).map(|since| since.saturating_add(self.settings.lead))
+        self.published.get(&record.id).map(|since| since.saturating_add(self.lead_of(&record.id)))
+    }
+
+    fn lead_of(&self, id: &str) -> Duration {
+        if self.trusted.contains(id) { Duration::ZERO } else { self.settings.lead }
+    }
+
+    /// From when on a successor that verifiers know takes over.
+    fn turn_of(&self, active: &Record) -> u64 {
+        if self.settings.prompt.contains(&active.kind) { 0 } else { active.last_sixth() }
     }
 
     fn of(&self, kind: AuthorityKind) -> impl Iterator<Item = &Record> {
@@ -286,6 +320,7 @@ impl Life {
         let there: BTreeSet<&str> =
             self.records.iter().filter(|one| one.in_bundle()).map(|one| one.id.as_str()).collect();
         self.published.retain(|id, _| there.contains(id.as_str()));
+        self.trusted.retain(|id| there.contains(id.as_str()));
     }
 }
 

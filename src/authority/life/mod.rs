@@ -36,6 +36,9 @@ pub struct LifeSettings {
     pub kinds: Vec<AuthorityKind>,
     /// How long an authority is published before it signs.
     pub lead: Duration,
+    /// The kinds that stand under an upstream: their successor is nearly always trusted before it is made, and takes
+    /// over as soon as verifiers can know it.
+    pub prompt: Vec<AuthorityKind>,
 }
 
 /// What is due by age.

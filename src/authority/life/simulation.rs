@@ -63,7 +63,7 @@ struct World {
 }
 
 fn settings() -> LifeSettings {
-    LifeSettings { kinds: vec![AuthorityKind::X509, AuthorityKind::Jwt], lead: LEAD }
+    LifeSettings { kinds: vec![AuthorityKind::X509, AuthorityKind::Jwt], lead: LEAD, prompt: Vec::new() }
 }
 
 impl World {
