@@ -6,15 +6,13 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::StartError;
+use crate::authority::upstream::{DiskPaths, DiskUpstream, Upstream};
 use crate::authority::{
     AuthoritySet, AuthoritySettings, Change, Custody, Disk, Journal, KeyStore, KeyType, Memory, Protection,
     X509Authority,
 };
-use crate::authority::upstream::{DiskPaths, DiskUpstream, Upstream};
 use crate::clock::unix_seconds;
-use crate::config::{
-    Config, JwtKeyType, Passphrase, Storage, UpstreamSettings, WitKeyType, X509KeyType,
-};
+use crate::config::{Config, JwtKeyType, Passphrase, Storage, UpstreamSettings, WitKeyType, X509KeyType};
 use crate::files::{self, TrustRules};
 use crate::id::{KeyId, LeaseId};
 use crate::ledger::{CrlMark, IntegrityCheck, Ledger, LedgerPlace, Row, State};
