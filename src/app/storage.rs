@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::StartError;
+use crate::authority::upstream::{DiskPaths, DiskUpstream, Upstream};
 use crate::authority::{
     AuthoritySet, AuthoritySettings, Change, Custody, Disk, Journal, KeyStore, KeyType, Memory, Protection,
     X509Authority,
 };
-use crate::authority::upstream::{DiskPaths, DiskUpstream, Upstream};
 use crate::clock::unix_seconds;
 use crate::config::{Config, JwtKeyType, Passphrase, Storage, UpstreamSettings, X509KeyType};
 use crate::files::{self, TrustRules};

@@ -25,8 +25,8 @@ use crate::id::LeaseId;
 
 mod under;
 
-use self::under::Under;
 pub use self::under::Trouble;
+use self::under::Under;
 
 /// All authorities of this agent, durable.
 #[derive(Debug)]
@@ -312,7 +312,8 @@ impl Custody {
         step(&mut next)?;
         let line = |record: &Record| {
             let held = self.held.get(&record.id).map(|held| held.line.clone());
-            let bare = || Line { record: record.clone(), not_before: 0, chain: Vec::new(), roots: Vec::new() };
+            let bare =
+                || Line { record: record.clone(), not_before: 0, chain: Vec::new(), roots: Vec::new() };
             Line { record: record.clone(), ..held.unwrap_or_else(bare) }
         };
         let authorities = next.records().iter().map(line).collect();

@@ -305,7 +305,10 @@ pub(super) fn self_sign(
 }
 
 /// A request for a certificate of that key, PKCS#10 DER: name, URI, CA with path length 0.
-pub(super) fn request(key: &Arc<dyn SigningKey>, trust_domain: &TrustDomain) -> Result<Bytes, AuthorityError> {
+pub(super) fn request(
+    key: &Arc<dyn SigningKey>,
+    trust_domain: &TrustDomain,
+) -> Result<Bytes, AuthorityError> {
     let mut params = CertificateParams::default();
     describe(&mut params, key_id(key), trust_domain)?;
     Ok(Bytes::from(params.serialize_request(&Signer(Arc::clone(key)))?.der().to_vec()))

@@ -54,7 +54,8 @@ impl RawUpstream {
         let (certificate, key) = (self.certificate?, self.key?);
         let revoked = self.revoked.map_or_else(|| data_dir.join("revoked-nodes"), |found| found.value);
         if certificate.value == key.value || key.value == revoked {
-            problems.push(key.place.problem("is another file's path already: give the key a file of its own"));
+            problems
+                .push(key.place.problem("is another file's path already: give the key a file of its own"));
         }
         Some(UpstreamSettings::Disk { certificate: certificate.value, key: key.value, revoked })
     }

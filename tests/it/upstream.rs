@@ -17,7 +17,17 @@ fn write_root(dir: &Path, name: &str) {
     let key = dir.join("root.key.new");
     let certificate = dir.join("root.pem.new");
     let made = Command::new("openssl")
-        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "30"])
+        .args([
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-nodes",
+            "-days",
+            "30",
+        ])
         .args(["-subj", &format!("/CN={name}"), "-addext", "keyUsage=critical,keyCertSign,cRLSign"])
         .arg("-keyout")
         .arg(&key)
@@ -108,7 +118,10 @@ fn openssl_accepts_the_good_and_refuses_a_revoked_leaf_and_a_revoked_node() {
     assert_eq!(crls.len(), 2, "the node's and its parent's");
     verify(&dir, &good[0], &good[1], &root(&agent), &crls).unwrap();
     verify(&dir, &leaf.der, &good[1], &root(&agent), &crls).unwrap();
-    assert!(verify(&dir, &good[0], &good[1], &root(&agent), &crls[..1]).is_err(), "either alone is not enough");
+    assert!(
+        verify(&dir, &good[0], &good[1], &root(&agent), &crls[..1]).is_err(),
+        "either alone is not enough"
+    );
     drop(holder);
     until("the leaf of the dead is refused", || {
         let refused = verify(&dir, &leaf.der, &good[1], &root(&agent), &told(&agent).0).err()?;
@@ -161,7 +174,11 @@ fn without_its_root_a_node_goes_on_and_says_so() {
     std::fs::remove_file(agent.dir().join("root.key")).unwrap();
     until("status tells", || {
         let status = agent.admin().status();
-        status.concerns.iter().any(|one| one.starts_with("upstream: ") && one.contains("root.key")).then_some(())
+        status
+            .concerns
+            .iter()
+            .any(|one| one.starts_with("upstream: ") && one.contains("root.key"))
+            .then_some(())
     });
     assert!(agent.admin().status().ready, "an outage of others is not ours");
     assert_eq!(chain(&agent).len(), 2);

@@ -176,7 +176,8 @@ impl Custody {
         let asked = Asked { key, trust_domain, now: at, ttl, taken: &taken };
         let (path, (not_before, not_after)) =
             check_signed(&signed, &asked).map_err(|fault| LoadError::Upstream(fault.into()))?;
-        let record = Record::prepared(AuthorityKind::X509, name_of(AuthorityKind::X509, key)?, not_after, now);
+        let record =
+            Record::prepared(AuthorityKind::X509, name_of(AuthorityKind::X509, key)?, not_after, now);
         let (chain, roots) = (to_text(&path.chain), to_text(&path.roots));
         let line = Line { record, not_before, chain, roots };
         let held = self.assemble(Arc::clone(key), line)?.ok_or(LoadError::Make(AuthorityError::Time))?;
@@ -244,7 +245,9 @@ impl Custody {
 
     /// A prepared authority whose anchors verifiers have from another needs no lead.
     pub(super) fn mark_trusted(&mut self) {
-        let Some(prepared) = self.life.prepared(AuthorityKind::X509).map(|one| one.id.clone()) else { return };
+        let Some(prepared) = self.life.prepared(AuthorityKind::X509).map(|one| one.id.clone()) else {
+            return;
+        };
         let Some(own) = self.x509(&prepared).map(|one| one.anchors().to_vec()) else { return };
         let others = self.life.records().iter().filter(|one| one.in_bundle() && one.id != prepared);
         let others: Vec<&X509Authority> = others.filter_map(|one| self.x509(&one.id)).collect();

@@ -18,9 +18,7 @@ use x509_parser::revocation_list::CertificateRevocationList;
 
 use super::Signed;
 use crate::authority::keys::{Signer, SigningKey};
-use crate::authority::x509::{
-    BACKDATE, CaPath, CrlProfile, LeafProfile, X509Authority, subject_key_id,
-};
+use crate::authority::x509::{BACKDATE, CaPath, CrlProfile, LeafProfile, X509Authority, subject_key_id};
 use crate::authority::{KeyType, State, WorkloadKey};
 use crate::clock::{from_unix_seconds, unix_seconds};
 use crate::id::{KeyId, LeaseId, SpiffeId, TrustDomain};
@@ -119,7 +117,9 @@ fn tidy(signed: &Signed) -> Result<CaPath, AnswerFault> {
         return Err(AnswerFault::Size("no root"));
     }
     let all = signed.chain.iter().chain(&signed.roots).chain(&signed.parent_crls);
-    if signed.chain.len() > MAX_CHAIN || signed.roots.len() > MAX_ROOTS || signed.parent_crls.len() > MAX_ROOTS
+    if signed.chain.len() > MAX_CHAIN
+        || signed.roots.len() > MAX_ROOTS
+        || signed.parent_crls.len() > MAX_ROOTS
     {
         return Err(AnswerFault::Size("too many certificates"));
     }
@@ -259,7 +259,8 @@ pub(in crate::authority) fn check_crls<'a>(
     let mut seen = Vec::new();
     for der in crls {
         // webpki reads no delta, no indirect and no partial list.
-        OwnedCertRevocationList::from_der(der).map_err(|_error| AnswerFault::Crl("cannot be used by verifiers"))?;
+        OwnedCertRevocationList::from_der(der)
+            .map_err(|_error| AnswerFault::Crl("cannot be used by verifiers"))?;
         let read = Read::of(der).ok_or(AnswerFault::Unreadable("CRL"))?;
         if read.partial {
             return Err(AnswerFault::Crl("covers only a part (issuing distribution point)"));
@@ -302,9 +303,10 @@ impl Read {
             number,
             this_update: seconds(crl.last_update()),
             next_update: seconds(crl.next_update()?),
-            partial: crl.extensions().iter().any(|one| {
-                matches!(one.parsed_extension(), ParsedExtension::IssuingDistributionPoint(_))
-            }),
+            partial: crl
+                .extensions()
+                .iter()
+                .any(|one| matches!(one.parsed_extension(), ParsedExtension::IssuingDistributionPoint(_))),
             revoked: revoked.map(|one| (unpadded(one.raw_serial()), seconds(one.revocation_date))).collect(),
         })
     }
@@ -328,8 +330,7 @@ pub(in crate::authority) fn is_by_any<'a>(
         let der = CertificateDer::from(der.as_ref());
         let Ok(issuer) = EndEntityCert::try_from(&der) else { return false };
         let (message, signature) = (crl.tbs_cert_list.as_ref(), crl.signature_value.data.as_ref());
-        let verifies =
-            |algorithm: &_| issuer.verify_signature(*algorithm, message, signature).is_ok();
+        let verifies = |algorithm: &_| issuer.verify_signature(*algorithm, message, signature).is_ok();
         named && webpki::ALL_VERIFICATION_ALGS.iter().any(|algorithm| verifies(algorithm))
     })
 }

@@ -9,8 +9,8 @@ use std::time::{Duration, SystemTime};
 use aws_lc_rs::digest::{SHA256, digest};
 use bytes::Bytes;
 use rcgen::{
-    CertificateRevocationListParams, CertificateSigningRequestParams, Issuer, KeyIdMethod, PublicKeyData as _,
-    RevokedCertParams, SerialNumber,
+    CertificateRevocationListParams, CertificateSigningRequestParams, Issuer, KeyIdMethod,
+    PublicKeyData as _, RevokedCertParams, SerialNumber,
 };
 use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer};
 use x509_parser::extensions::GeneralName;
@@ -96,7 +96,8 @@ impl DiskUpstream {
         let pair = SigningPair::parse(&pkcs8, SignatureForm::X509).map_err(|_error| of_key(WRONG_KEY))?;
         let pair: Arc<dyn SigningKey> = Arc::new(pair);
         let of_certificate = |why: &str| unusable(&self.paths.certificate, why);
-        let der = pem::decode(pem::CERTIFICATE, &certificate).ok_or_else(|| of_certificate(NO_CERTIFICATE))?;
+        let der =
+            pem::decode(pem::CERTIFICATE, &certificate).ok_or_else(|| of_certificate(NO_CERTIFICATE))?;
         let (key_id, until) = self.check(&der, &pair, now).map_err(of_certificate)?;
         let issuer = Issuer::from_ca_cert_der(&CertificateDer::from(der.as_slice()), Signer(pair));
         let issuer = issuer.map_err(|_error| of_certificate(NO_CERTIFICATE))?;
@@ -120,7 +121,9 @@ impl DiskUpstream {
         }
         let constraints = root.basic_constraints().ok().flatten().map(|found| found.value);
         if !constraints.is_some_and(|found| found.ca && found.path_len_constraint != Some(0)) {
-            return Err("is no CA below which another may stand (basicConstraints CA:TRUE, no path length 0)");
+            return Err(
+                "is no CA below which another may stand (basicConstraints CA:TRUE, no path length 0)",
+            );
         }
         let usage = root.key_usage().ok().flatten().map(|found| found.value);
         if !usage.is_some_and(|usage| usage.key_cert_sign() && usage.crl_sign()) {
@@ -129,9 +132,7 @@ impl DiskUpstream {
         let names = root.subject_alternative_name().ok().flatten();
         let names = names.iter().flat_map(|found| &found.value.general_names);
         let own = self.trust_domain.id();
-        let foreign = |name: &GeneralName<'_>| {
-            matches!(name, GeneralName::URI(uri) if uri.starts_with("spiffe://") && *uri != own.as_str())
-        };
+        let foreign = |name: &GeneralName<'_>| matches!(name, GeneralName::URI(uri) if uri.starts_with("spiffe://") && *uri != own.as_str());
         if names.into_iter().any(foreign) {
             return Err("is another trust domain's");
         }
@@ -143,14 +144,21 @@ impl DiskUpstream {
         let (from, until) = (seconds(root.validity().not_before), seconds(root.validity().not_after));
         match unix_seconds(now) {
             now if now < from => Err("is not valid yet; compare the clock"),
-            now if until <= now.saturating_add(60) => Err("is expired or about to; replace certificate and key"),
+            now if until <= now.saturating_add(60) => {
+                Err("is expired or about to; replace certificate and key")
+            }
             _ => Ok((key_id.to_vec(), until)),
         }
     }
 
     /// The root's CRL: the last one while it says all and is young, otherwise a new one; and what is amiss with the
     /// list of revoked certificates.
-    fn crl(&self, root: &Root, known: &[Bytes], now: SystemTime) -> Result<(Bytes, Option<String>), UpstreamError> {
+    fn crl(
+        &self,
+        root: &Root,
+        known: &[Bytes],
+        now: SystemTime,
+    ) -> Result<(Bytes, Option<String>), UpstreamError> {
         let last = known.iter().find(|crl| is_by_any(crl, std::iter::once(&root.certificate)));
         let last = last.and_then(|der| Some((der.clone(), Read::of(der)?)));
         let before = last.as_ref().map(|(_, read)| read.revoked.clone()).unwrap_or_default();
@@ -183,8 +191,12 @@ impl DiskUpstream {
         let since: BTreeMap<&Vec<u8>, u64> = before.iter().map(|(serial, at)| (serial, *at)).collect();
         match revoked::read(&self.paths.revoked) {
             Ok(Some(all)) => {
-                let at = |serial, time: Option<u64>| time.or_else(|| since.get(serial).copied()).unwrap_or(now);
-                (all.iter().map(|(serial, time)| (serial.clone(), at(serial, *time).min(now))).collect(), None)
+                let at =
+                    |serial, time: Option<u64>| time.or_else(|| since.get(serial).copied()).unwrap_or(now);
+                (
+                    all.iter().map(|(serial, time)| (serial.clone(), at(serial, *time).min(now))).collect(),
+                    None,
+                )
             }
             Ok(None) if before.is_empty() => (Vec::new(), None),
             Ok(None) => {
@@ -204,11 +216,7 @@ impl Upstream for DiskUpstream {
             why: error.to_string(),
         })?;
         let (crl, _) = self.crl(&root, &wanted.crls, wanted.now)?;
-        Ok(Signed {
-            chain: vec![certificate],
-            roots: vec![root.certificate.clone()],
-            parent_crls: vec![crl],
-        })
+        Ok(Signed { chain: vec![certificate], roots: vec![root.certificate.clone()], parent_crls: vec![crl] })
     }
 
     fn offer(&self, crls: &[Bytes], now: SystemTime) -> Result<Offer, UpstreamError> {

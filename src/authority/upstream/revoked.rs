@@ -85,7 +85,9 @@ mod tests {
         let text = b"# all\n\n00ab 12\nAB:cd # that one\nab 13\n";
         let expected: Vec<Revoked> = vec![(vec![0xab], Some(12)), (vec![0xab, 0xcd], None)];
         assert_eq!(parse(text), Ok(expected));
-        for (bad, line) in [("xy", 1), ("ab 1 2", 1), ("ab\nabc", 2), ("00", 1), ("ab x", 1), ("\u{e9}\u{e9}", 1)] {
+        for (bad, line) in
+            [("xy", 1), ("ab 1 2", 1), ("ab\nabc", 2), ("00", 1), ("ab x", 1), ("\u{e9}\u{e9}", 1)]
+        {
             assert_eq!(parse(bad.as_bytes()), Err(line), "{bad}");
         }
         assert_eq!(parse(format!("{}\n", "ab".repeat(21)).as_bytes()), Err(1));

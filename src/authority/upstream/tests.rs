@@ -6,8 +6,8 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertificateSigningRequestParams, DnType,
-    IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, SanType, SerialNumber,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertificateSigningRequestParams,
+    DnType, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, SanType, SerialNumber,
 };
 use rustls::pki_types::CertificateSigningRequestDer;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
@@ -17,9 +17,7 @@ use super::*;
 use crate::authority::life::{AuthorityKind, Moment};
 use crate::authority::testing::{NOW, now, settings};
 use crate::authority::x509::date;
-use crate::authority::{
-    AuthoritySet, Custody, Journal, KeyStore, KeyType, LoadError, Memory, State,
-};
+use crate::authority::{AuthoritySet, Custody, Journal, KeyStore, KeyType, LoadError, Memory, State};
 use crate::id::TrustDomain;
 use crate::pem;
 
@@ -98,7 +96,8 @@ impl Fake {
 }
 
 fn request_of(wanted: &Wanted) -> CertificateSigningRequestParams {
-    CertificateSigningRequestParams::from_der(&CertificateSigningRequestDer::from(wanted.csr.to_vec())).unwrap()
+    CertificateSigningRequestParams::from_der(&CertificateSigningRequestDer::from(wanted.csr.to_vec()))
+        .unwrap()
 }
 
 impl Upstream for Fake {
@@ -254,7 +253,10 @@ fn each_lie_has_its_name() {
             |f, w, p| changed(f, w, p, |p| p.distinguished_name = root_params("root", 0).distinguished_name),
             AnswerFault::Subject,
         ),
-        (|f, w, p| changed(f, w, p, |p| p.distinguished_name = rcgen::DistinguishedName::new()), AnswerFault::Subject),
+        (
+            |f, w, p| changed(f, w, p, |p| p.distinguished_name = rcgen::DistinguishedName::new()),
+            AnswerFault::Subject,
+        ),
         (
             |f, w, p| changed(f, w, p, |p| p.not_after = date(now() + Duration::from_secs(3 * DAY)).unwrap()),
             AnswerFault::Validity("is longer than was asked for"),
@@ -292,7 +294,13 @@ fn each_lie_has_its_name() {
         (
             |f, w, p| {
                 let one = f.signed(w, &p);
-                Signed { parent_crls: vec![one.parent_crls[0].clone(), f.crl(2, Duration::from_secs(DAY), &f.key_id)], ..one }
+                Signed {
+                    parent_crls: vec![
+                        one.parent_crls[0].clone(),
+                        f.crl(2, Duration::from_secs(DAY), &f.key_id),
+                    ],
+                    ..one
+                }
             },
             AnswerFault::Crl("is there twice of one issuer"),
         ),
@@ -342,7 +350,11 @@ fn token_keys_go_on_while_the_upstream_is_gone() {
     fake.be(Mood::Gone);
     keep(&mut custody, NOW + 4 * DAY);
     assert!(custody.life().prepared(AuthorityKind::Jwt).is_some());
-    assert_eq!(custody.life().active(AuthorityKind::X509).unwrap().not_after, NOW + DAY, "over, and still there");
+    assert_eq!(
+        custody.life().active(AuthorityKind::X509).unwrap().not_after,
+        NOW + DAY,
+        "over, and still there"
+    );
 }
 
 #[test]
@@ -405,8 +417,10 @@ fn write_root(dir: &Path, name: &str, until: u64) -> Bytes {
 }
 
 fn put(dir: &Path, root: &[u8], key: &[u8]) {
-    crate::files::write_atomic(&dir.join("root.pem"), 0o644, pem::encode(pem::CERTIFICATE, root).as_bytes()).unwrap();
-    crate::files::write_atomic(&dir.join("root.key"), 0o600, pem::encode(pem::PRIVATE_KEY, key).as_bytes()).unwrap();
+    crate::files::write_atomic(&dir.join("root.pem"), 0o644, pem::encode(pem::CERTIFICATE, root).as_bytes())
+        .unwrap();
+    crate::files::write_atomic(&dir.join("root.key"), 0o600, pem::encode(pem::PRIVATE_KEY, key).as_bytes())
+        .unwrap();
 }
 
 fn disk(dir: &Path) -> Arc<dyn Upstream> {
@@ -425,7 +439,11 @@ fn a_root_on_disk_signs_and_bounds_what_it_signs() {
     let root = write_root(dir.path(), "root", NOW + 3_600);
     let set = open(disk(dir.path())).unwrap().set().unwrap();
     assert_eq!(set.anchors(), [root]);
-    assert_eq!(set.active_x509().not_after(), now() + Duration::from_secs(3_600), "never longer than the root");
+    assert_eq!(
+        set.active_x509().not_after(),
+        now() + Duration::from_secs(3_600),
+        "never longer than the root"
+    );
 }
 
 #[test]
