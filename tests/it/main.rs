@@ -27,6 +27,8 @@ mod support;
 #[cfg(test)]
 mod two_domains;
 #[cfg(test)]
+mod upstream;
+#[cfg(test)]
 mod verify;
 #[cfg(test)]
 mod wit;
