@@ -331,7 +331,7 @@ pub(in crate::authority) fn is_by_any<'a>(
         let Ok(issuer) = EndEntityCert::try_from(&der) else { return false };
         let (message, signature) = (crl.tbs_cert_list.as_ref(), crl.signature_value.data.as_ref());
         let verifies = |algorithm: &_| issuer.verify_signature(*algorithm, message, signature).is_ok();
-        named && webpki::ALL_VERIFICATION_ALGS.iter().any(|algorithm| verifies(algorithm))
+        named && webpki::ALL_VERIFICATION_ALGS.iter().any(verifies)
     })
 }
 
