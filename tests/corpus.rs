@@ -5,6 +5,9 @@
 #[path = "fuzz/checks/authority.rs"]
 mod authority;
 #[cfg(test)]
+#[path = "fuzz/checks/bundle.rs"]
+mod bundle;
+#[cfg(test)]
 #[path = "fuzz/checks/config.rs"]
 mod config;
 #[cfg(test)]
@@ -16,12 +19,15 @@ mod jwt;
 #[cfg(test)]
 #[path = "fuzz/checks/spiffe_id.rs"]
 mod spiffe_id;
+#[cfg(test)]
+#[path = "fuzz/checks/wit.rs"]
+mod wit;
 
 #[cfg(test)]
 mod corpus {
     use std::path::Path;
 
-    use super::{authority, config, entries, jwt, spiffe_id};
+    use super::{authority, bundle, config, entries, jwt, spiffe_id, wit};
 
     /// Runs the check over each file of the corpus `name`.
     fn replay(name: &str, check: fn(&[u8])) {
@@ -39,6 +45,16 @@ mod corpus {
     #[test]
     fn kept_inputs_of_the_authority_rewriter_pass() {
         replay("authority", authority::check);
+    }
+
+    #[test]
+    fn kept_bundle_documents_pass() {
+        replay("bundle", bundle::check);
+    }
+
+    #[test]
+    fn kept_wit_svids_pass() {
+        replay("wit", wit::check);
     }
 
     #[test]
@@ -67,6 +83,6 @@ mod corpus {
         let mut names: Vec<_> =
             std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         names.sort();
-        assert_eq!(names, ["authority", "config", "entries", "jwt", "spiffe_id"]);
+        assert_eq!(names, ["authority", "bundle", "config", "entries", "jwt", "spiffe_id", "wit"]);
     }
 }
