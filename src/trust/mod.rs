@@ -70,12 +70,7 @@ impl TrustSnapshot {
     /// two might believe the older.
     #[must_use]
     pub fn with_crl(&self, key_id: KeyId, crl: Bytes) -> Self {
-        let mut next = self.clone();
-        next.generation += 1;
-        next.own_generation = next.generation;
-        next.crls.insert(key_id, crl);
-        next.crl_list = next.crls.values().cloned().collect();
-        next
+        self.with_crls(&[(key_id, crl)])
     }
 
     /// As [`Self::with_crl`] for several authorities in one step.
@@ -83,6 +78,8 @@ impl TrustSnapshot {
     pub fn with_crls(&self, crls: &[(KeyId, Bytes)]) -> Self {
         let mut next = self.clone();
         next.generation += 1;
+        // What tells an open stream that there is something new.
+        next.own_generation = next.generation;
         next.crls.extend(crls.iter().cloned());
         next.crl_list = next.crls.values().cloned().collect();
         next
