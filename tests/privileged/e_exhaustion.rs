@@ -185,7 +185,7 @@ fn cpu_ticks(pid: u32) -> u64 {
 #[test]
 fn e13_without_descriptors_streams_live_on_and_nothing_spins() {
     let settings = "[x509]\nttl = \"10s\"\n[limits]\nconnections_per_uid = 4096\n";
-    let wrapper = ["prlimit", "--nofile=96:96", "--"];
+    let wrapper = ["prlimit", "--nofile=160:160", "--"];
     let plan = Plan::with_entries(&entries_for(&[ATTACKER, USER])).settings(settings).wrapped(&wrapper);
     let agent = plan.start();
     let mut watcher = Watcher::start(&agent);
