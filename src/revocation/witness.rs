@@ -142,7 +142,7 @@ pub enum Verdict {
     /// Nothing speaks against it.
     Sound,
     /// It is older. It cannot know every credential that is out there: move it aside and make new authorities
-    /// ([`create_anew`](crate::authority::create_anew)).
+    /// (`Custody::condemn`).
     Rollback(RollbackSign),
 }
 
