@@ -413,25 +413,6 @@ async fn a_tonic_client_is_served() {
     assert_eq!(answer.into_inner().status, 1, "serving");
 }
 
-/// `MAYFLY_PYTHON=/path/to/python cargo test --lib -- --ignored grpcio`
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs a Python with grpcio, named by MAYFLY_PYTHON"]
-async fn a_grpcio_client_is_served_on_an_ordinary_path() {
-    let (door, _drain, _server) = healthy();
-    let code = r#"
-import grpc, sys
-with grpc.insecure_channel("unix://" + sys.argv[1]) as channel:
-    call = channel.unary_unary("/grpc.health.v1.Health/Check")
-    for nth in range(3): assert call(b"", timeout=10, metadata=(("nth", str(nth)),)) == b"\x08\x01"
-    watch = channel.unary_stream("/grpc.health.v1.Health/Watch")
-    assert next(iter(watch(b"", timeout=10))) == b"\x08\x01"
-"#;
-    let mut command = std::process::Command::new(std::env::var_os("MAYFLY_PYTHON").unwrap());
-    command.args(["-c", code]).arg(&door.path);
-    let done = blocking(move || command.output().unwrap()).await;
-    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-}
-
 /// What a connection does before it falls silent, in Python.
 const DIALOGUES: [(&str, &str); 4] = [
     ("silent", "pass"),
