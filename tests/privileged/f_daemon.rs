@@ -81,7 +81,7 @@ fn f06_untrustworthy_files_stop_the_start() {
     for (path, is_dir) in targets {
         // A key's file is named after the kind and the key; the next agent's has another key.
         let name = path.file_name().unwrap().to_str().unwrap();
-        let kind = name.find('-').map_or(name, |end| &name[..=end]).to_owned();
+        let kind = name.split_once('-').map_or_else(|| name.to_owned(), |(kind, _)| format!("{kind}-"));
         for how in ["writable by others", "foreign owner", "symbolic link", "hard link"] {
             if is_dir && how == "hard link" {
                 continue; // there is no such thing
