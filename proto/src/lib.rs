@@ -48,6 +48,23 @@ pub mod identity {
     include!("gen/mayfly.identity.v1.rs");
 }
 
+/// `mayfly.task.v1`: tasks, and what operators do to them.
+pub mod task {
+    #![allow(
+        missing_docs,
+        unreachable_pub,
+        unused_qualifications,
+        clippy::all,
+        clippy::pedantic,
+        clippy::restriction,
+        reason = "generated"
+    )]
+    include!("gen/mayfly.task.v1.rs");
+}
+
+/// What a machine may read of an error.
+pub use xds::google::rpc::ErrorInfo;
+
 /// The part of Envoy's data-plane API v3 that SDS needs, in the module tree that the packages' names make.
 pub mod xds {
     #![allow(

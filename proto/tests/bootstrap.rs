@@ -4,10 +4,12 @@
 mod tests {
     use std::path::Path;
 
-    const FILES: [&str; 6] = [
+    const FILES: [&str; 8] = [
         "workloadapi.proto",
         "mayfly/admin/v1/admin.proto",
         "mayfly/identity/v1/identity.proto",
+        "mayfly/task/v1/task.proto",
+        "google/rpc/error_details.proto",
         "envoy/service/secret/v3/sds.proto",
         "envoy/extensions/transport_sockets/tls/v3/secret.proto",
         "envoy/extensions/transport_sockets/tls/v3/tls_spiffe_validator_config.proto",
