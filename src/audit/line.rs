@@ -1,5 +1,7 @@
 //! Turns an event into its JSON object. The order of the fields, and every name, are part of schema 1.
 
+mod detail;
+
 use std::time::SystemTime;
 
 use mayfly_attestors::BootId;
@@ -7,6 +9,7 @@ use serde::Serialize;
 use time::OffsetDateTime;
 use time::macros::format_description;
 
+use self::detail::{Detail, first};
 use super::chain::{Head, VERSION};
 use super::event::{Agent, Credential, Decision, Event, Revocation, TokenPrint};
 use super::text::{PlainJson, capped};
@@ -137,98 +140,6 @@ struct RevocationPart {
     latency_ms: f64,
 }
 
-/// What belongs to one kind of event only.
-#[derive(Serialize)]
-#[serde(untagged)]
-enum Detail {
-    Start {
-        version: String,
-        posture: Vec<String>,
-    },
-    Reason {
-        reason: String,
-    },
-    Entries {
-        source: String,
-        total: u64,
-        added: Names,
-        removed: Names,
-        changed: Names,
-    },
-    Rejected {
-        source: String,
-        problems: Names,
-    },
-    Authority {
-        kind: &'static str,
-        id: String,
-        algorithm: String,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        not_after: Option<String>,
-        created: bool,
-    },
-    Step {
-        kind: &'static str,
-        id: String,
-        state: &'static str,
-        #[serde(skip_serializing_if = "is_false")]
-        leaving: bool,
-        #[serde(skip_serializing_if = "is_false")]
-        hurried: bool,
-    },
-    Lost {
-        reason: String,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        moved_to: Option<String>,
-    },
-    Admin {
-        target: String,
-        credentials: u64,
-    },
-    Fetch {
-        trust_domain: String,
-        url: String,
-        peer: String,
-        result: String,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        sequence: Option<u64>,
-        changed: bool,
-        #[serde(skip_serializing_if = "std::ops::Not::not")]
-        sequence_went_back: bool,
-    },
-    Bundle {
-        order: &'static str,
-        trust_domain: String,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        sequence: Option<u64>,
-    },
-    Checkpoint {
-        seq: u64,
-        head: String,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        proof: Option<String>,
-    },
-    Recovered {
-        cut_bytes: u64,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        moved_to: Option<String>,
-    },
-    ExecWatchLost {
-        suspects: u64,
-    },
-    Gap {
-        lost: u64,
-    },
-}
-
-/// A list that a big installation could make long: the first of it, and how many there are.
-#[derive(Serialize)]
-struct Names {
-    count: usize,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    first: Vec<String>,
-}
-
 impl Body {
     fn of(event: &Event) -> Self {
         let with = |detail| Self { detail: Some(detail), ..Self::default() };
@@ -272,64 +183,6 @@ impl Body {
             }
             other => other.detail().map_or_else(Self::default, with),
         }
-    }
-}
-
-impl Event {
-    /// What an event says that is about no process.
-    fn detail(&self) -> Option<Detail> {
-        Some(match self {
-            Self::EntriesChanged { source, total, added, removed, changed } => Detail::Entries {
-                source: capped(source),
-                total: *total,
-                added: Names::of(added.iter().map(|id| id.as_str())),
-                removed: Names::of(removed.iter().map(|id| id.as_str())),
-                changed: Names::of(changed.iter().map(|id| id.as_str())),
-            },
-            Self::EntriesRejected { source, problems } => Detail::Rejected {
-                source: capped(source),
-                problems: Names::of(problems.iter().map(String::as_str)),
-            },
-            Self::AuthorityLoaded { kind, id, algorithm, not_after, created } => Detail::Authority {
-                kind: kind.as_str(),
-                id: capped(id),
-                algorithm: capped(algorithm),
-                not_after: not_after.map(timestamp),
-                created: *created,
-            },
-            Self::LedgerLost { why, moved_to } => {
-                Detail::Lost { reason: capped(why), moved_to: moved_to.as_deref().map(capped) }
-            }
-            Self::Checkpoint { head, proof } => {
-                Detail::Checkpoint { seq: head.seq, head: head.hash_text(), proof: proof.clone() }
-            }
-            Self::Recovered { cut_bytes, moved_to } => {
-                Detail::Recovered { cut_bytes: *cut_bytes, moved_to: moved_to.as_deref().map(capped) }
-            }
-            Self::Gap { lost } => Detail::Gap { lost: *lost },
-            Self::ExecWatchLost { suspects } => Detail::ExecWatchLost { suspects: *suspects },
-            Self::BundleFetch { trust_domain, url, peer, outcome, changed, went_back } => Detail::Fetch {
-                trust_domain: trust_domain.to_string(),
-                url: capped(url),
-                peer: capped(peer),
-                result: outcome.as_ref().map_or_else(|why| capped(why), |_| "ok".to_owned()),
-                sequence: outcome.as_ref().ok().copied().flatten(),
-                changed: *changed,
-                sequence_went_back: *went_back,
-            },
-            _ => return None,
-        })
-    }
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks with a reference")]
-fn is_false(flag: &bool) -> bool {
-    !flag
-}
-
-impl Names {
-    fn of<'a>(names: impl ExactSizeIterator<Item = &'a str>) -> Self {
-        Self { count: names.len(), first: names.take(MAX_NAMES).map(capped).collect() }
     }
 }
 
@@ -392,10 +245,6 @@ impl From<&Revocation> for RevocationPart {
     }
 }
 
-fn first<'a>(names: impl Iterator<Item = &'a String>) -> Vec<String> {
-    names.take(MAX_NAMES).map(|name| capped(name)).collect()
-}
-
 fn name_and_severity(event: &Event) -> (&'static str, &'static str) {
     match event {
         Event::AgentStart { .. } => ("agent.start", INFO),
@@ -428,8 +277,6 @@ const INFO: &str = "info";
 const NOTICE: &str = "notice";
 const WARNING: &str = "warning";
 const CRITICAL: &str = "critical";
-/// Longer lists are given by their length and this many of their first names.
-const MAX_NAMES: usize = 32;
 
 #[cfg(test)]
 mod tests {

@@ -1,13 +1,16 @@
 //! The state machine itself.
 
+mod ending;
 mod forms;
 mod renewing;
 mod taking;
+mod views;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Instant;
 
 use self::forms::Forms;
+pub use self::views::LeaseView;
 use super::slot::{Current, Jitter, Slot};
 use super::timers::Timers;
 use super::{Action, Cause, Completion, Ends, Form, Ticket, Wanted, WorkloadId};
@@ -32,17 +35,6 @@ pub enum Refused {
     /// The workload does not hold this entry, or an operator took it away.
     #[error("the process does not hold this entry")]
     NotHeld,
-}
-
-/// A lease as others may see it.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct LeaseView {
-    /// Which.
-    pub id: LeaseId,
-    /// Under which entry it was issued.
-    pub entry: EntryId,
-    /// When it ends.
-    pub ends: Ends,
 }
 
 #[derive(Debug, Default)]
@@ -84,11 +76,6 @@ impl Core {
     /// Takes in a workload whose exit is being watched. Does nothing when it is known.
     pub fn admit(&mut self, workload: WorkloadId) {
         self.workloads.entry(workload).or_default();
-    }
-
-    /// Whether the workload is live here.
-    pub fn knows(&self, workload: WorkloadId) -> bool {
-        self.workloads.contains_key(&workload)
     }
 
     /// Says which entries the workload matches now. Leases of entries it no longer matches are revoked
@@ -175,17 +162,6 @@ impl Core {
         self.is_idle(workload)
     }
 
-    /// Whether the workload has no listener, no lease and nothing in flight.
-    pub fn is_idle(&self, workload: WorkloadId) -> bool {
-        self.workloads.get(&workload).is_some_and(|w| {
-            let holds_nothing = w.leases.is_empty() && w.flights.is_empty();
-            w.listeners.x509 + w.listeners.wit + w.holds == 0
-                && holds_nothing
-                && !w.barred_all
-                && w.barred.is_empty()
-        })
-    }
-
     /// Drops an idle workload; does nothing when it is not idle.
     pub fn forget(&mut self, workload: WorkloadId) -> bool {
         self.is_idle(workload) && self.workloads.remove(&workload).is_some()
@@ -261,23 +237,6 @@ impl Core {
         self.remember(workload, entry, lease, ends);
     }
 
-    /// The workload is over: every lease it has is revoked, and so is every issuance in flight for it,
-    /// at birth.
-    pub fn end(&mut self, workload: WorkloadId, cause: Cause) -> Vec<Action> {
-        let Some(state) = self.workloads.remove(&workload) else { return Vec::new() };
-        for (form, entry) in state.slots.keys() {
-            self.timers.cancel(&Timer::Slot(workload, entry.clone(), form));
-        }
-        for ticket in &state.flights {
-            if let Some(flight) = self.flights.get_mut(ticket) {
-                flight.doomed.get_or_insert(cause);
-            }
-        }
-        let leases: Vec<LeaseId> = state.leases.into_iter().collect();
-        self.drop_leases(&leases);
-        if leases.is_empty() { Vec::new() } else { vec![Action::Revoke { workload, leases, cause }] }
-    }
-
     /// The earliest moment at which [`Core::on_timeout`] has something to do.
     pub fn deadline(&self) -> Option<Instant> {
         self.timers.next()
@@ -293,39 +252,6 @@ impl Core {
             }
         }
         actions
-    }
-
-    /// Current and still valid lease of that form for each entry held, in entry order; `None` where there is none.
-    pub fn shown(&self, workload: WorkloadId, form: Form, now: Instant) -> Vec<(EntryId, Option<LeaseId>)> {
-        let Some(state) = self.workloads.get(&workload) else { return Vec::new() };
-        let lease = |slot: &Slot| slot.current.filter(|_| slot.is_valid(now)).map(|c| c.lease);
-        let current = |entry| state.slots.get(form).get(entry).and_then(lease);
-        state.slots.x509.keys().map(|entry| (entry.clone(), current(entry))).collect()
-    }
-
-    /// The entries that the workload holds: matched, and not taken by an operator.
-    pub fn held(&self, workload: WorkloadId) -> Vec<EntryId> {
-        self.workloads.get(&workload).map(|w| w.slots.x509.keys().cloned().collect()).unwrap_or_default()
-    }
-
-    /// Every unexpired lease of the workload.
-    pub fn leases_of(&self, workload: WorkloadId) -> Vec<LeaseView> {
-        let held = self.workloads.get(&workload).map(|w| &w.leases);
-        held.into_iter()
-            .flatten()
-            .filter_map(|id| self.leases.get(id).map(|l| (id, l)))
-            .map(|(id, l)| LeaseView { id: *id, entry: l.entry.clone(), ends: l.ends })
-            .collect()
-    }
-
-    /// Issuances in flight for the workload.
-    pub fn flights_of(&self, workload: WorkloadId) -> usize {
-        self.workloads.get(&workload).map_or(0, |w| w.flights.len())
-    }
-
-    /// How many leases are live.
-    pub fn live_leases(&self) -> usize {
-        self.leases.len()
     }
 }
 
@@ -383,54 +309,6 @@ impl Core {
             state.leases.insert(lease);
             self.leases.insert(lease, Lease { workload, entry, ends });
             self.timers.set(Timer::Expiry(lease), ends);
-        }
-    }
-
-    fn expire(&mut self, lease: LeaseId, now: Instant, actions: &mut Vec<Action>) {
-        let Some(Lease { workload, entry, .. }) = self.leases.remove(&lease) else { return };
-        if let Some(state) = self.workloads.get_mut(&workload) {
-            state.leases.remove(&lease);
-            let take = |slot: &mut Slot| slot.current.take_if(|c| c.lease == lease).is_some();
-            let was_shown = state.slots.of_entry_mut(&entry).any(take);
-            if was_shown {
-                self.pursue(workload, now, actions);
-                actions.push(Action::Show { workload });
-            }
-        }
-        actions.push(Action::Expire { workload, lease });
-    }
-
-    /// Removes the slots of an entry with every lease of it, and dooms what is in flight for it.
-    fn drop_slot(&mut self, workload: WorkloadId, entry: &EntryId, cause: Cause, actions: &mut Vec<Action>) {
-        for form in Form::ALL {
-            self.timers.cancel(&Timer::Slot(workload, entry.clone(), form));
-        }
-        let Some(state) = self.workloads.get_mut(&workload) else { return };
-        for ticket in &state.flights {
-            if let Some(flight) = self.flights.get_mut(ticket).filter(|f| f.entry == *entry) {
-                flight.doomed.get_or_insert(cause);
-            }
-        }
-        state.slots.remove(entry);
-        let leases: Vec<LeaseId> = state
-            .leases
-            .iter()
-            .filter(|id| self.leases.get(id).is_some_and(|l| l.entry == *entry))
-            .copied()
-            .collect();
-        for id in &leases {
-            state.leases.remove(id);
-        }
-        self.drop_leases(&leases);
-        if !leases.is_empty() {
-            actions.push(Action::Revoke { workload, leases, cause });
-        }
-    }
-
-    fn drop_leases(&mut self, leases: &[LeaseId]) {
-        for lease in leases {
-            self.leases.remove(lease);
-            self.timers.cancel(&Timer::Expiry(*lease));
         }
     }
 }

@@ -5,16 +5,18 @@
 //! fails here takes a refusal back: memory goes on refusing, the failure is a readiness concern, and the
 //! work is tried again.
 
+mod job;
 mod report;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, mpsc};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use mayfly_attestors::failpoint;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 
+pub(super) use self::job::{Done, Initiator, Job, RevokeJob};
 use self::report::Stamps;
 use super::issuers::Issuers;
 use super::{Denied, Parts, lock};
@@ -22,52 +24,10 @@ use crate::audit;
 use crate::authority::{Authorities, AuthoritySet, X509Authority};
 use crate::clock::{Clock, unix_seconds};
 use crate::id::KeyId;
-use crate::ledger::{CrlMark, Kind, Ledger, Reason, Row};
+use crate::ledger::{CrlMark, Kind, Ledger, Reason};
 use crate::ready::Readiness;
 use crate::revocation::{self, Crl, CrlNumbering, Timings};
 use crate::trust::TrustSnapshot;
-
-/// Answered with the number of the CRL in force once everything queued before is published.
-pub(super) type Done = oneshot::Sender<u64>;
-
-/// Leases refused in memory that verifiers do not know of yet.
-#[derive(Debug)]
-pub(super) struct RevokeJob {
-    pub(super) rows: Vec<Row>,
-    pub(super) reason: Reason,
-    pub(super) initiator: Initiator,
-    /// When, for the ledger.
-    pub(super) at: SystemTime,
-    /// When the agent learned of the cause.
-    pub(super) seen: Instant,
-    /// When memory began to refuse.
-    pub(super) refused: Instant,
-    pub(super) done: Option<Done>,
-}
-
-/// What the revoker is told.
-#[derive(Debug)]
-pub(super) enum Job {
-    /// These leases are refused.
-    Revoke(RevokeJob),
-    /// These authorities are in force from now on.
-    Authorities {
-        set: Arc<AuthoritySet>,
-        /// Answered when verifiers have been told and signers use it; or why not.
-        done: mpsc::SyncSender<Result<(), String>>,
-    },
-}
-
-/// Who caused a revocation.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Initiator {
-    Kernel,
-    Attestation,
-    Entries,
-    Operator,
-    Agent,
-    Holder,
-}
 
 /// How the revoker publishes.
 #[derive(Debug)]
@@ -388,17 +348,4 @@ struct Signed {
     crl: Crl,
     revision: u64,
     at: Instant,
-}
-
-impl Initiator {
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Kernel => "kernel",
-            Self::Attestation => "attestation",
-            Self::Entries => "entries",
-            Self::Operator => "operator",
-            Self::Agent => "agent",
-            Self::Holder => "holder",
-        }
-    }
 }

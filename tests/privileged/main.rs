@@ -4,6 +4,8 @@
 #[cfg(test)]
 mod a_peer;
 #[cfg(test)]
+mod b_hash;
+#[cfg(test)]
 mod b_program;
 #[cfg(test)]
 mod d_life;

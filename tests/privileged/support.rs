@@ -33,6 +33,16 @@ pub(crate) fn entries_and_watcher(entries: &[Entry]) -> Vec<Entry> {
     all
 }
 
+/// Selects that uid.
+pub(crate) fn uid_selector(n: u32) -> String {
+    format!("unix:uid:{n}")
+}
+
+/// Selects that program by its hash.
+pub(crate) fn hash_of(program: &Path) -> String {
+    format!("unix:sha256:{}", files::sha256(program))
+}
+
 /// Sees every CRL.
 pub(crate) struct Watcher {
     holder: Holder,

@@ -1,0 +1,64 @@
+//! What the revoker is told.
+
+use std::sync::{Arc, mpsc};
+use std::time::{Instant, SystemTime};
+
+use tokio::sync::oneshot;
+
+use crate::authority::AuthoritySet;
+use crate::ledger::{Reason, Row};
+
+/// Answered with the number of the CRL in force once everything queued before is published.
+pub(in crate::workload) type Done = oneshot::Sender<u64>;
+
+/// Leases refused in memory that verifiers do not know of yet.
+#[derive(Debug)]
+pub(in crate::workload) struct RevokeJob {
+    pub(in crate::workload) rows: Vec<Row>,
+    pub(in crate::workload) reason: Reason,
+    pub(in crate::workload) initiator: Initiator,
+    /// When, for the ledger.
+    pub(in crate::workload) at: SystemTime,
+    /// When the agent learned of the cause.
+    pub(in crate::workload) seen: Instant,
+    /// When memory began to refuse.
+    pub(in crate::workload) refused: Instant,
+    pub(in crate::workload) done: Option<Done>,
+}
+
+/// What the revoker is told.
+#[derive(Debug)]
+pub(in crate::workload) enum Job {
+    /// These leases are refused.
+    Revoke(RevokeJob),
+    /// These authorities are in force from now on.
+    Authorities {
+        set: Arc<AuthoritySet>,
+        /// Answered when verifiers have been told and signers use it; or why not.
+        done: mpsc::SyncSender<Result<(), String>>,
+    },
+}
+
+/// Who caused a revocation.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::workload) enum Initiator {
+    Kernel,
+    Attestation,
+    Entries,
+    Operator,
+    Agent,
+    Holder,
+}
+
+impl Initiator {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Kernel => "kernel",
+            Self::Attestation => "attestation",
+            Self::Entries => "entries",
+            Self::Operator => "operator",
+            Self::Agent => "agent",
+            Self::Holder => "holder",
+        }
+    }
+}
