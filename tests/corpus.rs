@@ -17,6 +17,9 @@ mod entries;
 #[path = "fuzz/checks/jwt.rs"]
 mod jwt;
 #[cfg(test)]
+#[path = "fuzz/checks/origin.rs"]
+mod origin;
+#[cfg(test)]
 #[path = "fuzz/checks/spiffe_id.rs"]
 mod spiffe_id;
 #[cfg(test)]
@@ -27,7 +30,7 @@ mod wit;
 mod corpus {
     use std::path::Path;
 
-    use super::{authority, bundle, config, entries, jwt, spiffe_id, wit};
+    use super::{authority, bundle, config, entries, jwt, origin, spiffe_id, wit};
 
     /// Runs the check over each file of the corpus `name`.
     fn replay(name: &str, check: fn(&[u8])) {
@@ -73,6 +76,11 @@ mod corpus {
     }
 
     #[test]
+    fn kept_cgroup_texts_pass() {
+        replay("origin", origin::check);
+    }
+
+    #[test]
     fn kept_spiffe_ids_pass() {
         replay("spiffe_id", spiffe_id::check);
     }
@@ -83,6 +91,6 @@ mod corpus {
         let mut names: Vec<_> =
             std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         names.sort();
-        assert_eq!(names, ["authority", "bundle", "config", "entries", "jwt", "spiffe_id", "wit"]);
+        assert_eq!(names, ["authority", "bundle", "config", "entries", "jwt", "origin", "spiffe_id", "wit"]);
     }
 }

@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use crate::backend::Backend;
 use crate::measure::FileId;
+use crate::origin::Origin;
 use crate::process::Live;
 use crate::selector::Selector;
 
@@ -15,6 +17,35 @@ pub struct Attestation {
     pub(crate) posture: Posture,
     pub(crate) fingerprint: Fingerprint,
     pub(crate) depth: Depth,
+    /// Without the directories above its container: they were looked at.
+    pub(crate) origin: Origin,
+    /// SHA-256 of the text of `/proc/PID/cgroup`.
+    pub(crate) cgroups: [u8; 32],
+    /// What nobody could or did say.
+    pub(crate) gaps: Vec<Gap>,
+    /// Of `selectors`, those that were taken over from an earlier attestation.
+    pub(crate) kept: BTreeSet<Selector>,
+}
+
+/// Selectors that are unknown: their attestor is silent, or was not waited for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Gap {
+    kind: &'static str,
+    keys: &'static [&'static str],
+}
+
+/// What became of one attestor's part.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Outcome {
+    /// So many selectors.
+    Answered(usize),
+    /// It is silent, for this reason, and so many selectors of its last answer still stand: the process is where it
+    /// was then.
+    Kept(usize, String),
+    /// It could not say, for this reason.
+    Silent(String),
+    /// It was not waited for, because no answer of it could have changed anything.
+    NotNeeded,
 }
 
 /// How much an attestation asks. What is left out is missing like any selector that a process does not have.
@@ -33,10 +64,28 @@ pub struct Answer {
     pub kind: &'static str,
     /// How long it took.
     pub took: Duration,
-    /// How many selectors it found, or why it has none to give.
-    pub outcome: Result<usize, String>,
+    /// What became of it.
+    pub outcome: Outcome,
     /// Selectors it left out on purpose, each with the reason, such as `sha256: exe_fs_not_trusted (fuse)`.
     pub notes: Vec<String>,
+    /// What is unknown while it is silent, if it is a back-end.
+    pub(crate) gap: Option<Gap>,
+}
+
+impl Gap {
+    /// Selectors of that kind with these keys.
+    pub const fn new(kind: &'static str, keys: &'static [&'static str]) -> Self {
+        Self { kind, keys }
+    }
+
+    pub(crate) fn of(backend: &dyn Backend) -> Self {
+        Self::new(backend.kind(), backend.keys())
+    }
+
+    /// Whether a selector of that kind and key is unknown.
+    pub fn covers(&self, kind: &str, key: &str) -> bool {
+        self.kind == kind && self.keys.contains(&key)
+    }
 }
 
 /// What policy may want to know beyond selectors. All false is the ordinary case.
@@ -120,7 +169,66 @@ impl Attestation {
 
     /// Whether every attestor answered; a selector left out on purpose does not count as silence.
     pub fn is_complete(&self) -> bool {
-        self.answers.iter().all(|answer| answer.outcome.is_ok())
+        self.answers.iter().all(|answer| matches!(answer.outcome, Outcome::Answered(_)))
+    }
+
+    /// Which selectors are unknown. That one of these is missing says nothing about the process.
+    pub fn gaps(&self) -> &[Gap] {
+        &self.gaps
+    }
+
+    /// Attestors that were asked and could not say, with the reason of each.
+    pub fn silences(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        self.answers.iter().filter_map(|answer| match &answer.outcome {
+            Outcome::Silent(why) | Outcome::Kept(_, why) => Some((answer.kind, why.as_str())),
+            Outcome::Answered(_) | Outcome::NotNeeded => None,
+        })
+    }
+
+    /// Whether some attestor was not waited for: other entries may need its answer.
+    pub fn is_hasty(&self) -> bool {
+        self.answers.iter().any(|answer| answer.outcome == Outcome::NotNeeded)
+    }
+
+    /// Where the process is kept; what the directories above its container are is not remembered.
+    pub fn origin(&self) -> &Origin {
+        &self.origin
+    }
+
+    /// The selectors that were learned just now, without those taken over from an earlier attestation.
+    pub fn fresh(&self) -> BTreeSet<Selector> {
+        self.selectors.difference(&self.kept).cloned().collect()
+    }
+
+    /// Whether it was taken over in part from an earlier attestation.
+    pub fn is_kept_in_part(&self) -> bool {
+        self.answers.iter().any(|answer| matches!(answer.outcome, Outcome::Kept(..)))
+    }
+
+    /// Fills the silence of back-ends with what they said of the same process before, if it is where it was then: in
+    /// the same cgroup of every hierarchy, so in the same container and unit. Whoever uses the result gives nothing
+    /// more for it than was given before.
+    #[must_use]
+    pub fn keeping(mut self, before: &Self) -> Self {
+        if (self.fingerprint.live.cgroup_id, &self.cgroups)
+            != (before.fingerprint.live.cgroup_id, &before.cgroups)
+        {
+            return self;
+        }
+        for answer in &mut self.answers {
+            let Outcome::Silent(why) = &answer.outcome else { continue };
+            let said = before.answers.iter().find(|earlier| earlier.kind == answer.kind);
+            let had = said
+                .is_some_and(|earlier| matches!(earlier.outcome, Outcome::Answered(_) | Outcome::Kept(..)));
+            let Some(gap) = answer.gap.filter(|_| had) else { continue };
+            let theirs = before.selectors.iter().filter(|one| gap.covers(one.kind(), one.key()));
+            let theirs: Vec<Selector> = theirs.cloned().collect();
+            answer.outcome = Outcome::Kept(theirs.len(), why.clone());
+            self.gaps.retain(|open| *open != gap);
+            self.selectors.extend(theirs.iter().cloned());
+            self.kept.extend(theirs);
+        }
+        self
     }
 
     /// All values of one fact, in order.

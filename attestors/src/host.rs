@@ -163,6 +163,11 @@ impl Host {
         self.namespaces
     }
 
+    /// Whether cgroup paths are shown to us as they are.
+    pub(crate) fn in_first_cgroup_namespace(&self) -> bool {
+        namespace_inode(self.proc(), "self/ns/cgroup") == Some(FIRST_CGROUP_NAMESPACE)
+    }
+
     /// Whether an id is the one the kernel shows for everybody it cannot map.
     pub(crate) fn is_overflow(&self, id: u32) -> bool {
         id == self.overflow_id || id == u32::MAX
@@ -338,6 +343,8 @@ fn namespace_inode(dir: BorrowedFd<'_>, path: &str) -> Option<u64> {
 
 /// `PROC_PID_INIT_INO`: the first pid namespace has this inode on every kernel.
 const FIRST_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
+/// `PROC_CGROUP_INIT_INO`.
+const FIRST_CGROUP_NAMESPACE: u64 = 0xEFFF_FFFB;
 const NO_PASS_RIGHTS: &str = "before Linux 6.16 a client can attach descriptors to its bytes: they are received and \
     closed on a thread of their own";
 const NO_PASS_PIDFD: &str = "no SO_PASSPIDFD: the writer of each message is checked by process number";

@@ -4,11 +4,14 @@
 //! twice. Whatever is read about it counts only if the process was still alive after the read.
 
 mod attestation;
+mod backend;
 mod cgroup;
 pub mod failpoint;
+mod gather;
 mod host;
 mod lineage;
 mod measure;
+pub mod origin;
 mod process;
 mod selector;
 mod set;
@@ -21,7 +24,9 @@ mod text;
 mod ticks;
 mod unix;
 
-pub use attestation::{Answer, Attestation, Depth, Fingerprint, Posture};
+pub use attestation::{Answer, Attestation, Depth, Fingerprint, Gap, Outcome, Posture};
+pub use backend::{Backend, BackendFuture, Found, News, Silent, Subject, Tell};
+pub use gather::{Everything, Interest};
 pub use host::{BootId, BootIdError, Features, Host, HostError};
 pub use measure::{MeasureFigures, MeasureLimits, Measurer, WorkerCommand, measure_worker};
 pub use process::{

@@ -9,11 +9,11 @@
 use std::io;
 use std::time::Instant;
 
+use crate::backend::{Found, Silent};
 use crate::measure::{MeasureError, Measurer};
 use crate::process::procfs::Stat;
 use crate::process::{PinError, Pinned, ProcDir, Process};
 use crate::selector::Selector;
-use crate::set::{Found, Silent};
 use crate::target::{Exe, MOST_THREADS, Target};
 use crate::{text, ticks};
 

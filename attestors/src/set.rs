@@ -5,21 +5,22 @@
 //! what it became. That is tried once more, and then given up.
 
 use std::collections::BTreeSet;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::attestation::{Answer, Attestation, Depth, Fingerprint};
-use crate::cgroup::Cgroup;
+use crate::attestation::{Attestation, Depth, Fingerprint, Gap};
+use crate::backend::{Backend, Found, Silent, Subject};
+use crate::gather::{self, Asked, Everything, Interest, Timed};
 use crate::host::Host;
 use crate::lineage::Lineage;
 use crate::measure::{MeasureError, Measurer};
-use crate::process::{Process, is_out_of_descriptors};
-use crate::selector::{Selector, Strength};
+use crate::origin::{self, ContainerRef, Hierarchies, Origin, Refusal, View};
+use crate::process::Process;
 use crate::target::{self, OpenError, Target};
 use crate::unix::Unix;
-use crate::{failpoint, ticks};
+use crate::{cgroup, failpoint, ticks};
 
 /// The attestors of this machine.
 #[derive(Debug)]
@@ -28,19 +29,26 @@ pub struct AttestorSet {
     settings: AttestSettings,
     measurer: Measurer,
     unix: Unix,
-    cgroup: Cgroup,
     lineage: Lineage,
+    hierarchies: Hierarchies,
+    view: View,
+    backends: Vec<Box<dyn Backend>>,
+    /// How often an origin was refused, by reason.
+    refused: [AtomicU64; Refusal::REASONS.len()],
 }
 
 /// Bounds on attesting.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct AttestSettings {
-    /// For every attestor; the hash of the program has its own ([`crate::MeasureLimits`]).
+    /// For every attestor but back-ends, which have their own; the hash of the program has its own too
+    /// ([`crate::MeasureLimits`]).
     pub deadline: Duration,
     /// How many ancestors are measured at most.
     pub ancestors: usize,
-    /// Where cgroups are mounted.
+    /// Where the machine's cgroups are mounted.
     pub cgroup_root: PathBuf,
+    /// Below which cgroup this node's containers are; empty on an ordinary host.
+    pub cgroup_prefix: PathBuf,
 }
 
 /// Why a process has no attestation.
@@ -68,40 +76,39 @@ pub enum AttestError {
     },
 }
 
-/// What one attestor found.
-#[derive(Debug, Default)]
-pub(crate) struct Found {
-    pub(crate) selectors: Vec<Selector>,
-    pub(crate) notes: Vec<String>,
-}
-
-/// Why an attestor has no answer.
-#[derive(Debug)]
-pub(crate) enum Silent {
-    /// For want of a descriptor: then there is no attestation at all, because without this answer the process would
-    /// look like one that lacks what it has.
-    Descriptors,
-    /// One plain clause.
-    Because(String),
-}
-
 impl Default for AttestSettings {
     fn default() -> Self {
-        Self { deadline: Duration::from_secs(1), ancestors: 16, cgroup_root: PathBuf::from("/sys/fs/cgroup") }
+        Self {
+            deadline: Duration::from_secs(1),
+            ancestors: 16,
+            cgroup_root: PathBuf::from("/sys/fs/cgroup"),
+            cgroup_prefix: PathBuf::new(),
+        }
     }
 }
 
 impl AttestorSet {
-    /// Looks for the cgroup hierarchy; reads nothing of any process yet.
+    /// Looks for the cgroup hierarchies and our place in them; reads nothing of any process yet.
     pub fn new(host: Arc<Host>, settings: AttestSettings, measurer: Measurer) -> Self {
+        let hierarchies = Hierarchies::at(&settings.cgroup_root);
         Self {
             unix: Unix::new(Path::new("/etc/passwd"), Path::new("/etc/group")),
-            cgroup: Cgroup::new(&settings.cgroup_root),
             lineage: Lineage { ancestors: settings.ancestors },
+            view: View::learn(&host, &hierarchies, &settings.cgroup_prefix),
+            hierarchies,
             host,
             settings,
             measurer,
+            backends: Vec::new(),
+            refused: Default::default(),
         }
+    }
+
+    /// Asks these as well, in this order in every answer.
+    #[must_use]
+    pub fn with_backends(mut self, backends: Vec<Box<dyn Backend>>) -> Self {
+        self.backends.extend(backends);
+        self
     }
 
     /// The machine this set was made for.
@@ -114,24 +121,40 @@ impl AttestorSet {
         &self.measurer
     }
 
+    /// From where cgroup paths are seen.
+    pub fn view(&self) -> &View {
+        &self.view
+    }
+
+    /// How often the origin of a process was refused so far, for each reason.
+    pub fn refused_origins(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        Refusal::REASONS.into_iter().zip(self.refused.iter().map(|count| count.load(Ordering::Relaxed)))
+    }
+
     /// Learns everything about `process`. Needs a tokio runtime with time.
     ///
     /// # Errors
-    /// See [`AttestError`]; an attestor that merely has nothing to say is an [`Answer`], not an error.
+    /// See [`AttestError`]; an attestor that merely has nothing to say is an [`crate::Answer`], not an error.
     pub async fn attest(&self, process: &Process) -> Result<Attestation, AttestError> {
-        self.attest_to(process, Depth::Full).await
+        self.attest_for(process, Depth::Full, &Everything).await
     }
 
-    /// Learns about `process` what `depth` says. Needs a tokio runtime with time.
+    /// Learns about `process` what `depth` says, and waits for back-ends while `interest` needs their answers. Needs a
+    /// tokio runtime with time.
     ///
     /// # Errors
     /// As [`Self::attest`].
-    pub async fn attest_to(&self, process: &Process, depth: Depth) -> Result<Attestation, AttestError> {
+    pub async fn attest_for(
+        &self,
+        process: &Process,
+        depth: Depth,
+        interest: &dyn Interest,
+    ) -> Result<Attestation, AttestError> {
         for _ in 0..2 {
-            let attestation = self.attest_once(process, depth).await?;
+            let attestation = self.attest_once(process, depth, interest).await?;
             failpoint::hit("attest.after_read");
             let now = self.fingerprint(process)?;
-            if now == attestation.fingerprint {
+            if now == attestation.fingerprint && self.is_in_place(process, &attestation)? {
                 return Ok(attestation);
             }
             if !now.same_credentials(&attestation.fingerprint) {
@@ -158,30 +181,64 @@ impl AttestorSet {
         target::is_traced(process).map_err(AttestError::from)
     }
 
-    async fn attest_once(&self, process: &Process, depth: Depth) -> Result<Attestation, AttestError> {
+    async fn attest_once(
+        &self,
+        process: &Process,
+        depth: Depth,
+        interest: &dyn Interest,
+    ) -> Result<Attestation, AttestError> {
         let began = ticks::now();
         let target = Target::open(process)?;
         let connected = (process.uid(), process.gid());
         if (target.live.uids.effective, target.live.gids.effective) != connected {
             return Err(AttestError::CredentialsChanged);
         }
-        let mut posture = target.posture();
-        let advice = !posture.foreign_userns;
-        let cgroup = timed("cgroup", || self.cgroup.attest(&target));
+        let cgroups = target.cgroup_text()?;
+        let origin = origin::believed(&cgroups, &self.view, &self.hierarchies)
+            .map_err(|_no_descriptor| AttestError::Descriptors)?;
+        self.count(&origin);
+        let (view, hierarchies) = (&self.view, &self.hierarchies);
+        let subject = Subject { process, origin: &origin, cgroups: &cgroups, view, hierarchies };
+        let posture = target.posture();
+        let asked = Asked::all(&self.backends, &subject, !posture.foreign_userns);
+        let attestation = Attestation {
+            selectors: BTreeSet::new(),
+            answers: Vec::new(),
+            posture,
+            fingerprint: target.fingerprint(),
+            depth,
+            origin: without_directories(&origin),
+            cgroups: digest_of(&cgroups),
+            gaps: Vec::new(),
+            kept: BTreeSet::new(),
+        };
+        asked.beside(self.look(&target, &cgroups, attestation, began), interest).await
+    }
+
+    /// What the machine itself says.
+    async fn look(
+        &self,
+        target: &Target<'_>,
+        cgroups: &[u8],
+        mut attestation: Attestation,
+        began: Instant,
+    ) -> Result<Attestation, AttestError> {
+        let advice = !attestation.posture.foreign_userns;
+        let cgroup = timed(CGROUP, || cgroup::attest(target, cgroups, &self.hierarchies, &self.view));
         let (lineage, hash) = tokio::join!(
-            self.lineage(&target, advice && depth == Depth::Full, began),
-            self.hash(&target, advice)
+            self.lineage(target, advice && attestation.depth == Depth::Full, began),
+            self.hash(target, advice)
         );
         let hash = hash.map(refuse_what_is_not_the_files_fault).transpose()?;
         let mut unix = Found::default();
-        self.unix.ids(&target, &mut unix);
-        Unix::program(&target, &mut posture, hash, &mut unix);
-        let unix = Timed { kind: "unix", took: began.elapsed(), found: Ok(unix) };
-        let (selectors, answers) = collect([unix, cgroup, lineage.0], advice)?;
-        posture.traced = lineage.1;
-        posture.cgroup_not_root_owned =
-            selectors.iter().any(|s| (s.kind(), s.key()) == ("cgroup", "delegated_path"));
-        Ok(Attestation { selectors, answers, posture, fingerprint: target.fingerprint(), depth })
+        self.unix.ids(target, &mut unix);
+        Unix::program(target, &mut attestation.posture, hash, &mut unix);
+        let unix = Timed { name: "unix", gap: UNIX, took: began.elapsed(), found: Ok(unix) };
+        attestation.posture.traced = lineage.1;
+        collect(&mut attestation, [unix, cgroup, lineage.0])?;
+        let delegated = attestation.values("cgroup", "delegated_path").next().is_some();
+        attestation.posture.cgroup_not_root_owned = delegated;
+        Ok(attestation)
     }
 
     /// What the `process` attestor found, and whether the process counts as traced: also when it did not answer.
@@ -193,7 +250,7 @@ impl AttestorSet {
         let answer = answer.unwrap_or_else(|_| Err("no answer before the deadline".into()));
         let traced = answer.as_ref().map_or(true, |lineage| lineage.traced);
         let found = answer.map(|lineage| lineage.found);
-        (Timed { kind: "process", took: began.elapsed(), found }, traced)
+        (Timed { name: "process", gap: PROCESS, took: began.elapsed(), found }, traced)
     }
 
     /// `None` when advice would be left out anyway, or the program cannot be looked at.
@@ -202,45 +259,22 @@ impl AttestorSet {
         let subject = exe.subject(target.process, target.process.uid());
         Some(self.measurer.sha256(&subject).await)
     }
-}
 
-impl Found {
-    pub(crate) fn add(&mut self, kind: &'static str, key: &'static str, value: String) {
-        self.selectors.push(Selector::new(kind, key, value));
-    }
-
-    /// Says why `what` is missing.
-    pub(crate) fn note(&mut self, what: &str, why: &str) {
-        self.notes.push(format!("{what}: {why}"));
-    }
-}
-
-impl Silent {
-    pub(crate) fn of(what: &str, error: &io::Error) -> Self {
-        if is_out_of_descriptors(error) {
-            Self::Descriptors
-        } else {
-            Self::Because(format!("{what}: {error}"))
+    /// Whether its cgroups are those that the attestation began with. The fingerprint knows the one of the v2
+    /// hierarchy only; a look-up by container must not have been overtaken in any.
+    fn is_in_place(&self, process: &Process, attestation: &Attestation) -> Result<bool, AttestError> {
+        if attestation.origin == Origin::Host {
+            return Ok(true);
         }
+        Ok(digest_of(&target::cgroup_text(process)?) == attestation.cgroups)
     }
 
-    pub(crate) fn about(self, what: &str) -> Self {
-        match self {
-            Self::Because(why) => Self::Because(format!("{what}: {why}")),
-            Self::Descriptors => self,
+    fn count(&self, origin: &Origin) {
+        if let Origin::Refused(why) = origin
+            && let Some(count) = self.refused.get(why.number())
+        {
+            count.fetch_add(1, Ordering::Relaxed);
         }
-    }
-}
-
-impl From<String> for Silent {
-    fn from(why: String) -> Self {
-        Self::Because(why)
-    }
-}
-
-impl From<&str> for Silent {
-    fn from(why: &str) -> Self {
-        Self::Because(why.to_owned())
     }
 }
 
@@ -254,17 +288,27 @@ impl From<OpenError> for AttestError {
     }
 }
 
-/// An attestor's answer and how long it took.
-struct Timed {
-    kind: &'static str,
-    took: Duration,
-    found: Result<Found, Silent>,
-}
-
-fn timed(kind: &'static str, work: impl FnOnce() -> Result<Found, Silent>) -> Timed {
+fn timed(gap: Gap, work: impl FnOnce() -> Result<Found, Silent>) -> Timed {
     let began = ticks::now();
     let found = work();
-    Timed { kind, took: began.elapsed(), found }
+    Timed { name: "cgroup", gap, took: began.elapsed(), found }
+}
+
+/// What is remembered for as long as the process lives.
+fn without_directories(origin: &Origin) -> Origin {
+    match origin {
+        Origin::Container(container) => Origin::Container(ContainerRef {
+            root_owned: Vec::new(),
+            pod: container.pod.clone(),
+            ..*container
+        }),
+        other => other.clone(),
+    }
+}
+
+fn digest_of(cgroups: &[u8]) -> [u8; 32] {
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, cgroups);
+    digest.as_ref().first_chunk().copied().unwrap_or_default()
 }
 
 /// A file that may not or cannot be read has no hash, and that is that. Anything else is about us or about the
@@ -285,42 +329,30 @@ fn refuse_what_is_not_the_files_fault(
     }
 }
 
-fn collect(parts: [Timed; 3], advice: bool) -> Result<(BTreeSet<Selector>, Vec<Answer>), AttestError> {
-    let mut selectors = BTreeSet::new();
-    let mut answers = Vec::with_capacity(parts.len());
-    for Timed { kind, took, found } in parts {
-        let mut notes = Vec::new();
-        let found = match found {
-            Err(Silent::Descriptors) => return Err(AttestError::Descriptors),
-            Err(Silent::Because(why)) => Err(why),
-            Ok(found) => Ok(found),
-        };
-        let outcome = found.map(|mut found| {
-            if !advice {
-                found.selectors.retain(|selector| selector.strength() > Strength::Advisory);
-                found.note("advice", "left out: the process is in another user namespace");
-            }
-            notes = found.notes;
-            let count = found.selectors.len();
-            selectors.extend(found.selectors);
-            count
-        });
-        answers.push(Answer { kind, took, outcome, notes });
+fn collect(attestation: &mut Attestation, parts: [Timed; 3]) -> Result<(), AttestError> {
+    let advice = !attestation.posture.foreign_userns;
+    for timed in parts {
+        let answer = gather::absorb(attestation, timed, advice)?;
+        attestation.answers.push(answer);
     }
-    Ok((selectors, answers))
+    Ok(())
 }
+
+const UNIX: Gap = Gap::new("unix", &[]);
+const CGROUP: Gap = Gap::new("cgroup", &["path", "delegated_path"]);
+const PROCESS: Gap = Gap::new("process", &["exe_deleted", "no_new_privs", "traced", "ancestor_sha256"]);
 
 #[cfg(test)]
 mod tests {
-    use std::io::{Read, Write};
+    use std::io::{self, Read, Write};
     use std::os::fd::AsFd;
     use std::os::unix::fs::PermissionsExt;
     use std::os::unix::process::CommandExt;
     use std::process::{Child, Command};
 
     use super::*;
-    use crate::MeasureLimits;
     use crate::testing::{end, peer, running, set, sleeper};
+    use crate::{MeasureLimits, Strength};
 
     fn pinned(child: &Child) -> Process {
         Process::of_pid(&crate::testing::host(), child.id()).unwrap()
@@ -381,7 +413,7 @@ mod tests {
         let child = sleeper();
         let process = pinned(&child);
         let full = set.attest(&process).await.unwrap();
-        let shallow = set.attest_to(&process, Depth::WithoutAncestors).await.unwrap();
+        let shallow = set.attest_for(&process, Depth::WithoutAncestors, &Everything).await.unwrap();
         assert!(has_kind(&full, "process:ancestor_sha256"));
         let rest = full.selectors().iter().filter(|s| s.key() != "ancestor_sha256").cloned().collect();
         assert_eq!(*shallow.selectors(), rest);
@@ -813,13 +845,15 @@ mod tests {
     /// A full table would otherwise read as a process that has lost its cgroup, its program or its ancestors.
     #[test]
     fn e13_want_of_a_descriptor_is_no_answer_about_the_process() {
+        let mut attestation = crate::testing::empty();
         for errno in [libc::EMFILE, libc::ENFILE] {
             let full = || io::Error::from_raw_os_error(errno);
-            let found = |error| Timed { kind: "cgroup", took: Duration::ZERO, found: Err(error) };
+            let found = |error| timed(CGROUP, || Err(error));
             let silent = || found(Silent::of("/proc/PID/cgroup", &full()));
             let other = || found("unrelated".into());
-            assert!(matches!(collect([silent(), other(), other()], true), Err(AttestError::Descriptors)));
-            assert!(collect([other(), other(), other()], true).is_ok());
+            let collected = collect(&mut attestation, [silent(), other(), other()]);
+            assert!(matches!(collected, Err(AttestError::Descriptors)));
+            assert!(collect(&mut attestation, [other(), other(), other()]).is_ok());
             let hash = refuse_what_is_not_the_files_fault(Err(MeasureError::Worker(full())));
             assert!(matches!(hash, Err(AttestError::Descriptors)), "{hash:?}");
         }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use crate::attestation::{ExeIdentity, Fingerprint, Posture};
 use crate::host::Namespaces;
 use crate::measure::{FileFacts, Gate, Subject, mount_namespace};
+use crate::origin::MOST_BYTES;
 use crate::process::procfs::Status;
 use crate::process::{Live, ProcDir, Process, is_out_of_descriptors};
 
@@ -56,6 +57,12 @@ impl<'a> Target<'a> {
             cgroups: cgroups_if_needed(&live, &dir).map_err(gone_or)?,
             dir,
         })
+    }
+
+    /// The text of `/proc/PID/cgroup` now.
+    pub(crate) fn cgroup_text(&self) -> Result<Vec<u8>, OpenError> {
+        let read = self.dir.read("cgroup", MOST_BYTES + 1);
+        read.map_err(|error| OpenError::of(error, self.process))
     }
 
     pub(crate) fn fingerprint(&self) -> Fingerprint {
@@ -138,6 +145,13 @@ pub(crate) fn fingerprint(process: &Process) -> Result<Fingerprint, OpenError> {
     };
     // After the last read: what was read of a process that has gone may be another's.
     if process.is_alive() { Ok(Fingerprint { exe, live, cgroups }) } else { Err(OpenError::Exited) }
+}
+
+/// The text of `/proc/PID/cgroup` of a live process now.
+pub(crate) fn cgroup_text(process: &Process) -> Result<Vec<u8>, OpenError> {
+    let read = open_dir(process)?.read("cgroup", MOST_BYTES + 1);
+    let text = read.map_err(|error| OpenError::of(error, process))?;
+    if process.is_alive() { Ok(text) } else { Err(OpenError::Exited) }
 }
 
 /// Whether any thread has a tracer now; true when there are more threads than can be looked at.

@@ -5,8 +5,10 @@ use std::path::Path;
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::Arc;
 
+use crate::origin::Origin;
 use crate::{
-    AttestSettings, AttestorSet, Host, MeasureLimits, Measurer, Process, WorkerCommand, measure_worker,
+    AttestSettings, Attestation, AttestorSet, Depth, Host, MeasureLimits, Measurer, Posture, Process,
+    WorkerCommand, measure_worker,
 };
 
 pub(crate) fn host() -> Arc<Host> {
@@ -77,6 +79,22 @@ pub(crate) fn worker() -> WorkerCommand {
 
 pub(crate) fn set(limits: MeasureLimits) -> AttestorSet {
     AttestorSet::new(host(), AttestSettings::default(), Measurer::new(worker(), limits))
+}
+
+/// An attestation of this process in which nobody has said anything yet.
+pub(crate) fn empty() -> Attestation {
+    let process = Process::of_pid(&host(), std::process::id()).unwrap();
+    Attestation {
+        selectors: Default::default(),
+        answers: Vec::new(),
+        posture: Posture::default(),
+        fingerprint: crate::target::fingerprint(&process).unwrap(),
+        depth: Depth::Full,
+        origin: Origin::Host,
+        cgroups: [0; 32],
+        gaps: Vec::new(),
+        kept: Default::default(),
+    }
 }
 
 const WORKER: &str = "MAYFLY_TEST_WORKER";

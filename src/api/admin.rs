@@ -4,6 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use futures_util::{Stream, stream};
+use mayfly_attestors::Outcome;
 use mayfly_proto::admin as proto;
 use mayfly_proto::admin::admin_server::Admin;
 use tonic::{Request, Response, Status};
@@ -147,9 +148,14 @@ impl Admin for AdminService {
         });
         let attestors = attestation.answers().iter().map(|answer| proto::AttestorAnswer {
             kind: answer.kind.to_owned(),
-            outcome: answer.outcome.as_ref().map_or_else(Clone::clone, |_| "ok".to_owned()),
+            outcome: outcome(&answer.outcome),
             micros: u64::try_from(answer.took.as_micros()).unwrap_or(u64::MAX),
-            selectors: answer.outcome.as_ref().map_or(0, |n| u32::try_from(*n).unwrap_or(u32::MAX)),
+            selectors: match answer.outcome {
+                Outcome::Answered(count) | Outcome::Kept(count, _) => {
+                    u32::try_from(count).unwrap_or(u32::MAX)
+                }
+                Outcome::Silent(_) | Outcome::NotNeeded => 0,
+            },
             notes: answer.notes.clone(),
         });
         let near_misses = explained.near_misses.iter().map(|miss| proto::NearMiss {
@@ -166,6 +172,14 @@ impl Admin for AdminService {
             near_misses: near_misses.collect(),
             posture: explained.posture.iter().map(ToString::to_string).collect(),
         }))
+    }
+}
+
+fn outcome(outcome: &Outcome) -> String {
+    match outcome {
+        Outcome::Answered(_) => "ok".to_owned(),
+        Outcome::Kept(_, why) | Outcome::Silent(why) => why.clone(),
+        Outcome::NotNeeded => "not needed".to_owned(),
     }
 }
 

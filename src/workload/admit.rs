@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mayfly_attestors::{AttestError, Attestation, Depth, Process};
+use mayfly_attestors::{AttestError, Attestation, Depth, Everything, Process};
 
 use super::shelf::Shelf;
 use super::state::{Member, federates_with};
@@ -137,7 +137,9 @@ impl Workloads {
         let Ok(own) = own.inspect_err(|error| tracing::debug!(%error, "own program not measured")) else {
             return;
         };
-        if let Err(error) = self.0.parts.attestors.attest_to(&own, Depth::WithoutAncestors).await {
+        if let Err(error) =
+            self.0.parts.attestors.attest_for(&own, Depth::WithoutAncestors, &Everything).await
+        {
             tracing::debug!(%error, "own program not measured");
         }
     }
@@ -166,7 +168,7 @@ impl Shared {
     /// As deep as the entries in force ask; what they do not ask for could change no match.
     pub(super) async fn attest_for_entries(&self, process: &Process) -> Result<Attestation, AttestError> {
         let depth = self.parts.entries.borrow().depth();
-        self.parts.attestors.attest_to(process, depth).await
+        self.parts.attestors.attest_for(process, depth, &Everything).await
     }
 
     /// Whether the entries in force ask for more than this attestation looked at.

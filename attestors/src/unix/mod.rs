@@ -15,9 +15,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::attestation::Posture;
+use crate::backend::Found;
 use crate::host::Host;
 use crate::measure::{Gate, MeasureError};
-use crate::set::Found;
 use crate::target::Target;
 use crate::text;
 use names::Names;
