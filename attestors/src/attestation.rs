@@ -205,9 +205,21 @@ impl Attestation {
         self.answers.iter().any(|answer| matches!(answer.outcome, Outcome::Kept(..)))
     }
 
-    /// Fills the silence of back-ends with what they said of the same process before, if it is where it was then: in
-    /// the same cgroup of every hierarchy, so in the same container and unit. Whoever uses the result gives nothing
-    /// more for it than was given before.
+    /// Whether the process is where it was then: in the same cgroup of every hierarchy, so in the same container and
+    /// unit.
+    pub fn is_where(&self, before: &Self) -> bool {
+        (self.fingerprint.live.cgroup_id, &self.cgroups)
+            == (before.fingerprint.live.cgroup_id, &before.cgroups)
+    }
+
+    /// Whether an attestor of that kind is silent.
+    pub fn lacks(&self, kind: &str) -> bool {
+        let silent = |answer: &Answer| matches!(answer.outcome, Outcome::Silent(_) | Outcome::Kept(..));
+        self.answers.iter().any(|answer| silent(answer) && answer.gap.is_some_and(|gap| gap.kind == kind))
+    }
+
+    /// Fills the silence of back-ends with what they said of the same process before, if it is where it was then.
+    /// Whoever uses the result gives nothing more for it than was given before.
     #[must_use]
     pub fn keeping(mut self, before: &Self) -> Self {
         if (self.fingerprint.live.cgroup_id, &self.cgroups)

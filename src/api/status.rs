@@ -74,6 +74,7 @@ pub(super) fn of_refusal(refusal: &Refusal) -> Status {
         Refusal::NoProcess(_) => Code::NotFound,
         Refusal::Unpinned(..) => Code::FailedPrecondition,
         Refusal::Attest(_)
+        | Refusal::Silent(_)
         | Refusal::TooManyLeases
         | Refusal::Ledger(_)
         | Refusal::Audit(_)

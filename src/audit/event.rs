@@ -270,6 +270,8 @@ pub enum Cut {
     ExeForged,
     /// The process changed its user or group.
     CredentialsChanged,
+    /// The process is what it was, but what a controller says of it (an engine, the service manager) has changed.
+    FactsChanged,
     /// A tracer took hold of the process, and its entry does not allow that.
     Traced,
     /// The peer passed file descriptors.
@@ -323,6 +325,7 @@ impl Cut {
             Self::ExecMismatch => "exec_mismatch",
             Self::ExeForged => "exe_forged",
             Self::CredentialsChanged => "credentials_changed",
+            Self::FactsChanged => "facts_changed",
             Self::Traced => "traced",
             Self::DescriptorsPassed => "descriptors_passed",
             Self::Budget => "budget",

@@ -61,6 +61,8 @@ pub enum Cause {
     WatchLost,
     /// The process executed or became something that the entry does not describe.
     NoLongerMatches,
+    /// What a controller says of the process has changed, and the entry does not describe it any more.
+    FactsChanged,
     /// The process changed its user or group.
     CredentialsChanged,
     /// The entry was withdrawn.

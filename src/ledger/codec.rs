@@ -388,7 +388,8 @@ mod tests {
                 "issue_aborted",
                 "credentials_changed",
                 "superseded",
-                "returned"
+                "returned",
+                "facts_changed"
             ]
         );
     }

@@ -102,6 +102,8 @@ pub enum Reason {
     Superseded,
     /// Its holder gave it back.
     Returned,
+    /// What a container engine, the service manager or another controller says of the process has changed.
+    FactsChanged,
 }
 
 impl Kind {
@@ -117,7 +119,7 @@ impl Kind {
 
 impl Reason {
     /// Every reason, in the order of its code in the ledger.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Exited,
         Self::WatchLost,
         Self::ExecMismatch,
@@ -128,6 +130,7 @@ impl Reason {
         Self::CredentialsChanged,
         Self::Superseded,
         Self::Returned,
+        Self::FactsChanged,
     ];
 
     /// The stable name.
@@ -143,6 +146,7 @@ impl Reason {
             Self::CredentialsChanged => "credentials_changed",
             Self::Superseded => "superseded",
             Self::Returned => "returned",
+            Self::FactsChanged => "facts_changed",
         }
     }
 }

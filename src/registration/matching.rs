@@ -7,10 +7,11 @@ use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use mayfly_attestors::{Attestation, Selector};
+use mayfly_attestors::{Attestation, Gap, Selector};
 
 use super::entry::{Entry, EntrySet, Identity};
 use super::selector::SelectorPattern;
+use super::unknown;
 use crate::diag::Shown;
 use crate::id::SpiffeId;
 
@@ -23,6 +24,15 @@ pub struct Facts<'a> {
     pub traced: bool,
     /// Its executable is a memfd or was deleted.
     pub anonymous_exe: bool,
+    /// What is unknown: that one of these selectors is missing says nothing.
+    pub gaps: &'a [Gap],
+}
+
+impl Facts<'_> {
+    /// Whether selectors of that kind and key are unknown.
+    pub(super) fn is_open(&self, kind: &str, key: &str) -> bool {
+        self.gaps.iter().any(|gap| gap.covers(kind, key))
+    }
 }
 
 impl<'a> From<&'a Attestation> for Facts<'a> {
@@ -32,6 +42,7 @@ impl<'a> From<&'a Attestation> for Facts<'a> {
             selectors: attestation.selectors(),
             traced: posture.traced,
             anonymous_exe: posture.anonymous_exe,
+            gaps: attestation.gaps(),
         }
     }
 }
@@ -47,26 +58,37 @@ pub struct NearMiss {
     pub other: Option<String>,
 }
 
+const UNKNOWN: &str = "what it lacks is unknown, for an attestor is silent: the caller is told to try again";
+
 /// How many near misses are told.
 pub const MAX_NEAR_MISSES: usize = 5;
 
 /// Every identity that the process has earned, best first: by priority, then by the entry's name. The first
 /// is the default identity.
 pub fn match_entries(set: &EntrySet, facts: Facts<'_>, now: SystemTime) -> Vec<Identity> {
-    let mut hints = HashSet::new();
-    let mut identities = Vec::new();
-    for entry in set.iter() {
-        if missing(entry, facts).next().is_some() {
-            continue;
+    hints_once(set.iter().filter_map(|entry| identity(entry, facts, now)))
+}
+
+/// A hint names one identity of a caller (Workload API §5.2.1); the first keeps it.
+pub(super) fn hints_once(identities: impl Iterator<Item = Identity>) -> Vec<Identity> {
+    let mut taken = HashSet::new();
+    let once = |mut identity: Identity| {
+        if !taken.insert(identity.hint.clone()) {
+            identity.hint.clear();
         }
-        let Ok(spiffe_id) = earned(entry, facts, now) else { continue };
-        let hint = &entry.terms.hint;
-        // A hint names one identity of a caller (Workload API §5.2.1); the first keeps it.
-        let hint = if hints.insert(hint.as_str()) { hint.clone() } else { String::new() };
-        let because = entry.selectors.iter().map(|wanted| reason(wanted, facts)).collect();
-        identities.push(Identity { entry: Arc::clone(entry), spiffe_id, hint, because });
+        identity
+    };
+    identities.map(once).collect()
+}
+
+/// What the entry gives, if the process has earned it.
+pub(super) fn identity(entry: &Arc<Entry>, facts: Facts<'_>, now: SystemTime) -> Option<Identity> {
+    if missing(entry, facts).next().is_some() {
+        return None;
     }
-    identities
+    let spiffe_id = earned(entry, facts, now).ok()?;
+    let because = entry.selectors.iter().map(|wanted| reason(wanted, facts)).collect();
+    Some(Identity { entry: Arc::clone(entry), spiffe_id, hint: entry.terms.hint.clone(), because })
 }
 
 /// The entries that the process has not earned, those first that lack the fewest selectors, then those of
@@ -76,7 +98,10 @@ pub fn near_misses(set: &EntrySet, facts: Facts<'_>, now: SystemTime) -> Vec<Nea
     for entry in set.iter() {
         let missing = missing(entry, facts).map(|wanted| Shown(&wanted.to_string()).to_string());
         let missing = missing.collect::<Vec<_>>();
-        let other = earned(entry, facts, now).err();
+        let mut other = earned(entry, facts, now).err();
+        if unknown::may_be_earned(entry, facts, now) && (!missing.is_empty() || other.is_some()) {
+            other = Some(UNKNOWN.to_owned());
+        }
         if !missing.is_empty() || other.is_some() {
             misses.push(NearMiss { entry: Arc::clone(entry), missing, other });
         }
@@ -101,7 +126,7 @@ pub fn held_back<'a>(
     described.into_iter().find_map(|entry| Some((entry, earned(entry, facts, now).err()?)))
 }
 
-fn missing<'a>(entry: &'a Entry, facts: Facts<'a>) -> impl Iterator<Item = &'a SelectorPattern> {
+pub(super) fn missing<'a>(entry: &'a Entry, facts: Facts<'a>) -> impl Iterator<Item = &'a SelectorPattern> {
     let allowed = entry.conditions.allow_anonymous_exe;
     entry.selectors.iter().filter(move |wanted| {
         if facts.anonymous_exe && wanted.is_about_executable() {
@@ -169,7 +194,7 @@ mod tests {
     }
 
     fn facts(selectors: &BTreeSet<Selector>) -> Facts<'_> {
-        Facts { selectors, traced: false, anonymous_exe: false }
+        Facts { selectors, traced: false, anonymous_exe: false, gaps: &[] }
     }
 
     fn names(identities: &[Identity]) -> Vec<&str> {

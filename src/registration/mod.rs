@@ -10,6 +10,7 @@ pub mod matching;
 mod selector;
 mod source;
 mod template;
+pub mod unknown;
 mod watch;
 
 pub use self::entry::{Conditions, Entry, EntrySet, Identity, SetVersion, Terms};

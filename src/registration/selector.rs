@@ -94,6 +94,14 @@ impl SelectorPattern {
         }
     }
 
+    /// The type and key of what fits.
+    pub fn kind_and_key(&self) -> (&str, &str) {
+        match self {
+            Self::Exact(selector) => (selector.kind(), selector.key()),
+            Self::CgroupPath(key, _) => ("cgroup", key),
+        }
+    }
+
     /// Whether it speaks of the executable file, which a process may run without a name (memfd, deleted).
     pub fn is_about_executable(&self) -> bool {
         matches!(self, Self::Exact(selector)

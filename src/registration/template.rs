@@ -126,6 +126,44 @@ impl IdTemplate {
     }
 }
 
+impl IdTemplate {
+    /// Whether it could still be filled if every selector that is `open` were known.
+    pub(super) fn may_fill(
+        &self,
+        selectors: &BTreeSet<Selector>,
+        advisory: bool,
+        open: impl Fn(&str, &str) -> bool,
+    ) -> bool {
+        self.placeholders().all(|(kind, key)| match only_value(selectors, advisory, kind, key) {
+            Ok(_) => true,
+            Err(FillError::Missing(_)) => open(kind, key),
+            Err(_) => false,
+        })
+    }
+
+    /// Whether that ID could have come of it.
+    pub fn gives(&self, id: &str) -> bool {
+        let (mut ours, mut theirs) = (self.text.split('/'), id.split('/'));
+        loop {
+            match (ours.next(), theirs.next()) {
+                (None, None) => return true,
+                (Some(ours), Some(theirs)) if segment_gives(ours, theirs) => {}
+                _ => return false,
+            }
+        }
+    }
+}
+
+/// At most one placeholder stands in a segment.
+fn segment_gives(ours: &str, theirs: &str) -> bool {
+    let Some((before, rest)) = ours.split_once('{') else { return ours == theirs };
+    let after = rest.split_once('}').map_or("", |(_, after)| after);
+    theirs
+        .strip_prefix(before)
+        .and_then(|rest| rest.strip_suffix(after))
+        .is_some_and(|value| !value.is_empty())
+}
+
 impl fmt::Display for IdTemplate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
@@ -284,6 +322,26 @@ mod tests {
             refused("spiffe://example.org/{unix.user}/a:b").to_string(),
             "is not a SPIFFE ID: it has `:` at byte 34: a path segment has only a-z A-Z 0-9 . - _",
             "positions are those of the text as written"
+        );
+    }
+
+    #[test]
+    fn an_id_is_told_to_come_of_its_template_or_not() {
+        let template = |text: &str| IdTemplate::parse(text, None).unwrap();
+        let user = template("spiffe://td/user/u-{unix.user}.x/run");
+        assert!(user.gives("spiffe://td/user/u-ann.x/run"));
+        for other in [
+            "spiffe://td/user/u-.x/run",
+            "spiffe://td/user/ann.x/run",
+            "spiffe://td/user/u-ann.x",
+            "spiffe://td/user/u-ann.x/run/more",
+            "spiffe://to/user/u-ann.x/run",
+        ] {
+            assert!(!user.gives(other), "{other}");
+        }
+        assert!(
+            template("spiffe://td/a").gives("spiffe://td/a")
+                && !template("spiffe://td/a").gives("spiffe://td/b")
         );
     }
 

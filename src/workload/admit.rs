@@ -108,15 +108,16 @@ impl Workloads {
         process: &Arc<Process>,
         connection: &Arc<dyn Connection>,
     ) -> Result<Admission, Refusal> {
-        let (attestation, admitted) = loop {
+        let (admitted, attestation) = loop {
             let attestation = match self.0.attest_for_entries(process).await {
-                Ok(attestation) => Arc::new(attestation),
+                Ok(attestation) => attestation,
                 Err(error) => return Err(self.0.refuse_attest(process, connection, error)),
             };
-            let admitted = self.0.take_in(process, Arc::clone(&attestation), connection)?;
+            let taken = self.0.take_in(process, attestation, connection);
+            let taken = taken.inspect_err(|refusal| self.0.note_silence(process, refusal))?;
             // Asked after the match: entries that ask for more may have come while the process was looked at.
-            if !self.0.is_too_shallow(&attestation) {
-                break (attestation, admitted);
+            if !self.0.is_too_shallow(&taken.1) {
+                break taken;
             }
         };
         admitted.ok_or_else(|| {
@@ -152,33 +153,27 @@ impl Workloads {
     /// What the attestors and the entries say of a process, without taking it in.
     pub async fn look_at(&self, process: &Arc<Process>) -> Result<(Attestation, Vec<Identity>), Refusal> {
         let attestation = self.0.parts.attestors.attest(process).await.map_err(refusal)?;
-        let mut identities = self.0.match_now(&attestation);
         let state = self.0.lock();
-        if let Some(id) = state.by_key.get(&process.key()) {
-            // What an operator took from this very process is not its own.
-            let barred = |entry: &crate::id::EntryId| state.core.is_barred(*id, entry);
-            identities.retain(|i| !barred(&i.entry.id));
-        }
-        drop(state);
+        let Some(id) = state.by_key.get(&process.key()).copied() else {
+            let identities = self.0.match_now(&attestation);
+            return Ok((attestation, identities));
+        };
+        let (attestation, mut identities) = self.0.match_beside(&state, id, attestation);
+        // What an operator took from this very process is not its own.
+        identities.retain(|i| !state.core.is_barred(id, &i.entry.id));
         Ok((attestation, identities))
     }
 }
 
 impl Shared {
-    /// As deep as the entries in force ask; what they do not ask for could change no match.
-    pub(super) async fn attest_for_entries(&self, process: &Process) -> Result<Attestation, AttestError> {
-        let depth = self.parts.entries.borrow().depth();
-        self.parts.attestors.attest_for(process, depth, &Everything).await
-    }
-
     /// Whether the entries in force ask for more than this attestation looked at.
     pub(super) fn is_too_shallow(&self, attestation: &Attestation) -> bool {
-        attestation.depth() != Depth::Full && self.parts.entries.borrow().depth() == Depth::Full
+        let asks_deeper = attestation.depth() != Depth::Full && self.entries().depth() == Depth::Full;
+        asks_deeper || self.was_too_hasty(attestation)
     }
 
     pub(super) fn match_now(&self, attestation: &Attestation) -> Vec<Identity> {
-        let entries = self.parts.entries.borrow().clone();
-        matching::match_entries(&entries, facts(attestation), self.parts.clock.wall())
+        matching::match_entries(&self.entries(), Facts::from(attestation), self.parts.clock.wall())
     }
 
     /// What is odd about a process, by stable names: what its attestation says, and what is remembered of it.
@@ -197,8 +192,8 @@ impl Shared {
         if !self.match_now(attestation).is_empty() {
             return BARRED.to_owned();
         }
-        let entries = self.parts.entries.borrow().clone();
-        let held_back = matching::held_back(&entries, facts(attestation), self.parts.clock.wall());
+        let entries = self.entries();
+        let held_back = matching::held_back(&entries, Facts::from(attestation), self.parts.clock.wall());
         match held_back {
             Some((entry, why)) if attestation.posture().traced => {
                 format!("traced: entry {}: {why}", entry.id)
@@ -208,51 +203,78 @@ impl Shared {
         }
     }
 
-    /// `Ok(None)`: nothing matches (and what the process held before, it has lost).
+    /// With `None` nothing matches (and what the process held before, it has lost). The attestation comes back with
+    /// what silent attestors said of a live workload before.
     fn take_in(
         self: &Arc<Self>,
         process: &Arc<Process>,
-        attestation: Arc<Attestation>,
+        attestation: Attestation,
         connection: &Arc<dyn Connection>,
-    ) -> Result<Option<Admission>, Refusal> {
+    ) -> Result<(Option<Admission>, Arc<Attestation>), Refusal> {
         let now = self.parts.clock.monotonic();
         let mut state = self.lock();
-        // Under the lock, so that a reload either sees this member or is seen by it.
-        let identities = self.match_now(&attestation);
+        // Matched under the lock, so that a reload either sees this member or is seen by it.
         let known = state.by_key.get(&process.key()).copied();
-        let id = match known {
-            Some(id) => {
-                let changed =
-                    |m: &Member| !m.attestation.fingerprint().same_program(attestation.fingerprint());
-                if state.members.get(&id).is_some_and(changed) {
-                    self.note_loss(&mut state, id, &attestation, &identities);
-                }
-                self.renew_member(&mut state, id, attestation, identities, now);
-                id
-            }
-            None if identities.is_empty() => return Ok(None),
+        let (attestation, id) = match known {
+            Some(id) => (self.renew_known(&mut state, id, attestation, now), id),
             None => {
-                let id = state.insert(member(process, attestation, identities, now));
-                if self.reaper.watch(process, id.0).is_err() {
-                    state.core.end(id, Cause::WatchLost);
-                    state.remove(id);
-                    self.parts.readiness.raise("process watch", "lost; restart the agent");
-                    return Err(Refusal::WatchLost);
+                if let Some(silence) = self.silence(&attestation) {
+                    return Err(Refusal::Silent(silence));
                 }
-                let wanted = state.members.get(&id).map(Member::wanted).unwrap_or_default();
-                let actions = state.core.set_entries(id, &wanted, Cause::NoLongerMatches, now);
-                self.perform(&mut state, actions, now);
-                id
+                let (identities, attestation) = (self.match_now(&attestation), Arc::new(attestation));
+                if identities.is_empty() {
+                    return Ok((None, attestation));
+                }
+                let id = self.insert_new(&mut state, process, &attestation, identities, now)?;
+                (attestation, id)
             }
         };
         // The exit may have been seen before the row above existed; the pidfd still knows.
-        if !process.is_alive() {
+        if !process.is_alive() || !state.members.contains_key(&id) {
             return Err(Refusal::Exited);
         }
-        if !state.members.contains_key(&id) {
-            return Err(Refusal::Exited);
+        if state.members.get(&id).is_some_and(|member| member.identities.is_empty())
+            && let Some(silence) = self.silence(&attestation)
+        {
+            return Err(Refusal::Silent(silence));
         }
-        Ok(self.join(&mut state, id, connection))
+        Ok((self.join(&mut state, id, connection), attestation))
+    }
+
+    /// A live workload that calls again.
+    fn renew_known(
+        self: &Arc<Self>,
+        state: &mut super::State,
+        id: WorkloadId,
+        attestation: Attestation,
+        now: Instant,
+    ) -> Arc<Attestation> {
+        let (attestation, identities) = self.match_beside(state, id, attestation);
+        let attestation = Arc::new(attestation);
+        self.note_loss(state, id, &attestation, &identities);
+        self.renew_member(state, id, Arc::clone(&attestation), identities, now);
+        attestation
+    }
+
+    fn insert_new(
+        self: &Arc<Self>,
+        state: &mut super::State,
+        process: &Arc<Process>,
+        attestation: &Arc<Attestation>,
+        identities: Vec<Identity>,
+        now: Instant,
+    ) -> Result<WorkloadId, Refusal> {
+        let id = state.insert(member(process, Arc::clone(attestation), identities, now));
+        if self.reaper.watch(process, id.0).is_err() {
+            state.core.end(id, Cause::WatchLost);
+            state.remove(id);
+            self.parts.readiness.raise("process watch", "lost; restart the agent");
+            return Err(Refusal::WatchLost);
+        }
+        let wanted = state.members.get(&id).map(Member::wanted).unwrap_or_default();
+        let actions = state.core.set_entries(id, &wanted, Cause::NoLongerMatches, now);
+        self.perform(state, actions, now);
+        Ok(id)
     }
 
     /// Adds the connection, and admits the process if anything is left to it.
@@ -287,6 +309,7 @@ impl Shared {
         now: Instant,
     ) {
         let Some(member) = state.members.get_mut(&id) else { return };
+        let cause = Self::cause_of_loss(member, &attestation);
         member.attestation = attestation;
         member.attested_at = now;
         member.execs_attested = member.execs;
@@ -294,9 +317,15 @@ impl Shared {
         // A suspicion is not lifted here: it may be about something newer than this attestation.
         member.checked_for = None;
         let wanted = member.wanted();
-        let actions = state.core.set_entries(id, &wanted, Cause::NoLongerMatches, now);
+        let actions = state.core.set_entries(id, &wanted, cause, now);
         self.perform(state, actions, now);
         state.show(id, now);
+    }
+
+    fn note_silence(&self, process: &Process, refusal: &Refusal) {
+        if let Refusal::Silent(_) = refusal {
+            self.note_denied(process, "attest", &with_source(refusal));
+        }
     }
 
     fn refuse_attest(
@@ -326,12 +355,6 @@ impl Shared {
     }
 }
 
-/// What matching needs to know of an attestation.
-pub(super) fn facts(attestation: &Attestation) -> Facts<'_> {
-    let posture = attestation.posture();
-    Facts { selectors: attestation.selectors(), traced: posture.traced, anonymous_exe: posture.anonymous_exe }
-}
-
 fn refusal(error: AttestError) -> Refusal {
     match error {
         AttestError::Exited => Refusal::Exited,
@@ -356,6 +379,7 @@ pub(super) fn member(
         wit: None,
         connections: Vec::new(),
         suspect: false,
+        stale: false,
         notices: 0,
         execs: 0,
         execs_attested: 0,

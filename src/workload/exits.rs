@@ -139,6 +139,7 @@ fn reason(cause: Cause) -> Reason {
         Cause::Exited => Reason::Exited,
         Cause::WatchLost => Reason::WatchLost,
         Cause::NoLongerMatches => Reason::ExecMismatch,
+        Cause::FactsChanged => Reason::FactsChanged,
         Cause::CredentialsChanged => Reason::CredentialsChanged,
         Cause::EntryWithdrawn => Reason::EntryWithdrawn,
         Cause::Operator => Reason::Operator,
@@ -149,7 +150,7 @@ fn reason(cause: Cause) -> Reason {
 fn initiator(cause: Cause) -> Initiator {
     match cause {
         Cause::Exited | Cause::WatchLost => Initiator::Kernel,
-        Cause::NoLongerMatches | Cause::CredentialsChanged => Initiator::Attestation,
+        Cause::NoLongerMatches | Cause::FactsChanged | Cause::CredentialsChanged => Initiator::Attestation,
         Cause::EntryWithdrawn => Initiator::Entries,
         Cause::Operator => Initiator::Operator,
         Cause::Aborted => Initiator::Agent,

@@ -27,6 +27,7 @@ mod restore;
 mod revoker;
 mod second_look;
 mod shelf;
+mod silence;
 mod state;
 mod status_list;
 mod subscribe;
@@ -47,6 +48,7 @@ pub use self::operator::{Explained, LeaseFilter, Revoked, Target};
 pub use self::restore::Restored;
 pub use self::revoker::{PublishedCrl, RevokerSettings};
 pub use self::shelf::View;
+pub use self::silence::Silence;
 pub use self::status_list::SignedList;
 pub use self::subscribe::{Attendance, Subscription};
 
@@ -92,6 +94,9 @@ pub enum Refusal {
     /// The attestors could not answer.
     #[error("workload attestation failed")]
     Attest(#[source] AttestError),
+    /// An attestor is silent that could have entitled the caller: worth trying again.
+    #[error("workload attestation failed")]
+    Silent(#[source] Silence),
     /// No entry matches, the requested identity is not the caller's, or policy said no.
     #[error("no identity issued")]
     NotEntitled,

@@ -168,7 +168,7 @@ impl Workloads {
             other => other,
         })?;
         let entries = self.0.parts.entries.borrow().clone();
-        let facts = super::admit::facts(&attestation);
+        let facts = matching::Facts::from(&attestation);
         let near_misses = matching::near_misses(&entries, facts, self.0.parts.clock.wall());
         let posture = self.0.posture(&process, &attestation);
         Ok(Explained { attestation, identities, near_misses, posture })

@@ -58,7 +58,7 @@ impl Shared {
     fn match_again(self: &Arc<Self>, state: &mut State, id: WorkloadId) -> bool {
         let Some(member) = state.members.get_mut(&id) else { return false };
         let shallow = self.is_too_shallow(&member.attestation);
-        member.identities = self.match_now(&member.attestation);
+        member.identities = self.match_held(&member.attestation, &member.identities);
         let wanted = member.wanted();
         let now = self.parts.clock.monotonic();
         let actions = state.core.set_entries(id, &wanted, Cause::EntryWithdrawn, now);

@@ -14,6 +14,7 @@ use super::revoker::Initiator;
 use super::state::{Member, State};
 use super::{Shared, Workloads};
 use crate::clock::unix_seconds;
+use crate::id::SpiffeId;
 use crate::lease::{Cause, WorkloadId};
 use crate::ledger::{Bar, Reason, Row, State as RowState};
 use crate::registration::Identity;
@@ -138,7 +139,7 @@ impl Shared {
             Err(Missing::Later) => return Outcome::Later(key, live),
         };
         let mut state = self.lock();
-        let identities = self.match_now(&attestation);
+        let identities = self.match_past(&attestation, &live);
         let earned = |row: &Row| row.uid == process.uid() && is_earned(&identities, row);
         let (kept, gone): (Vec<Row>, Vec<Row>) = live.into_iter().partition(earned);
         if kept.is_empty() && !state.standing.contains_key(&key) {
@@ -199,6 +200,21 @@ impl Shared {
             }
         }
         Err(Missing::Unknown)
+    }
+}
+
+impl Shared {
+    /// What the process has earned; while an attestor is silent that may be more than can be told, and what it held
+    /// in the run before stands until it is refuted.
+    fn match_past(&self, attestation: &Attestation, live: &[Row]) -> Vec<Identity> {
+        let entries = self.entries();
+        let held = live.iter().filter_map(|row| {
+            let entry = entries.get(&row.entry).filter(|entry| entry.spiffe_id.gives(&row.spiffe_id))?;
+            let spiffe_id = SpiffeId::parse(row.spiffe_id.as_bytes()).ok()?;
+            let because = vec!["held before the agent was restarted".to_owned()];
+            Some(Identity { entry: Arc::clone(entry), spiffe_id, hint: String::new(), because })
+        });
+        self.match_held(attestation, &held.collect::<Vec<_>>())
     }
 }
 

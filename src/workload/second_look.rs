@@ -23,6 +23,8 @@ struct Look {
     before: Arc<Attestation>,
     /// How many notices there had been: one that comes later is about something this look may have missed.
     notices: u64,
+    /// There are news of it: that its program is the same says nothing about them.
+    stale: bool,
 }
 
 impl Shared {
@@ -49,14 +51,17 @@ impl Shared {
                 failpoint::hit("look.before_settle");
             }
             let outcome = match verdict {
-                // It is what it was, but entries that came since ask for more than was looked at then.
-                Ok(()) if self.is_too_shallow(&look.before) => self.attest_if_we_can(&look.process).await,
+                // It is what it was, but not where it counts, or entries that came since ask for more.
+                Ok(()) if look.stale || self.is_too_shallow(&look.before) => {
+                    self.attest_if_we_can(&look.process).await
+                }
                 Ok(()) if self.settle(id, look.notices) => return,
                 Ok(()) => continue,
                 Err(Doubt::NotSeen) => None,
                 Err(Doubt::Changed) => self.attest_if_we_can(&look.process).await,
             };
             let Some(outcome) = outcome else {
+                self.still_stale(id, look.stale);
                 tokio::time::sleep(LOOK_AGAIN).await;
                 continue;
             };
@@ -75,13 +80,20 @@ impl Shared {
     }
 
     fn begin_look(&self, id: WorkloadId) -> Option<Look> {
-        let state = self.lock();
-        let member = state.members.get(&id)?;
+        let mut state = self.lock();
+        let member = state.members.get_mut(&id)?;
         Some(Look {
             process: Arc::clone(&member.process),
             before: Arc::clone(&member.attestation),
             notices: member.notices,
+            stale: std::mem::take(&mut member.stale),
         })
+    }
+
+    fn still_stale(&self, id: WorkloadId, stale: bool) {
+        if let Some(member) = self.lock().members.get_mut(&id) {
+            member.stale |= stale;
+        }
     }
 
     /// Ends the suspicion, unless there was another notice since the look began.
@@ -107,7 +119,7 @@ impl Shared {
             Ok(attestation) => {
                 let now = self.parts.clock.monotonic();
                 let mut state = self.lock();
-                let identities = self.match_now(&attestation);
+                let (attestation, identities) = self.match_beside(&state, id, attestation);
                 self.note_loss(&mut state, id, &attestation, &identities);
                 self.renew_member(&mut state, id, Arc::new(attestation), identities, now);
                 drop(state);
@@ -143,7 +155,9 @@ impl Shared {
         let (process, before) = (Arc::clone(&member.process), &member.attestation);
         let same_program = before.fingerprint().same_program(after.fingerprint());
         let execs = member.execs;
-        if same_program || execs != member.execs_attested {
+        if Self::cause_of_loss(member, after) == Cause::FactsChanged {
+            self.note_cut(&process, audit::Cut::FactsChanged);
+        } else if same_program || execs != member.execs_attested {
             self.note_cut(&process, why_lost(before, after));
         } else {
             self.note_forged_unless_told(state, id, process, execs);

@@ -49,6 +49,8 @@ pub(super) struct Member {
     pub(super) connections: Vec<Weak<dyn Connection>>,
     /// Being looked at again: nothing is pushed meanwhile.
     pub(super) suspect: bool,
+    /// There are news of it from outside: the next look attests it again, whatever its program.
+    pub(super) stale: bool,
     /// How often there was a reason to look at it again.
     pub(super) notices: u64,
     /// How often it was told, or must be feared, to have started a program since it was taken in.
