@@ -7,6 +7,7 @@ mod duration;
 mod nearest;
 mod text;
 mod toml;
+mod values;
 
 use std::fmt;
 use std::sync::Arc;
@@ -14,7 +15,8 @@ use std::sync::Arc;
 pub use self::duration::{DurationError, ShownDuration, parse_duration};
 pub use self::nearest::{near_enough, nearest};
 pub use self::text::{MAX_SHOWN_CHARS, Shown, is_plain};
-pub use self::toml::{Found, MAX_TOML_BYTES, ShowBound, Table, read_toml};
+pub use self::toml::{Each, Found, MAX_TOML_BYTES, ShowBound, Table, read_toml};
+pub use self::values::{MAX_LINE_BYTES, is_name, line, moment};
 
 /// One mistake and what to do about it.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]

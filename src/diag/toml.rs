@@ -6,7 +6,7 @@
 mod reader;
 mod source;
 
-pub use self::reader::{Found, ShowBound, Table};
+pub use self::reader::{Each, Found, ShowBound, Table};
 use self::source::Source;
 use super::{Problem, Problems};
 

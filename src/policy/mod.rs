@@ -1,236 +1,32 @@
-//! Request-time decisions. A permit is the only way to an issuance, and one permit buys one.
+//! Request-time decisions: who may do what to what, for how long, on whose behalf. A permit is the only way to an
+//! issuance, and one permit buys one.
 //!
-//! The constructor of [`Permit`] is private to this module and nothing here can copy one, so an issuer that
-//! takes a `Permit` by value cannot be reached past the engine. With no policy set loaded, a matched entry is
-//! enough; a policy set, when there is one, decides inside [`Engine::permit`] and nowhere else.
+//! The constructor of [`Permit`] is private to this module and nothing here can copy one, so an issuer that takes a
+//! `Permit` by value cannot be reached past the engine. A [`Question`] holds everything a decision may hang on, time
+//! included; a [`Decision`] holds everything that follows from it. With no policy set loaded a matched entry is enough
+//! for what the Workload API gives, as it is without this module, and everything else is denied.
+//!
+//! The [`Catalogue`] says what there is to decide about: targets, agents, task templates, people. It is read from the
+//! same directory as the policies and changes with them in one step, so that a decision never sees half of a reload.
 
-use std::time::Duration;
+mod catalogue;
+mod decision;
+mod engine;
+mod permit;
+mod question;
+mod set;
 
-use crate::id::{EntryId, SpiffeId};
-
-/// What a credential is.
-#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub enum Kind {
-    /// An X.509-SVID: certificate and private key.
-    X509,
-    /// A JWT-SVID: a signed token for named audiences.
-    Jwt,
-    /// A WIT-SVID: a signed token with a private key, for nobody in particular.
-    Wit,
-}
-
-/// Proof that policy allowed exactly this issuance. Not `Clone`: one permit, one credential.
-#[derive(Debug)]
-#[must_use = "a permit that is not spent issues nothing"]
-pub struct Permit(Grant);
-
-impl Permit {
-    /// The identity that may be issued.
-    pub fn spiffe_id(&self) -> &SpiffeId {
-        &self.0.spiffe_id
-    }
-
-    /// The kind of credential allowed; an issuer of another kind must refuse it.
-    pub fn kind(&self) -> Kind {
-        self.0.kind
-    }
-
-    /// The longest lifetime allowed. The issuer may give less, never more.
-    pub fn ttl(&self) -> Duration {
-        self.0.ttl
-    }
-
-    /// Audiences of a JWT-SVID, in the order asked for; empty for the others.
-    pub fn audience(&self) -> &[String] {
-        &self.0.audience
-    }
-
-    /// DNS names to put beside the SPIFFE ID of an X.509-SVID; empty for the others.
-    pub fn dns_names(&self) -> &[String] {
-        &self.0.dns_names
-    }
-
-    /// The operator's hint for this identity; empty when there is none.
-    pub fn hint(&self) -> &str {
-        &self.0.hint
-    }
-
-    /// The entry that matched.
-    pub fn entry(&self) -> &EntryId {
-        &self.0.entry
-    }
-
-    /// Takes the permit apart. An issuer does this once, and then there is no permit any more.
-    pub fn spend(self) -> Grant {
-        self.0
-    }
-}
-
-/// The contents of a spent permit; no issuer accepts them in place of one.
-#[derive(Debug)]
-pub struct Grant {
-    /// See [`Permit::spiffe_id`].
-    pub spiffe_id: SpiffeId,
-    /// See [`Permit::kind`].
-    pub kind: Kind,
-    /// See [`Permit::ttl`].
-    pub ttl: Duration,
-    /// See [`Permit::audience`].
-    pub audience: Vec<String>,
-    /// See [`Permit::dns_names`].
-    pub dns_names: Vec<String>,
-    /// See [`Permit::hint`].
-    pub hint: String,
-    /// See [`Permit::entry`].
-    pub entry: EntryId,
-}
-
-/// What is asked for, and the entry in whose name. Everything but `audience` comes from the matched entry and
-/// the agent's configuration, never from the caller.
-#[derive(Clone, Debug)]
-pub struct PermitRequest {
-    /// The entry that matched the caller.
-    pub entry: EntryId,
-    /// The identity the entry yields for this caller.
-    pub spiffe_id: SpiffeId,
-    /// The kind of credential wanted.
-    pub kind: Kind,
-    /// Lifetime wanted: the entry's own, else the configured one.
-    pub ttl: Duration,
-    /// Audiences the caller named (JWT only).
-    pub audience: Vec<String>,
-    /// The entry's audience allow-list; `None` when the entry does not restrict them.
-    pub allowed_audiences: Option<Vec<String>>,
-    /// The entry's DNS names (used for X.509 only).
-    pub dns_names: Vec<String>,
-    /// The entry's hint.
-    pub hint: String,
-}
-
-/// Why there is no permit. Says which door is shut, never which rule shut it: callers see this.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-pub enum Denied {
-    /// No entry was named, or it grants no lifetime.
-    #[error("no entry grants this identity")]
-    NoEntry,
-    /// A JWT-SVID was asked for without an audience, with an empty one, or with one outside the allow-list.
-    #[error("audience is not allowed for this identity")]
-    Audience,
-    /// The loaded policy said no, or could not be evaluated.
-    #[error("policy does not allow this")]
-    Policy,
-}
-
-/// Decides. Holds the policy set in force; there is none yet, which means that a matched entry is enough.
-#[derive(Debug, Default)]
-pub struct Engine {}
-
-impl Engine {
-    /// An engine without a policy set.
-    pub fn without_policy() -> Self {
-        Self::default()
-    }
-
-    /// Trades a request for a permit.
-    ///
-    /// # Errors
-    /// [`Denied`] says what was refused. The same request gets the same answer as long as the policy set is
-    /// the same.
-    pub fn permit(&self, request: PermitRequest) -> Result<Permit, Denied> {
-        if request.entry.as_str().is_empty() || request.ttl.is_zero() {
-            return Err(Denied::NoEntry);
-        }
-        if request.kind == Kind::Jwt && !audience_allowed(&request) {
-            return Err(Denied::Audience);
-        }
-        self.decide(&request)?;
-        let PermitRequest { entry, spiffe_id, kind, ttl, audience, dns_names, hint, .. } = request;
-        let (audience, dns_names) = match kind {
-            Kind::X509 => (Vec::new(), dns_names),
-            Kind::Jwt => (audience, Vec::new()),
-            Kind::Wit => (Vec::new(), Vec::new()),
-        };
-        Ok(Permit(Grant { spiffe_id, kind, ttl, audience, dns_names, hint, entry }))
-    }
-
-    /// The seam for a policy set: default deny once there is one.
-    fn decide(&self, _request: &PermitRequest) -> Result<(), Denied> {
-        Ok(())
-    }
-}
-
-fn audience_allowed(request: &PermitRequest) -> bool {
-    let named = !request.audience.is_empty() && request.audience.iter().all(|a| !a.is_empty());
-    let listed = request
-        .allowed_audiences
-        .as_ref()
-        .is_none_or(|list| request.audience.iter().all(|a| list.contains(a)));
-    named && listed
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn request(kind: Kind, audience: &[&str], allowed: Option<&[&str]>) -> PermitRequest {
-        let owned = |list: &[&str]| list.iter().map(|&a| a.to_owned()).collect::<Vec<_>>();
-        PermitRequest {
-            entry: EntryId::new("web"),
-            spiffe_id: SpiffeId::parse(b"spiffe://example.org/web").expect("valid"),
-            kind,
-            ttl: Duration::from_secs(60),
-            audience: owned(audience),
-            allowed_audiences: allowed.map(owned),
-            dns_names: vec!["web.example.org".to_owned()],
-            hint: "internal".to_owned(),
-        }
-    }
-
-    #[test]
-    fn a_matched_entry_is_enough_without_a_policy() {
-        let permit = Engine::without_policy().permit(request(Kind::X509, &[], None)).expect("allowed");
-        assert_eq!(permit.kind(), Kind::X509);
-        assert_eq!(permit.entry().as_str(), "web");
-        assert_eq!(permit.dns_names(), ["web.example.org"]);
-        assert_eq!(permit.hint(), "internal");
-        assert_eq!(permit.ttl(), Duration::from_secs(60));
-    }
-
-    #[test]
-    fn a_request_without_an_entry_or_lifetime_is_denied() {
-        let engine = Engine::without_policy();
-        let nameless = PermitRequest { entry: EntryId::new(""), ..request(Kind::X509, &[], None) };
-        assert_eq!(engine.permit(nameless).err(), Some(Denied::NoEntry));
-        let instant = PermitRequest { ttl: Duration::ZERO, ..request(Kind::X509, &[], None) };
-        assert_eq!(engine.permit(instant).err(), Some(Denied::NoEntry));
-    }
-
-    #[test]
-    fn every_audience_must_be_named_and_listed() {
-        let engine = Engine::without_policy();
-        let ask = |audience, allowed| engine.permit(request(Kind::Jwt, audience, allowed)).map(drop);
-        assert_eq!(ask(&["a"], None), Ok(()));
-        assert_eq!(ask(&["a"], Some(&["a", "b"])), Ok(()));
-        for (audience, allowed) in [
-            (&[][..], None),
-            (&[""][..], None),
-            (&["a", ""][..], None),
-            (&["a", "c"][..], Some(&["a", "b"][..])),
-            (&["A"][..], Some(&["a"][..])),
-            (&["a"][..], Some(&[][..])),
-        ] {
-            assert_eq!(ask(audience, allowed), Err(Denied::Audience), "{audience:?} {allowed:?}");
-        }
-    }
-
-    #[test]
-    fn a_permit_carries_only_what_its_kind_uses() {
-        let engine = Engine::without_policy();
-        let jwt = engine.permit(request(Kind::Jwt, &["a"], None)).expect("allowed");
-        assert!(jwt.dns_names().is_empty());
-        let x509 = engine.permit(request(Kind::X509, &["a"], None)).expect("allowed");
-        assert!(x509.audience().is_empty());
-        let wit = engine.permit(request(Kind::Wit, &["a"], Some(&[]))).expect("allowed");
-        assert!(wit.audience().is_empty() && wit.dns_names().is_empty());
-    }
-}
+pub use self::catalogue::{
+    Agent, Allowed, Catalogue, Ceilings, Filled, IdPattern, MAX_CREDENTIAL_TTL, MAX_TASK_TTL, Operation,
+    Param, ParamError, ParamType, Person, Target, TargetKind, Template, TemplateDetail, parse_catalogue,
+};
+pub use self::decision::{
+    ApprovalNeeded, Binding, Decision, EvaluationId, Log, Obligations, PolicyVersion, Reason, Verdict,
+};
+pub use self::engine::{Engine, Granted, Refused};
+pub use self::permit::{Denied, Grant, Kind, Permit, PermitRequest};
+pub use self::question::{
+    Action, ApprovalFacts, Circumstances, HttpFacts, IdentityFacts, McpFacts, Object, Phase, PostureFacts,
+    Principal, Question, SqlFacts, TaskFacts, UserFacts, WorkloadFacts,
+};
+pub use self::set::PolicySet;

@@ -1,35 +1,16 @@
 //! Single values of an entry: parsed into what cannot be wrong, or refused with what to write instead.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
-use time::format_description::well_known::Rfc3339;
-use time::macros::format_description;
-use time::{Date, OffsetDateTime};
-
-use crate::diag::is_plain;
+use crate::diag::{is_name, line};
 use crate::id::EntryId;
 
 /// Longest hint in bytes (Workload API: a hint has at most 1024).
-pub const MAX_HINT_BYTES: usize = 1024;
+pub const MAX_HINT_BYTES: usize = crate::diag::MAX_LINE_BYTES;
 /// Longest DNS name in bytes without a final dot (RFC 1035 §2.3.4).
 pub const MAX_DNS_NAME_BYTES: usize = 253;
 
 /// A name for an entry: 1 to 64 of `A-Z a-z 0-9 . - _`.
 pub(super) fn entry_id(text: &str) -> Result<EntryId, &'static str> {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b".-_".contains(&byte);
-    let usable = (1..=64).contains(&text.len()) && text.bytes().all(plain);
-    usable.then(|| EntryId::new(text)).ok_or("is no name: write 1 to 64 of A-Z a-z 0-9 . - _")
-}
-
-/// Free text for people and programs, on one line.
-pub(super) fn line(text: &str) -> Result<String, &'static str> {
-    if text.len() > MAX_HINT_BYTES {
-        Err("has more than 1024 bytes: shorten it")
-    } else if !is_plain(text) {
-        Err("holds control or invisible characters: remove them")
-    } else {
-        Ok(text.to_owned())
-    }
+    is_name(text, 64).then(|| EntryId::new(text)).ok_or("is no name: write 1 to 64 of A-Z a-z 0-9 . - _")
 }
 
 /// An audience: text on one line that is not empty.
@@ -56,18 +37,6 @@ pub(super) fn dns_name(text: &str) -> Result<String, &'static str> {
     Ok(text.to_owned())
 }
 
-/// A moment: an RFC 3339 time with its offset, or a date, which lasts to the end of that day in UTC.
-pub(super) fn moment(text: &str) -> Result<SystemTime, &'static str> {
-    let day = format_description!("[year]-[month]-[day]");
-    let at = match Date::parse(text, day) {
-        Ok(date) => date.next_day().map(|next| next.midnight().assume_utc()),
-        Err(_not_a_date) => OffsetDateTime::parse(&text.replacen(' ', "T", 1), &Rfc3339).ok(),
-    };
-    at.and_then(|at| u64::try_from(at.unix_timestamp()).ok())
-        .and_then(|seconds| UNIX_EPOCH.checked_add(Duration::from_secs(seconds)))
-        .ok_or("is no date: write one such as \"2027-01-31\" or \"2027-01-31T12:00:00Z\"")
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -89,47 +58,23 @@ mod tests {
     }
 
     #[test]
-    fn a_date_lasts_to_the_end_of_its_day() {
-        let at = |text| moment(text).map(|at| at.duration_since(UNIX_EPOCH).unwrap().as_secs());
-        assert_eq!(at("2026-11-22"), Ok(1_795_392_000), "midnight that begins the 23rd");
-        assert_eq!(at("2026-11-22T07:30:00Z"), Ok(1_795_332_600));
-        assert_eq!(at("2026-11-22 08:30:00+01:00"), Ok(1_795_332_600));
-        for bad in [
-            "",
-            "2026",
-            "2026-13-01",
-            "2026-11-22T07:30:00",
-            "22.11.2026",
-            "1950-01-01",
-            "9999-12-31",
-            "soon",
-        ] {
-            assert!(at(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
     fn names_hints_and_audiences_are_plain_text() {
         assert_eq!(entry_id("db-1.main_x").unwrap().as_str(), "db-1.main_x");
         for bad in ["", "a b", "a/b", "é", &"a".repeat(65)] {
             assert!(entry_id(bad).is_err(), "{bad}");
         }
-        assert!(line(&"a".repeat(1024)).is_ok() && line("").is_ok());
         for bad in ["a\nb", "a\u{1b}[0m", "a\u{202e}b", &"a".repeat(1025)] {
-            assert!(line(bad).is_err() && audience(bad).is_err(), "{bad}");
+            assert!(audience(bad).is_err(), "{bad}");
         }
         assert!(audience("").is_err());
     }
 
     proptest! {
         #[test]
-        fn no_text_makes_a_parser_panic(text in "\\PC{0,40}", like in "[0-9TZ:+. -]{0,30}") {
-            for text in [text, like] {
-                dns_name(&text).ok();
-                moment(&text).ok();
-                entry_id(&text).ok();
-                line(&text).ok();
-            }
+        fn no_text_makes_a_parser_panic(text in "\\PC{0,40}") {
+            dns_name(&text).ok();
+            entry_id(&text).ok();
+            audience(&text).ok();
         }
     }
 }

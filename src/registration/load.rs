@@ -1,16 +1,15 @@
 //! Files of entries: TOML with `[[entries]]`.
 
 use std::collections::BTreeSet;
-use std::fmt;
 use std::time::Duration;
 
 use mayfly_attestors::{Strength, strength_of};
 
 use super::entry::{Conditions, Entry, EntrySet, Terms};
-use super::fields::{audience, dns_name, entry_id, line, moment};
+use super::fields::{audience, dns_name, entry_id};
 use super::selector::SelectorPattern;
 use super::template::IdTemplate;
-use crate::diag::{Found, Problems, Shown, Table, read_toml};
+use crate::diag::{Found, Problems, Table, line, read_toml};
 use crate::id::TrustDomain;
 
 /// What the configuration demands of entries.
@@ -85,7 +84,7 @@ fn read_entry(table: &mut Table<'_>, rules: &EntryRules) -> Option<Entry> {
 
 /// `None` also when only some are wrong: the rest would be another entry.
 fn read_selectors(table: &mut Table<'_>) -> Option<Found<BTreeSet<SelectorPattern>>> {
-    let Found { value, place } = parsed_each(table, "selectors", SelectorPattern::parse)?;
+    let Found { value, place } = table.each_parsed("selectors", SelectorPattern::parse).0?;
     let value = value.into_iter().collect::<Option<Vec<_>>>()?;
     let mut selectors = BTreeSet::new();
     for Found { value, place } in value {
@@ -102,42 +101,35 @@ fn read_selectors(table: &mut Table<'_>) -> Option<Found<BTreeSet<SelectorPatter
 
 fn read_terms(table: &mut Table<'_>, rules: &EntryRules) -> Terms {
     let hint = table.parsed("hint", line).map(|found| found.value);
-    let dns_names = values(parsed_each(table, "dns_names", dns_name)).collect::<Vec<_>>();
+    let dns_names = table.each_parsed("dns_names", dns_name).values().collect::<Vec<_>>();
     if dns_names.len() > MAX_DNS_NAMES {
         table.problem(table.place(), format!("has more than {MAX_DNS_NAMES} `dns_names`: remove some"));
     }
     let x509_ttl = table.duration("x509_ttl");
     let jwt_ttl = table.duration("jwt_ttl");
     let wit_ttl = table.duration("wit_ttl");
-    let federates_with = parsed_each(table, "federates_with", |text| {
+    let federates_with = table.each_parsed("federates_with", |text| {
         let domain = text.parse::<TrustDomain>().map_err(|error| error.to_string())?;
         if rules.trust_domain.as_ref() == Some(&domain) {
             return Err("is this agent's own trust domain, whose bundle everybody gets: remove it".to_owned());
         }
         Ok(domain)
     });
-    let jwt_audiences = parsed_each(table, "jwt_audiences", audience);
+    let jwt_audiences = table.each_parsed("jwt_audiences", audience);
     Terms {
         hint: hint.unwrap_or_default(),
         dns_names,
         x509_ttl: x509_ttl.and_then(|found| table.within(found, &(MIN_TTL..=rules.x509_ttl_max))),
         jwt_ttl: jwt_ttl.and_then(|found| table.within(found, &(MIN_TTL..=rules.jwt_ttl_max))),
         wit_ttl: wit_ttl.and_then(|found| table.within(found, &(MIN_TTL..=rules.wit_ttl_max))),
-        federates_with: values(federates_with).collect(),
-        jwt_audiences: jwt_audiences.is_some().then(|| values(jwt_audiences).collect()),
+        federates_with: federates_with.values().collect(),
+        jwt_audiences: jwt_audiences.is_there().then(|| jwt_audiences.values().collect()),
     }
 }
 
 fn read_conditions(table: &mut Table<'_>) -> Conditions {
-    let until = table.text_or_date("until").and_then(|found| match moment(&found.value) {
-        Ok(at) => Some(at),
-        Err(message) => {
-            table.problem(&found.place, message);
-            None
-        }
-    });
     Conditions {
-        until,
+        until: table.moment("until").map(|found| found.value),
         advisory_accepted: table.choice("advisory", &[("accepted", true)]).is_some(),
         allow_traced: table.boolean("allow_traced").is_some_and(|found| found.value),
         allow_anonymous_exe: table.boolean("allow_anonymous_exe").is_some_and(|found| found.value),
@@ -176,32 +168,6 @@ fn check_strength(
             table.problem(&spiffe_id.place, message);
         }
     }
-}
-
-/// A place for each value of an array, empty for one that is wrong and has been reported.
-type Each<T> = Option<Found<Vec<Option<Found<T>>>>>;
-
-fn parsed_each<T, E: fmt::Display>(
-    table: &mut Table<'_>,
-    key: &'static str,
-    parse: impl Fn(&str) -> Result<T, E>,
-) -> Each<T> {
-    let Found { value, place } = table.texts(key)?;
-    let mut parsed = Vec::with_capacity(value.len());
-    for found in value {
-        parsed.push(found.and_then(|Found { value, place }| match parse(&value) {
-            Ok(value) => Some(Found { value, place }),
-            Err(error) => {
-                table.problem(&place, format!("`{}` {error}", Shown(&value)));
-                None
-            }
-        }));
-    }
-    Some(Found { value: parsed, place })
-}
-
-fn values<T>(each: Each<T>) -> impl Iterator<Item = T> {
-    each.into_iter().flat_map(|found| found.value).flatten().map(|found| found.value)
 }
 
 const MAX_SELECTORS: usize = 64;

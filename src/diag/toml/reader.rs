@@ -3,14 +3,14 @@
 use std::fmt;
 use std::ops::{Range, RangeInclusive};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::super::duration::{ShownDuration, parse_duration};
 use super::super::nearest::near_enough;
-use super::super::{Place, Problem, Problems, Shown};
+use super::super::{Place, Problem, Problems, Shown, moment};
 use super::source::Source;
 
 /// A value and where it stands.
@@ -45,6 +45,28 @@ impl<T: PartialOrd> Found<T> {
         let (value, low, high) = (self.value.shown(), range.start().shown(), range.end().shown());
         let message = format!("is {value}: write a value from {low} to {high}");
         (None, Some(self.place.problem(message)))
+    }
+}
+
+/// What [`Table::each_parsed`] found: an empty place for each value that is wrong and has been reported, and
+/// nothing at all when the key is not there.
+#[derive(Clone, Debug)]
+pub struct Each<T>(pub Option<Found<Vec<Option<Found<T>>>>>);
+
+impl<T> Each<T> {
+    /// Those that were right.
+    pub fn values(self) -> impl Iterator<Item = T> {
+        self.found().map(|found| found.value)
+    }
+
+    /// Those that were right, and where they stand.
+    pub fn found(self) -> impl Iterator<Item = Found<T>> {
+        self.0.into_iter().flat_map(|found| found.value).flatten()
+    }
+
+    /// Whether the key is there.
+    pub fn is_there(&self) -> bool {
+        self.0.is_some()
     }
 }
 
@@ -209,6 +231,38 @@ impl<'d> Table<'d> {
         });
         let value = each.collect();
         Some(Found { value, place })
+    }
+
+    /// An array of strings, each of which `parse` turns into something better, as [`Table::parsed`] does.
+    pub fn each_parsed<T, E: fmt::Display>(
+        &mut self,
+        key: &'static str,
+        parse: impl Fn(&str) -> Result<T, E>,
+    ) -> Each<T> {
+        let Some(Found { value, place }) = self.texts(key) else { return Each(None) };
+        let mut parsed = Vec::with_capacity(value.len());
+        for found in value {
+            parsed.push(found.and_then(|Found { value, place }| match parse(&value) {
+                Ok(value) => Some(Found { value, place }),
+                Err(error) => {
+                    self.problem(&place, format!("`{}` {error}", Shown(&value)));
+                    None
+                }
+            }));
+        }
+        Each(Some(Found { value: parsed, place }))
+    }
+
+    /// A moment in time, as a string or as TOML's own date.
+    pub fn moment(&mut self, key: &'static str) -> Option<Found<SystemTime>> {
+        let Found { value, place } = self.text_or_date(key)?;
+        match moment(&value) {
+            Ok(value) => Some(Found { value, place }),
+            Err(message) => {
+                self.problem(&place, message);
+                None
+            }
+        }
     }
 
     /// A table within this one; `body` also runs, on an empty one, when it is not there.

@@ -1,0 +1,178 @@
+//! Holds the policy set in force. Handlers ask it; a reload puts another set in its place in one step.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use super::permit::{Denied, Permit, PermitRequest, check};
+use super::{Decision, EvaluationId, PolicySet, Question};
+
+/// Decides by the set in force. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Engine(Arc<watch::Sender<Arc<PolicySet>>>);
+
+/// A permit, and the decision it rests on.
+#[derive(Debug)]
+pub struct Granted {
+    /// Buys one credential.
+    pub permit: Permit,
+    /// For the record, and for its obligations.
+    pub decision: Decision,
+}
+
+impl Engine {
+    /// An engine without a policy set.
+    pub fn without_policy() -> Self {
+        Self::of(PolicySet::none())
+    }
+
+    /// An engine with this set.
+    pub fn of(set: PolicySet) -> Self {
+        Self(Arc::new(watch::Sender::new(Arc::new(set))))
+    }
+
+    /// Puts another set in force. What was decided before stays decided.
+    pub fn replace(&self, set: PolicySet) {
+        self.0.send_replace(Arc::new(set));
+    }
+
+    /// The set in force. Whoever asks it several questions about one matter takes it once and asks it all of them.
+    pub fn in_force(&self) -> Arc<PolicySet> {
+        Arc::clone(&self.0.borrow())
+    }
+
+    /// Follows the set in force.
+    pub fn follow(&self) -> watch::Receiver<Arc<PolicySet>> {
+        self.0.subscribe()
+    }
+
+    /// Decides one question.
+    pub fn decide(&self, question: &Question) -> Decision {
+        self.in_force().decide(question, new_evaluation())
+    }
+
+    /// Trades a request of the Workload API for a permit.
+    ///
+    /// # Errors
+    /// [`Denied`] says what was refused. The same request gets the same answer as long as the policy set is
+    /// the same.
+    pub fn permit(&self, request: PermitRequest) -> Result<Permit, Denied> {
+        let request = check(request)?;
+        if self.in_force().is_loaded() {
+            return Err(Denied::Policy);
+        }
+        Ok(Permit::of(request))
+    }
+
+    /// Trades a task's request for a permit: policy decides, and the lifetime is at most what it allows. Without a
+    /// policy set there is none.
+    ///
+    /// # Errors
+    /// The decision, when it is not a plain yes.
+    pub fn permit_for_task(
+        &self,
+        request: PermitRequest,
+        question: &Question,
+    ) -> Result<Granted, Box<Refused>> {
+        let decision = self.decide(question);
+        let refuse = |denied| Box::new(Refused { denied, decision: decision.clone() });
+        let mut request = check(request).map_err(refuse)?;
+        if !decision.is_allowed() {
+            return Err(refuse(Denied::Policy));
+        }
+        if let Some(most) = decision.obligations.max_ttl {
+            request.ttl = request.ttl.min(most);
+        }
+        Ok(Granted { permit: Permit::of(request), decision })
+    }
+}
+
+/// Why a task got no permit.
+#[derive(Debug)]
+pub struct Refused {
+    /// Which door is shut.
+    pub denied: Denied,
+    /// What policy said; a plain yes when something else was in the way.
+    pub decision: Decision,
+}
+
+impl Default for Engine {
+    fn default() -> Self {
+        Self::without_policy()
+    }
+}
+
+/// A fresh name. Where there is no randomness the name says nothing, and the decision is what it is.
+pub(super) fn new_evaluation() -> EvaluationId {
+    let mut bytes = [0; 16];
+    aws_lc_rs::rand::fill(&mut bytes).ok();
+    EvaluationId::from_random(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, UNIX_EPOCH};
+
+    use super::*;
+    use crate::id::{EntryId, SpiffeId};
+    use crate::policy::{Kind, Object, Phase, PostureFacts, Reason, TaskFacts, Verdict, WorkloadFacts};
+
+    fn question() -> Question {
+        let now = UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+        let workload = WorkloadFacts {
+            spiffe_id: SpiffeId::parse(b"spiffe://example.org/a").unwrap(),
+            profile: EntryId::new("a"),
+            uid: 1000,
+            selectors: ["unix:uid:1000".to_owned()].into(),
+            exe_sha256: String::new(),
+            node: "n".to_owned(),
+            posture: PostureFacts::default(),
+            attested_at: now,
+            groups: [].into(),
+        };
+        let task = TaskFacts {
+            id: "tsk_1".to_owned(),
+            root: "tsk_1".to_owned(),
+            depth: 0,
+            purpose: String::new(),
+            template: None,
+            started: now,
+            deadline: now + Duration::from_secs(900),
+            calls: 0,
+            denials: 0,
+            children: 0,
+            audiences: 0,
+        };
+        let (object, ttl) = (Object::Target("wiki".to_owned()), Duration::from_secs(300));
+        Question::of_task(workload, crate::policy::Action::Read, object, Phase::Issue, task, ttl, now)
+    }
+
+    #[test]
+    fn a_task_gets_nothing_where_no_policy_is_loaded() {
+        let engine = Engine::without_policy();
+        let decision = engine.decide(&question());
+        assert_eq!((decision.verdict, decision.reason), (Verdict::Deny, Reason::NoPolicy));
+        assert_eq!((decision.code(), decision.policy_version), ("policy_denied", None));
+        let request = PermitRequest {
+            entry: EntryId::new("a"),
+            spiffe_id: SpiffeId::parse(b"spiffe://example.org/a").unwrap(),
+            kind: Kind::Wit,
+            ttl: Duration::from_secs(60),
+            audience: Vec::new(),
+            allowed_audiences: None,
+            dns_names: Vec::new(),
+            hint: String::new(),
+        };
+        let refused = engine.permit_for_task(request, &question()).unwrap_err();
+        assert_eq!((refused.denied, refused.decision.verdict), (Denied::Policy, Verdict::Deny));
+    }
+
+    #[test]
+    fn each_evaluation_has_a_name_of_its_own() {
+        let engine = Engine::without_policy();
+        let (one, two) = (engine.decide(&question()), engine.decide(&question()));
+        assert_ne!(one.evaluation_id, two.evaluation_id);
+        let text = one.evaluation_id.to_string();
+        assert!(text.starts_with("evl_") && text.len() == 36, "{text}");
+    }
+}
