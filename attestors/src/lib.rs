@@ -13,6 +13,7 @@ mod lineage;
 mod measure;
 pub mod origin;
 mod process;
+mod scope;
 mod selector;
 mod set;
 mod socket;
@@ -32,5 +33,6 @@ pub use measure::{MeasureFigures, MeasureLimits, Measurer, WorkerCommand, measur
 pub use process::{
     ExecMode, ExecNotice, ExecWatch, ExitCause, ExitNotice, PinError, Process, ProcessKey, Reaper, WatchLost,
 };
+pub use scope::{CgroupScope, Cgroups, ScopeError};
 pub use selector::{Selector, Strength, strength_of};
 pub use set::{AttestError, AttestSettings, AttestorSet};

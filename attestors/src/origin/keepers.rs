@@ -106,8 +106,14 @@ impl Hierarchies {
     }
 }
 
-/// From the root of a hierarchy down to a cgroup, looking at each directory's keeper on the way, the cgroup's too.
+/// As [`descend`], with what the kernel says about the cgroup's directory.
 pub(crate) fn walk(root: BorrowedFd<'_>, parts: &[&[u8]]) -> io::Result<(Keeper, Stat)> {
+    let (keeper, dir) = descend(root, parts)?;
+    Ok((keeper, rustix::fs::fstat(&dir)?))
+}
+
+/// From the root of a hierarchy down to a cgroup, looking at each directory's keeper on the way, the cgroup's too.
+pub(crate) fn descend(root: BorrowedFd<'_>, parts: &[&[u8]]) -> io::Result<(Keeper, OwnedFd)> {
     let mut keeper = keeper_of(root)?;
     let mut here = root.try_clone_to_owned()?;
     for part in parts {
@@ -116,7 +122,7 @@ pub(crate) fn walk(root: BorrowedFd<'_>, parts: &[&[u8]]) -> io::Result<(Keeper,
             keeper = Keeper::Somebody;
         }
     }
-    Ok((keeper, rustix::fs::fstat(&here)?))
+    Ok((keeper, here))
 }
 
 fn lists(dir: BorrowedFd<'_>, pid: u32) -> bool {

@@ -16,7 +16,7 @@ use std::fmt;
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::PathBuf;
 
-pub(crate) use self::keepers::{Hierarchies, Keeper, walk};
+pub(crate) use self::keepers::{Hierarchies, Keeper, descend, walk};
 pub(crate) use self::lines::MOST_BYTES;
 pub(crate) use self::path::absolute;
 use self::shapes::Shape;

@@ -1,7 +1,7 @@
-//! The reaper: one epoll thread over the pidfds of all watched processes.
+//! The reaper: one epoll thread over the pidfds of all watched processes, and the event files of watched cgroups.
 //!
-//! Every watched token gets exactly one notice, unless it is forgotten first: the process exited, or the watch was
-//! lost. A lost watch must be treated as an exit; once the thread has failed, no new watch is accepted.
+//! Every watched token gets exactly one notice, unless it is forgotten first: the process exited, the last process of
+//! the cgroup exited, or the watch was lost. A lost watch must be treated as an exit; once the thread has failed, no new watch is accepted.
 //! A process whose first thread exited while others run has not exited: the pidfd stays silent.
 
 use std::collections::HashMap;
@@ -16,6 +16,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 
 use super::Process;
+use crate::scope::{self, CgroupScope};
 use crate::{failpoint, ticks};
 
 /// Watches processes; its thread ends when this is dropped, without further notices.
@@ -38,7 +39,7 @@ pub struct ExitNotice {
 /// Why a watch ended.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum ExitCause {
-    /// All threads of the process have exited.
+    /// All threads of the process, or all processes of the cgroup, have exited.
     Exited,
     /// We no longer know: must be treated as an exit.
     WatchLost,
@@ -72,7 +73,16 @@ struct Table {
 
 struct Watch {
     token: u64,
-    pidfd: Arc<OwnedFd>,
+    fd: Arc<OwnedFd>,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Kind {
+    /// A pidfd: an event is the exit.
+    Process,
+    /// `cgroup.events`: an event is a reason to read it.
+    Cgroup,
 }
 
 type Sink = Box<dyn Fn(ExitNotice) + Send>;
@@ -105,6 +115,21 @@ impl Reaper {
     /// # Errors
     /// When epoll refuses, or an earlier failure ended the thread.
     pub fn watch(&self, process: &Process, token: u64) -> Result<(), WatchLost> {
+        self.add(token, process.shared_pidfd(), Kind::Process)
+    }
+
+    /// Asks for one notice about `scope`, named `token`: when the last process in it and below it has exited. One
+    /// that is empty already gives its notice at once.
+    ///
+    /// # Errors
+    /// As for [`Reaper::watch`].
+    pub fn watch_cgroup(&self, scope: &CgroupScope, token: u64) -> Result<(), WatchLost> {
+        let events = scope.events().map_err(|source| WatchLost { source })?;
+        // A file just opened has an event waiting, so that the thread reads it at once.
+        self.add(token, Arc::new(events), Kind::Cgroup)
+    }
+
+    fn add(&self, token: u64, fd: Arc<OwnedFd>, kind: Kind) -> Result<(), WatchLost> {
         let mut table = self.shared.table();
         if table.lost {
             return Err(WatchLost { source: io::Error::other("the reaper has stopped") });
@@ -112,8 +137,8 @@ impl Reaper {
         table.forget(token, &self.shared.epoll);
         table.last += 1;
         let id = table.last;
-        let pidfd = self.shared.add(process.shared_pidfd(), id).map_err(|source| WatchLost { source })?;
-        table.watches.insert(id, Watch { token, pidfd });
+        let fd = self.shared.add(fd, id, kind).map_err(|source| WatchLost { source })?;
+        table.watches.insert(id, Watch { token, fd, kind });
         table.ids.insert(token, id);
         Ok(())
     }
@@ -154,12 +179,15 @@ impl Shared {
     }
 
     /// epoll takes one descriptor once; a second watch of the same process needs a copy.
-    fn add(&self, pidfd: Arc<OwnedFd>, id: u64) -> io::Result<Arc<OwnedFd>> {
-        let flags = EventFlags::IN | EventFlags::ONESHOT;
-        match epoll::add(&self.epoll, &pidfd, EventData::new_u64(id), flags) {
-            Ok(()) => Ok(pidfd),
+    fn add(&self, fd: Arc<OwnedFd>, id: u64, kind: Kind) -> io::Result<Arc<OwnedFd>> {
+        let flags = match kind {
+            Kind::Process => EventFlags::IN | EventFlags::ONESHOT,
+            Kind::Cgroup => EventFlags::PRI,
+        };
+        match epoll::add(&self.epoll, &fd, EventData::new_u64(id), flags) {
+            Ok(()) => Ok(fd),
             Err(Errno::EXIST) => {
-                let copy = Arc::new(pidfd.try_clone()?);
+                let copy = Arc::new(fd.try_clone()?);
                 epoll::add(&self.epoll, &copy, EventData::new_u64(id), flags)?;
                 Ok(copy)
             }
@@ -172,13 +200,18 @@ impl Table {
     fn forget(&mut self, token: u64, epoll: &OwnedFd) {
         if let Some(watch) = self.ids.remove(&token).and_then(|id| self.watches.remove(&id)) {
             // Fails only if it is not registered, which is what is wanted.
-            epoll::delete(epoll, &watch.pidfd).ok();
+            epoll::delete(epoll, &watch.fd).ok();
         }
     }
 
-    /// The token of a watch whose event came, unless it was forgotten meanwhile.
+    /// The token of a watch whose event came, unless it was forgotten meanwhile, or is about a cgroup with processes
+    /// left.
     fn take(&mut self, id: u64, epoll: &OwnedFd) -> Option<u64> {
-        let token = self.watches.get(&id)?.token;
+        let Watch { token, fd, kind } = self.watches.get(&id)?;
+        if *kind == Kind::Cgroup && scope::is_populated(fd) {
+            return None;
+        }
+        let token = *token;
         self.forget(token, epoll);
         Some(token)
     }
@@ -350,7 +383,7 @@ mod tests {
         });
         let (child, process) = sleeper();
         for token in 1..=3 {
-            let watch = Watch { token, pidfd: process.shared_pidfd() };
+            let watch = Watch { token, fd: process.shared_pidfd(), kind: Kind::Process };
             shared.table().watches.insert(token + 100, watch);
             shared.table().ids.insert(token, token + 100);
         }
@@ -398,5 +431,107 @@ mod tests {
         let mut tokens: Vec<u64> = (0..1000).map(|_| notices.recv_timeout(SOON).unwrap().token).collect();
         tokens.sort_unstable();
         assert!(tokens.iter().copied().eq(0..1000));
+    }
+
+    /// A cgroup below the v2 root, removed at the end.
+    struct Group(std::path::PathBuf);
+
+    impl Group {
+        fn make(name: &str) -> Self {
+            let root = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"];
+            let root = root.into_iter().find(|root| std::fs::exists(format!("{root}/cgroup.procs")).unwrap());
+            let path = std::path::Path::new(root.unwrap());
+            let path = path.join(format!("mayfly-{}-{name}", std::process::id()));
+            std::fs::create_dir(&path).unwrap();
+            Self(path)
+        }
+
+        fn take(&self, child: &Child) {
+            std::fs::write(self.0.join("cgroup.procs"), child.id().to_string()).unwrap();
+        }
+
+        fn scope(&self, child: &Child) -> CgroupScope {
+            let cgroups = crate::Cgroups::find(std::path::Path::new("/sys/fs/cgroup"));
+            cgroups.of(&Process::of_pid(&host(), child.id()).unwrap()).unwrap()
+        }
+    }
+
+    impl Drop for Group {
+        fn drop(&mut self) {
+            for below in std::fs::read_dir(&self.0).unwrap().map(Result::unwrap).filter(|e| e.path().is_dir())
+            {
+                std::fs::remove_dir(below.path()).unwrap();
+            }
+            std::fs::remove_dir(&self.0).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_cgroup_is_told_of_when_its_last_process_exits() {
+        let (reaper, notices) = reaper();
+        let group = Group::make("last");
+        let ((a, pa), (b, _)) = (sleeper(), sleeper());
+        group.take(&a);
+        let scope = group.scope(&a);
+        assert!(scope.is_populated() && scope.belongs_to(&pa).unwrap());
+        group.take(&b);
+        assert!(!scope.belongs_to(&pa).unwrap(), "somebody else is in it");
+        reaper.watch_cgroup(&scope, 3).unwrap();
+        end(a);
+        // A child cgroup counts as well.
+        std::fs::create_dir(group.0.join("below")).unwrap();
+        std::fs::write(group.0.join("below/cgroup.procs"), b.id().to_string()).unwrap();
+        assert!(notices.recv_timeout(Duration::from_millis(100)).is_err());
+        assert!(scope.is_populated());
+        end(b);
+        let notice = notices.recv_timeout(SOON).unwrap();
+        assert_eq!((notice.token, notice.cause), (3, ExitCause::Exited));
+        assert_eq!(reaper.watched(), 0);
+        // One that is empty already.
+        reaper.watch_cgroup(&scope, 4).unwrap();
+        assert_eq!(notices.recv_timeout(SOON).unwrap().token, 4);
+    }
+
+    #[test]
+    fn a_cgroup_that_is_gone_is_empty() {
+        let (reaper, notices) = reaper();
+        let (child, _) = sleeper();
+        let group = Group::make("gone");
+        group.take(&child);
+        let scope = group.scope(&child);
+        reaper.watch_cgroup(&scope, 5).unwrap();
+        end(child);
+        assert_eq!(notices.recv_timeout(SOON).unwrap().token, 5);
+        let (id, path) = (scope.id(), scope.path().to_owned());
+        drop(group);
+        assert!(!scope.is_populated());
+        let cgroups = crate::Cgroups::find(std::path::Path::new("/sys/fs/cgroup"));
+        assert!(matches!(cgroups.again(&path, id), Err(crate::ScopeError::Gone)));
+    }
+
+    /// Threats C08: what is in other hands is no scope.
+    #[test]
+    fn only_a_cgroup_in_roots_hands_is_a_scope() {
+        let (child, process) = sleeper();
+        let group = Group::make("hands");
+        let cgroups = crate::Cgroups::find(std::path::Path::new("/sys/fs/cgroup"));
+        assert!(matches!(cgroups.of(&process), Err(crate::ScopeError::Root)));
+        group.take(&child);
+        let first = cgroups.of(&process).unwrap();
+        assert!(cgroups.again(first.path(), first.id()).is_ok());
+        assert!(matches!(cgroups.again(first.path(), first.id() + 1), Err(crate::ScopeError::Gone)));
+        for (path, uid) in [("", 20_012), ("cgroup.procs", 20_012)] {
+            std::os::unix::fs::chown(group.0.join(path), Some(uid), None).unwrap();
+            assert!(matches!(cgroups.of(&process), Err(crate::ScopeError::NotRoots)), "{path}");
+            std::os::unix::fs::chown(group.0.join(path), Some(0), None).unwrap();
+        }
+        assert!(cgroups.of(&process).is_ok());
+        first.freeze(true).unwrap();
+        assert!(process.is_alive());
+        first.freeze(false).unwrap();
+        first.kill().unwrap();
+        let mut child = child;
+        child.wait().unwrap();
+        assert!(!process.is_alive());
     }
 }

@@ -1,0 +1,215 @@
+//! A cgroup as the scope of something: every process in it, until the last one below it exits. Only where nobody but
+//! root can enter, leave or make one (threats C08): else a process could leave it and live on, or enter another's.
+//!
+//! Only the v2 hierarchy will do, alone or beside v1 hierarchies: `cgroup.events` tells of the last exit,
+//! `cgroup.freeze` holds all, `cgroup.kill` ends all.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::origin::{self, Hierarchies, Keeper};
+use crate::process::{ProcDir, Process, procfs};
+
+/// The v2 hierarchy of this machine, if it has one.
+#[derive(Debug)]
+pub struct Cgroups(Hierarchies);
+
+/// One cgroup. At rest it costs one descriptor.
+#[derive(Debug)]
+pub struct CgroupScope {
+    dir: OwnedFd,
+    id: u64,
+    path: String,
+}
+
+/// Why a cgroup cannot be a scope.
+#[derive(Debug, thiserror::Error)]
+pub enum ScopeError {
+    /// No v2 hierarchy is mounted.
+    #[error("no cgroup v2 hierarchy is mounted")]
+    NoHierarchy,
+    /// Everybody is in the root of the hierarchy.
+    #[error("the process is in the root of the hierarchy, like everybody who has no cgroup")]
+    Root,
+    /// Somebody else than root could move processes in or out.
+    #[error("the cgroup, or one above it, is in other hands than root's")]
+    NotRoots,
+    /// It is gone, or another one has its path.
+    #[error("the cgroup is gone")]
+    Gone,
+    /// Our own descriptor table is full; says nothing about the cgroup.
+    #[error("no descriptor is free to look at the cgroup with")]
+    Descriptors,
+    /// Anything else.
+    #[error("the cgroup cannot be read")]
+    Io(#[source] io::Error),
+}
+
+impl Cgroups {
+    /// Looks for the hierarchy below `root`, usually `/sys/fs/cgroup`.
+    pub fn find(root: &Path) -> Self {
+        Self(Hierarchies::at(root))
+    }
+
+    /// The cgroup that the process is in now.
+    ///
+    /// # Errors
+    /// [`ScopeError`].
+    pub fn of(&self, process: &Process) -> Result<CgroupScope, ScopeError> {
+        let dir = ProcDir::open(process.host(), process.pid())?;
+        let text = dir.read("cgroup", 1 << 16)?;
+        if !process.is_alive() {
+            return Err(ScopeError::Gone);
+        }
+        let line = procfs::cgroups(&text).find(|line| line.hierarchy == 0 && line.controllers.is_empty());
+        let path = line.ok_or(ScopeError::NoHierarchy)?.path;
+        let path = std::str::from_utf8(path).map_err(|_not_text| ScopeError::NotRoots)?;
+        let scope = self.open(path)?;
+        // The kernel's own word, where it gives it: what was just read may be the cgroup of before a move.
+        match process.cgroup_id() {
+            Some(id) if id != scope.id => Err(ScopeError::Gone),
+            _ => Ok(scope),
+        }
+    }
+
+    /// The cgroup that had this path and this id.
+    ///
+    /// # Errors
+    /// [`ScopeError::Gone`] when another one has the path now, and as for [`Cgroups::of`].
+    pub fn again(&self, path: &str, id: u64) -> Result<CgroupScope, ScopeError> {
+        let scope = self.open(path)?;
+        if scope.id == id { Ok(scope) } else { Err(ScopeError::Gone) }
+    }
+
+    fn open(&self, path: &str) -> Result<CgroupScope, ScopeError> {
+        let root = self.0.root(b"").ok_or(ScopeError::NoHierarchy)?;
+        let parts: Vec<&[u8]> = path.split('/').filter(|part| !part.is_empty()).map(str::as_bytes).collect();
+        if parts.contains(&b"..".as_slice()) {
+            return Err(ScopeError::NotRoots);
+        }
+        if parts.is_empty() {
+            return Err(ScopeError::Root);
+        }
+        let (keeper, dir) = origin::descend(root, &parts)?;
+        if keeper != Keeper::Root {
+            return Err(ScopeError::NotRoots);
+        }
+        let id = rustix::fs::fstat(&dir)?.st_ino;
+        Ok(CgroupScope { dir, id, path: path.to_owned() })
+    }
+}
+
+impl CgroupScope {
+    /// Its id in the hierarchy; never used twice in a boot.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Its path below the root of the hierarchy.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// Whether a process is left in it or below it. One that cannot be read is empty: nobody could tell any more.
+    pub fn is_populated(&self) -> bool {
+        self.events().is_ok_and(|events| is_populated(&events))
+    }
+
+    /// Whether every process in it is the given one or descends from it.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn belongs_to(&self, process: &Process) -> io::Result<bool> {
+        let file = self.read("cgroup.procs")?;
+        let text = procfs::read_all(&file, 1 << 20)?;
+        let text = String::from_utf8_lossy(&text);
+        for line in text.lines() {
+            let pid: u32 = line.parse().map_err(|_not_a_number| io::ErrorKind::InvalidData)?;
+            if !descends(process, pid) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Lets every process in it and below it stand still, or go on.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn freeze(&self, still: bool) -> io::Result<()> {
+        self.write("cgroup.freeze", if still { b"1" } else { b"0" })
+    }
+
+    /// Kills every process in it and below it.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn kill(&self) -> io::Result<()> {
+        self.write("cgroup.kill", b"1")
+    }
+
+    /// To be watched: EPOLLPRI when it may have become empty. Opened each time: whoever reads one takes its events.
+    pub(crate) fn events(&self) -> io::Result<OwnedFd> {
+        self.read("cgroup.events")
+    }
+
+    fn read(&self, file: &str) -> io::Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        Ok(rustix::fs::openat(&self.dir, file, flags, Mode::empty())?)
+    }
+
+    fn write(&self, file: &str, text: &[u8]) -> io::Result<()> {
+        let flags = OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let file = rustix::fs::openat(&self.dir, file, flags, Mode::empty())?;
+        rustix::io::write(&file, text)?;
+        Ok(())
+    }
+}
+
+/// Reading it also tells the kernel that we know, so that the next change wakes us.
+pub(crate) fn is_populated(events: &OwnedFd) -> bool {
+    let mut text = [0; 256];
+    let read = rustix::io::pread(events, &mut text, 0).unwrap_or(0);
+    let text = text.get(..read).unwrap_or_default();
+    text.split(|byte| *byte == b'\n').any(|line| line == b"populated 1")
+}
+
+/// Up the tree of processes, as it is now. A race makes it a "no", or a "yes" about a process that is gone.
+fn descends(process: &Process, mut pid: u32) -> bool {
+    for _ in 0..MOST_GENERATIONS {
+        if pid == process.pid() {
+            return true;
+        }
+        if pid <= 1 {
+            return false;
+        }
+        let stat = ProcDir::open(process.host(), pid).and_then(|dir| dir.stat());
+        match stat {
+            Ok(stat) => pid = stat.parent,
+            Err(_) => return false,
+        }
+    }
+    false
+}
+
+impl From<io::Error> for ScopeError {
+    fn from(error: io::Error) -> Self {
+        match error.raw_os_error() {
+            Some(libc::EMFILE | libc::ENFILE) => Self::Descriptors,
+            Some(libc::ENOENT | libc::ESRCH | libc::ENODEV) => Self::Gone,
+            _ => Self::Io(error),
+        }
+    }
+}
+
+impl From<Errno> for ScopeError {
+    fn from(errno: Errno) -> Self {
+        io::Error::from(errno).into()
+    }
+}
+
+const MOST_GENERATIONS: usize = 64;
