@@ -214,7 +214,7 @@ impl From<&Credential> for CredentialPart {
         let id = Some(credential.id.to_string());
         let (serial, jti) = match credential.kind {
             Kind::X509 => (id, None),
-            Kind::Jwt | Kind::Wit => (None, id),
+            Kind::Jwt | Kind::Wit | Kind::Access => (None, id),
         };
         Self {
             format: credential.kind.as_str(),

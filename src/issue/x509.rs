@@ -91,6 +91,7 @@ impl MintedX509 {
             not_after: unix_seconds(self.svid.not_after),
             state: ledger::State::Live,
             status: None,
+            task: None,
         }
     }
 

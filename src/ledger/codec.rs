@@ -5,14 +5,15 @@
 //! of SHA-256 over table name, key and value. The check sum finds what the store's own page sums cannot:
 //! a row under another key, and any fault of the store itself.
 //!
-//! A bar is all key: the process, and the entry if it is not about everything; its value is a sealed date.
+//! A bar is all key: the process, and the entry if it is not about everything; its value is a sealed date. A note is
+//! sealed as it is.
 
 use aws_lc_rs::digest::{Context, SHA256};
 use mayfly_attestors::{BootId, ProcessKey};
 
 use super::row::{Bar, Kind, Reason, Row, State, StatusIndex};
 use super::{CrlMark, LedgerError};
-use crate::id::{EntryId, LeaseId};
+use crate::id::{EntryId, LeaseId, TaskId};
 
 /// Key in the table of leases.
 pub(super) type Key = [u8; 24];
@@ -63,6 +64,10 @@ pub(super) fn encode(row: &Row) -> Result<Vec<u8>, LedgerError> {
     if let Some(status) = row.status {
         out.bytes(&status.index.to_be_bytes());
     }
+    out.byte(u8::from(row.task.is_some()));
+    if let Some(task) = &row.task {
+        out.bytes(task.as_bytes());
+    }
     Ok(out.sealed(LEASES, &key(row.not_after, row.id)))
 }
 
@@ -73,6 +78,7 @@ pub(super) fn decode(key: &Key, value: &[u8]) -> Result<Row, DecodeError> {
         0 => Kind::X509,
         1 => Kind::Jwt,
         2 => Kind::Wit,
+        3 => Kind::Access,
         _ => return Err(DecodeError::Field),
     };
     let (issuer, spiffe_id, entry) = (input.text()?, input.text()?, EntryId::new(input.text()?));
@@ -92,6 +98,8 @@ pub(super) fn decode(key: &Key, value: &[u8]) -> Result<Row, DecodeError> {
         None => None,
         Some(list) => Some(StatusIndex { list, index: u32::from_be_bytes(input.array()?) }),
     };
+    let has_task = version >= WITH_TASK && input.flag()?;
+    let task = if has_task { Some(TaskId::from_bytes(input.array()?)) } else { None };
     input.end()?;
     let mut name = Reader(key);
     let not_after = name.number()?;
@@ -109,6 +117,7 @@ pub(super) fn decode(key: &Key, value: &[u8]) -> Result<Row, DecodeError> {
         not_after,
         state,
         status,
+        task,
     })
 }
 
@@ -159,6 +168,19 @@ pub(super) fn decode_bar(key: &[u8], value: &[u8]) -> Result<Bar, DecodeError> {
     let entry = if name.0.is_empty() { None } else { Some(EntryId::new(name.text()?)) };
     name.end()?;
     Ok(Bar { process, entry })
+}
+
+/// The value of a note, sealed under its key.
+pub(super) fn encode_note(key: &[u8], value: &[u8]) -> Vec<u8> {
+    let mut out = Writer(Vec::with_capacity(value.len() + 16));
+    out.byte(VERSION);
+    out.bytes(value);
+    out.sealed(NOTES, key)
+}
+
+/// The value stored under `key`.
+pub(super) fn decode_note(key: &[u8], value: &[u8]) -> Result<Vec<u8>, DecodeError> {
+    Reader::unseal(NOTES, key, value).map(|(input, _)| input.0.to_vec())
 }
 
 struct Writer(Vec<u8>);
@@ -258,9 +280,13 @@ impl<'a> Reader<'a> {
     }
 
     fn option(&mut self) -> Result<Option<u64>, DecodeError> {
+        if self.flag()? { self.number().map(Some) } else { Ok(None) }
+    }
+
+    fn flag(&mut self) -> Result<bool, DecodeError> {
         match self.byte()? {
-            0 => Ok(None),
-            1 => self.number().map(Some),
+            0 => Ok(false),
+            1 => Ok(true),
             _ => Err(DecodeError::Field),
         }
     }
@@ -291,6 +317,7 @@ fn kind_code(kind: Kind) -> u8 {
         Kind::X509 => 0,
         Kind::Jwt => 1,
         Kind::Wit => 2,
+        Kind::Access => 3,
     }
 }
 
@@ -305,9 +332,12 @@ pub(super) const LEASES: &str = "leases";
 pub(super) const MARKS: &str = "crl_marks";
 /// Name of the table of bars.
 pub(super) const BARS: &str = "bars";
-/// Rows of version 1 have no place in a status list.
-const VERSION: u8 = 2;
+/// Name of the table of notes.
+pub(super) const NOTES: &str = "notes";
+/// Rows of version 1 have no place in a status list, those of version 2 no task.
+const VERSION: u8 = 3;
 const WITH_STATUS: u8 = 2;
+const WITH_TASK: u8 = 3;
 const SUM: usize = 8;
 
 #[cfg(test)]
@@ -357,13 +387,16 @@ mod tests {
     }
 
     #[test]
-    fn rows_of_the_first_version_are_read() {
+    fn rows_of_earlier_versions_are_read() {
         let row = Row { status: None, ..crate::ledger::testing::row(1, 2) };
         let key = key(row.not_after, row.id);
         let value = encode(&row).unwrap();
-        let mut first = value[..value.len() - SUM - 1].to_vec();
-        first[0] = 1;
-        assert_eq!(decode(&key, &Writer(first).sealed(LEASES, &key)), Ok(row));
+        // The second has no flag for a task, the first none for a place either.
+        for (version, flags) in [(2, 1), (1, 2)] {
+            let mut older = value[..value.len() - SUM - flags].to_vec();
+            older[0] = version;
+            assert_eq!(decode(&key, &Writer(older).sealed(LEASES, &key)), Ok(row.clone()), "{version}");
+        }
     }
 
     #[test]
@@ -389,7 +422,8 @@ mod tests {
                 "credentials_changed",
                 "superseded",
                 "returned",
-                "facts_changed"
+                "facts_changed",
+                "task_ended"
             ]
         );
     }

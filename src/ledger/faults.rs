@@ -2,7 +2,7 @@
 //! full disk, `fsync` that answers EIO. One fact must hold in every history: what was acknowledged is
 //! there after recovery. A disk whose `fsync` does nothing is the control: there the same test must fail.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -11,7 +11,7 @@ use futures_util::future::join_all;
 use redb::{Builder, Database, StorageBackend};
 
 use super::disk::blame;
-use super::row::{Reason, Row, State};
+use super::row::{Note, Reason, Row, State};
 use super::store::{self, Contents, Fault, Medium};
 use super::testing::{Dice, effort, row};
 use super::writer::Pauses;
@@ -234,11 +234,16 @@ struct Told {
 
 impl Told {
     /// Compares with what recovery found.
-    fn check(&self, rows: &[Row]) -> Result<(), String> {
+    fn check(&self, rows: &[Row], notes: &[Note]) -> Result<(), String> {
+        let noted: BTreeSet<&[u8]> = notes.iter().map(|note| note.key.as_slice()).collect();
         let found: BTreeMap<_, _> = rows.iter().map(|row| (row.id, row)).collect();
         for (id, row) in self.committed.iter().filter(|(_, row)| row.not_after >= self.expired_before) {
             let have = *found.get(id).ok_or_else(|| format!("{id} was acknowledged and is gone"))?;
             let state = have.state;
+            // Written and taken back with the row, so it is there exactly as long as the row lives.
+            if noted.contains(id.as_bytes().as_slice()) != (state == State::Live) {
+                return Err(format!("the note on {id} does not go with it: {state:?}"));
+            }
             if (Row { state: State::Live, ..have.clone() }) != *row {
                 return Err(format!("{id} changed: {have:?}"));
             }
@@ -279,7 +284,11 @@ async fn turn(ledger: &Ledger, dice: &mut Dice, told: &mut Told) -> bool {
     for rows in &commits {
         told.attempted += u64::try_from(rows.len()).unwrap();
     }
-    let answers = join_all(commits.iter().map(|rows| ledger.commit(rows.clone()))).await;
+    let answers = join_all(commits.iter().map(|rows| {
+        let notes = rows.iter().map(|row| note(row.id, Some(b"live".to_vec())));
+        ledger.commit_noting(rows.clone(), notes.collect())
+    }))
+    .await;
     for (rows, answer) in commits.into_iter().zip(answers) {
         done &= answer.is_ok();
         if let Ok(committed) = answer {
@@ -292,7 +301,8 @@ async fn turn(ledger: &Ledger, dice: &mut Dice, told: &mut Told) -> bool {
     let some: Vec<_> = told.committed.keys().filter(|id| !told.revoked.contains_key(id)).copied().collect();
     let victims: Vec<_> =
         some.into_iter().filter(|_| dice.one_in(5)).map(|id| (id, Reason::Exited)).collect();
-    match ledger.revoke(&victims, 7).await {
+    let gone = victims.iter().map(|(id, _)| note(*id, None)).collect();
+    match ledger.revoke_noting(&victims, 7, gone).await {
         Ok(()) => told.revoked.extend(victims),
         Err(_) => {
             done = false;
@@ -305,6 +315,10 @@ async fn turn(ledger: &Ledger, dice: &mut Dice, told: &mut Told) -> bool {
         done &= ledger.expire(before).await.is_ok();
     }
     done
+}
+
+fn note(id: LeaseId, value: Option<Vec<u8>>) -> Note {
+    Note { key: id.as_bytes().to_vec(), value }
 }
 
 /// A life of the ledger with faults and up to three power cuts.
@@ -349,7 +363,7 @@ fn history(seed: u64, honest: bool) -> Result<u64, String> {
         drop(ledger);
         disk.lock().survive();
         let (next, rows) = start(&disk).map_err(|error| format!("recovery: {error}"))?;
-        told.check(&rows)?;
+        told.check(&rows, next.found_notes())?;
         ledger = next;
     }
     Ok(u64::try_from(told.committed.len()).unwrap())

@@ -26,7 +26,7 @@ pub(crate) mod testing;
 pub use self::check::check_main;
 pub use self::error::{LedgerError, OpenError};
 pub use self::reset::reset;
-pub use self::row::{Bar, Kind, Reason, Row, State, StatusIndex};
+pub use self::row::{Bar, Kind, Note, Reason, Row, State, StatusIndex};
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -113,6 +113,7 @@ pub struct Ledger {
     health: watch::Receiver<LedgerHealth>,
     marks: Marks,
     found_bars: Arc<[Bar]>,
+    found_notes: Arc<[Note]>,
 }
 
 impl Ledger {
@@ -132,11 +133,16 @@ impl Ledger {
     /// this fails and the rows turn out to be on the disk all the same, they become revoked there
     /// ([`Reason::IssueAborted`]) by the next transaction.
     pub async fn commit(&self, rows: Vec<Row>) -> Result<Committed, LedgerError> {
+        self.commit_noting(rows, Vec::new()).await
+    }
+
+    /// [`Ledger::commit`], and notes in the same transaction.
+    pub async fn commit_noting(&self, rows: Vec<Row>, notes: Vec<Note>) -> Result<Committed, LedgerError> {
         // Encoded here, on the caller's thread: the writer's time is everybody's.
         let rows = rows.iter().map(encode).collect::<Result<Vec<_>, _>>()?;
         let (to, answer) = oneshot::channel();
         let (weight, issued_at) = (rows.len(), rows.iter().map(|row| row.issued_at).max().unwrap_or(0));
-        self.thread.jobs()?.offer(Job::Commit(Change::Commit(rows), to), weight)?;
+        self.thread.jobs()?.offer(Job::Commit(Change::Commit(rows, notes), to), weight)?;
         let mut claim = Claim { ledger: self, answer, issued_at };
         (&mut claim.answer).await.unwrap_or(Err(LedgerError::Closed))
     }
@@ -145,12 +151,50 @@ impl Ledger {
     /// meanwhile) are passed over; those revoked already keep their first time and reason. What cannot be
     /// written now is kept, and goes out with the next transaction that succeeds: no need to ask again.
     pub async fn revoke(&self, leases: &[(LeaseId, Reason)], at_millis: u64) -> Result<(), LedgerError> {
-        self.change(revocations(leases, at_millis)).await.map(|_| ())
+        self.revoke_noting(leases, at_millis, Vec::new()).await
+    }
+
+    /// [`Ledger::revoke`], and notes in the same transaction; they are kept like the rest.
+    pub async fn revoke_noting(
+        &self,
+        leases: &[(LeaseId, Reason)],
+        at_millis: u64,
+        notes: Vec<Note>,
+    ) -> Result<(), LedgerError> {
+        self.change(revocations(leases, at_millis, notes)).await.map(|_| ())
     }
 
     /// [`Ledger::revoke`] for a thread outside the runtime.
     pub fn revoke_blocking(&self, leases: &[(LeaseId, Reason)], at_millis: u64) -> Result<(), LedgerError> {
-        self.change_blocking(revocations(leases, at_millis)).map(|_| ())
+        self.revoke_noting_blocking(leases, at_millis, Vec::new())
+    }
+
+    /// [`Ledger::revoke_noting`] for a thread outside the runtime.
+    pub fn revoke_noting_blocking(
+        &self,
+        leases: &[(LeaseId, Reason)],
+        at_millis: u64,
+        notes: Vec<Note>,
+    ) -> Result<(), LedgerError> {
+        self.change_blocking(revocations(leases, at_millis, notes)).map(|_| ())
+    }
+
+    /// Writes notes down. They are in the queue when this returns, before anything that is asked later; what comes
+    /// back resolves when they are on the disk.
+    pub fn note(&self, notes: Vec<Note>) -> impl Future<Output = Result<(), LedgerError>> + Send + use<> {
+        let (to, answer) = oneshot::channel();
+        let queued = self.thread.jobs().and_then(|jobs| {
+            jobs.push(Job::Change(Change::Commit(Vec::new(), notes), to)).map_err(LedgerError::from)
+        });
+        async move {
+            queued?;
+            answer.await.unwrap_or(Err(LedgerError::Closed)).map(|_| ())
+        }
+    }
+
+    /// The notes that were in the ledger when it was opened.
+    pub fn found_notes(&self) -> &[Note] {
+        &self.found_notes
     }
 
     /// Forgets every row whose `not_after` is before `before` (Unix seconds); answers how many.
@@ -228,12 +272,13 @@ impl Ledger {
             pauses,
             owed: HashMap::new(),
             owed_bars: HashMap::new(),
+            owed_notes: HashMap::new(),
             failures: 0,
         };
         let thread = Thread::spawn(jobs, writer)
             .map_err(|source| OpenError::Unwritable { path: PathBuf::from("ledger thread"), source })?;
-        let found_bars = contents.bars.into();
-        Ok((Self { thread: Arc::new(thread), health, marks, found_bars }, contents.rows))
+        let (found_bars, found_notes) = (contents.bars.into(), contents.notes.into());
+        Ok((Self { thread: Arc::new(thread), health, marks, found_bars, found_notes }, contents.rows))
     }
 
     async fn change(&self, change: Change) -> Result<usize, LedgerError> {
@@ -262,7 +307,7 @@ impl Drop for Claim<'_> {
         self.answer.close();
         let Ok(Ok(unclaimed)) = self.answer.try_recv() else { return };
         let leases: Vec<_> = unclaimed.ids.into_iter().map(|id| (id, Reason::IssueAborted)).collect();
-        let revoke = revocations(&leases, self.issued_at.saturating_mul(1000));
+        let revoke = revocations(&leases, self.issued_at.saturating_mul(1000), Vec::new());
         // Nobody waits for the answer; a ledger that is closed is read again at the next start.
         let job = Job::Change(revoke, oneshot::channel().0);
         self.ledger.thread.jobs().ok().map(|jobs| jobs.push(job));
@@ -308,8 +353,9 @@ fn encode(row: &Row) -> Result<Encoded, LedgerError> {
     Ok(Encoded { id: row.id, not_after: row.not_after, issued_at: row.issued_at, value: codec::encode(row)? })
 }
 
-fn revocations(leases: &[(LeaseId, Reason)], at_millis: u64) -> Change {
-    Change::Revoke(leases.iter().map(|(id, reason)| (*id, Revoked { at_millis, reason: *reason })).collect())
+fn revocations(leases: &[(LeaseId, Reason)], at_millis: u64, notes: Vec<Note>) -> Change {
+    let revoked = |(id, reason): &(LeaseId, Reason)| (*id, Revoked { at_millis, reason: *reason });
+    Change::Revoke(leases.iter().map(revoked).collect(), notes)
 }
 
 /// How many rows may wait to be committed: about a second's worth at the rate the store can do.
@@ -602,5 +648,24 @@ mod tests {
         assert_eq!(ledger.commit(rows).await.unwrap_err(), LedgerError::Overloaded);
         let soon = tokio::time::timeout(Duration::from_secs(60), ledger.commit(vec![row(1, 1)]));
         assert!(soon.await.unwrap().is_ok());
+    }
+
+    #[tokio::test]
+    async fn notes_are_there_after_a_restart_until_they_are_taken_back() {
+        let dir = data_dir();
+        let (ledger, _) = open(dir.path()).unwrap();
+        let note =
+            |key: &[u8], value: Option<&[u8]>| Note { key: key.to_vec(), value: value.map(<[u8]>::to_vec) };
+        let first = ledger.note(vec![note(b"a", Some(b"1")), note(b"b", Some(b"2"))]);
+        // Queued, though nobody waits for it yet.
+        ledger.revoke_noting(&[], 5, vec![note(b"b", None)]).await.unwrap();
+        first.await.unwrap();
+        drop(ledger.commit_noting(vec![row(1, 100)], vec![note(b"a", Some(b"3"))]).await.unwrap());
+        let taken = ledger.commit_noting(vec![row(1, 100)], vec![note(b"a", Some(b"4"))]).await;
+        assert_eq!(taken.map(drop), Err(LedgerError::Row("the lease ID is taken")));
+        drop(ledger);
+        let (ledger, rows) = open(dir.path()).unwrap();
+        assert_eq!(ledger.found_notes(), [note(b"a", Some(b"3"))]);
+        assert_eq!(rows.len(), 1);
     }
 }

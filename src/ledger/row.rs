@@ -4,7 +4,7 @@ use std::fmt;
 
 use mayfly_attestors::ProcessKey;
 
-use crate::id::{EntryId, LeaseId};
+use crate::id::{EntryId, LeaseId, TaskId};
 
 /// One issued credential.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -33,6 +33,18 @@ pub struct Row {
     pub state: State,
     /// Where a token's status is published; only for tokens, and only where lists are published.
     pub status: Option<StatusIndex>,
+    /// The task in whose name it was issued, if it was in one's.
+    pub task: Option<TaskId>,
+}
+
+/// Something that belongs to the ledger's rows and that only its writer can read: a key, and its value, or none any
+/// more. Tasks are kept so.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Note {
+    /// Its name.
+    pub key: Vec<u8>,
+    /// `None`: it is gone.
+    pub value: Option<Vec<u8>>,
 }
 
 /// A token's place in a published status list.
@@ -63,6 +75,8 @@ pub enum Kind {
     Jwt,
     /// WIT-SVID.
     Wit,
+    /// Access token of a task.
+    Access,
 }
 
 /// Whether a lease still stands.
@@ -104,22 +118,25 @@ pub enum Reason {
     Returned,
     /// What a container engine, the service manager or another controller says of the process has changed.
     FactsChanged,
+    /// The task that it was issued for has ended.
+    TaskEnded,
 }
 
 impl Kind {
-    /// `x509`, `jwt` or `wit`.
+    /// `x509`, `jwt`, `wit` or `access`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::X509 => "x509",
             Self::Jwt => "jwt",
             Self::Wit => "wit",
+            Self::Access => "access",
         }
     }
 }
 
 impl Reason {
     /// Every reason, in the order of its code in the ledger.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Exited,
         Self::WatchLost,
         Self::ExecMismatch,
@@ -131,6 +148,7 @@ impl Reason {
         Self::Superseded,
         Self::Returned,
         Self::FactsChanged,
+        Self::TaskEnded,
     ];
 
     /// The stable name.
@@ -147,6 +165,7 @@ impl Reason {
             Self::Superseded => "superseded",
             Self::Returned => "returned",
             Self::FactsChanged => "facts_changed",
+            Self::TaskEnded => "task_ended",
         }
     }
 }

@@ -10,7 +10,7 @@ use redb::{
 };
 
 use super::codec::{self, Key};
-use super::row::{Bar, Reason, Row, State};
+use super::row::{Bar, Note, Reason, Row, State};
 use super::{CrlMark, LedgerError, OpenError};
 use crate::id::LeaseId;
 
@@ -30,6 +30,7 @@ pub(super) struct Contents {
     pub(super) rows: Vec<Row>,
     pub(super) marks: BTreeMap<String, CrlMark>,
     pub(super) bars: Vec<Bar>,
+    pub(super) notes: Vec<Note>,
     /// Number of the last finished transaction.
     pub(super) transaction: u64,
 }
@@ -55,8 +56,10 @@ pub(super) struct Encoded {
 /// One change of the tables.
 #[derive(Debug)]
 pub(super) enum Change {
-    Commit(Vec<Encoded>),
-    Revoke(Vec<(LeaseId, Revoked)>),
+    /// Rows, and what is noted with them.
+    Commit(Vec<Encoded>, Vec<Note>),
+    /// Leases, and what is noted with their end.
+    Revoke(Vec<(LeaseId, Revoked)>, Vec<Note>),
     Expire {
         before: u64,
     },
@@ -157,6 +160,7 @@ pub(super) fn format(database: &Database) -> Result<(), redb::Error> {
     transaction.open_table(LEASES)?;
     transaction.open_table(MARKS)?;
     transaction.open_table(BARS)?;
+    transaction.open_table(NOTES)?;
     transaction.open_table(META)?.insert(SCHEMA_KEY, SCHEMA)?;
     transaction.commit()?;
     Ok(())
@@ -185,6 +189,7 @@ pub(super) fn load(database: &Database) -> Result<Contents, Fault> {
         contents.marks.insert(issuer.value().to_owned(), mark);
     }
     contents.bars = load_bars(&transaction)?;
+    contents.notes = load_notes(&transaction)?;
     Ok(contents)
 }
 
@@ -201,6 +206,22 @@ fn load_bars(transaction: &ReadTransaction) -> Result<Vec<Bar>, Fault> {
         bars.push(bar.map_err(|error| Fault::Damaged(format!("a bar: {error}")))?);
     }
     Ok(bars)
+}
+
+fn load_notes(transaction: &ReadTransaction) -> Result<Vec<Note>, Fault> {
+    let table = match transaction.open_table(NOTES) {
+        // A ledger of an older schema that never had one.
+        Err(TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
+        table => table.map_err(redb::Error::from)?,
+    };
+    let mut notes = Vec::new();
+    for item in table.iter()? {
+        let (key, value) = item?;
+        let note = codec::decode_note(key.value(), value.value());
+        let value = note.map_err(|error| Fault::Damaged(format!("a note: {error}")))?;
+        notes.push(Note { key: key.value().to_vec(), value: Some(value) });
+    }
+    Ok(notes)
 }
 
 type Leases<'t> = redb::Table<'t, &'static Key, &'static [u8]>;
@@ -221,8 +242,14 @@ fn transact(
         let mut leases = transaction.open_table(LEASES)?;
         for change in changes {
             applied.push(match change {
-                Change::Commit(rows) => insert(&mut leases, index, rows)?,
-                Change::Revoke(revoked) => revoke(&mut leases, index, revoked)?,
+                Change::Commit(rows, notes) => match insert(&mut leases, index, rows)? {
+                    Applied::Done => note(&transaction, notes)?,
+                    refused => refused,
+                },
+                Change::Revoke(revoked, notes) => {
+                    revoke(&mut leases, index, revoked)?;
+                    note(&transaction, notes)?
+                }
                 Change::Expire { before } => expire(&mut leases, index, *before)?,
                 Change::Mark { issuer, mark } => {
                     let value = codec::encode_mark(issuer, *mark);
@@ -298,6 +325,25 @@ fn expire(
     Ok(Applied::Expired(count))
 }
 
+fn note(transaction: &WriteTransaction, notes: &[Note]) -> Result<Applied, redb::Error> {
+    if notes.is_empty() {
+        return Ok(Applied::Done);
+    }
+    let mut table = transaction.open_table(NOTES)?;
+    for Note { key, value } in notes {
+        match value {
+            Some(value) => {
+                let sealed = codec::encode_note(key, value);
+                table.insert(key.as_slice(), sealed.as_slice())?;
+            }
+            None => drop(table.remove(key.as_slice())?),
+        }
+    }
+    // A program that knows no notes must not read this ledger as if there were none.
+    transaction.open_table(META)?.insert(SCHEMA_KEY, SCHEMA)?;
+    Ok(Applied::Done)
+}
+
 fn bar(transaction: &WriteTransaction, bars: &[(Vec<u8>, Vec<u8>)]) -> Result<Applied, redb::Error> {
     let mut table = transaction.open_table(BARS)?;
     for (key, value) in bars {
@@ -364,10 +410,11 @@ impl std::fmt::Display for Fault {
 const LEASES: TableDefinition<'static, &'static Key, &'static [u8]> = TableDefinition::new(codec::LEASES);
 const MARKS: TableDefinition<'static, &'static str, &'static [u8]> = TableDefinition::new(codec::MARKS);
 const BARS: TableDefinition<'static, &'static [u8], &'static [u8]> = TableDefinition::new(codec::BARS);
+const NOTES: TableDefinition<'static, &'static [u8], &'static [u8]> = TableDefinition::new(codec::NOTES);
 const META: TableDefinition<'static, &'static str, u64> = TableDefinition::new("meta");
 const SCHEMA_KEY: &str = "schema";
 const TRANSACTION_KEY: &str = "transaction";
-/// The schema this program writes: 2 has bars.
-pub(super) const SCHEMA: u64 = 2;
+/// The schema this program writes: 2 has bars, 3 has notes.
+pub(super) const SCHEMA: u64 = 3;
 /// The oldest it reads.
 const OLDEST_SCHEMA: u64 = 1;

@@ -6,7 +6,7 @@ use mayfly_attestors::{BootId, ProcessKey};
 use proptest::prelude::*;
 
 use super::row::{Kind, Reason, Row, State};
-use crate::id::{EntryId, LeaseId};
+use crate::id::{EntryId, LeaseId, TaskId};
 
 /// A lease ID that is the number.
 pub(crate) fn id(n: u64) -> LeaseId {
@@ -35,6 +35,7 @@ pub(crate) fn row(n: u64, not_after: u64) -> Row {
         not_after,
         state: State::Live,
         status: None,
+        task: None,
     }
 }
 
@@ -48,17 +49,18 @@ pub(crate) fn data_dir() -> tempfile::TempDir {
 prop_compose! {
     /// Any row at all.
     pub(crate) fn any_row()(
-        (id, kind, issuer, spiffe_id) in (any::<[u8; 16]>(), 0..3u8, ".{0,40}", ".{0,80}"),
+        (id, kind, issuer, spiffe_id) in (any::<[u8; 16]>(), 0..4u8, ".{0,40}", ".{0,80}"),
         (entry, boot, pid, start_time) in (".{0,20}", any::<[u8; 16]>(), any::<u32>(), any::<u64>()),
         (pidfs_inode, uid) in (any::<Option<u64>>(), any::<u32>()),
         audience in prop::collection::vec(".{0,20}", 0..4),
         (issued_at, not_after) in (any::<u64>(), any::<u64>()),
         revoked in any::<Option<(u64, prop::sample::Index)>>(),
         status in any::<Option<(u64, u32)>>(),
+        task in any::<Option<[u8; 16]>>(),
     ) -> Row {
         Row {
             id: LeaseId::from_bytes(id),
-            kind: [Kind::X509, Kind::Jwt, Kind::Wit][usize::from(kind)],
+            kind: [Kind::X509, Kind::Jwt, Kind::Wit, Kind::Access][usize::from(kind)],
             issuer, spiffe_id,
             entry: EntryId::new(entry),
             process: ProcessKey { boot_id: BootId::from_bytes(boot), pid, start_time, pidfs_inode },
@@ -67,6 +69,7 @@ prop_compose! {
                 State::Revoked { at_millis, reason: *reason.get(&Reason::ALL) }
             }),
             status: status.map(|(list, index)| crate::ledger::StatusIndex { list, index }),
+            task: task.map(TaskId::from_bytes),
         }
     }
 }

@@ -1,12 +1,12 @@
 //! The one thread that writes: drains the queue, makes one transaction of it, answers everybody.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
 
-use super::row::{Reason, Row};
+use super::row::{Note, Reason, Row};
 use super::store::{Applied, Change, Revoked, Store};
 use super::{Committed, CrlMark, LedgerError, LedgerHealth};
 use crate::id::LeaseId;
@@ -43,6 +43,8 @@ pub(super) struct Writer {
     pub(super) owed: HashMap<LeaseId, Revoked>,
     /// Bars that were asked for and are not on the disk yet: key and value.
     pub(super) owed_bars: HashMap<Vec<u8>, Vec<u8>>,
+    /// Notes that went with revocations and are not on the disk yet: key and value.
+    pub(super) owed_notes: HashMap<Vec<u8>, Option<Vec<u8>>>,
     pub(super) failures: u32,
 }
 
@@ -73,7 +75,7 @@ impl Writer {
                 Taken::Closed => break,
             }
         }
-        if !self.owed.is_empty() || !self.owed_bars.is_empty() {
+        if self.owes_leases() || !self.owed_bars.is_empty() {
             self.work(Vec::new());
         }
     }
@@ -96,9 +98,15 @@ impl Writer {
                 }
             }
         }
-        // After the commits of this batch: a lease may be revoked in the batch that commits it.
-        if !self.owed.is_empty() {
-            changes.push(Change::Revoke(self.owed.iter().map(|(id, why)| (*id, *why)).collect()));
+        // After the commits of this batch: a lease may be revoked in the batch that commits it. But what was noted
+        // since is newer than what is owed.
+        if self.owes_leases() {
+            let leases = self.owed.iter().map(|(id, why)| (*id, *why)).collect();
+            let newer: HashSet<&[u8]> =
+                changes.iter().flat_map(notes_of).map(|note| note.key.as_slice()).collect();
+            let owed = self.owed_notes.iter().filter(|(key, _)| !newer.contains(key.as_slice()));
+            let notes = owed.map(|(key, value)| Note { key: key.clone(), value: value.clone() }).collect();
+            changes.push(Change::Revoke(leases, notes));
             answers.push(Answer::None);
         }
         if !self.owed_bars.is_empty() {
@@ -120,9 +128,14 @@ impl Writer {
         }
     }
 
+    fn owes_leases(&self) -> bool {
+        !self.owed.is_empty() || !self.owed_notes.is_empty()
+    }
+
     fn succeeded(&mut self, answers: Vec<Answer>, applied: Vec<Applied>) {
         self.owed.clear();
         self.owed_bars.clear();
+        self.owed_notes.clear();
         self.failures = 0;
         self.set_health(LedgerHealth::Good);
         for (answer, applied) in answers.into_iter().zip(applied) {
@@ -157,10 +170,12 @@ impl Writer {
         }
         for change in changes {
             match change {
-                Change::Revoke(revoked) => {
+                Change::Revoke(revoked, notes) => {
                     for (id, why) in revoked {
                         self.owed.entry(*id).or_insert(*why);
                     }
+                    let notes = notes.iter().map(|note| (note.key.clone(), note.value.clone()));
+                    self.owed_notes.extend(notes);
                 }
                 Change::Bar(bars) => self.owed_bars.extend(bars.iter().cloned()),
                 _ => {}
@@ -202,9 +217,16 @@ impl Writer {
     }
 }
 
+fn notes_of(change: &Change) -> &[Note] {
+    match change {
+        Change::Commit(_, notes) | Change::Revoke(_, notes) => notes,
+        _ => &[],
+    }
+}
+
 fn commit_answer(change: &Change, to: oneshot::Sender<Result<Committed, LedgerError>>) -> Answer {
     let rows = match change {
-        Change::Commit(rows) => rows.as_slice(),
+        Change::Commit(rows, _) => rows.as_slice(),
         _ => &[],
     };
     let issued_at = rows.iter().map(|row| row.issued_at).max().unwrap_or(0);

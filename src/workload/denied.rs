@@ -39,7 +39,7 @@ impl Denied {
         let revoked = Revoked { not_after: row.not_after, at: unix_seconds(at), reason };
         let set = match row.kind {
             Kind::X509 => issued_by(&mut self.certificates, &row.issuer),
-            Kind::Jwt | Kind::Wit => &mut self.tokens,
+            Kind::Jwt | Kind::Wit | Kind::Access => &mut self.tokens,
         };
         if set.add(row.id, revoked) {
             row.state = State::Revoked { at_millis: unix_millis(at), reason };

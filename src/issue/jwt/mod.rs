@@ -165,6 +165,7 @@ impl MintedJwt {
             not_after: unix_seconds(self.svid.not_after),
             state: ledger::State::Live,
             status: self.status,
+            task: None,
         }
     }
 

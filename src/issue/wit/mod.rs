@@ -134,6 +134,7 @@ impl MintedWit {
             uid,
             audience: Vec::new(),
             status: None,
+            task: None,
             issued_at: unix_seconds(self.svid.issued_at),
             not_after: unix_seconds(self.svid.not_after),
             state: ledger::State::Live,
