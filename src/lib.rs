@@ -30,6 +30,7 @@ pub mod registration;
 pub mod revocation;
 pub mod secret;
 pub mod sync;
+pub mod task;
 pub mod telemetry;
 pub mod trust;
 pub mod verify;

@@ -9,7 +9,7 @@ const LAYERS: &[&[&str]] = &[
     &["clock", "diag", "drain", "endpoint", "exit", "files", "id", "json", "pem", "queue", "ready", "secret"],
     &["telemetry", "verify"],
     &["authority", "config", "lease", "ledger", "policy", "registration", "sync"],
-    &["audit", "issue", "revocation", "trust"],
+    &["audit", "issue", "revocation", "task", "trust"],
     &["federation", "workload"],
     &["api"],
     // Above `api`, not beside it: the Unix listener and its pinned peers are those of the gRPC sockets.

@@ -18,6 +18,7 @@ mod timers;
 
 pub use self::core::{Core, LeaseView, Refused};
 pub use self::slot::Jitter;
+pub(crate) use self::timers::Timers;
 
 use std::time::Instant;
 

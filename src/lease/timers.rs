@@ -6,7 +6,7 @@ use std::time::Instant;
 
 /// At most one deadline for each key.
 #[derive(Debug)]
-pub(super) struct Timers<K> {
+pub(crate) struct Timers<K> {
     ordered: BTreeSet<(Instant, K)>,
     at: HashMap<K, Instant>,
 }
@@ -19,24 +19,24 @@ impl<K> Default for Timers<K> {
 
 impl<K: Clone + Eq + Hash + Ord> Timers<K> {
     /// Sets or moves the deadline of `key`.
-    pub(super) fn set(&mut self, key: K, at: Instant) {
+    pub(crate) fn set(&mut self, key: K, at: Instant) {
         self.cancel(&key);
         self.at.insert(key.clone(), at);
         self.ordered.insert((at, key));
     }
 
-    pub(super) fn cancel(&mut self, key: &K) {
+    pub(crate) fn cancel(&mut self, key: &K) {
         if let Some(at) = self.at.remove(key) {
             self.ordered.remove(&(at, key.clone()));
         }
     }
 
-    pub(super) fn next(&self) -> Option<Instant> {
+    pub(crate) fn next(&self) -> Option<Instant> {
         self.ordered.first().map(|(at, _)| *at)
     }
 
     /// Takes the earliest key whose deadline is not after `now`.
-    pub(super) fn pop_due(&mut self, now: Instant) -> Option<K> {
+    pub(crate) fn pop_due(&mut self, now: Instant) -> Option<K> {
         if self.next()? > now {
             return None;
         }

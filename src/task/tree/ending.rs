@@ -1,0 +1,207 @@
+//! Ends, and what comes before: suspension. An end takes everything below with it, in one step.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant, SystemTime};
+
+use super::{Repeat, Timer, Tree, wakes_at};
+use crate::id::{DelegationId, LeaseId, TaskId};
+use crate::lease::WorkloadId;
+use crate::task::{Ending, Scope, Standing};
+
+/// What an end has done to the tree, and what the shell has to do about it, in this order: refuse every lease, top
+/// down; write down that tasks and offers are gone; watch scopes no longer; tell whoever watches; record.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+#[must_use]
+pub struct Cascade {
+    /// Tasks that ended, each after the one above it.
+    pub ended: Vec<Ended>,
+    /// Offers that are void.
+    pub void: Vec<DelegationId>,
+    /// Stand-ins for cgroups in which no task is left.
+    pub unwatch: Vec<WorkloadId>,
+}
+
+/// One task that ended.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Ended {
+    /// Which.
+    pub task: TaskId,
+    /// Why.
+    pub ending: Ending,
+    /// What it held.
+    pub leases: Vec<LeaseId>,
+}
+
+impl Cascade {
+    /// Whether nothing happened.
+    pub fn is_empty(&self) -> bool {
+        self.ended.is_empty() && self.void.is_empty()
+    }
+
+    /// Every lease, top down.
+    pub fn leases(&self) -> impl Iterator<Item = LeaseId> {
+        self.ended.iter().flat_map(|ended| ended.leases.iter().copied())
+    }
+
+    /// One after the other.
+    pub fn extend(&mut self, other: Self) {
+        self.ended.extend(other.ended);
+        self.void.extend(other.void);
+        self.unwatch.extend(other.unwatch);
+    }
+}
+
+impl Tree {
+    /// Ends the task, and everything below it because of that. Nothing, if it has ended.
+    pub fn end(&mut self, top: TaskId, ending: Ending, now: Instant, wall: SystemTime) -> Cascade {
+        let mut cascade = Cascade::default();
+        let parent = match self.tasks.get(&top) {
+            Some(task) if !matches!(task.standing, Standing::Ended(_)) => task.parent,
+            _ => return cascade,
+        };
+        if let Some(parent) = parent.and_then(|id| self.tasks.get_mut(&id)) {
+            parent.children.remove(&top);
+        }
+        for id in self.subtree(top) {
+            let ending = if id == top { ending } else { Ending::ParentEnded };
+            self.end_one(id, ending, now, wall, &mut cascade);
+        }
+        let made = cascade.ended.iter().filter_map(|ended| self.offers_of.get(&ended.task));
+        cascade.void = made.flatten().copied().collect();
+        for id in &cascade.void {
+            self.forget_offer(*id);
+        }
+        self.forget_old(now);
+        cascade
+    }
+
+    /// Ends every task of a holder that is gone.
+    pub fn end_holder(
+        &mut self,
+        holder: WorkloadId,
+        ending: Ending,
+        now: Instant,
+        wall: SystemTime,
+    ) -> Cascade {
+        let mut cascade = Cascade::default();
+        for id in self.of_holder(holder) {
+            cascade.extend(self.end(id, ending, now, wall));
+        }
+        cascade
+    }
+
+    /// The live tasks of a holder, parents first.
+    pub fn of_holder(&self, holder: WorkloadId) -> Vec<TaskId> {
+        let mut held: Vec<_> = self.by_holder.get(&holder).into_iter().flatten().copied().collect();
+        held.sort_by_key(|id| self.tasks.get(id).map(|task| task.depth));
+        held
+    }
+
+    /// Everything that is due: ends what is over time or idle, forgets offers that nobody took up.
+    pub fn on_timeout(&mut self, now: Instant, wall: SystemTime) -> Vec<Cascade> {
+        let mut cascades = Vec::new();
+        while let Some(timer) = self.timers.pop_due(now) {
+            match timer {
+                Timer::Offer(id) => {
+                    self.forget_offer(id);
+                    cascades.push(Cascade { void: vec![id], ..Cascade::default() });
+                }
+                Timer::Task(id) => {
+                    let Some(task) = self.tasks.get(&id) else { continue };
+                    let at = wakes_at(task);
+                    if at > now {
+                        // Somebody called since the timer was set.
+                        self.timers.set(timer, at);
+                        continue;
+                    }
+                    let ending = if task.deadline <= now { Ending::Deadline } else { Ending::Idle };
+                    cascades.push(self.end(id, ending, now, wall));
+                }
+            }
+        }
+        cascades
+    }
+
+    /// Suspends the task, and with it everything below; the answer is all of them. Nothing, if it stands still already.
+    pub fn suspend(&mut self, id: TaskId, why: Ending) -> Vec<TaskId> {
+        match self.tasks.get_mut(&id) {
+            Some(task) if task.standing == Standing::Active => task.standing = Standing::Suspended(why),
+            _ => return Vec::new(),
+        }
+        self.subtree(id)
+    }
+
+    /// Undoes [`Tree::suspend`], or what people had to allow; the answer is the task and everything below it.
+    pub fn resume(&mut self, id: TaskId) -> Vec<TaskId> {
+        match self.tasks.get_mut(&id) {
+            Some(task) if matches!(task.standing, Standing::Suspended(_) | Standing::Pending) => {
+                task.standing = Standing::Active;
+            }
+            _ => return Vec::new(),
+        }
+        self.subtree(id)
+    }
+
+    fn end_one(&mut self, id: TaskId, ending: Ending, now: Instant, wall: SystemTime, cascade: &mut Cascade) {
+        let Some(task) = self.tasks.get_mut(&id) else { return };
+        task.standing = Standing::Ended(ending);
+        task.ended_at = Some(wall);
+        task.children.clear();
+        let leases: Vec<LeaseId> = std::mem::take(&mut task.leases).into_iter().collect();
+        let (seat, agent) = (task.seat.clone(), task.charter.spiffe_id.clone());
+        for lease in &leases {
+            self.leases.remove(lease);
+        }
+        self.timers.cancel(&Timer::Task(id));
+        self.live -= 1;
+        if let Some(live) = self.by_agent.get_mut(&agent) {
+            *live -= 1;
+            if *live == 0 {
+                self.by_agent.remove(&agent);
+            }
+        }
+        let last = take(&mut self.by_holder, &seat.holder, id);
+        if let Scope::Cgroup { id: cgroup, .. } = seat.scope {
+            take(&mut self.by_cgroup, &cgroup, id);
+            if last {
+                cascade.unwatch.push(seat.holder);
+            }
+        }
+        self.ended.push_back((now, id));
+        cascade.ended.push(Ended { task: id, ending, leases });
+    }
+
+    /// Ended tasks are remembered for a while, so that a late call learns why.
+    fn forget_old(&mut self, now: Instant) {
+        while let Some((at, id)) = self.ended.front().copied() {
+            if now.saturating_duration_since(at) < REMEMBER && self.ended.len() <= MAX_REMEMBERED {
+                break;
+            }
+            self.ended.pop_front();
+            if let Some(key) = self.tasks.remove(&id).and_then(|task| task.key) {
+                let name = (key.process, key.text);
+                if self.keys.get(&name).is_some_and(|(_, what)| *what == Repeat::Task(id)) {
+                    self.keys.remove(&name);
+                }
+            }
+        }
+    }
+}
+
+/// Takes one name out of an index; whether it was the last of its place.
+fn take<K: Eq + std::hash::Hash>(
+    index: &mut std::collections::HashMap<K, BTreeSet<TaskId>>,
+    key: &K,
+    id: TaskId,
+) -> bool {
+    let Some(all) = index.get_mut(key) else { return false };
+    all.remove(&id);
+    let last = all.is_empty();
+    if last {
+        index.remove(key);
+    }
+    last
+}
+
+const REMEMBER: Duration = Duration::from_secs(3600);
+const MAX_REMEMBERED: usize = 10_000;

@@ -1,0 +1,329 @@
+//! The state machine itself: every task, offer, lease and timer of this node.
+
+mod ending;
+mod offers;
+mod renewing;
+mod spending;
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::time::{Duration, Instant, SystemTime};
+
+use mayfly_attestors::ProcessKey;
+
+pub use self::ending::{Cascade, Ended};
+pub use self::offers::{NewOffer, Offer};
+pub use self::spending::{Flight, Landing};
+
+use super::{Bounds, Caller, Charter, Key, Limit, Refused, Scope, Seat, Standing, Task, Usage};
+use crate::id::{DelegationId, LeaseId, SpiffeId, TaskId};
+use crate::lease::{Timers, WorkloadId};
+
+/// Every task of this node.
+#[derive(Debug)]
+pub struct Tree {
+    bounds: Bounds,
+    tasks: HashMap<TaskId, Task>,
+    by_holder: HashMap<WorkloadId, BTreeSet<TaskId>>,
+    by_cgroup: HashMap<u64, BTreeSet<TaskId>>,
+    /// Live tasks of each identity.
+    by_agent: HashMap<SpiffeId, usize>,
+    live: usize,
+    offers: HashMap<DelegationId, Offer>,
+    offers_of: HashMap<TaskId, BTreeSet<DelegationId>>,
+    leases: HashMap<LeaseId, TaskId>,
+    flights: HashMap<Flight, TaskId>,
+    next_flight: u64,
+    timers: Timers<Timer>,
+    keys: HashMap<(ProcessKey, String), (Key, Repeat)>,
+    /// Ended tasks that are still remembered, the oldest first.
+    ended: VecDeque<(Instant, TaskId)>,
+}
+
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+enum Timer {
+    Task(TaskId),
+    Offer(DelegationId),
+}
+
+/// What a repeated request stands for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Repeat {
+    /// A task.
+    Task(TaskId),
+    /// An offer.
+    Offer(DelegationId),
+}
+
+/// A task to begin.
+#[derive(Clone, Debug)]
+pub struct NewTask {
+    /// Its name; never used twice.
+    pub id: TaskId,
+    /// What it is for and may do; policy has cut it already.
+    pub charter: Charter,
+    /// Who holds it.
+    pub seat: Seat,
+    /// How long; `None`: as long as it is by default.
+    pub life: Option<Duration>,
+    /// It waits for people first.
+    pub pending: bool,
+    /// For people.
+    pub begun_at: SystemTime,
+    /// What the request can be told by.
+    pub key: Option<Key>,
+}
+
+impl Tree {
+    /// An empty one.
+    pub fn new(bounds: Bounds) -> Self {
+        Self {
+            bounds,
+            tasks: HashMap::new(),
+            by_holder: HashMap::new(),
+            by_cgroup: HashMap::new(),
+            by_agent: HashMap::new(),
+            live: 0,
+            offers: HashMap::new(),
+            offers_of: HashMap::new(),
+            leases: HashMap::new(),
+            flights: HashMap::new(),
+            next_flight: 0,
+            timers: Timers::default(),
+            keys: HashMap::new(),
+            ended: VecDeque::new(),
+        }
+    }
+
+    /// What it holds everybody to.
+    pub fn bounds(&self) -> &Bounds {
+        &self.bounds
+    }
+
+    /// How many tasks are live.
+    pub fn live(&self) -> usize {
+        self.live
+    }
+
+    /// One task, ended ones too as long as they are remembered.
+    pub fn get(&self, id: TaskId) -> Option<&Task> {
+        self.tasks.get(&id)
+    }
+
+    /// Every task, parents before their children.
+    pub fn all(&self) -> Vec<&Task> {
+        let mut all: Vec<&Task> = self.tasks.values().collect();
+        all.sort_by_key(|task| (task.depth, task.begun, task.id));
+        all
+    }
+
+    /// The task and everything below it, from the top down, live or remembered.
+    pub fn subtree(&self, top: TaskId) -> Vec<TaskId> {
+        let mut found = vec![top];
+        let mut at = 0;
+        while let Some(task) = found.get(at).and_then(|id| self.tasks.get(id)) {
+            found.extend(task.children.iter().copied());
+            at += 1;
+        }
+        found
+    }
+
+    /// From the task up to its root, itself first.
+    pub fn lineage(&self, id: TaskId) -> Vec<&Task> {
+        let mut line = Vec::new();
+        let mut next = Some(id);
+        while let Some(task) = next.and_then(|id| self.tasks.get(&id)) {
+            line.push(task);
+            next = task.parent;
+        }
+        line
+    }
+
+    /// Identities from the root to the task.
+    pub fn chain(&self, id: TaskId) -> Vec<SpiffeId> {
+        self.lineage(id).into_iter().rev().map(|task| task.charter.spiffe_id.clone()).collect()
+    }
+
+    /// Where the task stands, with what is above it taken into account.
+    pub fn standing(&self, id: TaskId) -> Result<(), Refused> {
+        let line = self.lineage(id);
+        let own = line.first().ok_or(Refused::NoSuchTask)?;
+        if let Standing::Ended(ending) = own.standing {
+            return Err(Refused::Ended(ending));
+        }
+        for task in &line {
+            match task.standing {
+                Standing::Suspended(why) => return Err(Refused::Suspended(why)),
+                Standing::Pending => return Err(Refused::Pending),
+                Standing::Ended(ending) => return Err(Refused::Ended(ending)),
+                Standing::Active => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The task, if the caller can act as it. Says nothing of where the task stands.
+    ///
+    /// # Errors
+    /// [`Refused::NoSuchTask`], [`Refused::NotInTask`].
+    pub fn of_caller(&self, id: TaskId, caller: &Caller) -> Result<&Task, Refused> {
+        let task = self.tasks.get(&id).ok_or(Refused::NoSuchTask)?;
+        if task.seat.admits(caller) { Ok(task) } else { Err(Refused::NotInTask) }
+    }
+
+    /// The task, if the caller can act as it or as one above it.
+    ///
+    /// # Errors
+    /// [`Refused::NoSuchTask`], [`Refused::NotInTask`].
+    pub fn seen_by(&self, id: TaskId, caller: &Caller) -> Result<&Task, Refused> {
+        let line = self.lineage(id);
+        let task = line.first().copied().ok_or(Refused::NoSuchTask)?;
+        if line.iter().any(|task| task.seat.admits(caller)) { Ok(task) } else { Err(Refused::NotInTask) }
+    }
+
+    /// Whether nobody but the processes of this task can act as it, and they as no other.
+    pub fn is_isolated(&self, id: TaskId) -> bool {
+        let Some(task) = self.tasks.get(&id) else { return false };
+        match task.seat.scope {
+            Scope::Process => false,
+            Scope::Cgroup { id: cgroup, .. } => {
+                self.by_cgroup.get(&cgroup).is_none_or(|all| all.iter().all(|other| *other == id))
+            }
+        }
+    }
+
+    /// What an earlier request of that process with the same key made.
+    ///
+    /// # Errors
+    /// [`Refused::Conflict`]: it was another request.
+    pub fn repeated(&self, key: &Key) -> Result<Option<Repeat>, Refused> {
+        match self.keys.get(&(key.process, key.text.clone())) {
+            None => Ok(None),
+            Some((kept, what)) if kept.digest == key.digest => Ok(Some(*what)),
+            Some(_) => Err(Refused::Conflict),
+        }
+    }
+
+    /// Begins a root.
+    ///
+    /// # Errors
+    /// [`Refused`]; nothing has changed then.
+    pub fn begin(&mut self, new: NewTask, now: Instant) -> Result<&Task, Refused> {
+        let Bounds { life, default_life, .. } = self.bounds;
+        let wanted = new.life.unwrap_or(default_life);
+        if wanted > life {
+            return Err(Refused::Limit(Limit::Life));
+        }
+        self.room_for(&new.charter, &new.seat)?;
+        let times = Times { deadline: now + wanted, latest: now + life };
+        Ok(self.insert(new, None, times, now))
+    }
+
+    /// Whether a task like that may be begun here, apart from what its parent says.
+    pub fn room_for(&self, charter: &Charter, seat: &Seat) -> Result<(), Refused> {
+        if charter.purpose.len() > self.bounds.purpose {
+            return Err(Refused::Limit(Limit::Purpose));
+        }
+        if charter.grants.details().len() > self.bounds.details {
+            return Err(Refused::Limit(Limit::Details));
+        }
+        let own = self.by_agent.get(&charter.spiffe_id).copied().unwrap_or_default();
+        if own >= self.bounds.tasks_per_agent || self.live >= self.bounds.tasks {
+            return Err(Refused::Limit(Limit::Tasks));
+        }
+        let alone = |cgroup: &u64| self.by_cgroup.get(cgroup).is_none_or(BTreeSet::is_empty);
+        let wants_alone = |cgroup: &u64| {
+            let others = self.by_cgroup.get(cgroup).into_iter().flatten();
+            others.filter_map(|id| self.tasks.get(id)).any(|task| task.charter.require_isolated)
+        };
+        match &seat.scope {
+            Scope::Cgroup { id, .. } if charter.require_isolated && !alone(id) => Err(Refused::NotIsolated),
+            Scope::Cgroup { id, .. } if wants_alone(id) => Err(Refused::NotIsolated),
+            Scope::Process if charter.require_isolated => Err(Refused::NotIsolated),
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes over a task of an earlier run whose holder was found again. Its parent must be here already.
+    ///
+    /// # Errors
+    /// [`Refused::NoSuchTask`]: the parent is not.
+    pub fn adopt(&mut self, task: Task) -> Result<(), Refused> {
+        let parent = task.parent.map(|id| self.tasks.get_mut(&id).ok_or(Refused::NoSuchTask)).transpose()?;
+        if let Some(parent) = parent {
+            parent.children.insert(task.id);
+        }
+        self.index(task);
+        Ok(())
+    }
+
+    /// The earliest moment at which [`Tree::on_timeout`] has something to do.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.timers.next()
+    }
+
+    fn insert(&mut self, new: NewTask, parent: Option<&Parent>, times: Times, now: Instant) -> &Task {
+        let NewTask { id, charter, seat, pending, begun_at, key, .. } = new;
+        let task = Task {
+            id,
+            root: parent.map_or(id, |parent| parent.root),
+            parent: parent.map(|parent| parent.id),
+            depth: parent.map_or(0, |parent| parent.depth + 1),
+            charter,
+            seat,
+            standing: if pending { Standing::Pending } else { Standing::Active },
+            begun: now,
+            begun_at,
+            deadline: times.deadline,
+            latest: times.latest,
+            last_call: now,
+            used: Usage::default(),
+            audiences: BTreeSet::new(),
+            denials: 0,
+            children: BTreeSet::new(),
+            children_ever: 0,
+            leases: BTreeSet::new(),
+            ended_at: None,
+            key,
+        };
+        if let Some(parent) = parent.and_then(|parent| self.tasks.get_mut(&parent.id)) {
+            parent.children.insert(id);
+            parent.children_ever += 1;
+            parent.last_call = now;
+        }
+        self.index(task)
+    }
+
+    fn index(&mut self, task: Task) -> &Task {
+        let id = task.id;
+        self.live += 1;
+        *self.by_agent.entry(task.charter.spiffe_id.clone()).or_default() += 1;
+        self.by_holder.entry(task.seat.holder).or_default().insert(id);
+        if let Scope::Cgroup { id: cgroup, .. } = task.seat.scope {
+            self.by_cgroup.entry(cgroup).or_default().insert(id);
+        }
+        if let Some(key) = &task.key {
+            self.keys.insert((key.process, key.text.clone()), (key.clone(), Repeat::Task(id)));
+        }
+        self.timers.set(Timer::Task(id), wakes_at(&task));
+        self.tasks.entry(id).insert_entry(task).into_mut()
+    }
+}
+
+/// What a new task needs to know of the one above it.
+struct Parent {
+    id: TaskId,
+    root: TaskId,
+    depth: u32,
+}
+
+#[derive(Clone, Copy)]
+struct Times {
+    deadline: Instant,
+    latest: Instant,
+}
+
+/// When to look at the task again.
+fn wakes_at(task: &Task) -> Instant {
+    let idle = task.charter.limits.idle.map(|idle| task.last_call + idle);
+    idle.map_or(task.deadline, |idle| idle.min(task.deadline))
+}

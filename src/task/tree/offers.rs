@@ -1,0 +1,226 @@
+//! Delegation: a part of a task is offered to one identity, and exists once that one has joined.
+
+use std::time::{Duration, Instant};
+
+use super::{NewTask, Parent, Repeat, Timer, Times, Tree};
+use crate::id::{DelegationId, SpiffeId, TaskId};
+use crate::task::{Caller, Charter, Detail, Grants, Key, Limit, Refused, Task};
+
+/// A part of a task, offered.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Offer {
+    /// Its name; no secret.
+    pub id: DelegationId,
+    /// Whose part.
+    pub parent: TaskId,
+    /// What the child would be; its entry is the child's own, found when it joins.
+    pub charter: Charter,
+    /// How long the child would live; `None`: as long as the parent.
+    pub life: Option<Duration>,
+    /// Until then it can be taken up.
+    pub expires: Instant,
+    /// By whom it was, if it was.
+    pub taken_by: Option<TaskId>,
+    /// What the request can be told by.
+    pub key: Option<Key>,
+}
+
+/// An offer to make.
+#[derive(Clone, Debug)]
+pub struct NewOffer {
+    /// Its name; never used twice.
+    pub id: DelegationId,
+    /// Whose part.
+    pub parent: TaskId,
+    /// `grants`: what is asked for, not yet held against the parent's.
+    pub charter: Charter,
+    /// What is asked for; nothing is inherited that is not.
+    pub asked: Vec<Detail>,
+    /// How long the child would live.
+    pub life: Option<Duration>,
+    /// The child works for itself, not for the parent's user.
+    pub drops_user: bool,
+    /// What the request can be told by.
+    pub key: Option<Key>,
+}
+
+impl Tree {
+    /// The charter that such a child would have: within the parent's in every respect.
+    ///
+    /// # Errors
+    /// [`Refused`] says in which respect it is not.
+    pub fn part_of(&self, new: &NewOffer, caller: &Caller) -> Result<Charter, Refused> {
+        let parent = self.of_caller(new.parent, caller)?;
+        self.standing(new.parent)?;
+        self.check_room_below(parent, true)?;
+        if new.asked.len() > self.bounds.details {
+            return Err(Refused::Limit(Limit::Details));
+        }
+        if new.charter.purpose.len() > self.bounds.purpose {
+            return Err(Refused::Limit(Limit::Purpose));
+        }
+        Ok(within(new, parent, parent.charter.grants.part(&new.asked)?))
+    }
+
+    /// Makes an offer whose grants policy has cut.
+    ///
+    /// # Errors
+    /// [`Refused`]; nothing has changed then.
+    pub fn offer(
+        &mut self,
+        new: NewOffer,
+        cut: &Grants,
+        caller: &Caller,
+        now: Instant,
+    ) -> Result<&Offer, Refused> {
+        let charter = self.part_of(&new, caller)?;
+        let charter = Charter { grants: charter.grants.cap(cut), ..charter };
+        if charter.grants.is_empty() {
+            return Err(Refused::NotGranted);
+        }
+        if let Some(parent) = self.tasks.get_mut(&new.parent) {
+            parent.last_call = now;
+        }
+        let NewOffer { id, parent, life, key, .. } = new;
+        let offer =
+            Offer { id, parent, charter, life, expires: now + self.bounds.offer, taken_by: None, key };
+        Ok(self.take_in_offer(offer))
+    }
+
+    /// An offer, as long as it is remembered.
+    pub fn offered(&self, id: DelegationId) -> Option<&Offer> {
+        self.offers.get(&id)
+    }
+
+    /// Every offer.
+    pub fn offers(&self) -> impl Iterator<Item = &Offer> {
+        self.offers.values()
+    }
+
+    /// What somebody who joins now would be, and until when.
+    ///
+    /// # Errors
+    /// [`Refused`]: the offer is not for that identity, was used, or nothing of it is left.
+    pub fn part_offered(
+        &self,
+        id: DelegationId,
+        who: &SpiffeId,
+        now: Instant,
+    ) -> Result<(Charter, Instant), Refused> {
+        let offer = self.offers.get(&id).ok_or(Refused::NoSuchDelegation)?;
+        if offer.charter.spiffe_id != *who {
+            return Err(Refused::NotYours);
+        }
+        if offer.taken_by.is_some() {
+            return Err(Refused::DelegationUsed);
+        }
+        if offer.expires <= now {
+            return Err(Refused::NoSuchDelegation);
+        }
+        self.standing(offer.parent)?;
+        let parent = self.tasks.get(&offer.parent).ok_or(Refused::NoSuchTask)?;
+        self.check_room_below(parent, false)?;
+        // The parent may have become narrower since.
+        let grants = offer.charter.grants.cap(&parent.charter.grants);
+        if grants.is_empty() {
+            return Err(Refused::NotGranted);
+        }
+        let limits = offer.charter.limits.within(&parent.charter.limits);
+        let deadline = offer.life.map_or(parent.deadline, |life| parent.deadline.min(now + life));
+        Ok((Charter { grants, limits, ..offer.charter.clone() }, deadline))
+    }
+
+    /// Takes up an offer: the charter of `new` is what [`Tree::part_offered`] said, cut by policy. The offer is used
+    /// then, whatever becomes of the task.
+    ///
+    /// # Errors
+    /// [`Refused`]; nothing has changed then.
+    pub fn join(&mut self, id: DelegationId, mut new: NewTask, now: Instant) -> Result<&Task, Refused> {
+        let (charter, deadline) = self.part_offered(id, &new.charter.spiffe_id, now)?;
+        let grants = charter.grants.cap(&new.charter.grants);
+        if grants.is_empty() {
+            return Err(Refused::NotGranted);
+        }
+        let Charter { entry, evaluation, policy_version, .. } = new.charter;
+        new.charter = Charter { grants, entry, evaluation, policy_version, ..charter };
+        self.room_for(&new.charter, &new.seat)?;
+        let parent = self.offers.get(&id).and_then(|offer| self.tasks.get(&offer.parent));
+        let parent = parent.ok_or(Refused::NoSuchTask)?;
+        let times = Times { deadline, latest: parent.latest };
+        let parent = Parent { id: parent.id, root: parent.root, depth: parent.depth };
+        if let Some(offer) = self.offers.get_mut(&id) {
+            offer.taken_by = Some(new.id);
+        }
+        Ok(self.insert(new, Some(&parent), times, now))
+    }
+
+    /// Takes over an offer of an earlier run. Its parent must be here already.
+    ///
+    /// # Errors
+    /// [`Refused::NoSuchTask`]: the parent is not.
+    pub fn adopt_offer(&mut self, offer: Offer) -> Result<(), Refused> {
+        if !self.tasks.contains_key(&offer.parent) {
+            return Err(Refused::NoSuchTask);
+        }
+        self.take_in_offer(offer);
+        Ok(())
+    }
+
+    fn take_in_offer(&mut self, offer: Offer) -> &Offer {
+        if let Some(key) = &offer.key {
+            self.keys.insert((key.process, key.text.clone()), (key.clone(), Repeat::Offer(offer.id)));
+        }
+        self.timers.set(Timer::Offer(offer.id), offer.expires);
+        self.offers_of.entry(offer.parent).or_default().insert(offer.id);
+        self.offers.entry(offer.id).insert_entry(offer).into_mut()
+    }
+
+    /// `offering`: one more than there are now, offers included.
+    fn check_room_below(&self, parent: &Task, offering: bool) -> Result<(), Refused> {
+        let limits = &parent.charter.limits;
+        let deepest = limits.depth.unwrap_or(self.bounds.depth).min(self.bounds.depth);
+        if parent.depth >= deepest {
+            return Err(Refused::Limit(Limit::Depth));
+        }
+        let made = self.offers_of.get(&parent.id).into_iter().flatten();
+        let open = made.filter_map(|id| self.offers.get(id)).filter(|offer| offer.taken_by.is_none());
+        let open = u32::try_from(open.count()).unwrap_or(u32::MAX);
+        let live = u32::try_from(parent.children.len()).unwrap_or(u32::MAX);
+        let most = limits.children.unwrap_or(self.bounds.children).min(self.bounds.children);
+        // Whoever takes up an offer was counted when it was made.
+        let (taken, ever) = if offering { (live.saturating_add(open), open) } else { (live, 0) };
+        let ever = parent.children_ever.saturating_add(ever);
+        if taken >= most || ever >= self.bounds.children_ever {
+            return Err(Refused::Limit(Limit::Children));
+        }
+        Ok(())
+    }
+
+    pub(super) fn forget_offer(&mut self, id: DelegationId) {
+        self.timers.cancel(&Timer::Offer(id));
+        let Some(offer) = self.offers.remove(&id) else { return };
+        if let Some(made) = self.offers_of.get_mut(&offer.parent) {
+            made.remove(&id);
+            if made.is_empty() {
+                self.offers_of.remove(&offer.parent);
+            }
+        }
+        if let Some(key) = offer.key {
+            self.keys.remove(&(key.process, key.text));
+        }
+    }
+}
+
+fn within(new: &NewOffer, parent: &Task, grants: Grants) -> Charter {
+    let above = &parent.charter;
+    let shortest = new.charter.credential_ttl.into_iter().chain(above.credential_ttl).min();
+    Charter {
+        grants,
+        limits: new.charter.limits.within(&above.limits),
+        require_isolated: new.charter.require_isolated || above.require_isolated,
+        // The parent's or nobody's, never another's.
+        user: above.user.clone().filter(|_| !new.drops_user),
+        credential_ttl: shortest,
+        ..new.charter.clone()
+    }
+}
