@@ -1,6 +1,7 @@
 //! Issuance: each function here spends a [`Permit`](crate::policy::Permit), and what it makes stays shut until
 //! the ledger has committed to it ([`Committed`](crate::ledger::Committed)). Signing only: no I/O, no clock.
 
+pub mod access;
 mod compact;
 pub mod jwt;
 pub mod wit;
@@ -27,6 +28,9 @@ pub enum IssueError {
     /// The authority's validity has not begun: the clock was set back.
     #[error("the signing authority is not valid yet, the clock is behind")]
     AuthorityNotYetValid,
+    /// The token would be longer than any server should have to read.
+    #[error("the token would be too long")]
+    TooLong,
     /// The authority refused or failed.
     #[error(transparent)]
     Authority(#[from] AuthorityError),

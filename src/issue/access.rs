@@ -1,0 +1,559 @@
+//! Access tokens of tasks (RFC 9068, `typ: at+jwt`): for one audience, with what is granted, for whom, by whom and in
+//! which task. Signed by the keys of JWT-SVIDs, so that one JWK set verifies both; told apart by `typ` alone, which is
+//! why each validator takes its own and no other (threats H04).
+
+use std::fmt;
+use std::time::SystemTime;
+
+use aws_lc_rs::digest;
+use mayfly_attestors::ProcessKey;
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use super::compact::{Parts, text, time};
+use super::{IssueError, not_after};
+use crate::authority::{AuthorityError, BACKDATE, JwsAlgorithm, JwsAuthority, JwsUse, JwtBundle};
+use crate::clock::{from_unix_seconds, unix_seconds};
+use crate::id::{EntryId, LeaseId, SpiffeId, TaskId};
+use crate::json;
+use crate::ledger::{self, Committed, Row, StatusIndex};
+use crate::policy::{self, Permit};
+
+/// The `typ` of the header.
+pub const TYPE: &str = "at+jwt";
+/// The claim that says which task it is.
+pub const TASK_CLAIM: &str = "urn:mayfly:task";
+
+/// What a token says besides its grant.
+pub struct Terms<'a> {
+    /// The `iss` claim.
+    pub issuer: &'a str,
+    /// The user in whose name it is used, as an issuer proved him; `None`: the agent works for itself.
+    pub user: Option<&'a str>,
+    /// Identities from the root of the task's tree to the one that will use the token. Never empty.
+    pub chain: &'a [SpiffeId],
+    /// What it is for, each an `authorization_details` entry.
+    pub details: Vec<Value>,
+    /// The actions of all details, for resource servers that know scopes only.
+    pub scope: String,
+    /// What its user must prove to have.
+    pub binding: Option<Binding>,
+    /// The task.
+    pub task: TaskTerms,
+    /// Longest token, in bytes.
+    pub longest: usize,
+    /// Gives a token that ends then (Unix seconds) its place in a status list, and the list's URI.
+    pub status: Option<&'a dyn Fn(u64) -> Option<(StatusIndex, String)>>,
+}
+
+impl fmt::Debug for Terms<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Terms").field("task", &self.task).finish_non_exhaustive()
+    }
+}
+
+/// The task of a token.
+#[derive(Clone, Debug)]
+pub struct TaskTerms {
+    /// Its name.
+    pub id: TaskId,
+    /// The top of its tree: the `txn` claim.
+    pub root: TaskId,
+    /// Right above it.
+    pub parent: Option<TaskId>,
+    /// 0 for a root.
+    pub depth: u32,
+    /// By which template.
+    pub template: Option<String>,
+    /// This run of the agent.
+    pub instance: String,
+}
+
+/// What a token is bound to (RFC 7800 `cnf`).
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Binding {
+    /// RFC 7638 thumbprint of a key (RFC 9449).
+    Jkt(String),
+    /// SHA-256 of a certificate (RFC 8705).
+    Certificate([u8; 32]),
+}
+
+/// Signs a token for the one audience of the permit. What comes out is shut.
+///
+/// # Errors
+/// [`IssueError`]; the permit is spent either way.
+pub fn mint(
+    permit: Permit,
+    authority: &JwsAuthority,
+    lease: LeaseId,
+    terms: &Terms<'_>,
+    now: SystemTime,
+) -> Result<MintedAccess, IssueError> {
+    let grant = permit.spend();
+    let [audience] = grant.audience.as_slice() else { return Err(IssueError::WrongKind) };
+    if grant.kind != policy::Kind::Jwt || authority.usage() != JwsUse::JwtSvid {
+        return Err(IssueError::WrongKind);
+    }
+    let id = &grant.spiffe_id;
+    if id.trust_domain() != authority.trust_domain() || id.path().is_empty() || terms.chain.last() != Some(id)
+    {
+        return Err(AuthorityError::ForeignIdentity.into());
+    }
+    let not_after = not_after(now, grant.ttl, (authority.not_before(), authority.not_after()))?;
+    let listed = terms.status.and_then(|status| status(unix_seconds(not_after)));
+    let begins = unix_seconds(now.checked_sub(BACKDATE).unwrap_or(now));
+    let root = terms.chain.first().unwrap_or(id);
+    let claims = Claims {
+        iss: terms.issuer,
+        aud: audience,
+        sub: terms.user.unwrap_or(root.as_str()),
+        sub_profile: if terms.user.is_some() { "user" } else { "ai_agent" },
+        client_id: id.as_str(),
+        jti: lease.to_string(),
+        iat: begins,
+        nbf: begins,
+        exp: unix_seconds(not_after),
+        scope: &terms.scope,
+        authorization_details: &terms.details,
+        act: actors(terms.chain, terms.user.is_none()),
+        cnf: terms.binding.as_ref().map(Binding::claim),
+        txn: terms.task.root.to_string(),
+        task: TaskClaim {
+            id: terms.task.id.to_string(),
+            parent: terms.task.parent.map(|parent| parent.to_string()),
+            depth: terms.task.depth,
+            template: terms.task.template.as_deref(),
+            instance: &terms.task.instance,
+        },
+        status: listed
+            .as_ref()
+            .map(|(place, uri)| json!({ "status_list": { "idx": place.index, "uri": uri } })),
+    };
+    let token = authority.sign_as(TYPE, &claims)?;
+    if token.len() > terms.longest {
+        return Err(IssueError::TooLong);
+    }
+    let access = AccessToken {
+        id: lease,
+        spiffe_id: grant.spiffe_id,
+        token,
+        audience: audience.clone(),
+        issued_at: from_unix_seconds(unix_seconds(now)),
+        not_after,
+    };
+    let (issuer, entry, task) = (authority.kid().to_owned(), grant.entry, terms.task.id);
+    Ok(MintedAccess { access, issuer, entry, task, status: listed.map(|(place, _)| place) })
+}
+
+/// The chain of actors (RFC 8693 §4.1): outermost is whoever uses the token, inside are those who handed the work on.
+/// Nobody is his own actor: a chain of one identity that is also the subject has none.
+fn actors(chain: &[SpiffeId], root_is_subject: bool) -> Option<Value> {
+    let acting = if root_is_subject { chain.get(1..)? } else { chain };
+    if root_is_subject && chain.first() == chain.last() {
+        return None;
+    }
+    acting.iter().fold(None, |inner, id| {
+        let mut actor = json!({ "sub": id.as_str(), "sub_profile": "ai_agent" });
+        if let (Some(inner), Some(members)) = (inner, actor.as_object_mut()) {
+            members.insert("act".to_owned(), inner);
+        }
+        Some(actor)
+    })
+}
+
+impl Binding {
+    fn claim(&self) -> Value {
+        use base64::Engine as _;
+        use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+        match self {
+            Self::Jkt(thumbprint) => json!({ "jkt": thumbprint }),
+            Self::Certificate(sha256) => json!({ "x5t#S256": URL_SAFE_NO_PAD.encode(sha256) }),
+        }
+    }
+}
+
+/// In the order they are written.
+#[derive(Serialize)]
+struct Claims<'a> {
+    iss: &'a str,
+    aud: &'a str,
+    sub: &'a str,
+    sub_profile: &'a str,
+    client_id: &'a str,
+    jti: String,
+    iat: u64,
+    nbf: u64,
+    exp: u64,
+    scope: &'a str,
+    authorization_details: &'a [Value],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    act: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cnf: Option<Value>,
+    txn: String,
+    #[serde(rename = "urn:mayfly:task")]
+    task: TaskClaim<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<Value>,
+}
+
+#[derive(Serialize)]
+struct TaskClaim<'a> {
+    id: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parent: Option<String>,
+    depth: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    template: Option<&'a str>,
+    instance: &'a str,
+}
+
+/// A token that nobody may see before its lease is in the ledger.
+#[must_use = "commit its row, then release it"]
+pub struct MintedAccess {
+    access: AccessToken,
+    issuer: String,
+    entry: EntryId,
+    task: TaskId,
+    status: Option<StatusIndex>,
+}
+
+impl MintedAccess {
+    /// The lease: the `jti`.
+    pub fn id(&self) -> LeaseId {
+        self.access.id
+    }
+
+    /// The `exp`.
+    pub fn not_after(&self) -> SystemTime {
+        self.access.not_after
+    }
+
+    /// SHA-256 of the token, for the audit log: the token itself stays shut.
+    pub fn token_sha256(&self) -> digest::Digest {
+        digest::digest(&digest::SHA256, self.access.token.as_bytes())
+    }
+
+    /// The row to commit for the process that asked for it.
+    pub fn row(&self, process: ProcessKey, uid: u32) -> Row {
+        Row {
+            id: self.access.id,
+            kind: ledger::Kind::Access,
+            issuer: self.issuer.clone(),
+            spiffe_id: self.access.spiffe_id.to_string(),
+            entry: self.entry.clone(),
+            process,
+            uid,
+            audience: vec![self.access.audience.clone()],
+            issued_at: unix_seconds(self.access.issued_at),
+            not_after: unix_seconds(self.access.not_after),
+            state: ledger::State::Live,
+            status: self.status,
+            task: Some(self.task),
+        }
+    }
+
+    /// Opens it, if that commit wrote its lease; else it is gone for good.
+    pub fn release(self, committed: &Committed) -> Option<AccessToken> {
+        committed.covers(self.access.id).then_some(self.access)
+    }
+}
+
+impl fmt::Debug for MintedAccess {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "MintedAccess({})", self.access.id)
+    }
+}
+
+/// A released access token. It may be a bearer secret: `Debug` leaves it out.
+#[derive(Clone)]
+pub struct AccessToken {
+    /// The lease: the `jti`.
+    pub id: LeaseId,
+    /// Who uses it.
+    pub spiffe_id: SpiffeId,
+    /// Compact JWS.
+    pub token: String,
+    /// For whom it is.
+    pub audience: String,
+    /// When it was signed.
+    pub issued_at: SystemTime,
+    /// The `exp`.
+    pub not_after: SystemTime,
+}
+
+impl fmt::Debug for AccessToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "AccessToken({}, {})", self.id, self.spiffe_id)
+    }
+}
+
+/// Why a token is not one of ours, or not good now: for logs and tests.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum AccessRefusal {
+    /// Not a compact JWS with a JSON header and JSON claims, no member twice.
+    #[error("not a compact jws")]
+    Shape,
+    /// Another `typ` than [`TYPE`], another header member than `alg`, `kid`, `typ`, or an algorithm that is none.
+    #[error("not of type at+jwt")]
+    Type,
+    /// No key of ours has that name.
+    #[error("key is not known")]
+    UnknownKey,
+    /// The signature is wrong.
+    #[error("signature does not verify")]
+    Signature,
+    /// A claim that every token of ours has is missing, or of another type.
+    #[error("claims are malformed")]
+    Claims,
+    /// It has expired, or is not valid yet.
+    #[error("token is not valid now")]
+    Times,
+    /// The lease was taken back, or is none.
+    #[error("token is revoked")]
+    Revoked,
+}
+
+/// What a valid token says.
+#[derive(Clone, Debug)]
+pub struct ValidAccess {
+    /// The lease.
+    pub lease: LeaseId,
+    /// All claims.
+    pub claims: Map<String, Value>,
+}
+
+/// Checks a token of our own. `stands` is asked last, with its lease.
+///
+/// # Errors
+/// The first [`AccessRefusal`].
+pub fn inspect(
+    token: &str,
+    own: &JwtBundle,
+    stands: &dyn Fn(LeaseId) -> bool,
+    now: SystemTime,
+) -> Result<ValidAccess, AccessRefusal> {
+    if token.len() > super::jwt::MAX_TOKEN_BYTES {
+        return Err(AccessRefusal::Shape);
+    }
+    let parts = Parts::split(token).ok_or(AccessRefusal::Shape)?;
+    let header = json::object(&parts.header).ok_or(AccessRefusal::Shape)?;
+    let known = |name: &String| matches!(name.as_str(), "alg" | "kid" | "typ");
+    if !header.keys().all(known) || text(&header, "typ") != Some(TYPE) {
+        return Err(AccessRefusal::Type);
+    }
+    let algorithm = text(&header, "alg").and_then(JwsAlgorithm::parse).ok_or(AccessRefusal::Type)?;
+    let kid = text(&header, "kid").ok_or(AccessRefusal::UnknownKey)?;
+    let key = own.key_for(JwsUse::JwtSvid, kid).ok_or(AccessRefusal::UnknownKey)?;
+    let signed = key.verify(algorithm, parts.signed.as_bytes(), &parts.signature);
+    signed.map_err(|_whatever| AccessRefusal::Signature)?;
+    let claims = json::object(&parts.claims).ok_or(AccessRefusal::Shape)?;
+    let at = |name: &str| time(&claims, name).ok().flatten().ok_or(AccessRefusal::Claims);
+    let (begins, ends) = (at("nbf")?, at("exp")?);
+    let is_whole =
+        ["iss", "aud", "sub", "client_id", "txn"].into_iter().all(|name| text(&claims, name).is_some())
+            && claims.get(TASK_CLAIM).is_some_and(Value::is_object)
+            && claims.get("authorization_details").is_some_and(Value::is_array);
+    let lease = text(&claims, "jti").and_then(|jti| jti.parse().ok()).filter(|_| is_whole);
+    let lease: LeaseId = lease.ok_or(AccessRefusal::Claims)?;
+    let now = unix_seconds(now);
+    if now >= ends || begins > now.saturating_add(super::jwt::NBF_LEEWAY_SECONDS) {
+        return Err(AccessRefusal::Times);
+    }
+    if !stands(lease) {
+        return Err(AccessRefusal::Revoked);
+    }
+    Ok(ValidAccess { lease, claims })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::authority::testing::{NOW, authorities, now};
+    use crate::authority::{JwtBundles, KeyType};
+    use crate::issue::jwt::{JwtRefusal, validate};
+    use crate::issue::new_lease;
+    use crate::issue::testing::{permit, process};
+    use crate::policy::Kind;
+
+    const AUD: &str = "https://wiki.example.org";
+
+    fn id(name: &str) -> SpiffeId {
+        SpiffeId::parse(format!("spiffe://example.org/agent/{name}").as_bytes()).unwrap()
+    }
+
+    fn terms(chain: &[SpiffeId]) -> Terms<'_> {
+        Terms {
+            issuer: "https://id.example.org",
+            user: None,
+            chain,
+            details: vec![json!({"type": "urn:mayfly:rar:target-access", "actions": ["read"]})],
+            scope: "read".to_owned(),
+            binding: None,
+            task: TaskTerms {
+                id: TaskId::from_bytes([2; 16]),
+                root: TaskId::from_bytes([1; 16]),
+                parent: Some(TaskId::from_bytes([1; 16])),
+                depth: 1,
+                template: Some("kb-summarise".to_owned()),
+                instance: "c-7f3a".to_owned(),
+            },
+            longest: 8192,
+            status: None,
+        }
+    }
+
+    fn minted(terms: &Terms<'_>, ttl: u64) -> (MintedAccess, JwtBundle, crate::authority::AuthoritySet) {
+        let set = authorities("example.org", KeyType::EcP256);
+        let who = terms.chain.last().unwrap().to_string();
+        let minted =
+            mint(permit(Kind::Jwt, &who, ttl, &[AUD]), set.active_jwt(), new_lease().unwrap(), terms, now());
+        let bundle = JwtBundle::of([set.active_jwt().as_ref()]);
+        (minted.unwrap(), bundle, set)
+    }
+
+    fn opened(minted: MintedAccess) -> String {
+        let committed = Committed::for_test(vec![minted.id()]);
+        minted.release(&committed).unwrap().token
+    }
+
+    fn claims(token: &str) -> Value {
+        serde_json::from_slice(&Parts::split(token).unwrap().claims).unwrap()
+    }
+
+    #[test]
+    fn a_token_says_who_acts_for_whom_in_which_task() {
+        let chain = [id("planner"), id("fetcher")];
+        let place =
+            |not_after: u64| Some((StatusIndex { list: not_after, index: 412 }, "https://id/1".to_owned()));
+        let user = Terms {
+            user: Some("https://idp.example.org/users/alice"),
+            binding: Some(Binding::Certificate([7; 32])),
+            status: Some(&place),
+            ..terms(&chain)
+        };
+        let (minted, bundle, _) = minted(&user, 300);
+        let row = minted.row(process(), 1000);
+        assert_eq!((row.kind, row.task), (ledger::Kind::Access, Some(TaskId::from_bytes([2; 16]))));
+        assert_eq!(row.status, Some(StatusIndex { list: NOW + 300, index: 412 }));
+        let token = opened(minted);
+        let header: Value = serde_json::from_slice(&Parts::split(&token).unwrap().header).unwrap();
+        assert_eq!(header["typ"], "at+jwt");
+        let mut said = claims(&token);
+        assert_eq!(said["jti"], row.id.to_string());
+        said["jti"] = json!("crd");
+        let by = |name: &str| format!("spiffe://example.org/agent/{name}");
+        assert_eq!(
+            said,
+            json!({
+                "iss": "https://id.example.org", "aud": AUD, "sub": "https://idp.example.org/users/alice",
+                "sub_profile": "user", "client_id": by("fetcher"), "jti": "crd",
+                "iat": NOW - 10, "nbf": NOW - 10, "exp": NOW + 300, "scope": "read",
+                "authorization_details": [{"type": "urn:mayfly:rar:target-access", "actions": ["read"]}],
+                "act": {"sub": by("fetcher"), "sub_profile": "ai_agent",
+                        "act": {"sub": by("planner"), "sub_profile": "ai_agent"}},
+                "cnf": {"x5t#S256": "BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc"},
+                "txn": TaskId::from_bytes([1; 16]).to_string(),
+                "urn:mayfly:task": {"id": TaskId::from_bytes([2; 16]).to_string(),
+                    "parent": TaskId::from_bytes([1; 16]).to_string(), "depth": 1,
+                    "template": "kb-summarise", "instance": "c-7f3a"},
+                "status": {"status_list": {"idx": 412, "uri": "https://id/1"}},
+            })
+        );
+        assert_eq!(inspect(&token, &bundle, &|_| true, now()).unwrap().lease, row.id);
+    }
+
+    #[test]
+    fn without_a_user_the_root_is_the_subject_and_nobody_acts_for_himself() {
+        let (alone, ..) = minted(&terms(&[id("planner")]), 300);
+        let said = claims(&opened(alone));
+        assert_eq!(said["sub"], id("planner").as_str());
+        assert!(said.get("act").is_none() && said["sub_profile"] == "ai_agent");
+        let chain = [id("planner"), id("writer"), id("fetcher")];
+        let (deep, ..) = minted(&terms(&chain), 300);
+        let said = claims(&opened(deep));
+        assert_eq!(said["sub"], id("planner").as_str());
+        assert_eq!(said["act"]["sub"], id("fetcher").as_str());
+        assert_eq!(said["act"]["act"]["sub"], id("writer").as_str());
+        assert!(said["act"]["act"].get("act").is_none(), "the subject is no actor");
+        let own = [id("planner"), id("planner")];
+        assert!(claims(&opened(minted(&terms(&own), 300).0)).get("act").is_none());
+    }
+
+    /// Threats H04: one key signs both, and each is taken only for what it is.
+    #[test]
+    fn h04_no_token_passes_for_one_of_another_type() {
+        let (access, bundle, set) = minted(&terms(&[id("planner")]), 300);
+        let access = opened(access);
+        let mut bundles = JwtBundles::default();
+        let own = JwtBundle::of([set.active_jwt().as_ref()]);
+        bundles.insert(set.active_jwt().trust_domain().clone(), std::sync::Arc::new(own));
+        let refused = validate(&access, AUD, &bundles, &|_| false, now());
+        assert_eq!(refused.err(), Some(JwtRefusal::Type));
+        let whole = claims(&access);
+        let yes = |_: LeaseId| true;
+        for typ in [
+            "JWT",
+            "wit+jwt",
+            "wpt+jwt",
+            "txntoken+jwt",
+            "statuslist+jwt",
+            "secevent+jwt",
+            "oauth-id-jag+jwt",
+            "AT+JWT",
+            "application/at+jwt",
+            "",
+        ] {
+            let other = set.active_jwt().sign_as(typ, &whole).unwrap();
+            assert_eq!(inspect(&other, &bundle, &yes, now()).err(), Some(AccessRefusal::Type), "{typ}");
+        }
+        let svid = set.active_jwt().sign(&whole).unwrap();
+        assert_eq!(inspect(&svid, &bundle, &yes, now()).err(), Some(AccessRefusal::Type));
+        let wit = set.active_wit().map(|wit| wit.sign_as(TYPE, &whole).unwrap());
+        if let Some(wit) = wit {
+            assert_eq!(inspect(&wit, &bundle, &yes, now()).err(), Some(AccessRefusal::UnknownKey));
+        }
+        assert!(inspect(&access, &bundle, &yes, now()).is_ok());
+    }
+
+    #[test]
+    fn a_token_is_good_only_while_its_lease_stands_and_its_time_lasts() {
+        let (access, bundle, _) = minted(&terms(&[id("planner")]), 300);
+        let access = opened(access);
+        let ask = |stands: bool, at: SystemTime| inspect(&access, &bundle, &|_| stands, at).err();
+        assert_eq!(ask(true, now()), None);
+        assert_eq!(ask(false, now()), Some(AccessRefusal::Revoked));
+        assert_eq!(ask(true, now() + Duration::from_secs(299)), None);
+        assert_eq!(ask(true, now() + Duration::from_secs(300)), Some(AccessRefusal::Times));
+        assert_eq!(ask(true, now() - Duration::from_secs(21)), Some(AccessRefusal::Times));
+        for at in (0..access.len()).step_by(7) {
+            let mut bytes = access.clone().into_bytes();
+            bytes[at] = if bytes[at] == b'A' { b'B' } else { b'A' };
+            let changed = String::from_utf8(bytes).unwrap();
+            assert!(inspect(&changed, &bundle, &|_| true, now()).is_err(), "byte {at}");
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_not_minted() {
+        let set = authorities("example.org", KeyType::EcP256);
+        let chain = [id("planner")];
+        let ask = |kind, who: &str, aud: &[&str], terms: &Terms<'_>| {
+            mint(permit(kind, who, 300, aud), set.active_jwt(), new_lease().unwrap(), terms, now()).err()
+        };
+        let who = chain[0].as_str().to_owned();
+        assert!(matches!(ask(Kind::X509, &who, &[AUD], &terms(&chain)), Some(IssueError::WrongKind)));
+        assert!(matches!(ask(Kind::Jwt, &who, &[AUD, "b"], &terms(&chain)), Some(IssueError::WrongKind)));
+        let other = "spiffe://example.org/agent/other";
+        assert!(matches!(
+            ask(Kind::Jwt, other, &[AUD], &terms(&chain)),
+            Some(IssueError::Authority(AuthorityError::ForeignIdentity))
+        ));
+        let short = Terms { longest: 100, ..terms(&chain) };
+        assert!(matches!(ask(Kind::Jwt, &who, &[AUD], &short), Some(IssueError::TooLong)));
+        let (one, ..) = minted(&terms(&chain), 300);
+        assert!(one.release(&Committed::for_test(vec![])).is_none());
+    }
+}
