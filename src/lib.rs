@@ -22,6 +22,7 @@ pub mod issue;
 pub mod json;
 pub mod lease;
 pub mod ledger;
+pub mod manager;
 pub mod pem;
 pub mod policy;
 pub mod queue;

@@ -6,7 +6,10 @@
 /// Bottom first. A module may import from the rows below its own, never from its own row or above.
 #[cfg(test)]
 const LAYERS: &[&[&str]] = &[
-    &["clock", "diag", "drain", "endpoint", "exit", "files", "id", "json", "pem", "queue", "ready", "secret"],
+    &[
+        "clock", "diag", "drain", "endpoint", "exit", "files", "id", "json", "manager", "pem", "queue",
+        "ready", "secret",
+    ],
     &["telemetry", "verify"],
     &["authority", "config", "lease", "ledger", "policy", "registration", "sync"],
     &["audit", "issue", "revocation", "task", "trust"],

@@ -11,9 +11,13 @@ mod gather;
 mod host;
 mod lineage;
 mod measure;
+mod neighbours;
 pub mod origin;
+mod passed;
+mod privilege;
 mod process;
 mod scope;
+mod seccomp;
 mod selector;
 mod set;
 mod socket;
@@ -30,9 +34,12 @@ pub use backend::{Backend, BackendFuture, Found, News, Silent, Subject, Tell};
 pub use gather::{Everything, Interest};
 pub use host::{BootId, BootIdError, Features, Host, HostError};
 pub use measure::{MeasureFigures, MeasureLimits, Measurer, WorkerCommand, measure_worker};
+pub use passed::{adopt_passed, inode_of_pidfd};
+pub use privilege::raise_permitted;
 pub use process::{
     ExecMode, ExecNotice, ExecWatch, ExitCause, ExitNotice, PinError, Process, ProcessKey, Reaper, WatchLost,
 };
 pub use scope::{CgroupScope, Cgroups, ScopeError};
+pub use seccomp::{SeccompError, deny_what_is_never_needed};
 pub use selector::{Selector, Strength, strength_of};
 pub use set::{AttestError, AttestSettings, AttestorSet};

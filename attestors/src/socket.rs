@@ -172,7 +172,7 @@ fn discard(descriptors: Vec<OwnedFd>) {
 const SO_PASSPIDFD: libc::c_int = 76;
 const SO_PASSRIGHTS: libc::c_int = 83;
 const SCM_PIDFD: libc::c_int = 4;
-const PID_FS_MAGIC: i128 = 0x5049_4446;
+pub(crate) const PID_FS_MAGIC: i128 = 0x5049_4446;
 const LEVEL_AT: usize = size_of::<usize>();
 const HEADER: usize = LEVEL_AT + 8;
 /// Room for 253 descriptors (the kernel's most), a pidfd and credentials, so that nothing is ever cut off.

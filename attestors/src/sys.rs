@@ -49,9 +49,9 @@ pub(crate) fn recvmsg(fd: BorrowedFd<'_>, data: &mut [u8], ctl: &mut [u8]) -> io
     Ok((done(got as libc::c_long)?, message.msg_controllen as _))
 }
 
-/// Owns a descriptor that the kernel has just put into our table by [`recvmsg`]; nobody else knows its number.
+/// Owns a descriptor that the kernel has put into our table by [`recvmsg`] or at exec; nobody else knows its number.
 pub(crate) fn adopt(received: RawFd) -> OwnedFd {
-    // SAFETY: the only caller passes each non-negative number of a control message exactly once.
+    // SAFETY: the callers pass each open number of a control message, or of those passed at exec, exactly once.
     unsafe { OwnedFd::from_raw_fd(received) }
 }
 

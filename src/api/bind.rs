@@ -1,6 +1,7 @@
 //! Makes the socket file. Nobody but us and root may be able to put another socket in its place, and it has
 //! its final mode from the first instant: `fchmod` comes before `bind`.
 
+use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -11,7 +12,6 @@ use mayfly_attestors::sys::listen_options;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
-use rustix::process::{PidfdFlags, PidfdGetfdFlags};
 
 /// Who may connect.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -73,12 +73,14 @@ pub enum BindError {
     },
 }
 
-/// A listening socket. Its file is removed when this is dropped, unless somebody has replaced it.
+/// A listening socket. Its file is removed when this is dropped, unless somebody has replaced it, or somebody keeps
+/// the socket for our next start.
 #[derive(Debug)]
 pub struct Bound {
     listener: OwnedFd,
     file: Option<(PathBuf, FileId)>,
     passed: bool,
+    stays: bool,
     /// Nobody can pass descriptors on its connections.
     rights_off: bool,
 }
@@ -95,11 +97,45 @@ impl Bound {
         };
         prepare_directory(directory, access)?;
         clear_the_way(path, &address)?;
+        Self::listen(path, &address, access, features)
+    }
+
+    /// As [`Self::bind`], in place of whatever is at `path` now: for a socket that was ours and that somebody has
+    /// removed or replaced.
+    ///
+    /// # Errors
+    /// See [`BindError`].
+    pub fn bind_again(path: &Path, access: Access, features: &Features) -> Result<Self, BindError> {
+        let (Some(directory), true) = (path.parent(), is_plain(path)) else {
+            return Err(BindError::Path(path.to_owned()));
+        };
+        prepare_directory(directory, access)?;
+        // Beside it, then renamed over it: no moment without a socket of ours, whatever was there.
+        let beside = directory.join(".mf");
+        let address = SocketAddrUnix::new(&beside).map_err(|_long| BindError::Path(path.to_owned()))?;
+        match rustix::fs::unlink(&beside) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(errno) => return Err(system("clear the way", &beside, errno)),
+        }
+        let mut bound = Self::listen(&beside, &address, access, features)?;
+        rustix::fs::rename(&beside, path).map_err(|e| system("put the socket in its place", path, e))?;
+        if let Some((named, _)) = &mut bound.file {
+            path.clone_into(named);
+        }
+        Ok(bound)
+    }
+
+    fn listen(
+        path: &Path,
+        address: &SocketAddrUnix,
+        access: Access,
+        features: &Features,
+    ) -> Result<Self, BindError> {
         let failed = |step| move |errno: Errno| system(step, path, errno);
         let socket = new_socket().map_err(failed("create a socket"))?;
         set_options(socket.as_fd(), features).map_err(|e| system("set options", path, e))?;
         rustix::fs::fchmod(&socket, access.socket_mode()).map_err(failed("set the mode"))?;
-        rustix::net::bind(&socket, &address).map_err(failed("bind"))?;
+        rustix::net::bind(&socket, address).map_err(failed("bind"))?;
         // The umask may have taken bits away; giving them back only ever widens.
         rustix::fs::chmod(path, access.socket_mode()).map_err(failed("set the mode"))?;
         let file = FileId::of(&rustix::fs::lstat(path).map_err(failed("look at the socket"))?);
@@ -108,8 +144,27 @@ impl Bound {
             listener: socket,
             file: Some((path.to_owned(), file)),
             passed: false,
+            stays: false,
             rights_off: features.pass_rights_off,
         })
+    }
+
+    /// Takes back a socket of ours that somebody has kept since the run before. It must be a listening one, and the
+    /// file at `path` must be the one it was bound to: the caller knows that from the socket's name.
+    ///
+    /// # Errors
+    /// When it is no listening stream socket of the Unix family.
+    pub fn take_back(
+        socket: OwnedFd,
+        path: &Path,
+        file: FileId,
+        features: &Features,
+    ) -> Result<Self, BindError> {
+        let mut bound = Self::from_passed(socket, features)?;
+        bound.file = Some((path.to_owned(), file));
+        // Its options were set before it listened, so those who wait in its queue have them too.
+        bound.passed = false;
+        Ok(bound)
     }
 
     /// Takes over a listening socket that a service manager has made. Connections already in its queue may
@@ -126,7 +181,18 @@ impl Bound {
         if !fits || set.is_err() || set_options(socket.as_fd(), features).is_err() {
             return Err(BindError::NotListening);
         }
-        Ok(Self { listener: socket, file: None, passed: true, rights_off: features.pass_rights_off })
+        let rights_off = features.pass_rights_off;
+        Ok(Self { listener: socket, file: None, passed: true, stays: false, rights_off })
+    }
+
+    /// The file it was bound to; `None` when a manager bound it.
+    pub fn file_id(&self) -> Option<FileId> {
+        self.file.as_ref().map(|(_, id)| *id)
+    }
+
+    /// Leaves the file behind when this is dropped: somebody else keeps the socket, and callers wait in its queue.
+    pub fn leave_standing(&mut self) {
+        self.stays = true;
     }
 
     /// The listening socket.
@@ -148,6 +214,7 @@ impl Bound {
 impl Drop for Bound {
     fn drop(&mut self) {
         if let Some((path, file)) = &self.file
+            && !self.stays
             && rustix::fs::lstat(path).is_ok_and(|now| FileId::of(&now) == *file)
         {
             rustix::fs::unlink(path).ok();
@@ -166,24 +233,24 @@ pub(crate) fn set_options(socket: BorrowedFd<'_>, features: &Features) -> io::Re
     listen_options::set_pass_cred(socket)
 }
 
-/// The descriptors that a service manager has passed (`LISTEN_FDS`), with their names, as duplicates. The
-/// originals stay open: callers that come after our end wait for the next start.
-///
-/// # Errors
-/// When the environment makes no sense or a descriptor is missing.
-pub fn passed_sockets() -> io::Result<Vec<(String, OwnedFd)>> {
-    let own = rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty())?;
-    // A bare number becomes an owned descriptor without a promise about who else owns it.
-    let duplicate = |number| rustix::process::pidfd_getfd(&own, number, PidfdGetfdFlags::empty());
-    sd_notify::listen_fds_with_names()?.map(|(number, name)| Ok((name, duplicate(number)?))).collect()
-}
-
+/// Names a file while it exists.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-struct FileId(u64, u64);
+pub struct FileId(u64, u64);
 
 impl FileId {
     fn of(stat: &Stat) -> Self {
         Self(stat.st_dev, stat.st_ino)
+    }
+
+    /// The file at `path` now, whatever it is.
+    pub fn at(path: &Path) -> Option<Self> {
+        rustix::fs::lstat(path).ok().map(|stat| Self::of(&stat))
+    }
+}
+
+impl fmt::Display for FileId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:x}-{:x}", self.0, self.1)
     }
 }
 

@@ -8,8 +8,8 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use mayfly_attestors::{Host, PinError, Process};
@@ -20,7 +20,7 @@ use rustix::net::SocketFlags;
 use tokio::sync::mpsc;
 
 use super::bind::set_options;
-pub use super::bind::{Access, BindError, Bound};
+pub use super::bind::{Access, BindError, Bound, FileId};
 use super::closer::Closer;
 pub use super::guard::Accepted;
 use super::peer::Peer;
@@ -152,7 +152,12 @@ impl Bound {
         let seats = Seats::new(settings.limits, Box::new(on_free));
         // Never fuller than the connections that are allowed, so it need not be waited for.
         let (sender, receiver) = mpsc::channel(settings.limits.total.max(1));
-        let shared = Arc::new(Shared { stop: AtomicBool::new(false), refusals: Refusals::default(), seats });
+        let shared = Arc::new(Shared {
+            stop: AtomicBool::new(false),
+            refusals: Refusals::default(),
+            seats,
+            replacement: Mutex::default(),
+        });
         let spares = Spares::new(if self.is_rights_off() { SPARES } else { SPARES_WITH_RIGHTS });
         let mut accepting = Accepting {
             closer: Closer::start(self.is_rights_off())?,
@@ -182,6 +187,16 @@ pub struct AcceptThread {
 }
 
 impl AcceptThread {
+    /// Accepts from another socket from now on.
+    pub fn replacer(&self) -> Replacer {
+        Replacer { wake: Arc::clone(&self.wake), shared: Arc::clone(&self.shared) }
+    }
+
+    /// To look at its counts from elsewhere.
+    pub fn door(&self, name: &'static str) -> Door {
+        Door { name, shared: Arc::clone(&self.shared) }
+    }
+
     /// Connections refused so far.
     pub fn refusals(&self) -> &Refusals {
         &self.shared.refusals
@@ -203,11 +218,48 @@ impl Drop for AcceptThread {
     }
 }
 
+/// Gives an accept thread another socket.
+#[derive(Clone, Debug)]
+pub struct Replacer {
+    wake: Arc<OwnedFd>,
+    shared: Arc<Shared>,
+}
+
+impl Replacer {
+    /// The old socket is closed; connections made through it live on.
+    pub fn replace(&self, bound: Bound) {
+        *self.shared.replacement.lock().unwrap_or_else(PoisonError::into_inner) = Some(bound);
+        ring(&self.wake);
+    }
+}
+
+/// Counts of one socket.
+#[derive(Clone, Debug)]
+pub struct Door {
+    /// Which socket.
+    pub name: &'static str,
+    shared: Arc<Shared>,
+}
+
+impl Door {
+    /// Connections refused so far.
+    pub fn refusals(&self) -> &Refusals {
+        &self.shared.refusals
+    }
+
+    /// Connections open now.
+    pub fn open(&self) -> usize {
+        self.shared.seats.taken()
+    }
+}
+
 #[derive(Debug)]
 struct Shared {
     stop: AtomicBool,
     refusals: Refusals,
     seats: Seats,
+    /// Takes the place of the socket at the next wake-up.
+    replacement: Mutex<Option<Bound>>,
 }
 
 struct Accepting {
@@ -237,6 +289,10 @@ impl Accepting {
         // Ahead of those who flood it, where we may; without the right to, all the same.
         rustix::process::setpriority_process(None, PRIORITY).ok();
         while !self.shared.stop.load(Ordering::Acquire) {
+            let replacement = self.shared.replacement.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some(bound) = replacement {
+                self.bound = bound;
+            }
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
             let trouble = match rustix::net::accept_with(self.bound.as_fd(), flags) {
                 Ok(socket) => match self.admit(socket) {

@@ -233,9 +233,11 @@ os.execv({binary:?}, ["test", "--exact", {test:?}, "--ignored"])
 #[test]
 #[ignore = "run in a process of its own by sockets_passed_by_a_service_manager_are_found_by_name"]
 fn passed() {
-    let mut passed = crate::api::bind::passed_sockets().unwrap();
-    let (name, socket) = passed.remove(0);
-    assert_eq!((name.as_str(), passed.len()), ("public", 0));
+    let mut passed = crate::manager::Passed::take().unwrap();
+    assert_eq!(passed.len(), 1);
+    let socket = passed.socket("public").unwrap();
+    // Nothing is owned twice.
+    assert!(crate::manager::Passed::take().is_err());
     assert!(Bound::from_passed(socket, host().features()).is_ok());
 }
 

@@ -12,6 +12,7 @@ pub mod health;
 pub mod identity;
 pub mod limits;
 pub mod listener;
+pub mod metrics;
 pub mod overview;
 pub mod peer;
 pub mod routes;

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 use mayfly_attestors::Process;
@@ -148,6 +148,7 @@ impl Peer {
     /// Counts a request as open until the answer is dropped.
     pub(crate) fn open_stream(self: &Arc<Self>) -> OpenStream {
         self.open_streams.fetch_add(1, Ordering::AcqRel);
+        ALL_STREAMS.fetch_add(1, Ordering::Relaxed);
         OpenStream(Arc::clone(self))
     }
 
@@ -173,5 +174,13 @@ impl Drop for OpenStream {
     fn drop(&mut self) {
         self.0.ended_streams.fetch_add(1, Ordering::AcqRel);
         self.0.open_streams.fetch_sub(1, Ordering::AcqRel);
+        ALL_STREAMS.fetch_sub(1, Ordering::Relaxed);
     }
 }
+
+/// Requests being answered now, on all gRPC sockets of the process.
+pub(crate) fn all_streams() -> u64 {
+    ALL_STREAMS.load(Ordering::Relaxed)
+}
+
+static ALL_STREAMS: AtomicU64 = AtomicU64::new(0);

@@ -77,6 +77,12 @@ pub fn admin(
     Ok((routes.prepare(), reporter))
 }
 
+/// For probes over TCP: health and nothing else.
+pub fn probe() -> (Routes, HealthReporter) {
+    let (reporter, health) = tonic_health::server::health_reporter();
+    (Routes::new(health).prepare(), reporter)
+}
+
 fn reflection(names: &[&'static str]) -> Builder<'static> {
     let builder = Builder::configure()
         .register_encoded_file_descriptor_set(DESCRIPTORS)

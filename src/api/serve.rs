@@ -105,8 +105,12 @@ where
             () = watch.stopping() => break,
         }
     }
-    // What was accepted but not served yet is closed.
-    drop(accepted);
+    // What was accepted before is told in good order that we stop.
+    accepted.close();
+    while let Ok(next) = accepted.try_recv() {
+        let one = connection(next, service.clone(), limits, watch.clone(), Arc::clone(&ended));
+        connections.spawn(one);
+    }
     while let Some(done) = connections.join_next().await {
         cut_off += usize::from(done.unwrap_or(true));
     }

@@ -11,6 +11,7 @@ use tokio::sync::watch;
 
 use super::StartError;
 use super::entries::Entries;
+use super::sockets::Socket;
 use super::storage::{self, Records, Stored};
 use crate::api::limits::AdmissionLimits;
 use crate::api::listener::{Access, Bound};
@@ -24,6 +25,7 @@ use crate::config::{Config, Storage};
 use crate::federation::{self, Federation};
 use crate::issue::wit::Recipe;
 use crate::ledger::Row;
+use crate::manager::{Manager, Passed, Pidfds};
 use crate::policy::Engine;
 use crate::ready::Readiness;
 use crate::trust::{BundleStore, TrustSnapshot};
@@ -44,9 +46,12 @@ pub(super) struct Agent {
     pub(super) federation: Federation,
     /// Must live as long as the agent serves: dropping it ends the watch.
     pub(super) exec_watch: ExecWatch,
-    pub(super) public: Bound,
-    pub(super) admin: Bound,
-    pub(super) http: Bound,
+    pub(super) public: (Socket, Bound),
+    pub(super) admin: (Socket, Bound),
+    pub(super) http: (Socket, Bound),
+    pub(super) manager: Manager,
+    /// Kept by the manager since the run before.
+    pub(super) pidfds: Pidfds,
 }
 
 /// The runtimes, kept apart from the agent: neither may be dropped inside the other.
@@ -63,7 +68,12 @@ impl Runtimes {
 }
 
 impl Agent {
-    pub(super) fn build(config: Config, runtimes: &Runtimes) -> Result<Self, StartError> {
+    pub(super) fn build(
+        config: Config,
+        runtimes: &Runtimes,
+        mut passed: Passed,
+        manager: Manager,
+    ) -> Result<Self, StartError> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let readiness = Readiness::default();
         let host = Host::probe(&config.attest.proc)?;
@@ -74,13 +84,15 @@ impl Agent {
         for sentence in host.features().describe() {
             tracing::info!(platform = sentence);
         }
-        warn_of_own_uid();
+        warn_of_own_uid(&host);
         let (entries, in_force) = Entries::load(&config)?;
         let stored = storage::open(&config, clock.wall())?;
         let audit = open_audit(&config, &host, &clock)?;
-        let public = Bound::bind(&config.sockets.public, Access::Public, host.features())?;
-        let admin = Bound::bind(&config.sockets.admin, Access::Admin, host.features())?;
-        let http = Bound::bind(&config.http.socket, Access::Public, host.features())?;
+        let [public, admin, http] = sockets(&config).map(|socket| {
+            let bound = socket.open(&host, &mut passed, &manager);
+            bound.map(|bound| (socket, bound))
+        });
+        let (public, admin, http) = (public?, admin?, http?);
         note_authorities(&audit, &stored);
         let rows = stored.rows.clone();
         let authorities = Authorities::new(stored.authorities.clone());
@@ -99,6 +111,7 @@ impl Agent {
             trust,
             in_force,
             &runtimes.issuing,
+            &manager,
         )?;
         let exec_watch = watch_exec(&host, &workloads);
         Ok(Self {
@@ -117,6 +130,8 @@ impl Agent {
             public,
             admin,
             http,
+            manager,
+            pidfds: passed.pidfds(),
         })
     }
 
@@ -148,15 +163,34 @@ impl Agent {
 }
 
 /// Root may do all of this anyway; any other user's processes should not share ours.
-fn warn_of_own_uid() {
+fn warn_of_own_uid(host: &Host) {
     let uid = rustix::process::geteuid();
     if !uid.is_root() {
+        let others = host.processes_of(uid.as_raw(), 8);
+        if !others.is_empty() {
+            tracing::warn!(uid = uid.as_raw(), pids = ?others, "other processes run as the agent's user; give it one of its own");
+        }
         tracing::warn!(
             uid = uid.as_raw(),
             "the agent is not root: a workload of the same uid cannot read its memory, but can signal it and replace its \
              files and sockets"
         );
     }
+}
+
+/// In the order of the agent's fields.
+fn sockets(config: &Config) -> [Socket; 3] {
+    let socket = |role, path: &std::path::Path, access| Socket {
+        role,
+        path: path.to_owned(),
+        access,
+        aliases: if role == "public" { config.sockets.aliases.clone() } else { Vec::new() },
+    };
+    [
+        socket("public", &config.sockets.public, Access::Public),
+        socket("admin", &config.sockets.admin, Access::Admin),
+        socket("http", &config.http.socket, Access::Public),
+    ]
 }
 
 fn open_audit(config: &Config, host: &Arc<Host>, clock: &Arc<dyn Clock>) -> Result<audit::Log, StartError> {
@@ -236,6 +270,7 @@ fn start_workloads(
     trust: watch::Sender<Arc<TrustSnapshot>>,
     entries: watch::Receiver<Arc<crate::registration::EntrySet>>,
     issuing: &Runtime,
+    manager: &Manager,
 ) -> Result<Workloads, StartError> {
     let parts = Parts {
         host: Arc::clone(host),
@@ -250,6 +285,7 @@ fn start_workloads(
         issuing: issuing.handle().clone(),
         trust,
         revoked: stored.denied,
+        manager: manager.clone(),
     };
     let settings = Settings {
         trust_domain: config.trust_domain.clone(),

@@ -48,6 +48,9 @@ impl Entries {
         };
         let (source, name): (Arc<dyn EntrySource>, String) = match &config.entries {
             EntriesFrom::Directory(dir) => (Arc::new(FileSource::new(dir, rules)), dir.display().to_string()),
+            EntriesFrom::Projected(dir) => {
+                (Arc::new(FileSource::new(dir, rules).projected()), dir.display().to_string())
+            }
             EntriesFrom::User { uid, name } => {
                 let set = own_user(config, *uid, name, &rules).map_err(StartError::Config)?;
                 (Arc::new(set), "--dev".to_owned())

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use mayfly_attestors::HostError;
+use mayfly_attestors::{HostError, SeccompError};
 
 use super::web::WebError;
 use crate::api::listener::BindError;
@@ -23,6 +23,9 @@ pub enum StartError {
     /// The process cannot be made non-dumpable.
     #[error("cannot protect the agent's memory: {0}")]
     Harden(#[source] io::Error),
+    /// System calls cannot be taken away.
+    #[error(transparent)]
+    Seccomp(#[from] SeccompError),
     /// This machine cannot pin processes.
     #[error(transparent)]
     Host(#[from] HostError),
@@ -104,6 +107,7 @@ impl StartError {
             | Self::Authority(_)
             | Self::Audit(_) => Exit::DataDir,
             Self::Harden(_)
+            | Self::Seccomp(_)
             | Self::NoAuthorities
             | Self::NoCredentials
             | Self::Reflection(_)

@@ -7,9 +7,11 @@ mod checkpoint;
 mod concerns;
 mod entries;
 mod error;
+mod heart;
 mod refused;
 mod run;
 mod signals;
+mod sockets;
 mod storage;
 mod web;
 
@@ -19,6 +21,7 @@ use std::time::Duration;
 
 use crate::config::{self, Config};
 use crate::exit::Exit;
+use crate::manager::{Manager, Passed, Surroundings};
 
 pub use self::error::StartError;
 pub use self::web::WebError;
@@ -38,12 +41,21 @@ pub struct AgentArgs {
 
 /// Runs the agent until it is told to stop, and says how that went.
 pub fn run_agent(args: AgentArgs) -> Exit {
+    // Before anything else opens a descriptor.
+    let passed = sockets::passed();
     // Before any key exists: no core dump and no tracer of the same user may ever see one.
     if let Err(error) = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
     {
         return fail(&StartError::Harden(error.into()));
     }
-    match start(args) {
+    // Before there is another thread.
+    if let Err(error) = mayfly_attestors::raise_permitted() {
+        return fail(&StartError::System(error));
+    }
+    if let Err(error) = mayfly_attestors::deny_what_is_never_needed() {
+        return fail(&StartError::Seccomp(error));
+    }
+    match start(args, passed) {
         Ok(exit) => exit,
         Err(error) => fail(&error),
     }
@@ -60,14 +72,20 @@ fn raise_descriptor_limit() {
     }
 }
 
-fn start(args: AgentArgs) -> Result<Exit, StartError> {
+fn start(args: AgentArgs, (passed, amiss): (Passed, Option<std::io::Error>)) -> Result<Exit, StartError> {
     let dev = args.dev;
     let config = resolve(args)?;
     // Set up already only where several agents run in one process, in tests.
     crate::telemetry::init(&config.log).ok();
     raise_descriptor_limit();
+    if let Some(error) = amiss {
+        tracing::warn!(%error, "what the service manager passed is not used");
+    }
+    let manager = Manager::connect(&Surroundings::of_process(), &passed)?;
     let runtimes = build::Runtimes::new()?;
-    build::Agent::build(config, &runtimes)?.run(&runtimes, dev)
+    let exit = build::Agent::build(config, &runtimes, passed, manager.clone())?.run(&runtimes, dev);
+    manager.flush();
+    exit
 }
 
 fn resolve(args: AgentArgs) -> Result<Config, StartError> {

@@ -5,15 +5,17 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use mayfly_attestors::{ExecWatch, Host};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tonic::service::Routes;
 
 use super::build::{Agent, Runtimes, wide};
 use super::signals::{Signals, Told};
-use super::{StartError, banner};
+use super::sockets::{Guarded, Socket};
+use super::{StartError, banner, heart};
 use crate::api::limits::Admission as RateLimit;
-use crate::api::listener::{AcceptSettings, AcceptThread, Bound, ConnectionLimits};
+use crate::api::listener::{AcceptSettings, AcceptThread, Accepted, Bound, ConnectionLimits};
+use crate::api::metrics::Metrics;
 use crate::api::peer::{Cut, Peer};
 use crate::api::sds::Sds;
 use crate::api::serve::{self, ServeLimits};
@@ -23,11 +25,14 @@ use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::drain::{self, Watch};
 use crate::exit::Exit;
+use crate::manager::{Manager, Pidfds};
 use crate::ready::Readiness;
+use crate::web::TcpServer;
 
 /// What was started.
 struct Running {
     tasks: JoinSet<()>,
+    metrics: Metrics,
     reload: Arc<Notify>,
     /// Connections that could not end in time.
     cut_off: Arc<AtomicUsize>,
@@ -57,11 +62,11 @@ impl Agent {
         let config = self.config.clone();
         let posture = self.host.features().describe();
         let (audit, readiness) = (self.audit.clone(), self.readiness.clone());
-        let workloads = self.workloads.clone();
+        let (workloads, manager) = (self.workloads.clone(), self.manager.clone());
         let mut running = self.start(watch).await?;
         drop(starting);
         audit.note(vec![Event::AgentStart { version: env!("CARGO_PKG_VERSION").to_owned(), posture }]);
-        announce(&config, dev, &readiness).await;
+        announce(&config, dev, &readiness, &manager).await;
         loop {
             match signals.next().await {
                 Told::Stop(signal) => {
@@ -74,7 +79,11 @@ impl Agent {
                 }
             }
         }
-        sd_notify::notify(&[sd_notify::NotifyState::Stopping]).ok();
+        manager.stopping();
+        if manager.keeps() {
+            // Whoever calls from here on waits in the kernel's queue for the next start.
+            running.accepting.clear();
+        }
         // What was just revoked goes out, and into the audit log, before the end.
         tokio::time::timeout(Duration::from_secs(1), workloads.flush()).await.ok();
         readiness.withdraw("stopping", "told to stop");
@@ -100,12 +109,15 @@ impl Agent {
             attestations: &rate,
         })?;
         let sds = Sds::new(self.config.sds.clone(), &self.clock, self.workloads.trust());
-        let sources = self.sources(web.listeners.clone(), sds.clone());
+        let sources = Arc::new(self.sources(web.listeners.clone(), sds.clone()));
+        let metrics = Metrics::new(Arc::clone(&sources), self.audit.clone());
         let status: crate::api::admin::StatusSource = Arc::new(move || sources.status());
         let max_audiences = self.config.jwt.max_audiences;
         let (public, public_health) = routes::public(&gate, &self.clock, &watch, max_audiences, &sds)?;
         let (admin, admin_health) = routes::admin(&self.workloads, &self.audit, status, &self.federation)?;
-        let restored = self.workloads.restore(std::mem::take(&mut self.rows)).await;
+        let restored = self.workloads.restore(std::mem::take(&mut self.rows), &self.pidfds).await;
+        self.pidfds = Pidfds::default();
+        self.manager.settle();
         tracing::info!(adopted = restored.adopted, revoked = restored.revoked, "leases of the run before");
         let mut tasks = JoinSet::new();
         let entries = self.entries.follow(self.readiness.clone(), self.audit.clone(), watch.clone());
@@ -114,8 +126,13 @@ impl Agent {
         tasks.spawn(self.workloads.clone().follow_entries(watch.clone()));
         tasks.spawn(self.workloads.clone().know_own_program());
         tasks.spawn(self.federation.clone().run(watch.clone()));
-        tasks.spawn(health::follow(public_health, self.readiness.clone(), watch.clone()));
-        tasks.spawn(health::follow(admin_health, self.readiness.clone(), watch.clone()));
+        let life = heart::start(self.workloads.clone(), self.readiness.clone(), self.manager.clone())?;
+        let (probe, probe_health) = routes::probe();
+        for reporter in [public_health, admin_health, probe_health] {
+            let (readiness, life) = (self.readiness.clone(), life.clone());
+            tasks.spawn(health::follow(reporter, readiness, life, watch.clone()));
+        }
+        let probes = super::web::bind_probes(&self.config, probe, metrics.clone())?;
         tasks.spawn(super::checkpoint::follow(self.audit.clone(), self.authorities.clone(), watch.clone()));
         tasks.spawn(super::concerns::watch_validity(
             self.readiness.clone(),
@@ -127,12 +144,14 @@ impl Agent {
         tasks.spawn(super::concerns::follow(self.readiness.clone(), ledger, audit, watch.clone()));
         let cut_off = Arc::new(AtomicUsize::new(0));
         let (accepting, _exec_watch) = (Vec::new(), self.exec_watch);
-        let mut running = Running { tasks, reload, cut_off, accepting, _exec_watch };
-        let shared = Shared { host: self.host, readiness: self.readiness, audit: self.audit, watch };
+        let mut running = Running { tasks, metrics, reload, cut_off, accepting, _exec_watch };
+        let (host, readiness, audit, manager) = (self.host, self.readiness, self.audit, self.manager);
+        let shared = Shared { host, readiness, audit, watch, manager };
         let limits = limits(&self.config);
         running.serve(self.public, "public socket", public, connections(&self.config), limits, &shared)?;
         running.serve(self.admin, "admin socket", admin, ConnectionLimits::default(), limits, &shared)?;
         running.serve_http(self.http, web, connections(&self.config), &shared)?;
+        running.serve_probes(probes, &shared.watch);
         gate.open();
         self.workloads.keep(self.custody)?;
         Ok(running)
@@ -145,28 +164,20 @@ struct Shared {
     readiness: Readiness,
     audit: audit::Log,
     watch: Watch,
+    manager: Manager,
 }
 
 impl Running {
     fn serve(
         &mut self,
-        bound: Bound,
+        bound: (Socket, Bound),
         name: &'static str,
         routes: Routes,
         connections: ConnectionLimits,
         limits: ServeLimits,
         shared: &Shared,
     ) -> Result<(), StartError> {
-        let on_refused = super::refused::recorder(shared.audit.clone(), Arc::clone(&shared.host));
-        let settings = AcceptSettings {
-            name,
-            limits: connections,
-            readiness: shared.readiness.clone(),
-            on_refused,
-            clock: Arc::new(SystemClock),
-        };
-        let (thread, accepted) = bound.accept(Arc::clone(&shared.host), settings)?;
-        self.accepting.push(thread);
+        let accepted = self.accept(bound, name, connections, shared)?;
         let served =
             serve::serve(accepted, routes, limits, shared.watch.clone(), ended(shared.audit.clone()));
         let cut_off = Arc::clone(&self.cut_off);
@@ -178,24 +189,59 @@ impl Running {
 }
 
 impl Running {
+    /// Starts to accept, to count and to guard.
+    fn accept(
+        &mut self,
+        (socket, bound): (Socket, Bound),
+        name: &'static str,
+        limits: ConnectionLimits,
+        shared: &Shared,
+    ) -> Result<mpsc::Receiver<Accepted>, StartError> {
+        let settings = AcceptSettings {
+            name,
+            limits,
+            readiness: shared.readiness.clone(),
+            on_refused: super::refused::recorder(shared.audit.clone(), Arc::clone(&shared.host)),
+            clock: Arc::new(SystemClock),
+        };
+        let file = bound.file_id();
+        let (thread, accepted) = bound.accept(Arc::clone(&shared.host), settings)?;
+        self.metrics.watch(thread.door(name));
+        if file.is_some() {
+            let guarded = Guarded {
+                name: socket.role_concern(),
+                file,
+                replacer: thread.replacer(),
+                host: Arc::clone(&shared.host),
+                readiness: shared.readiness.clone(),
+                audit: shared.audit.clone(),
+                manager: shared.manager.clone(),
+            };
+            self.tasks.spawn(socket.guard(guarded, shared.watch.clone()));
+        }
+        self.accepting.push(thread);
+        Ok(accepted)
+    }
+
+    fn serve_probes(&mut self, probes: Vec<TcpServer>, watch: &Watch) {
+        for server in probes {
+            let served = server.serve(watch.clone());
+            // Nobody waits for a probe: cutting one off is no loss.
+            self.tasks.spawn(async move {
+                served.await;
+            });
+        }
+    }
+
     /// The Unix socket, then what else is configured.
     fn serve_http(
         &mut self,
-        bound: Bound,
+        bound: (Socket, Bound),
         web: super::web::Web,
         connections: ConnectionLimits,
         shared: &Shared,
     ) -> Result<(), StartError> {
-        let on_refused = super::refused::recorder(shared.audit.clone(), Arc::clone(&shared.host));
-        let settings = AcceptSettings {
-            name: "http socket",
-            limits: connections,
-            readiness: shared.readiness.clone(),
-            on_refused,
-            clock: Arc::new(SystemClock),
-        };
-        let (thread, accepted) = bound.accept(Arc::clone(&shared.host), settings)?;
-        self.accepting.push(thread);
+        let accepted = self.accept(bound, "http socket", connections, shared)?;
         let limits = crate::web::HttpLimits::default();
         let served = crate::web::serve_unix(accepted, web.site.named(), limits, shared.watch.clone());
         let cut_off = Arc::clone(&self.cut_off);
@@ -215,7 +261,7 @@ impl Running {
     }
 }
 
-async fn announce(config: &Config, dev: bool, readiness: &Readiness) {
+async fn announce(config: &Config, dev: bool, readiness: &Readiness, manager: &Manager) {
     // A service manager waits for this word: it is not given while something is amiss, but not withheld for
     // ever either, because a degraded agent still revokes.
     let mut concerns = readiness.subscribe();
@@ -225,8 +271,7 @@ async fn announce(config: &Config, dev: bool, readiness: &Readiness) {
     if dev {
         banner::announce(config);
     }
-    // Without a service manager there is nobody to tell.
-    sd_notify::notify(&[sd_notify::NotifyState::Ready]).ok();
+    manager.ready();
 }
 
 /// Connections that we cut for cause leave a line in the audit log.

@@ -125,7 +125,7 @@ fn upstream(config: &Config) -> Option<Arc<dyn Upstream>> {
 fn protection(config: &Config) -> Result<Protection, StartError> {
     let (path, rules) = match &config.authority.passphrase {
         None => return Ok(Protection::Plain),
-        Some(Passphrase::File(path)) => (path.clone(), TrustRules::private(4096)),
+        Some(Passphrase::File(path)) => (path.clone(), TrustRules::handed_over(4096)),
         // The manager's directory is the unit's alone; the group bits there are those of an access control list.
         Some(Passphrase::Credential(name)) => {
             let dir = std::env::var_os("CREDENTIALS_DIRECTORY").ok_or(StartError::NoCredentials)?;

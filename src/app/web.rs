@@ -7,6 +7,7 @@ use std::sync::Arc;
 use rustls::server::ResolvesServerCert;
 
 use super::StartError;
+use crate::api::metrics::Metrics;
 use crate::api::overview::Listener;
 use crate::authority::Authorities;
 use crate::clock::Clock;
@@ -15,7 +16,7 @@ use crate::drain::Watch;
 use crate::ready::Readiness;
 use crate::trust::sequence::SequenceKeeper;
 use crate::web::tls::{self, CertificateFiles, FilesError, OwnSvid, SvidClients};
-use crate::web::{BundleSource, HttpLimits, Site, SiteParts, TcpServer};
+use crate::web::{BundleSource, HttpLimits, Site, SiteParts, TcpServer, metrics_site};
 use crate::workload::Workloads;
 
 /// Why an HTTP listener cannot be started.
@@ -81,6 +82,29 @@ pub(super) fn bind(parts: &WebParts<'_>) -> Result<Web, StartError> {
     let mut web = Web { site, servers: Vec::new(), tasks: Vec::new(), listeners: Vec::new() };
     web.listen(parts)?;
     Ok(web)
+}
+
+/// What probes and collectors ask, over TCP and in the clear.
+pub(super) fn bind_probes(
+    config: &Config,
+    health: tonic::service::Routes,
+    metrics: Metrics,
+) -> Result<Vec<TcpServer>, StartError> {
+    let mut servers = Vec::new();
+    let mut bind = |address, table, app, grpc: bool| {
+        let failed = |source| WebError::Bind { address, table, source };
+        let server = TcpServer::bind(address, None, app, HttpLimits::default()).map_err(failed)?;
+        tracing::info!(address = %server.address().map_err(failed)?, table, "listening");
+        servers.push(if grpc { server.grpc() } else { server });
+        Ok::<_, WebError>(())
+    };
+    if let Some(address) = config.probes.health {
+        bind(address, "health", health.into_axum_router(), true)?;
+    }
+    if let Some(address) = config.probes.metrics {
+        bind(address, "metrics", metrics_site(metrics), false)?;
+    }
+    Ok(servers)
 }
 
 impl Web {

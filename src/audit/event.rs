@@ -164,6 +164,13 @@ pub enum Event {
         /// Of the document that was set.
         sequence: Option<u64>,
     },
+    /// A socket of the agent was removed or replaced; it was put back.
+    SocketReplaced {
+        /// Its path.
+        path: String,
+        /// What had become of it: `removed` or `replaced`.
+        found: &'static str,
+    },
     /// Where the chain was: whoever keeps this line elsewhere can tell later whether lines were cut off.
     Checkpoint {
         /// The chain's end when this was made.

@@ -252,6 +252,7 @@ fn name_and_severity(event: &Event) -> (&'static str, &'static str) {
         Event::AttestDenied { .. } => ("agent.attest_denied", WARNING),
         Event::AgentCut { .. } => ("agent.cut", WARNING),
         Event::ExecWatchLost { .. } => ("agent.exec_watch_lost", WARNING),
+        Event::SocketReplaced { .. } => ("agent.socket_replaced", WARNING),
         Event::CredentialIssue { .. } => ("credential.issue", INFO),
         Event::CredentialRenew { .. } => ("credential.renew", INFO),
         Event::CredentialExpire { .. } => ("credential.expire", INFO),

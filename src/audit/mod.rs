@@ -8,6 +8,7 @@
 
 mod chain;
 mod checkpoint;
+mod counts;
 mod event;
 mod line;
 mod sink;
@@ -24,6 +25,7 @@ pub(crate) mod testing;
 
 pub use self::chain::{Flaw, Head};
 pub use self::checkpoint::Checkpoints;
+pub use self::counts::Counted;
 pub use self::event::{Agent, Credential, Cut, Decision, Event, Revocation, TokenPrint};
 pub use self::tail::{Filter, TailOptions, human, tail};
 pub use self::tally::{Tally, times};
@@ -41,6 +43,7 @@ use std::time::{Duration, SystemTime};
 use mayfly_attestors::BootId;
 use tokio::sync::{oneshot, watch};
 
+use self::counts::Counts;
 use self::line::Origin;
 use self::sink::{FileSink, Nowhere, Sink};
 use self::writer::{Job, Writer};
@@ -124,6 +127,7 @@ pub struct Log {
     health: watch::Receiver<AuditHealth>,
     head: watch::Receiver<Head>,
     lost: Arc<AtomicU64>,
+    counts: Arc<Counts>,
 }
 
 impl Log {
@@ -141,6 +145,7 @@ impl Log {
     pub async fn record(&self, events: Vec<Event>) -> Result<(), AuditError> {
         let (to, answer) = oneshot::channel();
         let weight = events.len();
+        self.counts.add(&events);
         self.thread.jobs()?.offer(Job::Record(self.stamped(events), to), weight)?;
         answer.await.unwrap_or(Err(AuditError::Closed))
     }
@@ -149,6 +154,7 @@ impl Log {
     pub fn record_blocking(&self, events: Vec<Event>) -> Result<(), AuditError> {
         let (to, answer) = oneshot::channel();
         let weight = events.len();
+        self.counts.add(&events);
         self.thread.jobs()?.offer(Job::Record(self.stamped(events), to), weight)?;
         answer.blocking_recv().unwrap_or(Err(AuditError::Closed))
     }
@@ -157,6 +163,7 @@ impl Log {
     /// written now is kept for later; what cannot be kept is counted, and the count is recorded.
     pub fn note(&self, events: Vec<Event>) {
         let count = events.len();
+        self.counts.add(&events);
         let queued = self.thread.jobs().map(|jobs| jobs.offer(Job::Note(self.stamped(events)), count));
         if !matches!(queued, Ok(Ok(()))) {
             self.lost.fetch_add(u64::try_from(count).unwrap_or(u64::MAX), Ordering::AcqRel);
@@ -168,6 +175,11 @@ impl Log {
     pub fn reopen(&self) {
         // Closed means that the agent stops: nothing will be written to either file.
         self.thread.jobs().ok().map(|jobs| jobs.push(Job::Reopen));
+    }
+
+    /// How often each kind of thing was handed over since the start, whether or not it could be written.
+    pub fn counts(&self) -> std::collections::BTreeMap<Counted, u64> {
+        self.counts.all()
     }
 
     /// The end of the chain as it is on the disk.
@@ -207,7 +219,7 @@ impl Log {
         };
         let path = settings.path.unwrap_or_default();
         let thread = Thread::spawn(jobs, writer).map_err(|source| LogOpenError::Io { path, source })?;
-        Ok(Self { thread: Arc::new(thread), clock, health, head, lost })
+        Ok(Self { thread: Arc::new(thread), clock, health, head, lost, counts: Arc::default() })
     }
 
     fn stamped(&self, events: Vec<Event>) -> Vec<(SystemTime, Event)> {

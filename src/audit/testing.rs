@@ -169,6 +169,7 @@ fn bundle_events() -> Vec<Event> {
             trust_domain: "other.test".parse().unwrap(),
             sequence: Some(8),
         },
+        Event::SocketReplaced { path: "/run/mayfly/public/api.sock".to_owned(), found: "replaced" },
     ]
 }
 

@@ -22,6 +22,7 @@ mod follow;
 mod healthcheck;
 mod lease;
 mod ledger;
+mod prepare;
 mod render;
 mod show;
 mod status;
@@ -160,6 +161,8 @@ enum Local {
     Config(config::Args),
     /// Recover from a lost ledger
     Ledger(ledger::Args),
+    /// Give the agent its directories on a Kubernetes node (as root, before it starts)
+    PrepareHost(prepare::Args),
     /// Print a completion script
     Completions(completions::Args),
     /// Reads files for the agent
@@ -203,6 +206,7 @@ impl Local {
             Self::Audit(args) => audit::run(&args, context),
             Self::Config(args) => config::run(&args, context),
             Self::Ledger(args) => ledger::run(&args, context),
+            Self::PrepareHost(args) => prepare::run(&args, context),
             Self::Completions(args) => completions::run(&args, context),
             // All are answered in `main`, before anything is parsed.
             Self::MeasureWorker | Self::SyncChild | Self::LedgerCheck => {

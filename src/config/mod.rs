@@ -3,6 +3,7 @@
 //! `docs/configuration.md`.
 
 mod federation;
+mod probes;
 mod raw;
 mod resolve;
 mod sds;
@@ -15,6 +16,7 @@ mod wit;
 use std::path::Path;
 
 pub use self::federation::{EndpointUrl, FederationSettings, RemoteProfile, UrlError};
+pub use self::probes::ProbeSettings;
 pub use self::raw::RawConfig;
 pub use self::resolve::{DEV_TRUST_DOMAIN, MAX_AUDIENCES};
 pub use self::sds::{SdsCrl, SdsNames, SdsSettings};

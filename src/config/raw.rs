@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::federation::RawFederation;
+use super::probes::RawProbes;
 use super::sds::RawSds;
 use super::settings::{JwtKeyType, X509KeyType};
 use super::upstream::RawUpstream;
@@ -20,6 +21,7 @@ pub struct RawConfig {
     pub(super) trust_domain: Option<Found<TrustDomain>>,
     pub(super) data_dir: Option<Found<PathBuf>>,
     pub(super) entries_dir: Option<Found<PathBuf>>,
+    pub(super) entries_projected: Option<Found<bool>>,
     pub(super) sockets: RawSockets,
     pub(super) x509: RawX509,
     pub(super) jwt: RawJwt,
@@ -35,12 +37,14 @@ pub struct RawConfig {
     pub(super) federation: Vec<RawFederation>,
     pub(super) web: RawWeb,
     pub(super) upstream: RawUpstream,
+    pub(super) probes: RawProbes,
 }
 
 #[derive(Debug)]
 pub(super) struct RawSockets {
     pub(super) public: Option<Found<PathBuf>>,
     pub(super) admin: Option<Found<PathBuf>>,
+    pub(super) aliases: Option<Found<Vec<Option<Found<String>>>>>,
 }
 
 #[derive(Debug)]
@@ -123,8 +127,12 @@ impl RawConfig {
             trust_domain: table.parsed("trust_domain", str::parse::<TrustDomain>),
             data_dir: table.path("data_dir"),
             entries_dir: table.path("entries_dir"),
-            sockets: table
-                .section("sockets", |t| RawSockets { public: t.path("public"), admin: t.path("admin") }),
+            entries_projected: table.boolean("entries_projected"),
+            sockets: table.section("sockets", |t| RawSockets {
+                public: t.path("public"),
+                admin: t.path("admin"),
+                aliases: t.texts("aliases"),
+            }),
             x509: table.section("x509", |t| RawX509 {
                 ttl: t.duration("ttl"),
                 key_type: t.choice("key_type", &X509KeyType::WORDS),
@@ -153,6 +161,7 @@ impl RawConfig {
             federation: table.tables("federation", RawFederation::read).unwrap_or_default(),
             web: RawWeb::read(table),
             upstream: RawUpstream::read(table),
+            probes: RawProbes::read(table),
         }
     }
 }

@@ -21,6 +21,9 @@ impl RawConfig {
     pub fn resolve(self, problems: &mut Problems) -> Option<Config> {
         let data_dir = self.data_dir.map_or_else(|| PathBuf::from(DATA_DIR), |dir| dir.value);
         let entries_dir = self.entries_dir.map_or_else(|| PathBuf::from(ENTRIES_DIR), |dir| dir.value);
+        let projected = self.entries_projected.is_some_and(|found| found.value);
+        let from = if projected { EntriesFrom::Projected } else { EntriesFrom::Directory };
+        let probes = self.probes.resolve(problems);
         let audit = self.audit_path.map_or_else(|| data_dir.join("audit.jsonl"), |path| path.value);
         let upstream = self.upstream.resolve(&data_dir, problems);
         let sockets = sockets(self.sockets, problems);
@@ -45,7 +48,7 @@ impl RawConfig {
         Some(Config {
             trust_domain,
             storage: Storage::Disk(data_dir),
-            entries: EntriesFrom::Directory(entries_dir),
+            entries: from(entries_dir),
             sockets,
             x509: X509Settings { ttl: x509_ttl, key_type: x509_key },
             jwt,
@@ -64,6 +67,7 @@ impl RawConfig {
             bundle: web.bundle,
             status_list_uri: web.status_list_uri,
             upstream,
+            probes,
         })
     }
 }
@@ -84,7 +88,11 @@ impl Config {
         let config = raw.and_then(|raw| raw.resolve(&mut problems)).map(|resolved| Self {
             storage: Storage::Memory,
             entries: EntriesFrom::User { uid, name: user.to_owned() },
-            sockets: SocketSettings { public: runtime_dir.join("public/api.sock"), admin },
+            sockets: SocketSettings {
+                public: runtime_dir.join("public/api.sock"),
+                admin,
+                aliases: Vec::new(),
+            },
             audit: AuditSettings { path: runtime_dir.join("audit.jsonl") },
             http: super::HttpSettings { socket: super::web::socket_in(runtime_dir), ..resolved.http },
             ..resolved
@@ -116,7 +124,29 @@ fn sockets(raw: RawSockets, problems: &mut Problems) -> SocketSettings {
             "the admin socket lies in the public socket's directory: give it a directory of its own";
         problems.push(place.problem(message));
     }
-    SocketSettings { public, admin }
+    let name = public.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let aliases = raw.aliases.map(|found| found.value).into_iter().flatten().flatten();
+    let aliases = aliases.filter_map(|found| alias(found, &name, problems)).collect();
+    SocketSettings { public, admin, aliases }
+}
+
+/// A plain name for a link beside the socket.
+fn alias(found: Found<String>, socket: &str, problems: &mut Problems) -> Option<String> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    let usable = !found.value.is_empty()
+        && found.value.len() <= 64
+        && !found.value.starts_with('.')
+        && found.value != socket
+        && found.value.bytes().all(plain);
+    if !usable {
+        let message = format!(
+            "`{}` cannot be another name of the socket: write a file name of letters, digits, `-`, `_` and `.`, other \
+             than its own",
+            Shown(&found.value)
+        );
+        problems.push(found.place.problem(message));
+    }
+    usable.then_some(found.value)
 }
 
 /// The issuer of `[oidc]` is the `iss` of every token: written there or, as long as nobody is to discover it,

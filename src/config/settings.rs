@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::federation::FederationSettings;
+use super::probes::ProbeSettings;
 use super::sds::SdsSettings;
 use super::upstream::UpstreamSettings;
 use super::web::{BundleEndpointSettings, BundleSettings, HttpSettings};
@@ -56,6 +57,8 @@ pub struct Config {
     pub status_list_uri: Option<String>,
     /// `[upstream.…]`: who signs the X.509 authority's certificate; `None` = it does so itself.
     pub upstream: Option<UpstreamSettings>,
+    /// `[health]` and `[metrics]`
+    pub probes: ProbeSettings,
 }
 
 /// Where keys, the ledger and published CRLs live.
@@ -72,6 +75,8 @@ pub enum Storage {
 pub enum EntriesFrom {
     /// The `*.toml` files of that directory, followed as they change.
     Directory(PathBuf),
+    /// The same, in a volume that Kubernetes projects: read through its links (see [`crate::files::Projected`]).
+    Projected(PathBuf),
     /// One fixed entry for every process of that user (`--dev`).
     User {
         /// The user's id.
@@ -88,6 +93,8 @@ pub struct SocketSettings {
     pub public: PathBuf,
     /// Administration.
     pub admin: PathBuf,
+    /// Further names of the public socket in its directory: what programs made for another agent look for.
+    pub aliases: Vec<String>,
 }
 
 /// X.509-SVIDs.

@@ -16,10 +16,17 @@ impl fmt::Display for Config {
         }
         match &self.entries {
             EntriesFrom::Directory(dir) => writeln!(f, "entries_dir = {}", Quoted(dir))?,
+            EntriesFrom::Projected(dir) => {
+                writeln!(f, "entries_dir = {}\nentries_projected = true", Quoted(dir))?;
+            }
             EntriesFrom::User { uid, .. } => writeln!(f, "# one entry, for uid {uid}")?,
         }
         let Self { sockets, x509, jwt, revocation, .. } = self;
         writeln!(f, "\n[sockets]\npublic = {}\nadmin = {}", Quoted(&sockets.public), Quoted(&sockets.admin))?;
+        if !sockets.aliases.is_empty() {
+            let names = sockets.aliases.iter().cloned().map(toml::Value::String).collect();
+            writeln!(f, "aliases = {}", toml::Value::Array(names))?;
+        }
         let key_type = word(&X509KeyType::WORDS, x509.key_type);
         writeln!(f, "\n[x509]\nttl = \"{}\"\nkey_type = \"{key_type}\"", Time(x509.ttl))?;
         let key_type = word(&JwtKeyType::WORDS, jwt.key_type);
@@ -38,6 +45,7 @@ impl fmt::Display for Config {
         write!(f, "{}", self.sds)?;
         self.upstream.iter().try_for_each(|upstream| write!(f, "{upstream}"))?;
         self.web(f)?;
+        write!(f, "{}", self.probes)?;
         self.federation.iter().try_for_each(|relationship| write!(f, "{relationship}"))
     }
 }

@@ -243,7 +243,7 @@ impl super::Config {
     }
 }
 
-fn address(text: &str) -> Result<SocketAddr, &'static str> {
+pub(super) fn address(text: &str) -> Result<SocketAddr, &'static str> {
     text.parse().ok().ok_or("is not an address and a port: write it as `127.0.0.1:8081` or `[::1]:8081`")
 }
 

@@ -8,10 +8,16 @@
 //! start, reload and command lines.
 
 mod folder;
+mod given;
+mod hand_over;
+mod projected;
 mod trust;
 mod write;
 
 pub use self::folder::{Folder, Item, Layout, Owner, WriteError};
+pub use self::given::given_by_root;
+pub use self::hand_over::{Holding, hand_over};
+pub use self::projected::Projected;
 pub use self::trust::{
     Fault, FileError, TrustRules, ensure_dir, ensure_private_dir, list_trusted_dir, read_trusted,
 };

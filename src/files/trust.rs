@@ -16,18 +16,33 @@ use rustix::io::Errno;
 pub struct TrustRules {
     max_bytes: u64,
     private: bool,
+    /// Of a private file: root's, and readable by our own group.
+    shared_by_root: bool,
     own_uid: u32,
 }
 
 impl TrustRules {
     /// Readable by anybody, writable by root or us only; at most `max_bytes`.
     pub fn public(max_bytes: u64) -> Self {
-        Self { max_bytes, private: false, own_uid: own_uid() }
+        Self { max_bytes, private: false, shared_by_root: false, own_uid: own_uid() }
     }
 
     /// Readable by its owner alone: keys and state. At most `max_bytes`.
     pub fn private(max_bytes: u64) -> Self {
         Self { private: true, ..Self::public(max_bytes) }
+    }
+
+    /// As [`Self::private`], or root's and readable by our own group alone: how a package, or Kubernetes, hands a
+    /// secret to a daemon that is not root.
+    pub fn handed_over(max_bytes: u64) -> Self {
+        Self { shared_by_root: true, ..Self::private(max_bytes) }
+    }
+
+    /// Permission bits that a private file must not have.
+    fn forbidden(&self, found: &Stat) -> u32 {
+        let own_group = rustix::process::getegid().as_raw();
+        let is_shared = self.shared_by_root && found.st_uid == 0 && found.st_gid == own_group;
+        if is_shared { GROUP_AND_OTHERS & !READ_BY_GROUP } else { GROUP_AND_OTHERS }
     }
 }
 
@@ -80,6 +95,8 @@ pub enum Fault {
     HardLinks(u64),
     /// Larger than this many bytes.
     TooBig(u64),
+    /// Not a volume as Kubernetes projects it: what is different.
+    NotProjected(&'static str),
 }
 
 impl fmt::Display for Fault {
@@ -101,6 +118,9 @@ impl fmt::Display for Fault {
             Self::HardLinks(count) => {
                 write!(f, "has {count} names (hard links): replace it with a copy of its own")
             }
+            Self::NotProjected(how) => {
+                write!(f, "is no volume as Kubernetes projects it ({how}): leave `entries_projected` out")
+            }
             Self::TooBig(max) => write!(f, "is larger than {max} bytes: make it smaller or split it"),
         }
     }
@@ -113,19 +133,29 @@ pub fn read_trusted(path: &Path, rules: &TrustRules) -> Result<Vec<u8>, FileErro
         return Err(untrusted(&path, Fault::NotAFile("a directory")));
     };
     let dir = open_dirs(parent, rules.own_uid, None)?;
+    read_in(&dir, name, rules, &path)
+}
+
+/// Reads a file of an opened, checked directory. `path` is for messages.
+pub(super) fn read_in(
+    dir: &OwnedFd,
+    name: &OsStr,
+    rules: &TrustRules,
+    path: &Path,
+) -> Result<Vec<u8>, FileError> {
     // First without opening for reading: to open a device can do something, to open a FIFO can wait.
-    let peek = open_at(&dir, name, OFlags::PATH, &path)?;
-    check_file(&stat(&peek, &path)?, rules, &path)?;
+    let peek = open_at(dir, name, OFlags::PATH, path)?;
+    check_file(&stat(&peek, path)?, rules, path)?;
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let file = open_at(&dir, name, flags, &path)?;
-    check_file(&stat(&file, &path)?, rules, &path)?;
+    let file = open_at(dir, name, flags, path)?;
+    check_file(&stat(&file, path)?, rules, path)?;
     let mut bytes = Vec::new();
     File::from(file)
         .take(rules.max_bytes.saturating_add(1))
         .read_to_end(&mut bytes)
-        .map_err(|source| FileError::System { step: "read", path: path.clone(), source })?;
+        .map_err(|source| FileError::System { step: "read", path: path.into(), source })?;
     if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > rules.max_bytes {
-        return Err(untrusted(&path, Fault::TooBig(rules.max_bytes)));
+        return Err(untrusted(path, Fault::TooBig(rules.max_bytes)));
     }
     Ok(bytes)
 }
@@ -137,8 +167,13 @@ pub fn list_trusted_dir(path: &Path) -> Result<Vec<OsString>, FileError> {
     let own_uid = own_uid();
     let dir = open_dirs(&path, own_uid, None)?;
     check_dir(&stat(&dir, &path)?, own_uid, false, &path)?;
-    let system = |error| system("list", &path)(error);
-    let dir = openat(&dir, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+    names_in(&dir, &path)
+}
+
+/// The names in an opened directory, sorted by bytes, without `.` and `..`.
+pub(super) fn names_in(dir: &OwnedFd, path: &Path) -> Result<Vec<OsString>, FileError> {
+    let system = |error| system("list", path)(error);
+    let dir = openat(dir, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
     let mut names = Vec::new();
     for entry in Dir::read_from(dir.map_err(system)?).map_err(system)? {
         let entry = entry.map_err(system)?;
@@ -177,7 +212,7 @@ pub fn ensure_dir(path: &Path, mode: u32) -> Result<(), FileError> {
 
 /// Opens the directory `path` (absolute), step by step from the root, each step checked. With `make`,
 /// missing ones are made: the last with those permission bits, the others 0755.
-fn open_dirs(path: &Path, own_uid: u32, make: Option<u32>) -> Result<OwnedFd, FileError> {
+pub(super) fn open_dirs(path: &Path, own_uid: u32, make: Option<u32>) -> Result<OwnedFd, FileError> {
     let mut at = PathBuf::from("/");
     let root = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let mut dir = openat(CWD, "/", root, Mode::empty()).map_err(system("open", &at))?;
@@ -211,12 +246,17 @@ fn make_dir(parent: &OwnedFd, name: &OsStr, mode: u32, path: &Path) -> Result<()
     fsync(&made).map_err(system("sync", path))
 }
 
-fn open_at(dir: &OwnedFd, name: &OsStr, flags: OFlags, path: &Path) -> Result<OwnedFd, FileError> {
+pub(super) fn open_at(dir: &OwnedFd, name: &OsStr, flags: OFlags, path: &Path) -> Result<OwnedFd, FileError> {
     let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     openat(dir, name, flags, Mode::empty()).map_err(system("open", path))
 }
 
-fn check_dir(found: &Stat, own_uid: u32, sticky_will_do: bool, path: &Path) -> Result<(), FileError> {
+pub(super) fn check_dir(
+    found: &Stat,
+    own_uid: u32,
+    sticky_will_do: bool,
+    path: &Path,
+) -> Result<(), FileError> {
     let fault = match FileType::from_raw_mode(found.st_mode) {
         FileType::Directory => owner_fault(found, own_uid).or_else(|| {
             // In a sticky directory others can add names but not touch ours; whatever the next name leads
@@ -236,7 +276,7 @@ fn check_file(found: &Stat, rules: &TrustRules, path: &Path) -> Result<(), FileE
             .or_else(|| writable_fault(found))
             .or_else(|| {
                 let bits = found.st_mode & PERMISSIONS;
-                (rules.private && bits & GROUP_AND_OTHERS != 0).then_some(Fault::Readable(bits))
+                (rules.private && bits & rules.forbidden(found) != 0).then_some(Fault::Readable(bits))
             })
             .or_else(|| {
                 let names = link_count(found);
@@ -272,7 +312,7 @@ fn link_count(found: &Stat) -> u64 {
 }
 
 /// The absolute path without `.` and `..`. To drop `x/..` is right here because no `x` may be a link.
-fn absolute(path: &Path) -> Result<PathBuf, FileError> {
+pub(super) fn absolute(path: &Path) -> Result<PathBuf, FileError> {
     let absolute = std::path::absolute(path).map_err(|source| FileError::System {
         step: "resolve",
         path: path.into(),
@@ -289,24 +329,25 @@ fn absolute(path: &Path) -> Result<PathBuf, FileError> {
     Ok(clean)
 }
 
-fn own_uid() -> u32 {
+pub(super) fn own_uid() -> u32 {
     rustix::process::geteuid().as_raw()
 }
 
-fn stat(fd: &OwnedFd, path: &Path) -> Result<Stat, FileError> {
+pub(super) fn stat(fd: &OwnedFd, path: &Path) -> Result<Stat, FileError> {
     fstat(fd).map_err(system("look at", path))
 }
 
-fn system(step: &'static str, path: &Path) -> impl Fn(Errno) -> FileError {
+pub(super) fn system(step: &'static str, path: &Path) -> impl Fn(Errno) -> FileError {
     move |errno| FileError::System { step, path: path.into(), source: errno.into() }
 }
 
-fn untrusted(path: &Path, fault: Fault) -> FileError {
+pub(super) fn untrusted(path: &Path, fault: Fault) -> FileError {
     FileError::Untrusted { path: path.into(), fault }
 }
 
-const WRITE_BY_OTHERS: u32 = 0o022;
+pub(super) const WRITE_BY_OTHERS: u32 = 0o022;
 const GROUP_AND_OTHERS: u32 = 0o077;
+const READ_BY_GROUP: u32 = 0o040;
 const STICKY: u32 = 0o1000;
 const PERMISSIONS: u32 = 0o7777;
 
@@ -445,6 +486,22 @@ mod tests {
         let endless = PathBuf::from(format!("/proc/{}/status", std::process::id()));
         assert_eq!(fs::metadata(&endless).unwrap().len(), 0);
         assert_eq!(fault(read(&endless)), (endless, Fault::TooBig(100)));
+    }
+
+    #[test]
+    fn a_secret_that_root_hands_to_our_own_group_is_read() {
+        let (_dir, file) = good();
+        let rules = TrustRules::handed_over(100);
+        let mode = |bits| fs::set_permissions(&file, fs::Permissions::from_mode(bits)).unwrap();
+        let own_group = rustix::process::getegid().as_raw();
+        mode(0o440);
+        assert!(read_trusted(&file, &rules).is_ok());
+        assert!(read_trusted(&file, &TrustRules::private(100)).is_err());
+        mode(0o444);
+        assert!(read_trusted(&file, &rules).is_err(), "others may read it");
+        mode(0o440);
+        chown(&file, Some(0), Some(own_group + 1)).unwrap();
+        assert!(read_trusted(&file, &rules).is_err(), "another group may read it");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use super::entry::EntrySet;
 use super::load::{EntryRules, parse_files};
 use crate::diag::{MAX_TOML_BYTES, Problem, Problems};
-use crate::files::{TrustRules, list_trusted_dir, read_trusted};
+use crate::files::{FileError, Projected, TrustRules, list_trusted_dir, read_trusted};
 
 /// A place that entries come from.
 pub trait EntrySource: Send + Sync {
@@ -26,21 +26,34 @@ pub trait EntrySource: Send + Sync {
 pub struct FileSource {
     dir: PathBuf,
     rules: EntryRules,
+    projected: bool,
 }
 
 impl FileSource {
     /// Reads nothing yet.
     pub fn new(dir: impl Into<PathBuf>, rules: EntryRules) -> Self {
-        Self { dir: dir.into(), rules }
+        Self { dir: dir.into(), rules, projected: false }
+    }
+
+    /// The directory is a volume that Kubernetes projects.
+    #[must_use]
+    pub fn projected(self) -> Self {
+        Self { projected: true, ..self }
     }
 
     /// The contents of every file that belongs to the set, all of them trusted.
     fn read(&self) -> Result<Vec<(String, Vec<u8>)>, Problems> {
         let shown = self.dir.display().to_string();
-        let names = list_trusted_dir(&self.dir).map_err(|error| {
+        let unusable = |error: FileError| {
             let advice = if error.is_not_found() { ": make the directory, or set `entries_dir`" } else { "" };
             Problem::whole_file(&shown, format!("is not used: {error}{advice}"))
-        })?;
+        };
+        let projected = self.projected.then(|| Projected::open(&self.dir)).transpose().map_err(unusable)?;
+        let names = match &projected {
+            Some(volume) => volume.names(),
+            None => list_trusted_dir(&self.dir),
+        };
+        let names = names.map_err(unusable)?;
         let names = names.into_iter().filter(|name| is_entry_file(name.as_bytes())).collect::<Vec<_>>();
         if names.len() > MAX_FILES {
             let message = format!("holds more than {MAX_FILES} files of entries: put more into each");
@@ -48,9 +61,14 @@ impl FileSource {
         }
         let (mut files, mut problems) = (Vec::with_capacity(names.len()), Problems::new());
         for name in names {
-            let path = self.dir.join(name);
+            let path = self.dir.join(&name);
             let shown = path.display().to_string();
-            match read_trusted(&path, &TrustRules::public(MAX_TOML_BYTES)) {
+            let rules = TrustRules::public(MAX_TOML_BYTES);
+            let read = match &projected {
+                Some(volume) => volume.read(&name, &rules),
+                None => read_trusted(&path, &rules),
+            };
+            match read {
                 Ok(bytes) => files.push((shown, bytes)),
                 Err(error) => problems.push(Problem::whole_file(&shown, format!("is not used: {error}"))),
             }

@@ -91,7 +91,9 @@ fn change(dir: &Path, event: Result<&Event, &notify::Error>) -> Option<Change> {
     }
     let entries = |path: &PathBuf| {
         path.parent() == Some(dir)
-            && path.file_name().is_some_and(|name| is_entry_file(name.as_encoded_bytes()))
+            && path.file_name().is_some_and(|name| {
+                is_entry_file(name.as_encoded_bytes()) || name == crate::files::Projected::LINK
+            })
     };
     event.paths.iter().any(entries).then_some(Change::Files)
 }

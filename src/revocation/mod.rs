@@ -22,7 +22,7 @@ mod tests;
 pub use self::crl::{Crl, CrlError, CrlFault, lint, sign_and_lint};
 pub use self::numbering::{CLOCK_CONCERN, CrlNumbering, CrlTurn, RESTART_MARGIN};
 pub use self::set::{KEEP_AFTER_EXPIRY_SECONDS, Revoked, RevokedSet};
-pub use self::timings::{Stage, StageFigures, Timings};
+pub use self::timings::{BUCKETS, Buckets, Stage, StageFigures, Timings};
 pub use self::witness::{
     LastCrl, ROW_RETENTION_SECONDS, Recorded, RollbackSign, Verdict, Witness, WitnessError, judge,
 };

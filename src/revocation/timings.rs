@@ -79,6 +79,22 @@ impl Timings {
         })
     }
 
+    /// Each stage as a cumulative histogram over [`BUCKETS`].
+    pub fn buckets(&self) -> [(Stage, Buckets); 4] {
+        Stage::ALL.map(|stage| {
+            let all = self.stage(stage);
+            let below = BUCKETS.map(|bound| {
+                let bound = u64::try_from(bound.as_micros()).unwrap_or(LONGEST_MICROS);
+                all.count_between(0, bound)
+            });
+            // The histogram keeps two digits of each value, and so does its sum.
+            let seconds = if all.is_empty() { 0.0 } else { all.mean() / 1e6 };
+            let count = u32::try_from(all.len()).unwrap_or(u32::MAX);
+            let sum = Duration::try_from_secs_f64(seconds * f64::from(count)).unwrap_or_default();
+            (stage, Buckets { below, count: all.len(), sum })
+        })
+    }
+
     fn stage(&self, stage: Stage) -> &Histogram<u64> {
         match stage {
             Stage::SeenToRefused => &self.seen_to_refused,
@@ -117,11 +133,53 @@ pub struct StageFigures {
     pub max: Duration,
 }
 
+/// One stage as a histogram.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Buckets {
+    /// How many took no longer than the bound with the same index.
+    pub below: [u64; BUCKETS.len()],
+    /// How many in all.
+    pub count: u64,
+    /// All together.
+    pub sum: Duration,
+}
+
+/// Upper bounds of the histogram's buckets: our aims are 1 ms to memory, 5 ms to a subscriber and 2 s for a storm.
+pub const BUCKETS: [Duration; 12] = [
+    Duration::from_micros(100),
+    Duration::from_micros(250),
+    Duration::from_micros(500),
+    Duration::from_millis(1),
+    Duration::from_micros(2500),
+    Duration::from_millis(5),
+    Duration::from_millis(10),
+    Duration::from_millis(25),
+    Duration::from_millis(100),
+    Duration::from_millis(500),
+    Duration::from_secs(2),
+    Duration::from_secs(10),
+];
+
 const LONGEST_MICROS: u64 = 3_600_000_000;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn buckets_are_cumulative_and_their_sum_is_true() {
+        let mut timings = Timings::new();
+        for micros in [50, 400, 4_000, 3_000_000] {
+            timings.record(Stage::SeenToPublished, Duration::from_micros(micros));
+        }
+        let buckets = timings.buckets();
+        let (stage, whole) = buckets.last().unwrap();
+        assert_eq!((*stage, whole.count), (Stage::SeenToPublished, 4));
+        assert_eq!(whole.below, [1, 1, 2, 2, 2, 3, 3, 3, 3, 3, 3, 4]);
+        assert!((3.0..3.04).contains(&whole.sum.as_secs_f64()), "{whole:?}");
+        assert!(BUCKETS.is_sorted());
+        assert_eq!(Timings::new().buckets()[0].1.sum, Duration::ZERO);
+    }
 
     #[test]
     fn figures_describe_what_was_recorded() {

@@ -12,6 +12,7 @@ mod crl;
 mod der;
 mod form;
 mod health;
+mod metrics;
 mod named;
 mod oidc;
 mod serve;
@@ -24,6 +25,7 @@ mod unix;
 
 pub use self::bundle::BundleSource;
 pub use self::caller::Caller;
+pub use self::metrics::metrics_site;
 pub use self::serve::HttpLimits;
 pub use self::site::{Site, SiteParts};
 pub use self::tcp::TcpServer;

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
@@ -9,10 +10,12 @@ use axum::body::Body;
 use axum::http::header::CONNECTION;
 use axum::http::{HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
+use hyper::rt::Executor;
+use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::task::JoinSet;
 use tower::ServiceExt as _;
 
 use super::caller::Caller;
@@ -87,6 +90,48 @@ where
     tokio::time::timeout(limits.grace, connection).await.is_err()
 }
 
+/// Serves one HTTP/2 connection of a probe to its end. Answers whether it had to be cut off when the agent stopped.
+pub(super) async fn grpc_connection<I>(
+    io: I,
+    app: Router,
+    limits: HttpLimits,
+    mut watch: drain::Watch,
+) -> bool
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let service = service_fn(move |request: Request<Incoming>| answer(app.clone(), request, limits.answer));
+    let streams = Streams::default();
+    let mut builder = http2::Builder::new(streams.clone());
+    builder
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(PROBE_STREAMS)
+        .max_header_list_size(PROBE_HEADER)
+        .keep_alive_interval(limits.header)
+        .keep_alive_timeout(limits.header);
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(io), service));
+    tokio::select! {
+        _ = connection.as_mut() => return false,
+        () = watch.stopping() => connection.as_mut().graceful_shutdown(),
+    }
+    // A watch has no end of its own.
+    tokio::time::timeout(PROBE_GRACE, connection).await.ok();
+    false
+}
+
+/// The tasks of one connection's streams; aborted with the last handle.
+#[derive(Clone, Debug, Default)]
+struct Streams(Arc<Mutex<JoinSet<()>>>);
+
+impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Streams {
+    fn execute(&self, stream: F) {
+        let mut tasks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // Those that have ended leave nothing behind.
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(stream);
+    }
+}
+
 async fn answer(
     app: Router,
     request: Request<Incoming>,
@@ -104,4 +149,7 @@ async fn answer(
     }
 }
 
+const PROBE_STREAMS: u32 = 8;
+const PROBE_HEADER: u32 = 8 * 1024;
+const PROBE_GRACE: Duration = Duration::from_secs(1);
 const CLOSE: HeaderValue = HeaderValue::from_static("close");

@@ -17,7 +17,7 @@ use tokio::time::Sleep;
 use tokio_rustls::TlsAcceptor;
 
 use super::caller::{Caller, SvidCaller};
-use super::serve::{HttpLimits, connection};
+use super::serve::{HttpLimits, connection, grpc_connection};
 use crate::drain;
 
 /// A bound TCP listener; nothing is accepted before [`TcpServer::serve`].
@@ -27,6 +27,8 @@ pub struct TcpServer {
     tls: Option<Arc<rustls::ServerConfig>>,
     app: Router,
     limits: HttpLimits,
+    /// HTTP/2 without TLS, for gRPC probes; else HTTP/1.1.
+    grpc: bool,
 }
 
 impl TcpServer {
@@ -42,7 +44,13 @@ impl TcpServer {
     ) -> io::Result<Self> {
         let socket = std::net::TcpListener::bind(address)?;
         socket.set_nonblocking(true)?;
-        Ok(Self { listener: TcpListener::from_std(socket)?, tls, app, limits })
+        Ok(Self { listener: TcpListener::from_std(socket)?, tls, app, limits, grpc: false })
+    }
+
+    /// Speaks HTTP/2 without TLS, as gRPC probes do.
+    #[must_use]
+    pub fn grpc(self) -> Self {
+        Self { grpc: true, ..self }
     }
 
     /// Where it listens: the port is a real one even if 0 was asked for.
@@ -66,7 +74,11 @@ impl TcpServer {
                         // Over the limit it is closed at once: a queue would only make it wait for nothing.
                         let Some(seat) = Seats::take(&seats, from.ip()) else { continue };
                         let (tls, app) = (self.tls.clone(), self.app.clone());
-                        connections.spawn(one(stream, seat, tls, app, self.limits, watch.clone()));
+                        if self.grpc {
+                            connections.spawn(probe(stream, seat, app, self.limits, watch.clone()));
+                        } else {
+                            connections.spawn(one(stream, seat, tls, app, self.limits, watch.clone()));
+                        }
                     }
                     // Out of descriptors, most likely: those that end give some back.
                     Err(error) => {
@@ -84,6 +96,12 @@ impl TcpServer {
         }
         cut_off
     }
+}
+
+async fn probe(stream: TcpStream, _seat: Seat, app: Router, limits: HttpLimits, watch: drain::Watch) -> bool {
+    stream.set_nodelay(true).ok();
+    let stream = Patient { inner: stream, patience: limits.write_stall, stalled: None };
+    grpc_connection(stream, app, limits, watch).await
 }
 
 async fn one(

@@ -31,7 +31,10 @@ pub async fn serve_unix(
             () = watch.stopping() => break,
         }
     }
-    drop(accepted);
+    accepted.close();
+    while let Ok(next) = accepted.try_recv() {
+        connections.spawn(one(next, app.clone(), limits, watch.clone()));
+    }
     while let Some(done) = connections.join_next().await {
         cut_off += usize::from(done.unwrap_or(true));
     }

@@ -271,6 +271,7 @@ impl Shared {
             self.parts.readiness.raise("process watch", "lost; restart the agent");
             return Err(Refusal::WatchLost);
         }
+        self.parts.manager.keep_process(process);
         let wanted = state.members.get(&id).map(Member::wanted).unwrap_or_default();
         let actions = state.core.set_entries(id, &wanted, Cause::NoLongerMatches, now);
         self.perform(state, actions, now);
@@ -347,6 +348,7 @@ impl Shared {
     }
 
     pub(super) fn note_denied(&self, process: &Process, phase: &'static str, reason: &str) {
+        *lock(&self.refusals).entry(phase).or_default() += 1;
         let kind = (process.uid(), phase, reason.to_owned());
         let Some(count) = lock(&self.denials).count(kind, self.parts.clock.monotonic()) else { return };
         let agent = audit::Agent::new(process.key(), process.uid());

@@ -33,6 +33,7 @@ impl Shared {
         let actions = state.core.end(id, cause);
         self.perform_seen(&mut state, actions, seen);
         let Some(member) = state.remove(id) else { return };
+        self.parts.manager.let_go(&member.process, cause == Cause::Exited);
         // One whose watch was lost may live, and must not come back unbarred.
         if cause == Cause::Exited {
             self.forget_bars(&mut state, &[member.process.key()]);
@@ -91,7 +92,9 @@ impl Shared {
     /// A process that holds nothing, and for which nobody listens, costs no descriptor until it calls again.
     pub(super) fn forget_idle(&self, state: &mut State, id: WorkloadId) {
         if state.core.forget(id) {
-            state.remove(id);
+            if let Some(member) = state.remove(id) {
+                self.parts.manager.let_go(&member.process, false);
+            }
             self.reaper.forget(id.0);
         }
     }

@@ -22,6 +22,7 @@ mod jwt;
 mod keeper;
 mod operator;
 mod own;
+mod pulse;
 mod reload;
 mod restore;
 mod revoker;
@@ -45,6 +46,7 @@ pub use self::denied::Denied;
 pub use self::give_back::{Claim, GivenBack};
 pub use self::keeper::{Order, OrderError};
 pub use self::operator::{Explained, LeaseFilter, Revoked, Target};
+pub use self::pulse::Pulse;
 pub use self::restore::Restored;
 pub use self::revoker::{PublishedCrl, RevokerSettings};
 pub use self::shelf::View;
@@ -61,6 +63,7 @@ use crate::clock::Clock;
 use crate::id::TrustDomain;
 use crate::issue::wit::Recipe;
 use crate::ledger::{Ledger, LedgerError};
+use crate::manager::Manager;
 use crate::policy::Engine;
 use crate::ready::Readiness;
 use crate::registration::EntrySet;
@@ -166,6 +169,8 @@ pub struct Parts {
     pub trust: watch::Sender<Arc<TrustSnapshot>>,
     /// Revoked before this run and not yet expired.
     pub revoked: Denied,
+    /// Keeps pidfds while we restart.
+    pub manager: Manager,
 }
 
 impl std::fmt::Debug for Parts {
@@ -198,9 +203,12 @@ struct Shared {
     status: Mutex<StatusLists>,
     /// Refusals by user, phase and reason, for the audit log.
     denials: Mutex<audit::Tally<(u32, &'static str, String)>>,
+    /// The same by phase alone, for metrics.
+    refusals: Mutex<std::collections::BTreeMap<&'static str, u64>>,
     /// Taken before the state lock, never after it.
     exec_watch: Mutex<exec_watch::WatchState>,
     jobs: mpsc::Sender<Job>,
+    at_disk: pulse::AtDisk,
     crl: watch::Receiver<Option<PublishedCrl>>,
     /// To the keeper, once there is one.
     orders: OnceLock<mpsc::Sender<keeper::Request>>,
@@ -223,7 +231,9 @@ impl Workloads {
         let denied = Arc::new(Mutex::new(std::mem::take(&mut parts.revoked)));
         let timings = Arc::new(Mutex::new(Timings::new()));
         let (jobs, queue) = mpsc::channel();
-        let crl = revoker::start(&parts, revoker, queue, Arc::clone(&denied), Arc::clone(&timings))?;
+        let at_disk = pulse::AtDisk::default();
+        let shown = (Arc::clone(&denied), Arc::clone(&timings), at_disk.clone());
+        let crl = revoker::start(&parts, revoker, queue, shown)?;
         let state = Mutex::new(State::default());
         let timer = Condvar::new();
         let shared = Arc::new(Shared {
@@ -235,9 +245,11 @@ impl Workloads {
             denied,
             timings,
             denials: Mutex::default(),
+            refusals: Mutex::default(),
             status: Mutex::default(),
             exec_watch: Mutex::default(),
             jobs,
+            at_disk,
             crl,
             orders: OnceLock::new(),
             records: watch::Sender::new(Arc::from([])),

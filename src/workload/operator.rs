@@ -12,7 +12,7 @@ use crate::lease::Action;
 use crate::ledger::{Reason, Row};
 use crate::registration::Identity;
 use crate::registration::matching::{self, NearMiss};
-use crate::revocation::{Stage, StageFigures};
+use crate::revocation::{Buckets, Stage, StageFigures};
 
 /// Which leases to list.
 #[derive(Clone, Debug, Default)]
@@ -90,6 +90,16 @@ impl Workloads {
     /// How long each step of the revocations so far took.
     pub fn latencies(&self) -> [(Stage, StageFigures); 4] {
         lock(&self.0.timings).snapshot()
+    }
+
+    /// The same as histograms.
+    pub fn latency_buckets(&self) -> [(Stage, Buckets); 4] {
+        lock(&self.0.timings).buckets()
+    }
+
+    /// Refusals since the start, by the step that refused.
+    pub fn denials(&self) -> std::collections::BTreeMap<&'static str, u64> {
+        lock(&self.0.refusals).clone()
     }
 
     /// How many live leases the target names now.

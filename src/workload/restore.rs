@@ -17,6 +17,7 @@ use crate::clock::unix_seconds;
 use crate::id::SpiffeId;
 use crate::lease::{Cause, WorkloadId};
 use crate::ledger::{Bar, Reason, Row, State as RowState};
+use crate::manager::Pidfds;
 use crate::registration::Identity;
 
 /// How many processes are looked at together.
@@ -59,16 +60,16 @@ enum Missing {
 }
 
 impl Workloads {
-    /// Goes through the ledger's rows. Must be done before anybody is served: whoever died while the
+    /// Goes through the ledger's rows; `kept` are the pidfds that the service manager held meanwhile. Must be done before anybody is served: whoever died while the
     /// agent was down is refused, and in the published CRL, when this returns. While no descriptor is free to look
     /// at a process with, it does not return: living processes would lose what they have for our want.
-    pub async fn restore(&self, rows: Vec<Row>) -> Restored {
+    pub async fn restore(&self, rows: Vec<Row>, kept: &Pidfds) -> Restored {
         failpoint::hit("restore.before");
         self.0.restore_lists(&rows);
         let mut pending = self.0.read_past(rows);
         let mut restored = Restored::default();
         loop {
-            let looked = stream::iter(pending).map(|(key, live)| self.0.adopt(key, live));
+            let looked = stream::iter(pending).map(|(key, live)| self.0.adopt(key, live, kept));
             let outcomes: Vec<Outcome> = looked.buffer_unordered(AT_ONCE).collect().await;
             pending = BTreeMap::new();
             let (mut gone, mut ended) = (Vec::new(), Vec::new());
@@ -131,8 +132,8 @@ impl Shared {
         past
     }
 
-    async fn adopt(self: &Arc<Self>, key: ProcessKey, live: Vec<Row>) -> Outcome {
-        let (process, attestation) = match self.find(key).await {
+    async fn adopt(self: &Arc<Self>, key: ProcessKey, live: Vec<Row>, kept: &Pidfds) -> Outcome {
+        let (process, attestation) = match self.find(key, kept).await {
             Ok(found) => found,
             Err(Missing::Gone) => return Outcome::Gone(key, live),
             Err(Missing::Unknown) => return Outcome::Unknown(live),
@@ -141,8 +142,8 @@ impl Shared {
         let mut state = self.lock();
         let identities = self.match_past(&attestation, &live);
         let earned = |row: &Row| row.uid == process.uid() && is_earned(&identities, row);
-        let (kept, gone): (Vec<Row>, Vec<Row>) = live.into_iter().partition(earned);
-        if kept.is_empty() && !state.standing.contains_key(&key) {
+        let (rows, gone): (Vec<Row>, Vec<Row>) = live.into_iter().partition(earned);
+        if rows.is_empty() && !state.standing.contains_key(&key) {
             return Outcome::Found(0, gone);
         }
         let now = self.parts.clock.monotonic();
@@ -150,10 +151,11 @@ impl Shared {
         if self.reaper.watch(&process, id.0).is_err() {
             state.core.end(id, Cause::WatchLost);
             state.remove(id);
-            return Outcome::Unknown(kept.into_iter().chain(gone).collect());
+            return Outcome::Unknown(rows.into_iter().chain(gone).collect());
         }
-        let adopted = kept.len();
-        self.take_over(&mut state, id, key, kept);
+        self.parts.manager.keep_process(&process);
+        let adopted = rows.len();
+        self.take_over(&mut state, id, key, rows);
         Outcome::Found(adopted, gone)
     }
 
@@ -172,11 +174,17 @@ impl Shared {
     }
 
     /// The process that has this key, pinned and attested.
-    async fn find(&self, key: ProcessKey) -> Result<(Arc<Process>, Attestation), Missing> {
+    async fn find(&self, key: ProcessKey, kept: &Pidfds) -> Result<(Arc<Process>, Attestation), Missing> {
         if key.boot_id != self.parts.host.boot_id() {
             return Err(Missing::Gone);
         }
-        let process = match Process::of_pid(&self.parts.host, key.pid) {
+        // The very pidfd of before where it was kept; else the number, which may be somebody else's by now.
+        let pinned = match key.pidfs_inode.and_then(|inode| kept.of(inode)) {
+            Some(Ok(pidfd)) => Process::of_pidfd(&self.parts.host, pidfd),
+            Some(Err(_)) => return Err(Missing::Later),
+            None => Process::of_pid(&self.parts.host, key.pid),
+        };
+        let process = match pinned {
             Ok(process) => Arc::new(process),
             Err(PinError::Exited) => return Err(Missing::Gone),
             Err(PinError::Descriptors) => return Err(Missing::Later),

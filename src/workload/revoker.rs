@@ -16,9 +16,10 @@ use std::time::{Duration, Instant};
 use mayfly_attestors::failpoint;
 use tokio::sync::watch;
 
-pub(super) use self::job::{Done, Initiator, Job, RevokeJob};
+pub(super) use self::job::{Answer, Done, Initiator, Job, RevokeJob};
 use self::report::Stamps;
 use super::issuers::Issuers;
+use super::pulse::AtDisk;
 use super::{Denied, Parts, lock};
 use crate::audit;
 use crate::authority::{Authorities, AuthoritySet, X509Authority};
@@ -62,8 +63,7 @@ pub(super) fn start(
     parts: &Parts,
     settings: RevokerSettings,
     jobs: mpsc::Receiver<Job>,
-    denied: Arc<Mutex<Denied>>,
-    timings: Arc<Mutex<Timings>>,
+    (denied, timings, at_disk): (Arc<Mutex<Denied>>, Arc<Mutex<Timings>>, AtDisk),
 ) -> std::io::Result<watch::Receiver<Option<PublishedCrl>>> {
     let (crl, follow) = watch::channel(None);
     let began = parts.clock.monotonic();
@@ -83,6 +83,7 @@ pub(super) fn start(
         issuing: parts.issuing.clone(),
         denied,
         timings,
+        at_disk,
         crl,
         coalesce,
         next_update,
@@ -105,6 +106,7 @@ struct Revoker {
     issuing: tokio::runtime::Handle,
     denied: Arc<Mutex<Denied>>,
     timings: Arc<Mutex<Timings>>,
+    at_disk: AtDisk,
     crl: watch::Sender<Option<PublishedCrl>>,
     coalesce: Duration,
     next_update: Duration,
@@ -167,6 +169,7 @@ impl Revoker {
                 // Whoever asked may be gone.
                 done.send(answer).ok();
             }
+            Job::Pulse(Answer(answer)) => answer(),
         }
     }
 
@@ -174,7 +177,7 @@ impl Revoker {
         failpoint::hit("revoke.after_memory");
         let Some(at_millis) = self.unwritten.iter().map(|(_, _, at)| *at).min() else { return };
         let leases: Vec<_> = self.unwritten.iter().map(|(id, reason, _)| (*id, *reason)).collect();
-        match self.ledger.revoke_blocking(&leases, at_millis) {
+        match self.at_disk.during(|| self.ledger.revoke_blocking(&leases, at_millis)) {
             Ok(()) => {
                 self.unwritten.clear();
                 self.readiness.clear("revocations in the ledger");
@@ -312,7 +315,8 @@ impl Revoker {
     fn keep(&mut self, signed: &Signed) -> bool {
         let crl = &signed.crl;
         let mark = CrlMark { number: crl.number, this_update: crl.this_update };
-        if let Err(error) = self.ledger.record_crl_blocking(&signed.issuer.to_string(), mark) {
+        let issuer = signed.issuer.to_string();
+        if let Err(error) = self.at_disk.during(|| self.ledger.record_crl_blocking(&issuer, mark)) {
             self.readiness.raise("CRL number in the ledger", error.to_string());
             return false;
         }
@@ -321,7 +325,7 @@ impl Revoker {
         failpoint::hit("revoke.before_witness");
         let mut kept = true;
         if let Some(witness) = self.issuers.witness(signed.issuer) {
-            match witness.publish(crl) {
+            match self.at_disk.during(|| witness.publish(crl)) {
                 Ok(()) => self.readiness.clear("CRL file"),
                 Err(error) => {
                     self.readiness.raise("CRL file", error.to_string());

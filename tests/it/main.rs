@@ -17,6 +17,8 @@ mod lifecycle;
 #[cfg(test)]
 mod operator;
 #[cfg(test)]
+mod probes;
+#[cfg(test)]
 mod rotation;
 #[cfg(test)]
 mod rotation_client;

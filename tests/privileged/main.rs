@@ -24,6 +24,8 @@ mod http;
 #[cfg(test)]
 mod j_input;
 #[cfg(test)]
+mod restart;
+#[cfg(test)]
 mod revocation;
 #[cfg(test)]
 mod scale;

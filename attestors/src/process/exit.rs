@@ -67,6 +67,7 @@ struct Table {
     watches: HashMap<u64, Watch>,
     ids: HashMap<u64, u64>,
     last: u64,
+    knocks: Vec<Knock>,
     lost: bool,
     stop: bool,
 }
@@ -86,6 +87,7 @@ enum Kind {
 }
 
 type Sink = Box<dyn Fn(ExitNotice) + Send>;
+type Knock = Box<dyn FnOnce() + Send>;
 
 impl Reaper {
     /// Starts the thread. `sink` gets every notice, on that thread.
@@ -146,6 +148,14 @@ impl Reaper {
     /// Ends the watch of `token`. A notice that is being delivered right now may still arrive.
     pub fn forget(&self, token: u64) {
         self.shared.table().forget(token, &self.shared.epoll);
+    }
+
+    /// Has the thread itself run `answer`, once it is through with the exits before: a sign of life that goes the way
+    /// an exit goes. Never run when the thread is gone or stuck.
+    pub fn knock(&self, answer: Box<dyn FnOnce() + Send>) {
+        self.shared.table().knocks.push(answer);
+        // Fails only when the counter is full, and then the thread is woken anyway.
+        rustix::io::write(&self.shared.wake, &1_u64.to_ne_bytes()).ok();
     }
 
     /// How many processes are watched.
@@ -239,7 +249,16 @@ impl Watcher {
                     (self.sink)(ExitNotice { token, cause: ExitCause::Exited, seen });
                 }
             }
+            if events.iter().any(|event| event.data.u64() == WAKE) {
+                self.answer_knocks();
+            }
         }
+    }
+
+    fn answer_knocks(&self) {
+        rustix::io::read(&self.shared.wake, &mut [0; 8]).ok();
+        let knocks = std::mem::take(&mut self.shared.table().knocks);
+        knocks.into_iter().for_each(|answer| answer());
     }
 
     fn wait(&self, events: &mut Vec<Event>) -> rustix::io::Result<()> {
@@ -340,6 +359,26 @@ mod tests {
         drop(process);
         end(child);
         assert_eq!(notices.recv_timeout(SOON).unwrap().token, 3);
+    }
+
+    #[test]
+    fn a_knock_is_answered_by_the_thread_after_the_exits_before_it() {
+        let (sender, notices) = channel();
+        let knocks = sender.clone();
+        let sink = Box::new(move |notice: ExitNotice| sender.send(notice.token).unwrap());
+        let reaper = Reaper::start(sink).unwrap();
+        let (child, process) = sleeper();
+        end(child);
+        reaper.watch(&process, 3).unwrap();
+        for knock in [100, 101] {
+            let knocks = knocks.clone();
+            reaper.knock(Box::new(move || {
+                assert_eq!(std::thread::current().name(), Some("mayfly-reaper"));
+                knocks.send(knock).unwrap();
+            }));
+        }
+        let told: Vec<u64> = (0..3).map(|_| notices.recv_timeout(SOON).unwrap()).collect();
+        assert_eq!(told, [3, 100, 101]);
     }
 
     #[test]

@@ -110,6 +110,14 @@ impl Process {
         Self::of_number(host, pid).map(|pinned| pinned.process)
     }
 
+    /// Pins the process behind a pidfd that was kept since it was pinned before.
+    ///
+    /// # Errors
+    /// See [`PinError`].
+    pub fn of_pidfd(host: &Arc<Host>, pidfd: OwnedFd) -> Result<Self, PinError> {
+        Self::pin(host, pidfd, None).map(|pinned| pinned.process)
+    }
+
     /// [`Self::of_pid`], with what was read on the way.
     pub(crate) fn of_number(host: &Arc<Host>, pid: u32) -> Result<Pinned, PinError> {
         let number = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(PinError::Exited)?;

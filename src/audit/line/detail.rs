@@ -85,6 +85,10 @@ pub(super) enum Detail {
     ExecWatchLost {
         suspects: u64,
     },
+    Socket {
+        path: String,
+        found: &'static str,
+    },
     Gap {
         lost: u64,
     },
@@ -130,6 +134,7 @@ impl Event {
                 Detail::Recovered { cut_bytes: *cut_bytes, moved_to: moved_to.as_deref().map(capped) }
             }
             Self::Gap { lost } => Detail::Gap { lost: *lost },
+            Self::SocketReplaced { path, found } => Detail::Socket { path: capped(path), found },
             Self::ExecWatchLost { suspects } => Detail::ExecWatchLost { suspects: *suspects },
             Self::BundleFetch { trust_domain, url, peer, outcome, changed, went_back } => Detail::Fetch {
                 trust_domain: trust_domain.to_string(),

@@ -37,6 +37,17 @@ pub(in crate::workload) enum Job {
         /// Answered when verifiers have been told and signers use it; or why not.
         done: mpsc::SyncSender<Result<(), String>>,
     },
+    /// A sign of life that goes the way of a revocation.
+    Pulse(Answer),
+}
+
+/// Called by the revoker's own thread.
+pub(in crate::workload) struct Answer(pub(in crate::workload) Box<dyn FnOnce() + Send>);
+
+impl std::fmt::Debug for Answer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Answer")
+    }
 }
 
 /// Who caused a revocation.

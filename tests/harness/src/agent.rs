@@ -281,7 +281,8 @@ impl Agent {
         }
     }
 
-    fn log_path(&self) -> PathBuf {
+    /// The file of its log.
+    pub fn log_path(&self) -> PathBuf {
         self.dir().join("log")
     }
 

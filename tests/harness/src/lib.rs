@@ -8,6 +8,7 @@ pub mod envoy;
 pub mod files;
 pub mod foreign;
 pub mod holder;
+pub mod manager;
 pub mod pause;
 pub mod pki;
 #[cfg(test)]

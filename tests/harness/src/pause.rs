@@ -32,6 +32,15 @@ impl Pause {
         until(&format!("failpoint {}", self.name), || file.exists().then_some(()));
     }
 
+    /// Makes the agent wait there again, after a release.
+    ///
+    /// # Panics
+    /// When the file system refuses.
+    pub fn arm(&self) {
+        let _ = std::fs::remove_file(self.dir.join(format!("{}.hit", self.name)));
+        std::fs::remove_file(self.dir.join(format!("{}.go", self.name))).expect("arm");
+    }
+
     /// Lets the agent go on, and through from now on.
     ///
     /// # Panics
