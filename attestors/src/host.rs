@@ -218,11 +218,11 @@ impl Host {
 
     fn is_first_pid_namespace(&self) -> bool {
         let inode = |path: &str| namespace_inode(self.proc(), path);
-        // Whoever is in the first namespace sees a procfs of no other, for it has no ancestors; else ask pid 1, or,
-        // where we may not, whether kernel threads are shown: those are in no other.
+        // Whoever is in the first namespace sees a procfs of no other, for it has no ancestors; else ask pid 1.
         inode("self/ns/pid") == Some(FIRST_PID_NAMESPACE)
             || inode("1/ns/pid") == Some(FIRST_PID_NAMESPACE)
-            || procfs::read_at(self.proc(), "2/stat", 4096).is_ok_and(|text| procfs::is_kernel_thread(&text))
+            // A whole machine in a container, in tests: its processes are all that there is.
+            || crate::failpoint::fails("host.whole_machine")
     }
 }
 

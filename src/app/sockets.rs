@@ -102,18 +102,18 @@ impl Socket {
             }
         };
         let mut file = guarded.file;
+        // Looked at before the first event, too: it may have gone before it was watched.
         loop {
+            if file.is_none() || FileId::at(&self.path) != file {
+                file = self.put_back(&guarded).await;
+                self.watch_directory(&mut watcher);
+            }
             tokio::select! {
                 () = drain.stopping() => return,
                 _ = changes.recv() => {}
                 // While it could not be put back, no event may come.
                 () = tokio::time::sleep(AGAIN), if file.is_none() => {}
             }
-            if file.is_some() && FileId::at(&self.path) == file {
-                continue;
-            }
-            file = self.put_back(&guarded).await;
-            self.watch_directory(&mut watcher);
         }
     }
 

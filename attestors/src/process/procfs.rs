@@ -57,17 +57,6 @@ pub(crate) fn stat(text: &[u8]) -> Option<Stat> {
     Some(Stat { state, parent, start_time })
 }
 
-/// Whether `stat` is of a thread of the kernel (`PF_KTHREAD` among the flags, field 9).
-pub(crate) fn is_kernel_thread(text: &[u8]) -> bool {
-    let Some(after) = text.iter().rposition(|&b| b == b')') else { return false };
-    let rest = text.get(after + 1..).unwrap_or_default();
-    let mut fields = rest.split(|b| b.is_ascii_whitespace()).filter(|field| !field.is_empty());
-    // The state is field 3.
-    fields.nth(6).and_then(integer).is_some_and(|flags| flags & KERNEL_THREAD != 0)
-}
-
-const KERNEL_THREAD: i64 = 0x0020_0000;
-
 /// The name comes first and its newline is escaped by the kernel; every field after it is the kernel's own.
 pub(crate) fn status(text: &[u8]) -> Option<Status> {
     let number = |key: &[u8]| field(text, key).and_then(integer);
@@ -147,17 +136,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-
-    #[test]
-    fn kernel_threads_are_told_by_their_flag_and_not_by_their_name() {
-        let real = b"2 (kthreadd) S 0 0 0 0 -1 2129984 0 0";
-        assert!(is_kernel_thread(real));
-        assert!(is_kernel_thread(&std::fs::read("/proc/2/stat").unwrap()));
-        assert!(!is_kernel_thread(b"2 (kthreadd) S 0 0 0 0 -1 4194560 0 0"));
-        assert!(!is_kernel_thread(b"2 (a) S 0 0 0 0 -1 2129984) S 0 0 0 0 -1 0"));
-        assert!(!is_kernel_thread(&std::fs::read("/proc/self/stat").unwrap()));
-        assert!(!is_kernel_thread(b"") && !is_kernel_thread(b"2 (x"));
-    }
 
     #[test]
     fn a_name_with_parentheses_does_not_move_the_fields() {
