@@ -39,6 +39,8 @@ pub struct Gap {
 pub enum Outcome {
     /// So many selectors.
     Answered(usize),
+    /// So many selectors, and some that it could not say, for this reason.
+    InPart(usize, String),
     /// It is silent, for this reason, and so many selectors of its last answer still stand: the process is where it
     /// was then.
     Kept(usize, String),
@@ -180,9 +182,21 @@ impl Attestation {
     /// Attestors that were asked and could not say, with the reason of each.
     pub fn silences(&self) -> impl Iterator<Item = (&'static str, &str)> {
         self.answers.iter().filter_map(|answer| match &answer.outcome {
-            Outcome::Silent(why) | Outcome::Kept(_, why) => Some((answer.kind, why.as_str())),
+            Outcome::Silent(why) | Outcome::Kept(_, why) | Outcome::InPart(_, why) => {
+                Some((answer.kind, why.as_str()))
+            }
             Outcome::Answered(_) | Outcome::NotNeeded => None,
         })
+    }
+
+    /// Notes that an attestor, which answered, could not say everything.
+    pub(crate) fn leave_open(&mut self, attestor: &str, gap: Gap, why: String) {
+        self.gaps.push(gap);
+        if let Some(answer) = self.answers.iter_mut().find(|answer| answer.kind == attestor)
+            && let Outcome::Answered(count) = answer.outcome
+        {
+            answer.outcome = Outcome::InPart(count, why);
+        }
     }
 
     /// Whether some attestor was not waited for: other entries may need its answer.

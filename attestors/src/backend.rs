@@ -16,7 +16,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use crate::origin::{self, ContainerId, ContainerRef, Hierarchies, Origin, PodUid, View};
-use crate::process::{PinError, ProcDir, Process, is_out_of_descriptors};
+use crate::process::{PinError, ProcDir, Process, is_want_of_ours};
 use crate::selector::Selector;
 
 /// An attestor that asks somebody else.
@@ -152,11 +152,7 @@ impl Found {
 impl Silent {
     /// `error` came of `what`.
     pub fn of(what: &str, error: &io::Error) -> Self {
-        if is_out_of_descriptors(error) {
-            Self::Descriptors
-        } else {
-            Self::Because(format!("{what}: {error}"))
-        }
+        if is_want_of_ours(error) { Self::Descriptors } else { Self::Because(format!("{what}: {error}")) }
     }
 
     pub(crate) fn about(self, what: &str) -> Self {

@@ -1,8 +1,9 @@
 //! Named points where a test may kill, pause or fail this process. Without the feature `failpoints` every call
 //! is an empty function, so a release build cannot be told to do any of it.
 //!
-//! `MAYFLY_FAILPOINTS="name=kill;name2=pause:/dir;name3=fail"`: `kill` sends SIGKILL to ourselves, `pause` writes
-//! `/dir/NAME.hit` and waits until `/dir/NAME.go` exists, `fail` makes [`fails`] answer true.
+//! `MAYFLY_FAILPOINTS="name=kill;name2=pause:/dir;name3=fail;name4=fail:/dir"`: `kill` sends SIGKILL to ourselves,
+//! `pause` writes `/dir/NAME.hit` and waits until `/dir/NAME.go` exists, `fail` makes [`fails`] answer true, with a
+//! directory only while `/dir/NAME.fail` exists.
 
 /// Passes the point `name`: kills or pauses this process if the environment asks for it.
 #[cfg(not(feature = "failpoints"))]
@@ -29,6 +30,7 @@ mod on {
         Kill,
         Pause(PathBuf),
         Fail,
+        FailWhile(PathBuf),
     }
 
     /// Passes the point `name`: kills or pauses this process if the environment asks for it.
@@ -36,13 +38,17 @@ mod on {
         match configured().get(name) {
             Some(Action::Kill) => kill_self(),
             Some(Action::Pause(dir)) => pause(dir, name),
-            Some(Action::Fail) | None => {}
+            Some(Action::Fail | Action::FailWhile(_)) | None => {}
         }
     }
 
     /// Whether the code after the point `name` should take its failure path.
     pub fn fails(name: &str) -> bool {
-        matches!(configured().get(name), Some(Action::Fail))
+        match configured().get(name) {
+            Some(Action::Fail) => true,
+            Some(Action::FailWhile(dir)) => dir.join(format!("{name}.fail")).exists(),
+            _ => false,
+        }
     }
 
     /// Unknown actions are dropped: a test that misspells one sees that nothing happens.
@@ -54,6 +60,7 @@ mod on {
                     None if action == "kill" => Action::Kill,
                     None if action == "fail" => Action::Fail,
                     Some(("pause", dir)) => Action::Pause(PathBuf::from(dir)),
+                    Some(("fail", dir)) => Action::FailWhile(PathBuf::from(dir)),
                     _ => return None,
                 };
                 Some((name.trim().to_owned(), action))
@@ -89,8 +96,9 @@ mod tests {
 
     #[test]
     fn the_documented_forms_parse_and_others_are_ignored() {
-        let points = parse("a.b=kill; c=pause:/tmp/x;d=fail;e=explode;f;g=pause");
-        assert_eq!(points.len(), 3);
+        let points = parse("a.b=kill; c=pause:/tmp/x;d=fail;e=explode;f;g=pause;h=fail:/tmp/x");
+        assert_eq!(points.len(), 4);
+        assert_eq!(points["h"], Action::FailWhile("/tmp/x".into()));
         assert_eq!(points["a.b"], Action::Kill);
         assert_eq!(points["c"], Action::Pause("/tmp/x".into()));
         assert_eq!(points["d"], Action::Fail);

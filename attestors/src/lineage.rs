@@ -15,7 +15,7 @@ use crate::process::procfs::Stat;
 use crate::process::{PinError, Pinned, ProcDir, Process};
 use crate::selector::Selector;
 use crate::target::{Exe, MOST_THREADS, Target};
-use crate::{text, ticks};
+use crate::{failpoint, text, ticks};
 
 /// Looks at threads and ancestors.
 #[derive(Debug)]
@@ -28,6 +28,8 @@ pub(crate) struct Lineage {
 pub(crate) struct LineageFound {
     pub(crate) found: Found,
     pub(crate) traced: bool,
+    /// Why an ancestor is missing, if only for want of time or place.
+    pub(crate) unmeasured: Option<String>,
 }
 
 impl Lineage {
@@ -56,39 +58,61 @@ impl Lineage {
         if traced {
             found.add("process", "traced", "true".to_owned());
         }
+        let mut found = LineageFound { found, traced, unmeasured: None };
         if with_ancestors {
             self.ancestors(target, measurer, until, &mut found).await?;
         }
-        Ok(LineageFound { found, traced })
+        Ok(found)
     }
 
-    /// Whatever cannot be read is left out with a note, except for want of a descriptor: that is about us.
+    /// Whatever cannot be read is left out with a note, except for want of a descriptor: that is about us. What was not
+    /// measured in time is unknown.
     async fn ancestors(
         &self,
         target: &Target<'_>,
         measurer: &Measurer,
         until: Instant,
-        found: &mut Found,
+        found: &mut LineageFound,
     ) -> Result<(), Silent> {
         let mut child = match target.dir.stat() {
             Ok(stat) => Link { stat, dir: None },
-            Err(error) => return left_out(found, Silent::of("stat", &error)),
+            Err(error) => return left_out(&mut found.found, Silent::of("stat", &error)),
         };
         for _ in 0..self.ancestors {
             let parent = match parent_of(target, &child) {
                 Ok(Some(parent)) => parent,
                 Ok(None) => return Ok(()),
-                Err(why) => return left_out(found, why),
+                Err(why) => return left_out(&mut found.found, why),
             };
             let left = until.saturating_duration_since(ticks::now());
+            let of_parent = |why| format!("process {}: {why}", parent.process.pid());
             match tokio::time::timeout(left, measure(&parent, target.process.uid(), measurer)).await {
-                Ok(Ok(selector)) => found.selectors.push(selector),
-                Ok(Err(why)) => left_out(found, why.about(&format!("process {}", parent.process.pid())))?,
-                Err(_) => return left_out(found, "no time left for further ancestors".into()),
+                Ok(Ok(selector)) => found.found.selectors.push(selector),
+                Ok(Err(Unmeasured::Passing(why))) => found.unmeasured = Some(of_parent(why)),
+                Ok(Err(Unmeasured::Silent(why))) => {
+                    left_out(&mut found.found, why.about(&format!("process {}", parent.process.pid())))?;
+                }
+                Err(_) => {
+                    found.unmeasured = Some(of_parent("no time left for it".to_owned()));
+                    return Ok(());
+                }
             }
             child = Link { stat: parent.stat, dir: Some(parent.dir) };
         }
         Ok(())
+    }
+}
+
+/// Why an ancestor has no hash.
+enum Unmeasured {
+    /// Another try may succeed.
+    Passing(String),
+    Silent(Silent),
+}
+
+impl From<Silent> for Unmeasured {
+    fn from(why: Silent) -> Self {
+        Self::Silent(why)
     }
 }
 
@@ -129,18 +153,27 @@ fn parent_of(target: &Target<'_>, child: &Link) -> Result<Option<Pinned>, Silent
     }
 }
 
-async fn measure(parent: &Pinned, uid: u32, measurer: &Measurer) -> Result<Selector, Silent> {
+async fn measure(parent: &Pinned, uid: u32, measurer: &Measurer) -> Result<Selector, Unmeasured> {
     let open = || Exe::open(&parent.dir.live_task_in(parent.stat)?);
     let subject = open().map_err(|e| Silent::of("program", &e))?.subject(&parent.process, uid);
-    let sha256 = measurer.sha256(&subject).await.map_err(|e| silent(&e))?;
+    let sha256 = if failpoint::fails("attest.ancestor") {
+        Err(MeasureError::Deadline)
+    } else {
+        measurer.sha256(&subject).await
+    };
+    let sha256 = sha256.map_err(|e| unmeasured(&e))?;
     if !parent.process.is_alive() {
-        return Err("exited while it was measured".into());
+        return Err(Silent::from("exited while it was measured").into());
     }
     Ok(Selector::new("process", "ancestor_sha256", text::hex(&sha256)))
 }
 
-fn silent(error: &MeasureError) -> Silent {
-    if error.is_ours() { Silent::Descriptors } else { error.to_string().into() }
+fn unmeasured(error: &MeasureError) -> Unmeasured {
+    match error {
+        error if error.is_ours() => Unmeasured::Silent(Silent::Descriptors),
+        error if error.is_passing() => Unmeasured::Passing(error.to_string()),
+        error => Unmeasured::Silent(error.to_string().into()),
+    }
 }
 
 /// Whether any thread has a tracer; `None` when there are more than can be looked at.

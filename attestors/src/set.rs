@@ -60,20 +60,39 @@ pub enum AttestError {
     /// It is not who it was when it connected.
     #[error("the process changed its user or group since it connected")]
     CredentialsChanged,
-    /// Our own descriptor table is full, or the machine's: says nothing about the process. Worth trying again.
-    #[error("no descriptor is free to look at the process with")]
+    /// Our own descriptor table is full, or the machine's, or there is no memory: says nothing about the process.
+    /// Worth trying again.
+    #[error("no descriptor or memory is free to look at the process with")]
     Descriptors,
     /// Too much is being measured; worth trying again.
     #[error("too many programs are being measured")]
     Overloaded,
-    /// It could not be read.
+    /// The answer did not come in time, or was not of one moment; worth trying again.
     #[error("{kind} attestor: {why}")]
-    Failed {
+    Unanswered {
         /// Which attestor.
         kind: &'static str,
         /// One plain clause; `measure_deadline` when the program could not be read in time.
         why: String,
     },
+    /// It could not be read.
+    #[error("{kind} attestor: {why}")]
+    Failed {
+        /// Which attestor.
+        kind: &'static str,
+        /// One plain clause.
+        why: String,
+    },
+}
+
+impl AttestError {
+    /// Whether it is about us or about the moment: it says nothing about the process, and another try may succeed.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Descriptors | Self::Overloaded | Self::Unanswered { .. } => true,
+            Self::Exited | Self::CredentialsChanged | Self::Failed { .. } => false,
+        }
+    }
 }
 
 impl Default for AttestSettings {
@@ -161,7 +180,7 @@ impl AttestorSet {
                 return Err(AttestError::CredentialsChanged);
             }
         }
-        Err(AttestError::Failed { kind: "process", why: "it changed while it was being read".to_owned() })
+        Err(AttestError::Unanswered { kind: "process", why: "it changed while it was being read".to_owned() })
     }
 
     /// What [`Attestation::fingerprint`] would be now. Some ten system calls, none of which waits for a file system.
@@ -231,31 +250,39 @@ impl AttestorSet {
         );
         let hash = hash.map(refuse_what_is_not_the_files_fault).transpose()?;
         let mut unix = Found::default();
-        self.unix.ids(target, &mut unix);
+        let named = self.unix.ids(target, &mut unix);
         Unix::program(target, &mut attestation.posture, hash, &mut unix);
-        let unix = Timed { name: "unix", gap: UNIX, took: began.elapsed(), found: Ok(unix) };
-        attestation.posture.traced = lineage.1;
-        collect(&mut attestation, [unix, cgroup, lineage.0])?;
+        let unix = Timed { name: "unix", gap: UNIX, took: began.elapsed(), found: named.map(|()| unix) };
+        attestation.posture.traced = lineage.traced;
+        collect(&mut attestation, [unix, cgroup, lineage.answer])?;
+        if let Some(why) = lineage.unmeasured {
+            attestation.leave_open("process", ANCESTORS, why);
+        }
         let delegated = attestation.values("cgroup", "delegated_path").next().is_some();
         attestation.posture.cgroup_not_root_owned = delegated;
         Ok(attestation)
     }
 
-    /// What the `process` attestor found, and whether the process counts as traced: also when it did not answer.
-    async fn lineage(&self, target: &Target<'_>, ancestors: bool, began: Instant) -> (Timed, bool) {
+    async fn lineage(&self, target: &Target<'_>, ancestors: bool, began: Instant) -> Descent {
         // Leaves time to hand over what there is.
         let until = began + self.settings.deadline.mul_f64(0.8);
         let work = self.lineage.attest(target, &self.measurer, ancestors, until);
-        let answer = tokio::time::timeout(self.settings.deadline, work).await;
-        let answer = answer.unwrap_or_else(|_| Err("no answer before the deadline".into()));
+        let late = || Err("no answer before the deadline".into());
+        let answer = tokio::time::timeout(self.settings.deadline, work).await.unwrap_or_else(|_| late());
+        let answer = if failpoint::fails("attest.lineage") { late() } else { answer };
         let traced = answer.as_ref().map_or(true, |lineage| lineage.traced);
+        let unmeasured = answer.as_ref().ok().and_then(|lineage| lineage.unmeasured.clone());
         let found = answer.map(|lineage| lineage.found);
-        (Timed { name: "process", gap: PROCESS, took: began.elapsed(), found }, traced)
+        let answer = Timed { name: "process", gap: PROCESS, took: began.elapsed(), found };
+        Descent { answer, traced, unmeasured }
     }
 
     /// `None` when advice would be left out anyway, or the program cannot be looked at.
     async fn hash(&self, target: &Target<'_>, advice: bool) -> Option<Result<[u8; 32], MeasureError>> {
         let exe = target.exe.as_ref().ok().filter(|_| advice)?;
+        if failpoint::fails("attest.hash") {
+            return Some(Err(MeasureError::Deadline));
+        }
         let subject = exe.subject(target.process, target.process.uid());
         Some(self.measurer.sha256(&subject).await)
     }
@@ -276,6 +303,15 @@ impl AttestorSet {
             count.fetch_add(1, Ordering::Relaxed);
         }
     }
+}
+
+/// What the `process` attestor found.
+struct Descent {
+    answer: Timed,
+    /// Also when there was no answer.
+    traced: bool,
+    /// Why an ancestor is missing that may well be there.
+    unmeasured: Option<String>,
 }
 
 impl From<OpenError> for AttestError {
@@ -320,7 +356,7 @@ fn refuse_what_is_not_the_files_fault(
         Err(MeasureError::Overloaded) => Err(AttestError::Overloaded),
         Err(error) if error.is_ours() => Err(AttestError::Descriptors),
         Err(error @ (MeasureError::Deadline | MeasureError::Changed | MeasureError::Worker(_))) => {
-            Err(AttestError::Failed { kind: "unix", why: error.to_string() })
+            Err(AttestError::Unanswered { kind: "unix", why: error.to_string() })
         }
         Ok(_)
         | Err(MeasureError::NotTrusted(_) | MeasureError::TooLarge(_) | MeasureError::Unreadable(_)) => {
@@ -340,6 +376,7 @@ fn collect(attestation: &mut Attestation, parts: [Timed; 3]) -> Result<(), Attes
 
 const UNIX: Gap = Gap::new("unix", &[]);
 const CGROUP: Gap = Gap::new("cgroup", &["path", "delegated_path"]);
+const ANCESTORS: Gap = Gap::new("process", &["ancestor_sha256"]);
 const PROCESS: Gap = Gap::new("process", &["exe_deleted", "no_new_privs", "traced", "ancestor_sha256"]);
 
 #[cfg(test)]
@@ -846,7 +883,7 @@ mod tests {
     #[test]
     fn e13_want_of_a_descriptor_is_no_answer_about_the_process() {
         let mut attestation = crate::testing::empty();
-        for errno in [libc::EMFILE, libc::ENFILE] {
+        for errno in [libc::EMFILE, libc::ENFILE, libc::ENOMEM] {
             let full = || io::Error::from_raw_os_error(errno);
             let found = |error| timed(CGROUP, || Err(error));
             let silent = || found(Silent::of("/proc/PID/cgroup", &full()));
@@ -864,10 +901,8 @@ mod tests {
         let overloaded = refuse_what_is_not_the_files_fault(Err(MeasureError::Overloaded));
         assert!(matches!(overloaded, Err(AttestError::Overloaded)));
         for error in [MeasureError::Deadline, MeasureError::Changed] {
-            assert!(matches!(
-                refuse_what_is_not_the_files_fault(Err(error)),
-                Err(AttestError::Failed { .. })
-            ));
+            let refused = refuse_what_is_not_the_files_fault(Err(error)).unwrap_err();
+            assert!(matches!(refused, AttestError::Unanswered { .. }) && refused.is_passing());
         }
         assert!(refuse_what_is_not_the_files_fault(Err(MeasureError::TooLarge(1))).is_ok());
     }

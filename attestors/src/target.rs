@@ -10,7 +10,7 @@ use crate::host::Namespaces;
 use crate::measure::{FileFacts, Gate, Subject, mount_namespace};
 use crate::origin::MOST_BYTES;
 use crate::process::procfs::Status;
-use crate::process::{Live, ProcDir, Process, is_out_of_descriptors};
+use crate::process::{Live, ProcDir, Process, is_want_of_ours};
 
 /// A process with its `/proc` directory open.
 #[derive(Debug)]
@@ -37,7 +37,7 @@ pub(crate) struct Exe {
 #[derive(Debug)]
 pub(crate) enum OpenError {
     Exited,
-    /// Our own table is full: says nothing about the process.
+    /// Our own table is full, or there is no memory: says nothing about the process.
     Descriptors,
     Failed(io::Error),
 }
@@ -52,7 +52,7 @@ impl<'a> Target<'a> {
             process,
             live,
             status: dir.status().map_err(gone_or)?,
-            exe: unless_out_of_descriptors(Exe::open(&task)).map_err(gone_or)?,
+            exe: unless_want_of_ours(Exe::open(&task)).map_err(gone_or)?,
             namespaces: Namespaces::of(task.fd(), ""),
             cgroups: cgroups_if_needed(&live, &dir).map_err(gone_or)?,
             dir,
@@ -97,7 +97,7 @@ impl Exe {
         let facts = FileFacts::of(handle.as_fd())?;
         // A full table must not turn one file system into an unknown one.
         let mut namespace = Ok(());
-        let gate = facts.gate(|| match unless_out_of_descriptors(task.open_namespace("ns/mnt")) {
+        let gate = facts.gate(|| match unless_want_of_ours(task.open_namespace("ns/mnt")) {
             Ok(opened) => mount_namespace(opened.ok()?.as_fd()),
             Err(error) => {
                 namespace = Err(error);
@@ -125,7 +125,7 @@ impl OpenError {
     fn of(error: io::Error, process: &Process) -> Self {
         match error {
             _ if !process.is_alive() => Self::Exited,
-            error if is_out_of_descriptors(&error) => Self::Descriptors,
+            error if is_want_of_ours(&error) => Self::Descriptors,
             error => Self::Failed(error),
         }
     }
@@ -139,7 +139,7 @@ pub(crate) fn fingerprint(process: &Process) -> Result<Fingerprint, OpenError> {
     let cgroups = cgroups_if_needed(&live, &dir).map_err(gone_or)?;
     let task = dir.live_task().map_err(gone_or)?;
     let exe = task.open_path("exe").and_then(|handle| FileFacts::of(handle.as_fd()));
-    let exe = match unless_out_of_descriptors(exe).map_err(gone_or)? {
+    let exe = match unless_want_of_ours(exe).map_err(gone_or)? {
         Ok(facts) => ExeIdentity::File(facts.id),
         Err(error) => hidden(&error),
     };
@@ -177,10 +177,10 @@ fn cgroups_if_needed(live: &Live, dir: &ProcDir) -> io::Result<Option<Vec<u8>>> 
     if live.cgroup_id.is_some() { Ok(None) } else { dir.read("cgroup", 1 << 16).map(Some) }
 }
 
-/// What went wrong for want of a descriptor is an error of ours; anything else is an answer.
-fn unless_out_of_descriptors<T>(result: io::Result<T>) -> io::Result<io::Result<T>> {
+/// What went wrong for want of a descriptor or of memory is an error of ours; anything else is an answer.
+fn unless_want_of_ours<T>(result: io::Result<T>) -> io::Result<io::Result<T>> {
     match result {
-        Err(error) if is_out_of_descriptors(&error) => Err(error),
+        Err(error) if is_want_of_ours(&error) => Err(error),
         answer => Ok(answer),
     }
 }
@@ -204,11 +204,14 @@ mod tests {
     fn e13_want_of_a_descriptor_is_told_apart_from_a_change_and_from_an_exit() {
         let (child, process) = running(Command::new("/bin/sleep").arg("30"), "/sleep");
         let full = || io::Error::from_raw_os_error(libc::EMFILE);
-        assert!(matches!(OpenError::of(full(), &process), OpenError::Descriptors));
+        for errno in [libc::EMFILE, libc::ENFILE, libc::ENOMEM] {
+            let error = io::Error::from_raw_os_error(errno);
+            assert!(matches!(OpenError::of(error, &process), OpenError::Descriptors), "{errno}");
+        }
         assert!(matches!(OpenError::of(io::ErrorKind::NotFound.into(), &process), OpenError::Failed(_)));
-        assert!(unless_out_of_descriptors::<()>(Err(full())).is_err(), "not a program that hides");
+        assert!(unless_want_of_ours::<()>(Err(full())).is_err(), "not a program that hides");
         let hidden = io::Error::from_raw_os_error(libc::EACCES);
-        assert!(unless_out_of_descriptors::<()>(Err(hidden)).unwrap().is_err());
+        assert!(unless_want_of_ours::<()>(Err(hidden)).unwrap().is_err());
         end(child);
         assert!(matches!(OpenError::of(full(), &process), OpenError::Exited));
     }

@@ -151,7 +151,7 @@ impl Admin for AdminService {
             outcome: outcome(&answer.outcome),
             micros: u64::try_from(answer.took.as_micros()).unwrap_or(u64::MAX),
             selectors: match answer.outcome {
-                Outcome::Answered(count) | Outcome::Kept(count, _) => {
+                Outcome::Answered(count) | Outcome::InPart(count, _) | Outcome::Kept(count, _) => {
                     u32::try_from(count).unwrap_or(u32::MAX)
                 }
                 Outcome::Silent(_) | Outcome::NotNeeded => 0,
@@ -178,7 +178,7 @@ impl Admin for AdminService {
 fn outcome(outcome: &Outcome) -> String {
     match outcome {
         Outcome::Answered(_) => "ok".to_owned(),
-        Outcome::Kept(_, why) | Outcome::Silent(why) => why.clone(),
+        Outcome::InPart(_, why) | Outcome::Kept(_, why) | Outcome::Silent(why) => why.clone(),
         Outcome::NotNeeded => "not needed".to_owned(),
     }
 }

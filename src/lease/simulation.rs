@@ -31,6 +31,7 @@ enum Step {
     Forget(u8),
     /// The key behind every lease that this mask picks is tainted.
     Renew(u8),
+    Retry(u8),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -47,7 +48,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => who.clone().prop_map(Step::Bar),
         1 => any::<u8>().prop_map(Step::RevokeLease),
         5 => any::<u8>().prop_map(Step::Advance),
-        1 => who.prop_map(Step::Forget),
+        1 => who.clone().prop_map(Step::Forget),
+        1 => who.prop_map(Step::Retry),
         2 => any::<u8>().prop_map(Step::Renew),
     ]
 }
@@ -278,6 +280,10 @@ impl Model {
                     }
                 }
                 prop_assert!(asked.len() <= picked.len());
+            }
+            Step::Retry(w) => {
+                let actions = self.core.retry(WorkloadId(self.id(w)), now);
+                self.take(actions, now)?;
             }
             Step::Forget(w) => {
                 let id = self.id(w);

@@ -342,7 +342,10 @@ impl Shared {
                 self.credentials_changed(process);
                 connection.cut(audit::Cut::CredentialsChanged);
             }
-            other => self.note_denied(process, "attest", &with_source(other)),
+            other => {
+                self.note_denied(process, "attest", &with_source(other));
+                self.suspect_if_changed(process);
+            }
         }
         refusal
     }

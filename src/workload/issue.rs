@@ -28,16 +28,21 @@ pub(super) struct Subject {
 /// Why a process does not count as the attested one just now.
 #[derive(Debug)]
 pub(super) enum Doubt {
-    /// It is gone, or another program, user or cgroup, or it cannot be read any more.
+    /// It is gone, or another program, user or cgroup, or it cannot be read any more. What that makes of it is for the
+    /// second look to find out.
     Changed,
-    /// We had no descriptor to look with: says nothing about the process.
+    /// We had nothing to look with: says nothing about the process.
     NotSeen,
 }
 
 impl From<Doubt> for Refusal {
     fn from(doubt: Doubt) -> Self {
         match doubt {
-            Doubt::Changed => Self::NotEntitled,
+            // Not yet "no identity": also a program that was only moved or linked anew looks changed at first.
+            Doubt::Changed => Self::Attest(AttestError::Unanswered {
+                kind: "process",
+                why: "it is not what it was and is being looked at again".to_owned(),
+            }),
             Doubt::NotSeen => Self::Attest(AttestError::Descriptors),
         }
     }
@@ -172,7 +177,7 @@ impl Shared {
         }
         match self.parts.attestors.fingerprint(process) {
             Ok(now_is) if now_is == *attestation.fingerprint() => Ok(()),
-            Err(AttestError::Descriptors) => Err(Doubt::NotSeen),
+            Err(error) if error.is_passing() => Err(Doubt::NotSeen),
             Ok(_) | Err(_) => Err(Doubt::Changed),
         }
     }
@@ -202,7 +207,7 @@ impl Shared {
         }
         match self.parts.attestors.is_traced(process) {
             Ok(false) => Ok(()),
-            Err(AttestError::Descriptors) => Err(Doubt::NotSeen),
+            Err(error) if error.is_passing() => Err(Doubt::NotSeen),
             Ok(true) | Err(_) => Err(Doubt::Changed),
         }
     }

@@ -23,8 +23,10 @@ use crate::registration::Identity;
 /// How many processes are looked at together.
 const AT_ONCE: usize = 8;
 
-/// How often a process is looked at before its leases are given up, and how long between.
-const ATTEMPTS: u32 = 4;
+/// How long a process is tried to be looked at before its leases are given up, and how long between two attempts.
+/// Long enough for a disk that is cold after a boot and for a crowd that is waiting to be measured; a program on a
+/// file system that hangs must not keep the agent from starting.
+const PATIENCE: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(250);
 
 /// Why the agent does not start to serve, and what to do about it.
@@ -193,21 +195,21 @@ impl Shared {
         if process.key() != key {
             return Err(Missing::Gone);
         }
-        // A disk that is cold after a boot must not cost a living process its leases.
-        for attempt in 1.. {
-            match self.parts.attestors.attest(&process).await {
+        let began = self.parts.clock.monotonic();
+        loop {
+            let error = match self.parts.attestors.attest(&process).await {
                 Ok(attestation) => return Ok((process, attestation)),
                 Err(AttestError::Exited) => return Err(Missing::Gone),
                 Err(AttestError::CredentialsChanged) => return Err(Missing::Unknown),
                 Err(AttestError::Descriptors) => return Err(Missing::Later),
-                Err(error) if attempt == ATTEMPTS => {
-                    tracing::warn!(pid = key.pid, %error, "its leases are revoked: it cannot be looked at");
-                    break;
-                }
-                Err(_) => tokio::time::sleep(PAUSE).await,
+                Err(error) => error,
+            };
+            if self.parts.clock.monotonic().saturating_duration_since(began) >= PATIENCE {
+                tracing::warn!(pid = key.pid, %error, "its leases are revoked: it cannot be looked at");
+                return Err(Missing::Unknown);
             }
+            tokio::time::sleep(PAUSE).await;
         }
-        Err(Missing::Unknown)
     }
 }
 

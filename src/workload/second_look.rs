@@ -1,11 +1,12 @@
 //! A process that may not be what it was: nothing is pushed to it until it has been looked at again.
 
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mayfly_attestors::{AttestError, Attestation, Process, failpoint};
 
 use super::issue::Doubt;
+use super::state::Member;
 use super::{Connection, Shared, State};
 use crate::audit;
 use crate::lease::{Cause, WorkloadId};
@@ -13,6 +14,10 @@ use crate::registration::Identity;
 
 /// How long after a look that told nothing about the process the next one follows.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
+/// How long a process that is not what was attested keeps what it holds while we cannot find out what it is. Load must
+/// not cost a living process its identity, and no stranger may keep one for as long as he keeps us busy.
+const PATIENCE: Duration = Duration::from_secs(if cfg!(feature = "failpoints") { 3 } else { 10 });
 
 /// How long the word of an exec may take to reach us, generously: some milliseconds under load.
 const WORD_UNDER_WAY: Duration = Duration::from_millis(250);
@@ -25,6 +30,22 @@ struct Look {
     notices: u64,
     /// There are news of it: that its program is the same says nothing about them.
     stale: bool,
+}
+
+/// For how long a suspect has been seen to be something else that nobody could look at. Pure: time is passed in.
+#[derive(Debug, Default)]
+struct Unknown {
+    since: Option<Instant>,
+    over: bool,
+}
+
+impl Unknown {
+    /// True once, when patience is at its end.
+    fn is_over(&mut self, now: Instant) -> bool {
+        let since = *self.since.get_or_insert(now);
+        let over = now.saturating_duration_since(since) >= PATIENCE;
+        over && !std::mem::replace(&mut self.over, true)
+    }
 }
 
 impl Shared {
@@ -42,40 +63,57 @@ impl Shared {
         self.spawn(async move { shared.look_again(id).await });
     }
 
-    /// Until it is known what the process is now. When we are short of descriptors or places to hash, it is
-    /// asked again; meanwhile the process gets nothing and loses nothing, and what it holds runs out.
+    /// What a process holds must not rest on an attestation of what it no longer is, only because a new one failed.
+    pub(super) fn suspect_if_changed(self: &Arc<Self>, process: &Process) {
+        let known = {
+            let state = self.lock();
+            let id = state.by_key.get(&process.key()).copied();
+            id.and_then(|id| Some((id, Arc::clone(&state.members.get(&id)?.attestation))))
+        };
+        if let Some((id, attestation)) = known
+            && let Err(Doubt::Changed) = self.compare(process, &attestation)
+        {
+            self.suspect(id);
+        }
+    }
+
+    /// Until it is known what the process is now. When we are short of descriptors, time or places to hash, it is
+    /// asked again; meanwhile the process gets nothing and, unless it was seen to be another for too long, loses
+    /// nothing.
     async fn look_again(self: Arc<Self>, id: WorkloadId) {
+        let mut unknown = Unknown::default();
         while let Some(look) = self.begin_look(id) {
             let verdict = self.verify_closely(&look.process, &look.before);
             if verdict.is_ok() {
                 failpoint::hit("look.before_settle");
+                unknown = Unknown::default();
             }
             let outcome = match verdict {
                 // It is what it was, but not where it counts, or entries that came since ask for more.
                 Ok(()) if look.stale || self.is_too_shallow(&look.before) => {
-                    self.attest_if_we_can(&look.process).await
+                    self.attest_for_entries(&look.process).await
                 }
                 Ok(()) if self.settle(id, look.notices) => return,
                 Ok(()) => continue,
-                Err(Doubt::NotSeen) => None,
-                Err(Doubt::Changed) => self.attest_if_we_can(&look.process).await,
+                Err(Doubt::NotSeen) => Err(AttestError::Descriptors),
+                Err(Doubt::Changed) => {
+                    let outcome = self.attest_for_entries(&look.process).await;
+                    if let Err(why) = &outcome
+                        && why.is_passing()
+                        && unknown.is_over(self.parts.clock.monotonic())
+                    {
+                        self.take_back(id, &look.process, why);
+                    }
+                    outcome
+                }
             };
-            let Some(outcome) = outcome else {
+            if outcome.as_ref().is_err_and(AttestError::is_passing) {
+                // Says nothing about the process.
                 self.still_stale(id, look.stale);
                 tokio::time::sleep(LOOK_AGAIN).await;
-                continue;
-            };
-            if self.conclude(id, &look, outcome) {
+            } else if self.conclude(id, &look, outcome) {
                 return;
             }
-        }
-    }
-
-    /// `None` when we are short of something: that says nothing about the process.
-    async fn attest_if_we_can(&self, process: &Process) -> Option<Result<Attestation, AttestError>> {
-        match self.attest_for_entries(process).await {
-            Err(AttestError::Descriptors | AttestError::Overloaded) => None,
-            outcome => Some(outcome),
         }
     }
 
@@ -97,15 +135,36 @@ impl Shared {
     }
 
     /// Ends the suspicion, unless there was another notice since the look began.
-    fn settle(&self, id: WorkloadId, notices: u64) -> bool {
-        match self.lock().members.get_mut(&id) {
-            Some(member) if member.notices != notices => false,
-            Some(member) => {
-                member.clear();
-                true
-            }
-            None => true,
+    fn settle(self: &Arc<Self>, id: WorkloadId, notices: u64) -> bool {
+        let mut state = self.lock();
+        match state.members.get_mut(&id) {
+            Some(member) if member.notices != notices => return false,
+            Some(member) => member.clear(),
+            None => return true,
         }
+        // What could not be issued meanwhile need not wait for its next turn.
+        let now = self.parts.clock.monotonic();
+        let actions = state.core.retry(id, now);
+        self.perform(&mut state, actions, now);
+        true
+    }
+
+    /// Revokes what a workload holds. Its entries stay: it is not told that it has no identity, which nobody knows, but
+    /// that there is none to be had just now.
+    fn take_back(self: &Arc<Self>, id: WorkloadId, process: &Process, why: &AttestError) {
+        tracing::warn!(
+            pid = process.pid(),
+            uid = process.uid(),
+            error = %why,
+            "a process is no longer what was attested, and could not be looked at for long: what it holds is revoked"
+        );
+        self.note_cut(process, audit::Cut::ExecMismatch);
+        let now = self.parts.clock.monotonic();
+        let mut state = self.lock();
+        let wanted = state.members.get(&id).map(Member::wanted).unwrap_or_default();
+        let mut actions = state.core.set_entries(id, &[], Cause::NoLongerMatches, now);
+        actions.extend(state.core.set_entries(id, &wanted, Cause::NoLongerMatches, now));
+        self.perform(&mut state, actions, now);
     }
 
     /// What follows from a look that found something else. False when it must be looked at once more.

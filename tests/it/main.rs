@@ -17,6 +17,8 @@ mod lifecycle;
 #[cfg(test)]
 mod operator;
 #[cfg(test)]
+mod overload;
+#[cfg(test)]
 mod probes;
 #[cfg(test)]
 mod rotation;

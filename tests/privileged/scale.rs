@@ -4,6 +4,8 @@
 #![expect(clippy::disallowed_methods, reason = "measures real time")]
 
 use std::io::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use mayfly_harness::{Entry, Holder, Plan, require_root};
@@ -134,4 +136,50 @@ fn two_thousand_streams_see_rotations_and_a_hundred_exits_whole() {
     let sds = agent.admin().status().sds.unwrap();
     assert_eq!(sds.streams, 500, "the streams of the living");
     assert_eq!(sds.refused, 0);
+}
+
+/// Ends a load however the test ends.
+struct Load(Arc<AtomicBool>);
+
+impl Load {
+    fn start() -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        for _ in 0..2 {
+            let stop = Arc::clone(&stop);
+            std::thread::spawn(move || while !stop.load(Ordering::Relaxed) {});
+        }
+        Self(stop)
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// All at once, on cores that are busy besides, with a program that is too young for its hash to be kept: whoever has
+/// an entry may have to ask again, and is never told that it has no identity.
+#[test]
+fn a_storm_of_starts_refuses_nobody_who_has_an_entry() {
+    require_root();
+    let agent = Plan::with_entries(&[Entry::for_uid(CROWD)]).settings(SETTINGS).start();
+    mayfly_harness::holder::holder_program(&agent);
+    let load = Load::start();
+    let began = Instant::now();
+    let start = || (0..PROCESSES / 10).map(|_| Member::start(&agent)).collect::<Vec<_>>();
+    let mut crowd: Vec<Member> = std::thread::scope(|scope| {
+        let starters: Vec<_> = (0..10).map(|_| scope.spawn(start)).collect();
+        starters.into_iter().flat_map(|starter| starter.join().unwrap()).collect()
+    });
+    for member in &mut crowd {
+        member.until("a first message", |stream| !stream.first.is_empty());
+    }
+    drop(load);
+    let line = format!("figure: 200 starts at once → all served: {:.1} s", began.elapsed().as_secs_f64());
+    writeln!(std::io::stdout().lock(), "{line}").unwrap();
+    assert_eq!(agent.admin().status().sds.unwrap().waiting, 0);
+    let audit = std::fs::read_to_string(agent.audit_path()).unwrap();
+    let denied = audit.lines().filter(|line| line.contains("\"phase\":\"match\""));
+    assert_eq!(denied.collect::<Vec<_>>(), Vec::<&str>::new());
 }

@@ -21,7 +21,7 @@ pub(crate) use file::{FileFacts, FileId, Gate, mount_namespace, name_of};
 pub use pool::WorkerCommand;
 pub use worker::measure_worker;
 
-use crate::process::{is_alive, is_out_of_descriptors};
+use crate::process::{is_alive, is_want_of_ours};
 use crate::ticks;
 use pool::Pool;
 use reuse::{Own, Reuse, is_settled, may_keep};
@@ -33,8 +33,8 @@ pub struct Measurer {
     pool: Arc<Pool>,
     limits: MeasureLimits,
     /// Pidfds hold the processes for which a hash was taken.
-    kept: Mutex<Reuse<Arc<OwnedFd>>>,
-    own: Mutex<Own>,
+    kept: Arc<Mutex<Reuse<Arc<OwnedFd>>>>,
+    own: Arc<Mutex<Own>>,
     /// One lock for each file that is being read for keeps: whoever comes second waits and then finds the hash.
     reading: Mutex<HashMap<FileId, Weak<tokio::sync::Mutex<()>>>>,
     read: AtomicU64,
@@ -100,9 +100,17 @@ pub(crate) enum MeasureError {
 }
 
 impl MeasureError {
-    /// Whether we had no descriptor to ask a helper with.
+    /// Whether we, or the helper, had no descriptor or memory to work with.
     pub(crate) fn is_ours(&self) -> bool {
-        matches!(self, Self::Worker(error) if is_out_of_descriptors(error))
+        matches!(self, Self::Worker(error) if is_want_of_ours(error))
+    }
+
+    /// Whether it says nothing about the file: another try may succeed.
+    pub(crate) fn is_passing(&self) -> bool {
+        match self {
+            Self::Changed | Self::Deadline | Self::Overloaded | Self::Worker(_) => true,
+            Self::NotTrusted(_) | Self::TooLarge(_) | Self::Unreadable(_) => false,
+        }
     }
 }
 
@@ -124,8 +132,8 @@ impl Measurer {
         Self {
             pool: Pool::new(spawn, limits),
             limits,
-            kept: Mutex::default(),
-            own: Mutex::default(),
+            kept: Arc::default(),
+            own: Arc::default(),
             reading: Mutex::default(),
             read: AtomicU64::new(0),
             reused: AtomicU64::new(0),
@@ -162,11 +170,13 @@ impl Measurer {
             self.reused.fetch_add(1, Ordering::Relaxed);
             return Ok(known);
         }
-        let sha256 = self.read(subject).await?;
-        if let Some(process) = process {
-            lock_of(&self.own).keep(process, subject.facts.id, sha256);
-        }
-        Ok(sha256)
+        let (own, id) = (Arc::clone(&self.own), subject.facts.id);
+        let keep = move |sha256| {
+            if let Some(process) = process {
+                lock_of(&own).keep(process, id, sha256);
+            }
+        };
+        self.read(subject, keep).await
     }
 
     /// One read for all processes that run the file, as long as one of them runs.
@@ -180,10 +190,9 @@ impl Measurer {
         if let Some(known) = self.known(subject) {
             return Ok(known);
         }
-        let sha256 = self.read(subject).await?;
-        let holder = Arc::clone(&subject.holder);
-        lock_of(&self.kept).keep(subject.facts.id, sha256, holder, |h| is_alive(h.as_fd()));
-        Ok(sha256)
+        let (kept, id, holder) = (Arc::clone(&self.kept), subject.facts.id, Arc::clone(&subject.holder));
+        let keep = move |sha256| lock_of(&kept).keep(id, sha256, holder, |h| is_alive(h.as_fd()));
+        self.read(subject, keep).await
     }
 
     fn known(&self, subject: &Subject) -> Option<[u8; 32]> {
@@ -204,25 +213,43 @@ impl Measurer {
         lock
     }
 
-    async fn read(&self, subject: &Subject) -> Result<[u8; 32], MeasureError> {
+    /// Blocks a thread for at most the deadline. Until then the place is held, and what is found goes to `keep`, even
+    /// if nobody waits for it any more: who was too late for it finds it the next time.
+    async fn read(
+        &self,
+        subject: &Subject,
+        keep: impl FnOnce([u8; 32]) + Send + 'static,
+    ) -> Result<[u8; 32], MeasureError> {
         let slot = self.pool.slot(subject.uid).await?;
         self.read.fetch_add(1, Ordering::Relaxed);
-        let handle = Arc::clone(&subject.handle);
-        // Blocks for at most the deadline; the place is held until then even if nobody waits for it any more.
-        let asked = tokio::task::spawn_blocking(move || slot.ask(handle.as_fd()));
-        let reply = asked.await.map_err(|e| MeasureError::Worker(io::Error::other(e)))??;
-        match reply {
-            Reply::Hashed { before, after, sha256 } => {
-                let same = before == subject.facts.id && after == subject.facts.id;
-                if same { Ok(sha256) } else { Err(MeasureError::Changed) }
-            }
-            Reply::Shut(magic) => Err(MeasureError::NotTrusted(name_of(magic))),
-            Reply::TooLarge(size) => Err(MeasureError::TooLarge(size)),
-            Reply::NotRegular => Err(MeasureError::Unreadable("not a regular file".to_owned())),
-            Reply::Unreadable(errno) => {
-                Err(MeasureError::Unreadable(io::Error::from_raw_os_error(errno).to_string()))
-            }
-        }
+        let (handle, id) = (Arc::clone(&subject.handle), subject.facts.id);
+        let asked = tokio::task::spawn_blocking(move || {
+            let sha256 = hash_in(slot.ask(handle.as_fd())?, &id)?;
+            keep(sha256);
+            Ok(sha256)
+        });
+        asked.await.map_err(|e| MeasureError::Worker(io::Error::other(e)))?
+    }
+}
+
+/// The hash in a helper's reply, if it is that of the file `id` all the time.
+fn hash_in(reply: Reply, id: &FileId) -> Result<[u8; 32], MeasureError> {
+    match reply {
+        Reply::Hashed { before, after, sha256 } if before == *id && after == *id => Ok(sha256),
+        Reply::Hashed { .. } => Err(MeasureError::Changed),
+        Reply::Shut(magic) => Err(MeasureError::NotTrusted(name_of(magic))),
+        Reply::TooLarge(size) => Err(MeasureError::TooLarge(size)),
+        Reply::NotRegular => Err(MeasureError::Unreadable("not a regular file".to_owned())),
+        Reply::Unreadable(errno) => Err(unreadable(io::Error::from_raw_os_error(errno))),
+    }
+}
+
+/// What kept a helper from reading a file: its own want of something is no fault of the file.
+fn unreadable(error: io::Error) -> MeasureError {
+    if is_want_of_ours(&error) {
+        MeasureError::Worker(error)
+    } else {
+        MeasureError::Unreadable(error.to_string())
     }
 }
 
@@ -450,6 +477,33 @@ mod tests {
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
         measurer.sha256(&of_path("/bin/false")).await.unwrap();
         assert_ne!(measurer.pool.helpers(), [helper]);
+    }
+
+    /// Whoever was too late for it is served the next time: a program that takes long to read is not read for ever.
+    #[tokio::test]
+    async fn a_reading_that_nobody_waits_for_any_more_is_kept() {
+        let measurer =
+            measurer(MeasureLimits { deadline: Duration::from_secs(60), ..MeasureLimits::default() });
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(64 << 20).unwrap();
+        tokio::time::sleep(SETTLE).await;
+        let subject = subject(file.as_fd(), 0);
+        let hurried = tokio::time::timeout(Duration::from_millis(1), measurer.sha256(&subject));
+        assert!(hurried.await.is_err(), "64 MiB in a millisecond");
+        while measurer.known(&subject).is_none() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert_eq!(measurer.figures(), MeasureFigures { read: 1, reused: 1, lost: 0 });
+    }
+
+    #[test]
+    fn e13_a_helpers_want_of_a_descriptor_is_no_fault_of_the_file() {
+        for errno in [libc::EMFILE, libc::ENFILE, libc::ENOMEM] {
+            let error = hash_in(Reply::Unreadable(errno), &of_path("/bin/true").facts.id).unwrap_err();
+            assert!(error.is_ours() && error.is_passing(), "{error:?}");
+        }
+        let error = hash_in(Reply::Unreadable(libc::EACCES), &of_path("/bin/true").facts.id).unwrap_err();
+        assert!(matches!(error, MeasureError::Unreadable(_)) && !error.is_passing());
     }
 
     #[tokio::test]

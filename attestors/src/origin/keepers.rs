@@ -9,7 +9,7 @@ use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use super::{Located, Place, Refusal};
-use crate::process::{is_out_of_descriptors, procfs};
+use crate::process::{is_want_of_ours, procfs};
 
 /// Every hierarchy below one directory, usually `/sys/fs/cgroup`, held open.
 #[derive(Debug)]
@@ -92,14 +92,14 @@ impl Hierarchies {
         loop {
             match keeper_of(here.as_fd()) {
                 Ok(Keeper::Root) => {}
-                Err(error) if is_out_of_descriptors(&error) => return Err(error),
+                Err(error) if is_want_of_ours(&error) => return Err(error),
                 Ok(Keeper::Somebody) | Err(_) => return Ok(Err(Refusal::NotRootOwned(path))),
             }
             let Some(part) = below.next() else { return Ok(Ok(())) };
             path.push(std::ffi::OsStr::from_bytes(part));
             here = match child(here.as_fd(), part) {
                 Ok(here) => here,
-                Err(error) if is_out_of_descriptors(&error) => return Err(error),
+                Err(error) if is_want_of_ours(&error) => return Err(error),
                 Err(_) => return Ok(Err(Refusal::NotRootOwned(path))),
             };
         }

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Dir, Mode, OFlags};
 
-use super::is_out_of_descriptors;
+use super::is_want_of_ours;
 use super::procfs::{self, Stat, Status};
 use crate::host::Host;
 
@@ -67,12 +67,12 @@ impl ProcDir {
         for name in self.tasks()? {
             let task = match Self::open_at(self.fd(), &format!("task/{name}")) {
                 Ok(task) => task,
-                Err(error) if is_out_of_descriptors(&error) => return Err(error),
+                Err(error) if is_want_of_ours(&error) => return Err(error),
                 Err(_) => continue,
             };
             match task.stat() {
                 Ok(stat) if !matches!(stat.state, b'Z' | b'X') => return Ok(task),
-                Err(error) if is_out_of_descriptors(&error) => return Err(error),
+                Err(error) if is_want_of_ours(&error) => return Err(error),
                 Ok(_) | Err(_) => {}
             }
         }

@@ -230,17 +230,17 @@ impl From<io::Error> for PinError {
     /// Reading about a process fails because it is gone, unless it is us who ran out of something.
     fn from(error: io::Error) -> Self {
         match error.raw_os_error() {
-            _ if is_out_of_descriptors(&error) => Self::Descriptors,
+            _ if is_want_of_ours(&error) => Self::Descriptors,
             Some(libc::ENOENT | libc::ESRCH) => Self::Exited,
             _ => Self::Unsupported(error),
         }
     }
 }
 
-/// Whether we ran out of descriptors, or the machine did. Such an error says nothing about the process that was being
-/// looked at: it must never read as "gone" or "changed".
-pub(crate) fn is_out_of_descriptors(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
+/// Whether we ran out of descriptors or of the kernel's memory, or the machine did. Such an error says nothing about
+/// the process that was being looked at: it must never read as "gone" or "changed".
+pub(crate) fn is_want_of_ours(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM))
 }
 
 /// `/proc/PID` missing for a process that lives: it is hidden from us (hidepid), which is our misconfiguration.

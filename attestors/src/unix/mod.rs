@@ -15,7 +15,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::attestation::Posture;
-use crate::backend::Found;
+use crate::backend::{Found, Silent};
 use crate::host::Host;
 use crate::measure::{Gate, MeasureError};
 use crate::target::Target;
@@ -34,11 +34,12 @@ impl Unix {
         Self { users: Names::at(passwd), groups: Names::at(group) }
     }
 
-    /// Ids and names. A name that cannot be looked up is left out, the number stands.
-    pub(crate) fn ids(&self, target: &Target<'_>, found: &mut Found) {
+    /// Ids and names. A name that cannot be looked up is left out, the number stands; without a descriptor to look it
+    /// up with there is no answer at all.
+    pub(crate) fn ids(&self, target: &Target<'_>, found: &mut Found) -> Result<(), Silent> {
         let host = target.process.host();
         let (uids, gids) = (target.live.uids, target.live.gids);
-        let (users, groups) = (known(&self.users, "user", found), known(&self.groups, "group", found));
+        let (users, groups) = (known(&self.users, "user", found)?, known(&self.groups, "group", found)?);
         if uids.agree() {
             pair(host, &users, uids.effective, ("uid", "user"), found);
         } else {
@@ -52,6 +53,7 @@ impl Unix {
         for gid in &target.status.groups {
             pair(host, &groups, *gid, ("supplementary_gid", "supplementary_group"), found);
         }
+        Ok(())
     }
 
     /// The program: its path, and the hash if there is one. `hash` is `None` when it was not asked for.
@@ -93,10 +95,13 @@ impl Unix {
     }
 }
 
-fn known(names: &Names, what: &str, found: &mut Found) -> Arc<HashMap<u32, String>> {
-    names.current().unwrap_or_else(|error| {
-        found.note(what, &error.to_string());
-        Arc::default()
+fn known(names: &Names, what: &str, found: &mut Found) -> Result<Arc<HashMap<u32, String>>, Silent> {
+    names.current().or_else(|error| match Silent::of(what, &error) {
+        Silent::Because(_) => {
+            found.note(what, &error.to_string());
+            Ok(Arc::default())
+        }
+        ours @ Silent::Descriptors => Err(ours),
     })
 }
 

@@ -30,7 +30,7 @@ const REQUESTS: Rate = Rate { per_second: 20, burst: 100 };
 const TURN: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
 /// How long a stranger waits to be looked at again when no entry changes, at first and at most. What the attestors
-/// say may change without an event: a second look under load found nothing, a container became known late.
+/// say may change without an event: a tracer lets go, a container becomes known late.
 const RELOOK: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
 
 /// One open stream.
@@ -158,8 +158,13 @@ impl<D: Dialogue> Session<D> {
                 self.caller = Caller::Stranger(self.shared.counters.waiting());
             }
             Err(status) if status.code() == Code::Unavailable => {
-                tokio::time::sleep(self.turn).await;
-                self.turn = (self.turn * 2).min(TURN.1);
+                let turn = self.turn;
+                self.turn = (turn * 2).min(TURN.1);
+                tokio::select! {
+                    biased;
+                    ask = heard(&mut self.inbound, &mut self.drain) => self.take_in(ask?).await?,
+                    () = tokio::time::sleep(turn) => {}
+                }
                 return Ok(None);
             }
             Err(status) => return Err(status.into()),
@@ -214,6 +219,11 @@ impl<D: Dialogue> Session<D> {
         let secrets = self.secrets(svids, may_know.then_some(&*trust), federates_with);
         if let Some(reply) = self.answer(&secrets)? {
             return Ok(Some(reply));
+        }
+        if !has_identity {
+            // What took it may pass without an event: a tracer that lets go, a program that comes back.
+            self.caller = Caller::Stranger(self.shared.counters.waiting());
+            return Ok(None);
         }
         let Caller::Known(subscription) = &mut self.caller else { return Ok(None) };
         tokio::select! {

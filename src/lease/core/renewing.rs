@@ -1,9 +1,10 @@
-//! Renewing before time, because the key that signed is no longer to be trusted.
+//! Renewing before time: because the key that signed is no longer to be trusted, or because what kept SVIDs from being
+//! issued is over.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
 
-use super::Core;
+use super::{Core, Slot};
 use crate::id::{EntryId, LeaseId};
 use crate::lease::{Action, Form, WorkloadId};
 
@@ -37,6 +38,17 @@ impl Core {
             self.pursue(workload, now, &mut actions);
             actions.push(Action::Show { workload });
         }
+        actions
+    }
+
+    /// What kept the workload's SVIDs from being issued is over: what is due does not wait for its back-off.
+    pub fn retry(&mut self, workload: WorkloadId, now: Instant) -> Vec<Action> {
+        let mut actions = Vec::new();
+        let Some(state) = self.workloads.get_mut(&workload) else { return actions };
+        for form in Form::ALL {
+            state.slots.get_mut(form).values_mut().for_each(Slot::forgive);
+        }
+        self.pursue(workload, now, &mut actions);
         actions
     }
 

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 pub use agent::{Agent, Entry, Plan};
 pub use holder::{Holder, Refusal, Svid, Token, Wit};
-pub use pause::Pause;
+pub use pause::{Jam, Pause};
 pub use pki::Crl;
 
 /// How long anything may take before a test gives up. Not a performance bound: nothing is asserted about

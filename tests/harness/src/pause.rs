@@ -1,4 +1,4 @@
-//! Failpoints that pause the agent.
+//! Failpoints that pause the agent, or fail it for a while.
 
 use std::path::{Path, PathBuf};
 
@@ -53,5 +53,38 @@ impl Pause {
 impl Drop for Pause {
     fn drop(&mut self) {
         self.release();
+    }
+}
+
+/// A failpoint that fails for as long as it is jammed.
+#[derive(Debug)]
+pub struct Jam(PathBuf);
+
+impl Jam {
+    /// The jam, not set yet, and the words for `MAYFLY_FAILPOINTS`.
+    ///
+    /// # Panics
+    /// When the file system refuses.
+    pub fn at(dir: &Path, name: &str) -> (Self, String) {
+        let dir = dir.join("jams");
+        std::fs::create_dir_all(&dir).expect("directory of jams");
+        let spec = format!("{name}=fail:{}", dir.display());
+        (Self(dir.join(format!("{name}.fail"))), spec)
+    }
+
+    /// From now on it fails.
+    ///
+    /// # Panics
+    /// When the file system refuses.
+    pub fn set(&self) {
+        std::fs::write(&self.0, "").expect("jam");
+    }
+
+    /// From now on it does not.
+    ///
+    /// # Panics
+    /// When it was not set.
+    pub fn clear(&self) {
+        std::fs::remove_file(&self.0).expect("a jam");
     }
 }

@@ -192,13 +192,16 @@ impl Holder {
     /// parts belong together.
     async fn follow(&mut self, order: &Value) -> Result<Value> {
         let sds = xds::Sds::connect(&self.socket).await?;
-        let client = self.client().await?;
         let kinds = order.get("kinds").and_then(Value::as_array).cloned().unwrap_or_default();
         for (tag, kind) in kinds.iter().filter_map(Value::as_str).enumerate() {
             match kind {
                 "world" => self.streams.spawn(follow_world(tag, sds.world().await?)),
                 "delta" => self.streams.spawn(follow_delta(tag, sds.delta().await?)),
-                _ => self.streams.spawn(follow_x509(tag, client.clone())),
+                // Opened only now: a connection that asks nothing for long is cut.
+                _ => {
+                    let client = self.client().await?;
+                    self.streams.spawn(follow_x509(tag, client))
+                }
             };
         }
         Ok(Value::Null)
