@@ -122,11 +122,8 @@ impl Envoy {
     /// # Panics
     /// When it does not start.
     pub fn start(agent: &Agent, uid: u32, ports: Ports, bootstrap: &Bootstrap) -> Self {
-        let binary = agent.dir().join("envoy");
-        // A hundred megabytes: linked where that can be done.
-        if !binary.exists() && std::fs::hard_link(program(), &binary).is_err() {
-            files::install(agent.dir(), &program());
-        }
+        // A copy, though it has a hundred megabytes: a link would change the file of every Envoy that runs beside.
+        let binary = files::install(agent.dir(), &program());
         let config = agent.dir().join(format!("envoy-{uid}-{}.yaml", ports.admin));
         files::replace(&config, bootstrap.0.as_bytes(), 0o644);
         let log = config.with_extension("log");
