@@ -5,8 +5,9 @@ use std::time::{Duration, SystemTime};
 use mayfly_attestors::ProcessKey;
 
 use super::chain::Head;
+use super::task::{PolicyDecision, TaskEnd, TaskFacts, TaskStep};
 use crate::authority::{AuthorityKind, State as AuthorityState};
-use crate::id::{EntryId, LeaseId, TrustDomain};
+use crate::id::{EntryId, LeaseId, TaskId, TrustDomain};
 use crate::ledger::{Kind, Reason, Row};
 
 /// One audit event. Strings may come from anybody: they are escaped and cut when they are written. No
@@ -171,6 +172,28 @@ pub enum Event {
         /// What had become of it: `removed` or `replaced`.
         found: &'static str,
     },
+    /// A task took a step of its life.
+    Task {
+        /// Which step.
+        step: TaskStep,
+        /// Whoever took it; for an end, whose task it was.
+        agent: Agent,
+        /// The task, as it is after the step.
+        task: Box<TaskFacts>,
+        /// What policy said, where it was asked.
+        decision: Option<Box<PolicyDecision>>,
+        /// Of an end: what it took along.
+        end: Option<TaskEnd>,
+    },
+    /// Policy decided about something that a task wanted.
+    Decided {
+        /// Whoever asked.
+        agent: Agent,
+        /// In the name of which task.
+        task: Box<TaskFacts>,
+        /// What.
+        decision: Box<PolicyDecision>,
+    },
     /// Where the chain was: whoever keeps this line elsewhere can tell later whether lines were cut off.
     Checkpoint {
         /// The chain's end when this was made.
@@ -237,6 +260,8 @@ pub struct Credential {
     pub ttl: Duration,
     /// Only for a token, and only at issue.
     pub token: Option<TokenPrint>,
+    /// The task that it was issued for.
+    pub task: Option<TaskId>,
 }
 
 /// First 8 bytes of a token's SHA-256: enough to find a leaked token's lease, useless otherwise.
@@ -320,6 +345,7 @@ impl Credential {
             audience: row.audience.clone(),
             ttl: Duration::from_secs(row.not_after.saturating_sub(row.issued_at)),
             token: None,
+            task: row.task,
         }
     }
 }

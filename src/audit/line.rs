@@ -1,6 +1,7 @@
 //! Turns an event into its JSON object. The order of the fields, and every name, are part of schema 1.
 
 mod detail;
+mod task;
 
 use std::time::SystemTime;
 
@@ -10,8 +11,10 @@ use time::OffsetDateTime;
 use time::macros::format_description;
 
 use self::detail::{Detail, first};
+use self::task::{PolicyPart, TaskPart, UserPart};
 use super::chain::{Head, VERSION};
 use super::event::{Agent, Credential, Decision, Event, Revocation, TokenPrint};
+use super::task::{PolicyDecision, TaskEnd, TaskFacts, TaskStep};
 use super::text::{PlainJson, capped};
 use crate::ledger::Kind;
 
@@ -69,6 +72,12 @@ struct Body {
     #[serde(skip_serializing_if = "Option::is_none")]
     agent: Option<AgentPart>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    on_behalf_of: Option<UserPart>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    task: Option<TaskPart>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    chain: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     decision: Option<DecisionPart>,
     #[serde(skip_serializing_if = "Option::is_none")]
     credential: Option<CredentialPart>,
@@ -102,6 +111,8 @@ struct DecisionPart {
     result: &'static str,
     phase: &'static str,
     reason: String,
+    #[serde(flatten)]
+    policy: PolicyPart,
 }
 
 #[derive(Serialize)]
@@ -126,6 +137,8 @@ struct RevocationPart {
     reason: &'static str,
     initiator: String,
     credentials: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    descendants: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     exited_at: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -155,11 +168,24 @@ impl Body {
             }
             Event::CredentialIssue { agent, credential }
             | Event::CredentialRenew { agent, credential }
-            | Event::CredentialExpire { agent, credential } => {
-                Self { credential: Some(credential.into()), ..of(agent) }
-            }
-            Event::CredentialRevoke { agent, credential, revocation } => {
-                Self { credential: Some(credential.into()), revocation: Some(revocation.into()), ..of(agent) }
+            | Event::CredentialExpire { agent, credential } => Self {
+                task: credential.task.map(TaskPart::named),
+                credential: Some(credential.into()),
+                ..of(agent)
+            },
+            Event::CredentialRevoke { agent, credential, revocation } => Self {
+                task: credential.task.map(TaskPart::named),
+                credential: Some(credential.into()),
+                revocation: Some(revocation.into()),
+                ..of(agent)
+            },
+            Event::Task { agent, task, decision, end, .. } => Self {
+                decision: decision.as_deref().map(Into::into),
+                revocation: end.as_ref().map(Into::into),
+                ..Self::of_task(agent, task)
+            },
+            Event::Decided { agent, task, decision } => {
+                Self { decision: Some(decision.as_ref().into()), ..Self::of_task(agent, task) }
             }
             Event::AuthorityStep { kind, id, state, leaving, hurried, by } => Self {
                 agent: by.as_ref().map(Into::into),
@@ -186,6 +212,18 @@ impl Body {
     }
 }
 
+impl Body {
+    fn of_task(agent: &Agent, task: &TaskFacts) -> Self {
+        Self {
+            agent: Some(agent.into()),
+            on_behalf_of: task.user.as_ref().map(Into::into),
+            task: Some(TaskPart::of(task)),
+            chain: first(task.chain.iter()),
+            ..Self::default()
+        }
+    }
+}
+
 impl From<&Agent> for AgentPart {
     fn from(agent: &Agent) -> Self {
         Self {
@@ -205,7 +243,32 @@ impl From<&Agent> for AgentPart {
 
 impl From<&Decision> for DecisionPart {
     fn from(decision: &Decision) -> Self {
-        Self { result: "deny", phase: decision.phase, reason: capped(&decision.reason) }
+        let (phase, reason) = (decision.phase, capped(&decision.reason));
+        Self { result: "deny", phase, reason, policy: PolicyPart::default() }
+    }
+}
+
+impl From<&PolicyDecision> for DecisionPart {
+    fn from(decision: &PolicyDecision) -> Self {
+        let reason = decision.reason.to_owned();
+        Self { result: decision.result, phase: decision.phase, reason, policy: decision.into() }
+    }
+}
+
+impl From<&TaskEnd> for RevocationPart {
+    fn from(end: &TaskEnd) -> Self {
+        Self {
+            reason: end.reason,
+            initiator: capped(&end.initiator),
+            credentials: end.credentials,
+            descendants: Some(end.descendants),
+            exited_at: None,
+            seen_at: None,
+            signed_at: None,
+            published_at: None,
+            crl_number: None,
+            latency_ms: (end.latency.as_secs_f64() * 1e6).round() / 1e3,
+        }
     }
 }
 
@@ -235,6 +298,7 @@ impl From<&Revocation> for RevocationPart {
             reason: revocation.reason.as_str(),
             initiator: capped(&revocation.initiator),
             credentials: revocation.credentials,
+            descendants: None,
             exited_at: revocation.exited.map(timestamp),
             seen_at: revocation.seen.map(timestamp),
             signed_at: revocation.signed.map(timestamp),
@@ -268,6 +332,10 @@ fn name_and_severity(event: &Event) -> (&'static str, &'static str) {
         }
         Event::BundleFetch { .. } => ("bundle.fetch", INFO),
         Event::BundleOrder { .. } => ("bundle.order", NOTICE),
+        Event::Task { step: step @ (TaskStep::Suspend | TaskStep::Ended), .. } => (task::step(*step), NOTICE),
+        Event::Task { step, .. } => (task::step(*step), INFO),
+        Event::Decided { decision, .. } if decision.result == "allow" => (task::decided(decision), INFO),
+        Event::Decided { decision, .. } => (task::decided(decision), WARNING),
         Event::Checkpoint { .. } => ("audit.checkpoint", INFO),
         Event::Recovered { .. } => ("audit.recovered", WARNING),
         Event::Gap { .. } => ("audit.gap", CRITICAL),

@@ -11,9 +11,10 @@ use super::chain::Head;
 use super::event::{Agent, Credential, Cut, Decision, Event, Revocation, TokenPrint};
 use super::line::Origin;
 use super::sink::{Opened, Sink};
+use super::task::{PolicyDecision, TaskEnd, TaskFacts, TaskStep, UserPrint};
 use crate::authority::{AuthorityKind, State as AuthorityState};
 use crate::clock::{Clock, from_unix_seconds};
-use crate::id::EntryId;
+use crate::id::{EntryId, TaskId};
 use crate::ledger::testing::row;
 use crate::ledger::{Kind, Reason, Row};
 
@@ -40,6 +41,7 @@ pub(super) fn every_event() -> Vec<Event> {
     let mut events = process_events();
     events.extend(agent_events());
     events.extend(bundle_events());
+    events.extend(task_events());
     events
 }
 
@@ -170,6 +172,60 @@ fn bundle_events() -> Vec<Event> {
             sequence: Some(8),
         },
         Event::SocketReplaced { path: "/run/mayfly/public/api.sock".to_owned(), found: "replaced" },
+    ]
+}
+
+fn task_events() -> Vec<Event> {
+    let (root, id) = (TaskId::from_bytes([1; 16]), TaskId::from_bytes([2; 16]));
+    let name = |name: &str| format!("spiffe://example.org/agent/{name}");
+    let task = Box::new(TaskFacts {
+        id,
+        root,
+        parent: Some(root),
+        depth: 1,
+        template: Some("kb-summarise".to_owned()),
+        purpose: "summarise\n\u{202e}{\"decision\":\"allow\"}".to_owned(),
+        state: "active",
+        deadline: at(900_000),
+        isolated: false,
+        chain: vec![name("planner"), name("fetcher")],
+        user: Some(UserPrint::of("https://idp.example.org", "alice")),
+    });
+    let decision = Box::new(PolicyDecision {
+        evaluation_id: format!("evl_{}", "0".repeat(32)),
+        result: "requestable",
+        phase: "issue",
+        action: "write",
+        target: "wiki".to_owned(),
+        tool: Some("edit_page".to_owned()),
+        policy_ids: vec!["writes-need-human".to_owned()],
+        policy_version: Some("ef".repeat(32)),
+        reason: "approval_required",
+        obligations: vec!["requires_approval: oncall".to_owned()],
+    });
+    let end = TaskEnd {
+        reason: "process_exit",
+        initiator: "kernel".to_owned(),
+        credentials: 7,
+        descendants: 2,
+        latency: Duration::from_micros(4_200),
+    };
+    let allow =
+        Box::new(PolicyDecision { result: "allow", reason: "allowed", tool: None, ..(*decision).clone() });
+    let agent = Agent { spiffe_id: Some(name("fetcher")), ..bare() };
+    let ended = Box::new(TaskFacts { state: "ended", user: None, ..(*task).clone() });
+    let access = Row { kind: Kind::Access, task: Some(id), ..row(3, 1_790_000_300) };
+    vec![
+        Event::Task {
+            step: TaskStep::Join,
+            agent: agent.clone(),
+            task: task.clone(),
+            decision: Some(allow),
+            end: None,
+        },
+        Event::Decided { agent: agent.clone(), task, decision },
+        Event::CredentialIssue { agent: agent.clone(), credential: Credential::of(&access) },
+        Event::Task { step: TaskStep::Ended, agent, task: ended, decision: None, end: Some(end) },
     ]
 }
 

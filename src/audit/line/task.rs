@@ -1,0 +1,125 @@
+//! Tasks and decisions as they stand in a line.
+
+use serde::Serialize;
+
+use super::{first, timestamp};
+use crate::audit::task::{PolicyDecision, TaskFacts, TaskStep, UserPrint};
+use crate::audit::text::capped;
+use crate::id::TaskId;
+
+/// Of a credential only the name is known.
+#[derive(Serialize)]
+pub(super) struct TaskPart {
+    id: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    root: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parent: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    depth: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    template: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    purpose: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    state: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    deadline: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    isolated: Option<bool>,
+}
+
+#[derive(Serialize)]
+pub(super) struct UserPart {
+    iss: String,
+    sub_hash: String,
+}
+
+/// Of a decision about a task, beside what every decision has.
+#[derive(Default, Serialize)]
+pub(super) struct PolicyPart {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    evaluation_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    action: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    target: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tool: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    policy_ids: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    policy_version: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    obligations: Vec<String>,
+}
+
+impl TaskPart {
+    pub(super) fn named(id: TaskId) -> Self {
+        Self {
+            id: id.to_string(),
+            root: None,
+            parent: None,
+            depth: None,
+            template: None,
+            purpose: None,
+            state: None,
+            deadline: None,
+            isolated: None,
+        }
+    }
+
+    pub(super) fn of(task: &TaskFacts) -> Self {
+        Self {
+            id: task.id.to_string(),
+            root: Some(task.root.to_string()),
+            parent: task.parent.map(|parent| parent.to_string()),
+            depth: Some(task.depth),
+            template: task.template.as_deref().map(capped),
+            purpose: (!task.purpose.is_empty()).then(|| capped(&task.purpose)),
+            state: Some(task.state),
+            deadline: task.deadline.map(timestamp),
+            isolated: Some(task.isolated),
+        }
+    }
+}
+
+impl From<&UserPrint> for UserPart {
+    fn from(user: &UserPrint) -> Self {
+        Self { iss: capped(&user.iss), sub_hash: user.sub_hash.clone() }
+    }
+}
+
+impl From<&PolicyDecision> for PolicyPart {
+    fn from(decision: &PolicyDecision) -> Self {
+        Self {
+            evaluation_id: Some(capped(&decision.evaluation_id)),
+            action: Some(decision.action),
+            target: Some(capped(&decision.target)),
+            tool: decision.tool.as_deref().map(capped),
+            policy_ids: first(decision.policy_ids.iter()),
+            policy_version: decision.policy_version.as_deref().map(capped),
+            obligations: first(decision.obligations.iter()),
+        }
+    }
+}
+
+pub(super) fn step(step: TaskStep) -> &'static str {
+    match step {
+        TaskStep::Begin => "task.begin",
+        TaskStep::Delegate => "task.delegate",
+        TaskStep::Join => "task.join",
+        TaskStep::Renew => "task.renew",
+        TaskStep::Suspend => "task.suspend",
+        TaskStep::Resume => "task.resume",
+        TaskStep::Ended => "task.ended",
+    }
+}
+
+pub(super) fn decided(decision: &PolicyDecision) -> &'static str {
+    match decision.result {
+        "allow" => "decision.allow",
+        "requestable" => "decision.requestable",
+        _ => "decision.deny",
+    }
+}
