@@ -81,7 +81,11 @@ fn start(args: AgentArgs, (passed, amiss): (Passed, Option<std::io::Error>)) -> 
     if let Some(error) = amiss {
         tracing::warn!(%error, "what the service manager passed is not used");
     }
-    let manager = Manager::connect(&Surroundings::of_process(), &passed)?;
+    // Whoever left the variable behind is gone: we serve all the same.
+    let manager = Manager::connect(&Surroundings::of_process(), &passed).unwrap_or_else(|error| {
+        tracing::warn!(%error, "the service manager that NOTIFY_SOCKET names cannot be reached");
+        Manager::default()
+    });
     let runtimes = build::Runtimes::new()?;
     let exit = build::Agent::build(config, &runtimes, passed, manager.clone())?.run(&runtimes, dev);
     manager.flush();

@@ -111,3 +111,14 @@ fn the_public_socket_has_the_names_that_were_asked_for() {
     let (code, out, err) = agent.mayfly(&["whoami", "--socket", &endpoint]);
     assert_eq!(code, Some(0), "{out}{err}");
 }
+
+/// A variable that an earlier service left in the environment.
+#[test]
+fn a_service_manager_that_is_gone_keeps_nobody_from_serving() {
+    let mut agent = Plan::for_uids(&[own_uid()]).prepare();
+    agent.plan().environment.push(("NOTIFY_SOCKET".to_owned(), "/nonexistent/notify".to_owned()));
+    agent.spawn();
+    let (code, out, err) = agent.mayfly(&["healthcheck", "--wait=20s"]);
+    assert_eq!(code, Some(0), "{out}{err}");
+    assert!(agent.log().contains("cannot be reached"), "{}", agent.log());
+}
