@@ -153,6 +153,26 @@ level = "verbose"
     }
 
     #[test]
+    fn a_new_authority_is_published_for_three_refresh_hints_unless_its_lead_is_written() {
+        let minutes = |n: u64| Duration::from_secs(60 * n);
+        let times = |text: &str| {
+            let found = config(text);
+            (found.authority.lead, found.bundle.refresh_hint)
+        };
+        assert_eq!(times(""), (minutes(15), minutes(5)));
+        assert_eq!(times("bundle.refresh_hint = \"1h\""), (minutes(180), minutes(60)));
+        assert_eq!(times("bundle.refresh_hint = \"1m\""), (minutes(3), minutes(1)));
+        let written = "bundle.refresh_hint = \"1h\"\nauthority.lead = \"20m\"";
+        assert_eq!(times(written), (minutes(20), minutes(60)));
+        // The other way round: who may look seldom must not be asked to look too late.
+        let short = "x509.ttl = \"10s\"\nauthority.ttl = \"45s\"\nrevocation.next_update = \"10s\"";
+        assert_eq!(times(short), (Duration::from_secs(15), Duration::from_secs(5)));
+        let found = report("trust_domain = \"example.org\"\nbundle.refresh_hint = \"1d\"");
+        assert!(found[0].contains("2:23: bundle.refresh_hint: a new authority"), "{found:?}");
+        assert!(found[0].contains("write `authority.lead`"), "{found:?}");
+    }
+
+    #[test]
     fn h07_no_token_may_name_more_audiences_than_a_validator_takes() {
         assert_eq!(config("jwt.max_audiences = 16").jwt.max_audiences, 16);
         let found = report("trust_domain = \"example.org\"\njwt.max_audiences = 17");

@@ -11,6 +11,7 @@ use super::settings::{
     LimitSettings, Passphrase, RevocationSettings, ShutdownSettings, SocketSettings, Storage, X509KeyType,
     X509Settings,
 };
+use super::web::HINTS_OF_LEAD;
 use crate::diag::{Found, Problem, Problems, Shown, ShownDuration};
 use crate::id::TrustDomain;
 use crate::telemetry::{LogConfig, LogFormat, LogLevel};
@@ -29,7 +30,9 @@ impl RawConfig {
         let sockets = sockets(self.sockets, problems);
         let x509_ttl = or(self.x509.ttl, &LEAF_TTL, X509_TTL, problems);
         let x509_key = self.x509.key_type.map_or(X509KeyType::EcP256, |found| found.value);
-        let authority = authority(self.authority, x509_ttl, problems);
+        let mut web = self.web;
+        web.refresh_hint = web.refresh_hint.take().and_then(|found| super::web::bound_hint(found, problems));
+        let authority = authority(self.authority, x509_ttl, web.refresh_hint.as_ref(), problems);
         let revocation = revocation(self.revocation, x509_ttl, problems);
         let attest = attest(self.attest, problems);
         let limits = limits(self.limits, problems);
@@ -38,12 +41,11 @@ impl RawConfig {
         let trust_domain = self.trust_domain.map(|found| found.value);
         let wit = self.wit.resolve(problems);
         let sds = self.sds.resolve(problems);
-        let mut web = self.web;
         let oidc_issuer = web.oidc_issuer.take();
         let jwt = jwt(self.jwt, oidc_issuer, trust_domain.as_ref(), problems);
         let http_socket = super::web::socket_beside(&sockets.public);
         let federation = federation::resolve(self.federation, trust_domain.as_ref(), problems);
-        let web = web.resolve(trust_domain.as_ref(), http_socket, problems);
+        let web = web.resolve(trust_domain.as_ref(), http_socket, authority.lead, problems);
         let (trust_domain, web) = (trust_domain?, web?);
         Some(Config {
             trust_domain,
@@ -188,13 +190,15 @@ fn jwt(
     }
 }
 
-fn authority(raw: RawAuthority, x509_ttl: Duration, problems: &mut Problems) -> AuthoritySettings {
+fn authority(
+    raw: RawAuthority,
+    x509_ttl: Duration,
+    hint: Option<&Found<Duration>>,
+    problems: &mut Problems,
+) -> AuthoritySettings {
     let what = "twice `x509.ttl`, so that leaves outlive no authority";
     let ttl = no_shorter(raw.ttl, x509_ttl.saturating_mul(2), AUTHORITY_TTL, what, problems);
-    // Between the half of its life and the last sixth a third passes: so long at most can a successor wait.
-    let most = ttl / 3;
-    let least = if cfg!(feature = "failpoints") { Duration::ZERO } else { LEAD.min(most) };
-    let lead = or(raw.lead, &(least..=most), LEAD.min(most), problems);
+    let lead = lead(raw.lead, ttl, hint, problems);
     let passphrase = match (raw.passphrase_file, raw.passphrase_credential) {
         (Some(file), Some(_)) => {
             let message = "stands beside `passphrase_credential`: write one of the two";
@@ -213,6 +217,29 @@ fn authority(raw: RawAuthority, x509_ttl: Duration, problems: &mut Problems) -> 
         (None, None) => None,
     };
     AuthoritySettings { ttl, lead, passphrase }
+}
+
+/// How long a new authority is published before it signs: as written, else three of the refresh hints by which
+/// readers of our bundle look again.
+fn lead(
+    raw: Option<Found<Duration>>,
+    ttl: Duration,
+    hint: Option<&Found<Duration>>,
+    problems: &mut Problems,
+) -> Duration {
+    // Between the half of its life and the last sixth a third passes: so long at most can a successor wait.
+    let most = ttl / 3;
+    let hints = hint.map_or(LEAD, |found| found.value.saturating_mul(HINTS_OF_LEAD));
+    if let (None, Some(found)) = (&raw, hint.filter(|_| hints > most)) {
+        let message = format!(
+            "a new authority is published for {HINTS_OF_LEAD} of these before it signs, and `authority.ttl` leaves \
+             only {}: ask for less, or write `authority.lead`",
+            ShownDuration(most)
+        );
+        problems.push(found.place.problem(message));
+    }
+    let least = if cfg!(feature = "failpoints") { Duration::ZERO } else { LEAD.min(hints).min(most) };
+    or(raw, &(least..=most), hints.min(most), problems)
 }
 
 fn revocation(raw: RawRevocation, x509_ttl: Duration, problems: &mut Problems) -> RevocationSettings {

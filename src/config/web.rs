@@ -72,7 +72,8 @@ pub(super) struct RawWeb {
     mtls: Option<Found<SocketAddr>>,
     spiffe_id: Option<Found<SpiffeId>>,
     endpoint: RawEndpoint,
-    refresh_hint: Option<Found<Duration>>,
+    /// Bounded by [`refresh_hint`], because the authorities' lead follows it.
+    pub(super) refresh_hint: Option<Found<Duration>>,
     status_list_uri: Option<Found<String>>,
     /// `[oidc] issuer`, which `[jwt] issuer` may say as well.
     pub(super) oidc_issuer: Option<Found<String>>,
@@ -136,11 +137,13 @@ impl RawWeb {
         })
     }
 
-    /// `socket` is where the Unix socket is when the file does not say.
+    /// `socket` is where the Unix socket is when the file does not say; `lead` is how long verifiers are given to
+    /// learn a new authority.
     pub(super) fn resolve(
         self,
         trust_domain: Option<&TrustDomain>,
         socket: PathBuf,
+        lead: Duration,
         problems: &mut Problems,
     ) -> Option<Web> {
         let tcp = self.tcp.and_then(|found| {
@@ -160,7 +163,6 @@ impl RawWeb {
         }
         let spiffe_id = own_id(self.spiffe_id, trust_domain, problems);
         let bundle_endpoint = self.endpoint.resolve(trust_domain, problems);
-        let refresh_hint = self.refresh_hint.and_then(|found| found.within(&REFRESH_HINT, problems));
         let status_list_uri = self.status_list_uri.and_then(|found| uri(&found, problems));
         Some(Web {
             http: HttpSettings {
@@ -170,11 +172,28 @@ impl RawWeb {
                 spiffe_id: spiffe_id?,
             },
             bundle_endpoint,
-            bundle: BundleSettings { refresh_hint: refresh_hint.unwrap_or(DEFAULT_REFRESH_HINT) },
+            bundle: BundleSettings {
+                refresh_hint: self.refresh_hint.map_or_else(|| default_hint(lead), |found| found.value),
+            },
             status_list_uri,
         })
     }
 }
+
+/// Checks the hint before anything follows it.
+pub(super) fn bound_hint(found: Found<Duration>, problems: &mut Problems) -> Option<Found<Duration>> {
+    let place = found.place.clone();
+    found.within(&REFRESH_HINT, problems).map(|value| Found { value, place })
+}
+
+/// Readers that look as often as asked have seen a new authority [`HINTS_OF_LEAD`] times before it signs.
+fn default_hint(lead: Duration) -> Duration {
+    let third = Duration::from_secs((lead / HINTS_OF_LEAD).as_secs());
+    third.clamp(*REFRESH_HINT.start(), DEFAULT_REFRESH_HINT)
+}
+
+/// For how many refresh hints a new authority is in every bundle before it signs.
+pub(super) const HINTS_OF_LEAD: u32 = 3;
 
 impl RawEndpoint {
     fn resolve(
