@@ -15,6 +15,8 @@ mod issuing;
 #[cfg(test)]
 mod lifecycle;
 #[cfg(test)]
+mod mtls;
+#[cfg(test)]
 mod operator;
 #[cfg(test)]
 mod overload;
@@ -24,6 +26,8 @@ mod probes;
 mod rotation;
 #[cfg(test)]
 mod rotation_client;
+#[cfg(test)]
+mod rotation_judges;
 #[cfg(test)]
 mod sds;
 #[cfg(test)]

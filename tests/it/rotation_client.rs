@@ -4,9 +4,11 @@
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::Sender;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hyper_util::rt::TokioIo;
+use mayfly_harness::pki::{Case, split};
 use mayfly_proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 use mayfly_proto::workload::{
     JwtBundlesRequest, JwtsvidRequest, X509BundlesRequest, X509svidRequest, X509svidResponse,
@@ -24,17 +26,47 @@ use webpki::{
 const DOMAIN: &str = "spiffe://example.org";
 
 /// What was seen, in all connections together.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Counts {
     epoch: AtomicUsize,
     under_way: AtomicBool,
     x509: AtomicUsize,
-    bundles: AtomicUsize,
     tokens: AtomicUsize,
     failures: Mutex<Vec<String>>,
+    /// Whatever is verified here, for another judge.
+    cases: Mutex<Option<Sender<Case>>>,
 }
 
 impl Counts {
+    pub(crate) fn new(cases: Sender<Case>) -> Self {
+        Self {
+            epoch: AtomicUsize::default(),
+            under_way: AtomicBool::default(),
+            x509: AtomicUsize::default(),
+            tokens: AtomicUsize::default(),
+            failures: Mutex::default(),
+            cases: Mutex::new(Some(cases)),
+        }
+    }
+
+    /// The other judge has had the last case.
+    pub(crate) fn no_more(&self) {
+        self.cases.lock().unwrap().take();
+    }
+
+    /// Full chain, at the strictest, here and by the other judge.
+    fn judge(&self, what: &str, chain: &[u8], bundle: &[u8], crls: &[Vec<u8>]) {
+        #[expect(clippy::disallowed_methods, reason = "a verifier has its own clock")]
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        if let Err(why) = verify(chain, bundle, crls, now) {
+            self.fail(format!("{what}: {why}"));
+        }
+        let (chain, bundle, crls) = (chain.to_vec(), bundle.to_vec(), crls.to_vec());
+        if let Some(cases) = self.cases.lock().unwrap().as_ref() {
+            cases.send(Case { chain, bundle, crls, at: Some(now.as_secs()) }).unwrap();
+        }
+    }
+
     /// Counts connections.
     pub(crate) fn epoch(&self) -> usize {
         if self.is_under_way() { self.epoch.load(Ordering::Acquire) } else { 0 }
@@ -47,6 +79,10 @@ impl Counts {
 
     pub(crate) fn x509(&self) -> usize {
         self.x509.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn tokens(&self) -> usize {
+        self.tokens.load(Ordering::Acquire)
     }
 
     pub(crate) fn failures(&self) -> Vec<String> {
@@ -129,14 +165,10 @@ async fn svids(mut client: SpiffeWorkloadApiClient<Channel>, seen: &Mutex<Seen>,
         let crls: Vec<Vec<u8>> = crl.iter().map(|one| one.to_vec()).collect();
         for svid in svids {
             counts.x509.fetch_add(1, Ordering::AcqRel);
-            if let Err(why) = verify(&svid.x509_svid, &svid.bundle, &crls) {
-                counts.fail(format!("against the bundle beside it: {why}"));
-            }
+            counts.judge("against the bundle beside it", &svid.x509_svid, &svid.bundle, &crls);
             let mut seen = seen.lock().unwrap();
-            if let Some((bundle, crls)) = &seen.bundle
-                && let Err(why) = verify(&svid.x509_svid, bundle, crls)
-            {
-                counts.fail(format!("against the bundle stream: {why}"));
+            if let Some((bundle, crls)) = &seen.bundle {
+                counts.judge("against the bundle stream", &svid.x509_svid, bundle, crls);
             }
             seen.svid = Some(svid.x509_svid.to_vec());
         }
@@ -148,16 +180,13 @@ async fn bundles(mut client: SpiffeWorkloadApiClient<Channel>, seen: &Mutex<Seen
     let mut stream = stream.into_inner();
     let mut first = true;
     while let Ok(Some(message)) = stream.message().await {
-        counts.bundles.fetch_add(1, Ordering::AcqRel);
         let crls: Vec<Vec<u8>> = message.crl.iter().map(|one| one.to_vec()).collect();
         let bundle = message.bundles[DOMAIN].to_vec();
         let mut seen = seen.lock().unwrap();
         // What this process holds must stay good. (Just after a new connection it may hold what was revoked when the
         // agent came back.)
-        if let Some(svid) = seen.svid.as_ref().filter(|_| !first)
-            && let Err(why) = verify(svid, &bundle, &crls)
-        {
-            counts.fail(format!("the SVID in use against a new bundle: {why}"));
+        if let Some(svid) = seen.svid.as_ref().filter(|_| !first) {
+            counts.judge("the SVID in use against a new bundle", svid, &bundle, &crls);
         }
         first = false;
         seen.bundle = Some((bundle, crls));
@@ -204,19 +233,9 @@ fn token(text: &str, jwks: &Value) -> Result<(), String> {
     jsonwebtoken::decode::<Value>(text, &key, &rules).map(drop).map_err(|error| error.to_string())
 }
 
-fn certificates(concatenated: &[u8]) -> Vec<CertificateDer<'static>> {
-    let mut all = Vec::new();
-    let mut rest = concatenated;
-    while !rest.is_empty() {
-        let (after, _) = x509_parser::parse_x509_certificate(rest).unwrap();
-        all.push(CertificateDer::from(rest[..rest.len() - after.len()].to_vec()));
-        rest = after;
-    }
-    all
-}
-
 /// Full chain, unknown status refused, `nextUpdate` enforced.
-fn verify(chain: &[u8], bundle: &[u8], crls: &[Vec<u8>]) -> Result<(), String> {
+fn verify(chain: &[u8], bundle: &[u8], crls: &[Vec<u8>], now: Duration) -> Result<(), String> {
+    let certificates = |ders| -> Vec<_> { split(ders).into_iter().map(CertificateDer::from).collect() };
     let (chain, roots) = (certificates(chain), certificates(bundle));
     let anchors: Vec<_> = roots.iter().map(|root| anchor_from_trusted_cert(root).unwrap()).collect();
     let crls: Vec<_> =
@@ -228,8 +247,6 @@ fn verify(chain: &[u8], bundle: &[u8], crls: &[Vec<u8>]) -> Result<(), String> {
         .with_status_policy(UnknownStatusPolicy::Deny)
         .with_expiration_policy(ExpirationPolicy::Enforce)
         .build();
-    #[expect(clippy::disallowed_methods, reason = "a verifier has its own clock")]
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     EndEntityCert::try_from(&chain[0])
         .and_then(|leaf| {
             leaf.verify_for_usage(

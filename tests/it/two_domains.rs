@@ -2,16 +2,11 @@
 //! published crate `spiffe-rustls`, until the relationship is deleted.
 
 use std::net::TcpListener;
-use std::sync::Arc;
 
 use mayfly_harness::foreign::Authority;
 use mayfly_harness::{Agent, Plan, files, until};
-use rustls::pki_types::ServerName;
-use spiffe::X509Source;
-use spiffe_rustls::{authorizer, mtls_client, mtls_server};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio_rustls::{TlsAcceptor, TlsConnector};
 
+use crate::mtls::{source, talk};
 use crate::support::{client, own_entry};
 
 /// A port that nobody has at the moment; both sides must know the other's before either starts.
@@ -71,38 +66,6 @@ fn federated() -> (Agent, Agent) {
     (a, b)
 }
 
-async fn source(agent: &Agent) -> X509Source {
-    let endpoint = format!("unix:{}", agent.public().display());
-    X509Source::builder().endpoint(endpoint).build().await.unwrap()
-}
-
-/// One handshake and a byte each way: what each side says.
-async fn talk(server: &X509Source, client: &X509Source, ids: (&str, &str)) -> Result<(), String> {
-    let server = mtls_server(server.clone()).authorize(authorizer::exact([ids.1]).unwrap()).build();
-    let client = mtls_client(client.clone()).authorize(authorizer::exact([ids.0]).unwrap()).build();
-    let acceptor = TlsAcceptor::from(Arc::new(server.map_err(|e| e.to_string())?));
-    let connector = TlsConnector::from(Arc::new(client.map_err(|e| e.to_string())?));
-    let (near, far) = tokio::io::duplex(64 * 1024);
-    let serve = async {
-        let mut tls = acceptor.accept(near).await?;
-        let byte = tls.read_u8().await?;
-        tls.write_u8(byte + 1).await?;
-        tls.flush().await
-    };
-    let call = async {
-        let name = ServerName::try_from("a.name.that.nobody.checks").unwrap();
-        let mut tls = connector.connect(name, far).await?;
-        tls.write_u8(7).await?;
-        tls.flush().await?;
-        tls.read_u8().await
-    };
-    let (served, called) = tokio::join!(serve, call);
-    match (served, called) {
-        (Ok(()), Ok(8)) => Ok(()),
-        (served, called) => Err(format!("{served:?}, {called:?}")),
-    }
-}
-
 #[test]
 fn processes_of_two_domains_talk_by_mtls_until_the_relationship_is_deleted() {
     let (a, b) = federated();
@@ -110,7 +73,7 @@ fn processes_of_two_domains_talk_by_mtls_until_the_relationship_is_deleted() {
     let (ids_ab, ids_ba) =
         (("spiffe://a.test/w", "spiffe://b.test/w"), ("spiffe://b.test/w", "spiffe://a.test/w"));
     runtime.block_on(async {
-        let (of_a, of_b) = (source(&a).await, source(&b).await);
+        let (of_a, of_b) = (source(&a.public()).await, source(&b.public()).await);
         talk(&of_a, &of_b, ids_ab).await.unwrap();
         talk(&of_b, &of_a, ids_ba).await.unwrap();
         // Relationships are one-way (FED-39): b.test still trusts a.test, which is not enough for either handshake.

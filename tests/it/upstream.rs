@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use mayfly_harness::pki::{hex, pem};
+use mayfly_harness::pki::{Case, hex, openssl_judge, split};
 use mayfly_harness::{Agent, Plan, until};
 use mayfly_proto::admin::order_authority_request::Order;
 use spiffe::WorkloadApiClient;
@@ -74,30 +74,16 @@ fn told(agent: &Agent) -> (Vec<Vec<u8>>, Vec<u8>) {
     (update.crls.into_iter().map(|crl| crl.der).collect(), update.svids[0].bundle.clone())
 }
 
-/// `openssl verify -crl_check_all` of a chain; what it says otherwise.
-fn verify(dir: &Path, leaf: &[u8], node: &[u8], roots: &str, crls: &[Vec<u8>]) -> Result<(), String> {
-    let file = |name: &str, text: String| {
-        let path = dir.join(name);
-        std::fs::write(&path, text).unwrap();
-        path
-    };
-    let lists = crls.iter().map(|der| pem("X509 CRL", der)).collect();
-    let out = Command::new("openssl")
-        .args(["verify", "-x509_strict", "-crl_check_all", "-no-CApath", "-no-CAstore", "-CAfile"])
-        .arg(file("v-root.pem", roots.to_owned()))
-        .arg("-CRLfile")
-        .arg(file("v-crls.pem", lists))
-        .arg("-untrusted")
-        .arg(file("v-node.pem", pem("CERTIFICATE", node)))
-        .arg(file("v-leaf.pem", pem("CERTIFICATE", leaf)))
-        .output()
-        .expect("openssl is installed");
-    let text = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
-    if out.status.success() { Ok(()) } else { Err(text) }
+/// `openssl verify -crl_check_all` of leaf and node certificate; what it says otherwise.
+fn verify(dir: &Path, leaf: &[u8], node: &[u8], bundle: &[u8], crls: &[Vec<u8>]) -> Result<(), String> {
+    let (chain, bundle, crls) = ([leaf, node].concat(), bundle.to_vec(), crls.to_vec());
+    openssl_judge(dir, &Case { chain, bundle, crls, at: None })
 }
 
-fn root(agent: &Agent) -> String {
-    std::fs::read_to_string(agent.dir().join("root.pem")).unwrap()
+/// The root as it lies in the file, DER.
+fn root(agent: &Agent) -> Vec<u8> {
+    let text = std::fs::read(agent.dir().join("root.pem")).unwrap();
+    x509_parser::pem::parse_x509_pem(&text).unwrap().1.contents
 }
 
 fn active(agent: &Agent) -> String {
@@ -148,27 +134,38 @@ fn openssl_accepts_the_good_and_refuses_a_revoked_leaf_and_a_revoked_node() {
     verify(&dir, &fresh[0], &fresh[1], &root(&agent), &told(&agent).0).unwrap();
 }
 
+/// One process that keeps its stream open sees the whole of it: each message verifies on its own, by OpenSSL with
+/// every CRL, and none brings an SVID beside a bundle that lacks its root.
 #[test]
 fn another_root_replaces_the_first_and_every_message_verifies_on_its_own() {
     let agent = under_a_root();
-    let former = active(&agent);
+    let first = root(&agent);
+    let mut holder = client(&agent);
+    let mut update = holder.x509();
+    let former = update.svids[0].serial().to_owned();
     write_root(agent.dir(), "two");
+    let second = root(&agent);
     let scratch = agent.dir().join("v");
     std::fs::create_dir(&scratch).unwrap();
-    until("the new root signs", || {
-        // The chain is taken first: what verifiers are told later covers it still.
-        let node = chain(&agent);
-        let (crls, bundle) = told(&agent);
-        let roots = split(&bundle).iter().map(|der| pem("CERTIFICATE", der)).collect::<String>();
-        verify(&scratch, &node[0], &node[1], &roots, &crls).unwrap();
-        (active(&agent) != former).then_some(())
-    });
-    // What a process was given under the former root stands until it is renewed; the next one is the new root's.
-    until("a certificate under the new root alone", || {
-        let fresh = chain(&agent);
-        verify(&scratch, &fresh[0], &fresh[1], &root(&agent), &told(&agent).0).ok()
-    });
-    assert_eq!(split(&told(&agent).1).len(), 2, "the first root stays until its node certificate ends");
+    let mut roots_seen = Vec::new();
+    loop {
+        let svid = &update.svids[0];
+        let crls: Vec<_> = update.crls.iter().map(|crl| crl.der.clone()).collect();
+        let (chain, bundle) = (svid.chain.clone(), svid.bundle.clone());
+        openssl_judge(
+            &scratch,
+            &Case { chain: chain.clone(), bundle: bundle.clone(), crls: crls.clone(), at: None },
+        )
+        .unwrap_or_else(|why| panic!("message {}: {why}", roots_seen.len()));
+        roots_seen.push(split(&bundle));
+        if openssl_judge(&scratch, &Case { chain, bundle: second.clone(), crls, at: None }).is_ok() {
+            assert_ne!(svid.serial(), former);
+            break;
+        }
+        update = holder.next_x509().expect("the stream goes on");
+    }
+    roots_seen.dedup();
+    assert_eq!(roots_seen, [vec![first.clone()], vec![first, second]], "published first, then used");
 }
 
 #[test]
@@ -185,13 +182,4 @@ fn without_its_root_a_node_goes_on_and_says_so() {
     });
     assert!(agent.admin().status().ready, "an outage of others is not ours");
     assert_eq!(chain(&agent).len(), 2);
-}
-
-fn split(mut der: &[u8]) -> Vec<Vec<u8>> {
-    let mut all = Vec::new();
-    while let Ok((rest, _)) = x509_parser::parse_x509_certificate(der) {
-        all.push(der[..der.len() - rest.len()].to_vec());
-        der = rest;
-    }
-    all
 }

@@ -8,23 +8,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use crate::{Agent, PATIENCE, files, until};
+use crate::{Agent, PATIENCE, files, peers, until};
 
 /// The program, from the peers beside the running test.
 ///
 /// # Panics
 /// When it is not there.
 pub fn program() -> PathBuf {
-    let own = std::env::current_exe().expect("own path");
-    let target = own.ancestors().nth(3).expect("target/PROFILE/deps/TEST");
-    let lib = target.join("peers/venv/lib");
-    let versions =
-        std::fs::read_dir(&lib).map(|found| found.flatten().collect()).unwrap_or_else(|_| Vec::new());
-    let programs = versions.iter().map(|version| version.path().join("site-packages/envoy/_bin/envoy"));
-    programs
-        .into_iter()
-        .find(|program| program.exists())
-        .unwrap_or_else(|| panic!("no Envoy below {}: run `tests/run peers`", lib.display()))
+    peers::package_file("envoy/_bin/envoy")
 }
 
 /// A port that was free just now.

@@ -26,6 +26,8 @@ pub struct Svid {
     pub hint: String,
     /// The leaf, read.
     pub leaf: Leaf,
+    /// The leaf and what is between it and the bundle, concatenated DER.
+    pub chain: Vec<u8>,
     /// PKCS#8 DER.
     pub key: Vec<u8>,
     /// Bundle, concatenated DER.
@@ -458,6 +460,7 @@ fn x509_update(event: &Value) -> X509Update {
             spiffe_id: text(s, "spiffe_id"),
             hint: text(s, "hint"),
             leaf: Leaf::parse(&bytes(&s["chain"])),
+            chain: bytes(&s["chain"]),
             key: bytes(&s["key"]),
             bundle: bytes(&s["bundle"]),
         })

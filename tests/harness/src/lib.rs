@@ -10,6 +10,7 @@ pub mod foreign;
 pub mod holder;
 pub mod manager;
 pub mod pause;
+pub mod peers;
 pub mod pki;
 #[cfg(test)]
 mod stand_in;

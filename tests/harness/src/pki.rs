@@ -112,35 +112,88 @@ pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// What `openssl verify -crl_check` says of a leaf, given the bundle (DER, concatenated) and a CRL.
+/// What a verifier is to judge.
+#[derive(Clone, Debug)]
+pub struct Case {
+    /// Leaf first, then what is between it and the bundle; DER, concatenated.
+    pub chain: Vec<u8>,
+    /// Trust anchors; DER, concatenated.
+    pub bundle: Vec<u8>,
+    /// DER, in the order in which they came.
+    pub crls: Vec<Vec<u8>>,
+    /// Judge as of that moment, Unix seconds; `None`: now.
+    pub at: Option<u64>,
+}
+
+/// What `openssl verify -crl_check_all` says of a case.
 ///
 /// # Errors
 /// OpenSSL's words when it refuses.
 ///
 /// # Panics
 /// When OpenSSL cannot be run.
-pub fn openssl_verify(scratch: &Path, leaf: &[u8], bundle: &[u8], crl: &[u8]) -> Result<(), String> {
-    let file = |name: &str| scratch.join(name);
-    std::fs::write(file("leaf.pem"), pem("CERTIFICATE", leaf)).expect("write");
-    let mut authorities = String::new();
-    let mut rest = bundle;
-    while !rest.is_empty() {
-        let (after, _) = X509Certificate::from_der(rest).expect("an authority");
-        authorities += &pem("CERTIFICATE", &rest[..rest.len() - after.len()]);
-        rest = after;
+pub fn openssl_judge(scratch: &Path, case: &Case) -> Result<(), String> {
+    let file = |name: &str, label: &str, ders: &[Vec<u8>]| {
+        let path = scratch.join(name);
+        std::fs::write(&path, ders.iter().map(|der| pem(label, der)).collect::<String>()).expect("write");
+        path
+    };
+    let chain = split(&case.chain);
+    let mut command = Command::new("openssl");
+    command.args(["verify", "-x509_strict", "-crl_check_all", "-no-CApath", "-no-CAstore", "-CAfile"]);
+    command.arg(file("ca.pem", "CERTIFICATE", &split(&case.bundle)));
+    command.arg("-CRLfile").arg(file("crl.pem", "X509 CRL", &case.crls));
+    if let Some(at) = case.at {
+        command.arg("-attime").arg(at.to_string());
     }
-    std::fs::write(file("ca.pem"), authorities).expect("write");
-    std::fs::write(file("crl.pem"), pem("X509 CRL", crl)).expect("write");
-    let output = Command::new("openssl")
-        .args(["verify", "-x509_strict", "-crl_check", "-CAfile"])
-        .args([file("ca.pem"), "-CRLfile".into(), file("crl.pem"), file("leaf.pem")])
-        .output()
-        .expect("run openssl");
+    if chain.len() > 1 {
+        command.arg("-untrusted").arg(file("between.pem", "CERTIFICATE", &chain[1..]));
+    }
+    let output = command.arg(file("leaf.pem", "CERTIFICATE", &chain[..1])).output().expect("run openssl");
     if output.status.success() {
         return Ok(());
     }
     let said = [output.stdout, output.stderr].concat();
     Err(String::from_utf8_lossy(&said).into_owned())
+}
+
+/// What `openssl verify` says of a leaf, given the bundle (DER, concatenated) and a CRL.
+///
+/// # Errors
+/// OpenSSL's words when it refuses.
+pub fn openssl_verify(scratch: &Path, leaf: &[u8], bundle: &[u8], crl: &[u8]) -> Result<(), String> {
+    let case = Case { chain: leaf.to_vec(), bundle: bundle.to_vec(), crls: vec![crl.to_vec()], at: None };
+    openssl_judge(scratch, &case)
+}
+
+/// Concatenated DER certificates, one by one.
+///
+/// # Panics
+/// When there is something else among them.
+pub fn split(mut concatenated: &[u8]) -> Vec<Vec<u8>> {
+    let mut all = Vec::new();
+    while !concatenated.is_empty() {
+        let (rest, _) = X509Certificate::from_der(concatenated).expect("a certificate");
+        all.push(concatenated[..concatenated.len() - rest.len()].to_vec());
+        concatenated = rest;
+    }
+    all
+}
+
+/// Subject key identifiers of concatenated DER certificates, lower-case hex.
+///
+/// # Panics
+/// When one has none.
+pub fn subject_key_ids(concatenated: &[u8]) -> Vec<String> {
+    let id = |der: &Vec<u8>| {
+        let (_, certificate) = X509Certificate::from_der(der).expect("a certificate");
+        let id = certificate.extensions().iter().find_map(|extension| match extension.parsed_extension() {
+            ParsedExtension::SubjectKeyIdentifier(id) => Some(hex(id.0)),
+            _ => None,
+        });
+        id.expect("a subject key identifier")
+    };
+    split(concatenated).iter().map(id).collect()
 }
 
 /// One PEM block.
