@@ -1,5 +1,6 @@
 """One agent for the interop programs: its directory, configuration, start by readiness, end by process id."""
 
+import json
 import os
 import pathlib
 import shutil
@@ -12,7 +13,7 @@ import time
 PATIENCE = 20.0
 
 CONFIG = """\
-trust_domain = "example.org"
+trust_domain = "{domain}"
 data_dir = "{dir}/data"
 entries_dir = "{dir}/entries.d"
 
@@ -33,23 +34,29 @@ lead = "{lead}"
 
 class Agent:
     """Runs `binary`; `socket_dir` is the name of the socket's directory, which clients put into `:authority`;
-    `more` is further configuration."""
+    `more` is further configuration, `federates_with` the trust domains that every entry asks for."""
 
-    def __init__(self, binary, ttl="10s", socket_dir="public", lead="15m", more=""):
-        self.binary = binary
+    def __init__(self, binary, ttl="10s", socket_dir="public", lead="15m", more="", domain="example.org",
+                 federates_with=()):
+        self.binary, self.domain, self.federates_with = binary, domain, list(federates_with)
         self.dir = pathlib.Path(tempfile.mkdtemp(prefix="i"))
         self.dir.chmod(0o755)
         self.public = self.dir / socket_dir / "api.sock"
         (self.dir / "entries.d").mkdir()
-        text = CONFIG.format(dir=self.dir, public=self.public, ttl=ttl, lead=lead) + more.replace("{dir}", str(self.dir))
-        (self.dir / "agent.toml").write_text(text)
+        self.settings = CONFIG.format(dir=self.dir, public=self.public, ttl=ttl, lead=lead, domain=domain)
+        self.configure(more)
         self.entries([f"/uid/{os.getuid()}"])
         self.process = None
+
+    def configure(self, more):
+        """Further configuration, before the agent starts."""
+        (self.dir / "agent.toml").write_text(self.settings + more.replace("{dir}", str(self.dir)))
 
     def entries(self, paths):
         """Replaces all entries: our own uid earns each of the paths."""
         text = "".join(
-            f'[[entries]]\nspiffe_id = "spiffe://example.org{path}"\nselectors = ["unix:uid:{os.getuid()}"]\n'
+            f'[[entries]]\nspiffe_id = "spiffe://{self.domain}{path}"\nselectors = ["unix:uid:{os.getuid()}"]\n'
+            f'federates_with = {json.dumps(self.federates_with)}\n'
             for path in paths
         )
         fresh = self.dir / "entries.new"

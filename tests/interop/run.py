@@ -9,8 +9,6 @@ import base64
 import json
 import os
 import pathlib
-import socket
-import ssl
 import subprocess
 import sys
 import threading
@@ -30,6 +28,8 @@ from spiffe import JwtSource, JwtSvid, TrustDomain, WorkloadApiClient, X509Sourc
 from spiffe.errors import PySpiffeError
 from spiffe._proto import workload_pb2, workload_pb2_grpc
 
+import federation_tests
+import https_site
 import wit_tests
 from agent import PATIENCE, Agent
 
@@ -249,21 +249,6 @@ def wit_is_unimplemented_when_off():
     wit_tests.wit_is_unimplemented_when_off(BINARY)
 
 
-def https_site(agent, port):
-    """A certificate for localhost beside the agent, and the settings of an issuer that is found there."""
-    subprocess.run(
-        ["sh", "-c", "umask 077; openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2"
-         " -subj /CN=localhost -addext subjectAltName=DNS:localhost -out tls.pem -keyout tls.key; chmod 644 tls.pem"],
-        cwd=agent, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    return ssl.create_default_context(cafile=agent / "tls.pem")
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 SITE = """
 [oidc]
 issuer = "https://localhost:{port}"
@@ -282,9 +267,9 @@ names = ["localhost"]
 
 @test
 def a_stock_jwt_library_verifies_with_nothing_but_the_issuer():
-    port = free_port()
+    port = https_site.free_port()
     agent = Agent(BINARY, ttl="5m", more=SITE.format(port=port))
-    context = https_site(agent.dir, port)
+    context = https_site.write(agent.dir)
     with agent, WorkloadApiClient(socket_path=agent.endpoint) as client:
         token = client.fetch_jwt_svid(audience={"interop"}).token
         issuer = f"https://localhost:{port}"
@@ -312,9 +297,9 @@ def a_stock_jwt_library_verifies_with_nothing_but_the_issuer():
 
 @test
 def a_status_list_says_what_was_taken_back():
-    port = free_port()
+    port = https_site.free_port()
     agent = Agent(BINARY, ttl="5m", more=SITE.format(port=port))
-    context = https_site(agent.dir, port)
+    context = https_site.write(agent.dir)
     with agent, WorkloadApiClient(socket_path=agent.endpoint) as client:
         tokens = [client.fetch_jwt_svid(audience={"interop"}).token for _ in range(20)]
         places = [jwt.decode(t, options={"verify_signature": False})["status"]["status_list"] for t in tokens]
@@ -339,6 +324,11 @@ def a_status_list_says_what_was_taken_back():
             ["curl", "-sSf", "--unix-socket", agent.dir / "http/http.sock", "--data", f"token={tokens[3]}",
              "http://localhost/revoke"], check=True)
         assert [revoked(place) for place in places] == [n == 3 for n in range(20)]
+
+
+@test
+def two_processes_of_two_domains_talk_by_spiffe_tls_until_the_relationship_is_deleted():
+    federation_tests.two_processes_of_two_domains_talk_until_the_relationship_is_deleted(BINARY)
 
 
 def main():
