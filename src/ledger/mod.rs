@@ -365,11 +365,14 @@ const QUEUE_ROWS: usize = 65_536;
 mod tests {
     use std::os::unix::fs::{PermissionsExt as _, symlink};
     use std::path::Path;
+    use std::sync::Mutex;
     use std::time::Duration;
 
     use futures_util::FutureExt as _;
     use futures_util::future::join_all;
+    use redb::Database;
 
+    use super::store::Contents;
     use super::testing::{Dice, data_dir, effort, id, row};
     use super::*;
     use crate::id::EntryId;
@@ -430,25 +433,45 @@ mod tests {
         assert_eq!(ledger.rows().await.unwrap(), [row(1, 100)]);
     }
 
-    #[tokio::test]
-    async fn a_commit_nobody_waits_for_is_revoked() {
-        abandon(Duration::ZERO).await;
-        // Long enough that the answer is there, and nobody has taken it.
-        abandon(Duration::from_millis(200)).await;
+    /// In memory; no transaction is finished while a test holds the lock.
+    struct Held(Arc<Mutex<()>>);
+
+    impl Medium for Held {
+        fn open(&mut self) -> Result<(Database, Contents), OpenError> {
+            Memory.open()
+        }
+
+        fn finished(&mut self, _transaction: u64) -> io::Result<()> {
+            drop(self.0.lock().unwrap());
+            Ok(())
+        }
     }
 
-    async fn abandon(patience: Duration) {
-        let ledger = memory();
-        let mut abandoned = Box::pin(ledger.commit(vec![row(1, 100)]));
-        assert!((&mut abandoned).now_or_never().is_none());
-        std::thread::sleep(patience);
-        drop(abandoned);
-        // Whichever transaction the row was in, the next one but one knows that nobody took it.
-        drop(ledger.commit(vec![row(2, 100)]).await.unwrap());
-        drop(ledger.commit(vec![row(3, 100)]).await.unwrap());
-        let rows = ledger.rows().await.unwrap();
-        assert!(matches!(rows[0].state, State::Revoked { reason: Reason::IssueAborted, .. }), "{rows:?}");
-        assert_eq!(rows[1].state, State::Live);
+    #[tokio::test]
+    async fn a_commit_nobody_waits_for_is_revoked() {
+        for answered in [false, true] {
+            let gate = Arc::new(Mutex::new(()));
+            let (ledger, _) = Ledger::start(Box::new(Held(Arc::clone(&gate))), Pauses::default()).unwrap();
+            let held = gate.lock().unwrap();
+            let mut abandoned = Box::pin(ledger.commit(vec![row(1, 100)]));
+            assert!((&mut abandoned).now_or_never().is_none(), "not on the disk yet");
+            if answered {
+                // The answer is there, and nobody has taken it: whoever asks later is answered later.
+                drop(held);
+                drop(ledger.commit(vec![row(2, 100)]).await.unwrap());
+                drop(abandoned);
+            } else {
+                drop(abandoned);
+                drop(held);
+                drop(ledger.commit(vec![row(2, 100)]).await.unwrap());
+            }
+            // Whichever transaction the row was in, the next one but one knows that nobody took it.
+            drop(ledger.commit(vec![row(3, 100)]).await.unwrap());
+            let rows = ledger.rows().await.unwrap();
+            let aborted = matches!(rows[0].state, State::Revoked { reason: Reason::IssueAborted, .. });
+            assert!(aborted, "answered: {answered}: {rows:?}");
+            assert_eq!(rows[1].state, State::Live);
+        }
     }
 
     #[tokio::test]
