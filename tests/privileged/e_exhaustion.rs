@@ -115,14 +115,16 @@ fn e01_lingering_socket_left_in_the_queue_stops_nobody() {
 #[test]
 fn e03_flood_of_connections_keeps_nobody_out() {
     let agent = agent_with("[x509]\nttl = \"15m\"\n");
-    let mut flood = Tool::run(&agent, ATTACKER, "press", &["flood", &socket(&agent), "6000"]);
+    let mut flood = Tool::run(&agent, ATTACKER, "press", &["flood", &socket(&agent)]);
     flood.expect("flooding");
-    let mut served = 0;
-    while flood.expect_within("flooded", Duration::ZERO).is_none() {
+    // The attacker has long had more than its share when the next comes.
+    for _ in 0..3 {
         Holder::start(&agent, USER).x509();
-        served += 1;
     }
-    assert!(served >= 3, "only {served} clients of another uid were served during the flood");
+    flood.tell("go");
+    let flooded = flood.expect("flooded");
+    let made: u32 = flooded.split_whitespace().next().unwrap().parse().unwrap();
+    assert!(made > 1_000, "that was no flood: {flooded}");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 /* Load that a stranger can put on the socket (threats D05, E03, E05, E13).
  *
  *   press half SOCK nothing|preface|settings   opens that much of a connection; `closed MS` when it ends
- *   press flood SOCK MS                        connects as fast as it can for so long, keeping what it can
+ *   press flood SOCK                           connects as fast as it can until "go", keeping what it can
  *   press fill SOCK COUNT                      opens COUNT connections and keeps them until "go"
  *   press first SOCK COUNT                     COUNT processes, one after another: `us N` from before connect()
  *                                              to the first SVID of each
@@ -21,13 +21,13 @@ static void half(const char *sock, const char *how) {
     say("closed %lld", (long long)(now_ms() - start));
 }
 
-static void flood(const char *sock, int ms) {
+static void flood(const char *sock) {
     enum { KEEP = 900 };
     static int kept[KEEP];
     long made = 0, refused = 0;
     memset(kept, -1, sizeof kept);
     say("flooding");
-    for (int64_t end = now_ms() + ms; now_ms() < end;) {
+    for (struct pollfd order = {.fd = 0, .events = POLLIN}; !poll(&order, 1, 0);) {
         int fd = try_connect(sock, SOCK_NONBLOCK);
         if (fd < 0) { refused++; continue; }
         int *slot = &kept[made++ % KEEP];
@@ -147,10 +147,10 @@ static void again(const char *sock, int count) {
 }
 
 int main(int argc, char **argv) {
-    if (argc < 4) { say("usage: see the head of press.c"); return 2; }
+    if (argc < 3 || (argc < 4 && strcmp(argv[1], "flood"))) { say("usage: see the head of press.c"); return 2; }
     die_with_parent();
     if (!strcmp(argv[1], "half")) half(argv[2], argv[3]);
-    else if (!strcmp(argv[1], "flood")) flood(argv[2], atoi(argv[3]));
+    else if (!strcmp(argv[1], "flood")) flood(argv[2]);
     else if (!strcmp(argv[1], "fill")) fill(argv[2], atoi(argv[3]));
     else if (!strcmp(argv[1], "storm")) storm(argv[2], atoi(argv[3]));
     else if (!strcmp(argv[1], "first")) first(argv[2], atoi(argv[3]));
