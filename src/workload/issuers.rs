@@ -182,3 +182,64 @@ impl Issuer {
         self.resign_at = Some(self.resign_at.map_or(at, |due| due.max(at)));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::SystemClock;
+
+    const COALESCE: Duration = Duration::from_millis(50);
+    const HOUR: Duration = Duration::from_secs(3_600);
+
+    /// One issuer that published its first CRL at the returned moment.
+    fn quiet() -> (Issuers, KeyId, Instant) {
+        let began = SystemClock.monotonic();
+        let (mut issuers, id) = (Issuers::new(None, began), KeyId::from_bytes([7; 20]));
+        issuers.add(id, None, &SystemClock);
+        assert!(issuers.is_due(began), "without any CRL");
+        assert!(sign(&mut issuers, id, began, began), "the first");
+        (issuers, id, began)
+    }
+
+    /// As the revoker does when it looks: whether it signed.
+    fn sign(issuers: &mut Issuers, id: KeyId, began: Instant, now: Instant) -> bool {
+        let wall = SystemClock.wall() + now.saturating_duration_since(began);
+        let Some((number, this_update)) = issuers.turn(id, now, wall) else { return false };
+        let crl = Crl { der: vec![0].into(), number, this_update, next_update: this_update + 1, entries: 0 };
+        issuers.published(id, &crl, now + COALESCE, now + HOUR);
+        issuers.recorded(id);
+        true
+    }
+
+    #[test]
+    fn the_first_revocation_after_a_quiet_time_goes_out_at_once() {
+        let (mut issuers, id, began) = quiet();
+        let now = began + Duration::from_secs(10);
+        assert!(!issuers.is_due(now));
+        issuers.touch(&id.to_string());
+        assert!(issuers.is_due(now));
+        assert!(sign(&mut issuers, id, began, now));
+        assert!(!issuers.is_due(now));
+    }
+
+    #[test]
+    fn d05_those_that_follow_share_the_next_crl() {
+        let (mut issuers, id, began) = quiet();
+        let start = began + Duration::from_secs(10);
+        // Six thousand exits within three coalescing times, each looked at as it comes, and quiet after that.
+        let (mut signed, mut last) = (Vec::new(), start);
+        for n in 0..6_000 {
+            last = start + 3 * COALESCE * n / 6_000;
+            issuers.touch(&id.to_string());
+            if sign(&mut issuers, id, began, last) {
+                signed.push(last);
+            }
+        }
+        assert_eq!(signed[0], start, "a leading edge");
+        assert_eq!(signed.len(), 3, "{signed:?}");
+        assert!(signed.windows(2).all(|two| two[1] - two[0] >= COALESCE));
+        let next = issuers.next().expect("the last of them wait");
+        assert!(next > last && next <= last + COALESCE);
+        assert!(sign(&mut issuers, id, began, next) && !issuers.is_due(next + COALESCE));
+    }
+}
