@@ -1,21 +1,16 @@
 //! Our certificates and CRLs in the hands of others: rustls's verifier at its strictest, and OpenSSL.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
-use rustls::pki_types::{CertificateDer, UnixTime};
-use webpki::{
-    EndEntityCert, ExpirationPolicy, KeyUsage, OwnedCertRevocationList, RevocationCheckDepth,
-    RevocationOptionsBuilder, UnknownStatusPolicy, anchor_from_trusted_cert,
-};
+use webpki::{KeyUsage, RevocationCheckDepth};
 
+use super::judges::Case;
 use super::*;
 use crate::authority::testing::{NOW, authorities, now};
 use crate::authority::{KeyType, LeafProfile, RevokedSerial, WorkloadKey, X509Authority};
 use crate::id::{LeaseId, SpiffeId};
-use crate::pem;
 
 const KEYS: [KeyType; 3] = [KeyType::EcP256, KeyType::EcP384, KeyType::Rsa2048];
 
@@ -46,6 +41,11 @@ fn crl(authority: &X509Authority, revoked: &[u8], numbering: &mut CrlNumbering) 
     sign_and_lint(authority, &revoked, (number, this_update), hour, now()).unwrap().der
 }
 
+fn case<'a>(authority: &'a X509Authority, leaf: &'a [u8], crls: &[&'a Bytes], at: u64) -> Case<'a> {
+    let crls = crls.iter().map(|crl| -> &'a [u8] { crl }).collect();
+    Case { leaf, between: Vec::new(), anchors: vec![authority.certificate()], crls, at }
+}
+
 /// Full chain, unknown status refused, `nextUpdate` enforced.
 fn webpki_verdict(
     authority: &X509Authority,
@@ -54,29 +54,7 @@ fn webpki_verdict(
     usage: KeyUsage,
     at: u64,
 ) -> Result<(), webpki::Error> {
-    let anchor_der = CertificateDer::from(authority.certificate().as_ref());
-    let anchors = [anchor_from_trusted_cert(&anchor_der).unwrap()];
-    let crls: Vec<_> =
-        crls.iter().map(|der| OwnedCertRevocationList::from_der(der).unwrap().into()).collect();
-    let crls: Vec<_> = crls.iter().collect();
-    let options = RevocationOptionsBuilder::new(&crls)
-        .unwrap()
-        .with_depth(RevocationCheckDepth::Chain)
-        .with_status_policy(UnknownStatusPolicy::Deny)
-        .with_expiration_policy(ExpirationPolicy::Enforce)
-        .build();
-    let leaf = CertificateDer::from(leaf);
-    EndEntityCert::try_from(&leaf)?
-        .verify_for_usage(
-            webpki::ALL_VERIFICATION_ALGS,
-            &anchors,
-            &[],
-            UnixTime::since_unix_epoch(Duration::from_secs(at)),
-            usage,
-            Some(options),
-            None,
-        )
-        .map(drop)
+    case(authority, leaf, crls, at).by_webpki(usage, RevocationCheckDepth::Chain)
 }
 
 #[test]
@@ -135,39 +113,22 @@ fn a_lapsed_crl_is_refused_by_both() {
         "{:?}",
         by_webpki(NOW + 61)
     );
-    let by_openssl = |at: u64| {
-        let at = at.to_string();
-        openssl(dir.path(), authority, &good, &[&short], &["-attime", at.as_str(), "-crl_check"])
-    };
+    let by_openssl = |at: u64| openssl(dir.path(), authority, &good, &[&short], at, &["-crl_check"]);
     assert_eq!(by_openssl(NOW + 59), [0; 0]);
     assert_eq!(by_openssl(NOW + 61), [12], "CRL has expired");
 }
 
 /// `openssl verify` of one leaf; the error numbers it names, in order.
-fn openssl(dir: &Path, authority: &X509Authority, leaf: &[u8], crls: &[&Bytes], extra: &[&str]) -> Vec<u32> {
-    let file = |name: &str, text: String| {
-        let path = dir.join(name);
-        std::fs::write(&path, text).unwrap();
-        path
-    };
-    let block = |label: &str, der: &[u8]| pem::encode(label, der).to_string();
-    let ca = file("ca.pem", block(pem::CERTIFICATE, authority.certificate()));
-    let leaf = file("leaf.pem", block(pem::CERTIFICATE, leaf));
-    let list = file("crl.pem", crls.iter().map(|der| block(pem::CRL, der)).collect());
-    let lists = if crls.is_empty() { vec![] } else { vec![PathBuf::from("-CRLfile"), list] };
-    let out = Command::new("openssl")
-        .args(["verify", "-x509_strict", "-no-CApath", "-no-CAstore", "-CAfile"])
-        .arg(ca)
-        .args(lists)
-        .args(extra)
-        .arg(leaf)
-        .output()
-        .expect("openssl is installed");
-    let text = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
-    let number = |line: &str| line.strip_prefix("error ")?.split_once(' ')?.0.parse().ok();
-    let errors: Vec<u32> = text.lines().filter_map(number).collect();
-    assert_eq!(errors.is_empty(), out.status.success(), "{text}");
-    errors
+fn openssl(
+    dir: &Path,
+    authority: &X509Authority,
+    leaf: &[u8],
+    crls: &[&Bytes],
+    at: u64,
+    flags: &[&str],
+) -> Vec<u32> {
+    let errors = case(authority, leaf, crls, at).by_openssl(dir, flags);
+    errors.into_iter().map(|(number, _)| number).collect()
 }
 
 const REVOKED: u32 = 23;
@@ -176,7 +137,6 @@ const NO_CRL: u32 = 3;
 #[test]
 fn openssl_accepts_the_living_and_refuses_the_dead() {
     let dir = tempfile::tempdir().unwrap();
-    let at = NOW.to_string();
     for kind in KEYS {
         let set = authorities("example.org", kind);
         let authority = set.active_x509();
@@ -186,32 +146,29 @@ fn openssl_accepts_the_living_and_refuses_the_dead() {
         for depth in ["-crl_check", "-crl_check_all"] {
             for purpose in ["sslclient", "sslserver"] {
                 let verdict = |leaf, crls: &[&Bytes]| {
-                    let extra = ["-attime", &at, depth, "-purpose", purpose];
-                    openssl(dir.path(), authority, leaf, crls, &extra)
+                    openssl(dir.path(), authority, leaf, crls, NOW, &[depth, "-purpose", purpose])
                 };
                 assert_eq!(verdict(&good, &[&one]), [0; 0]);
                 assert_eq!(verdict(&bad, &[&one]), [REVOKED]);
                 assert_eq!(verdict(&bad, &[&empty]), [0; 0], "a list without entries is a list");
             }
         }
-        let extra = ["-attime", at.as_str(), "-crl_check"];
-        assert!(openssl(dir.path(), authority, &good, &[], &extra).contains(&NO_CRL));
-        let host = ["-attime", at.as_str(), "-verify_hostname", "web.example.org"];
-        assert_eq!(openssl(dir.path(), authority, &bad, &[&one], &host), [0; 0]);
+        assert!(openssl(dir.path(), authority, &good, &[], NOW, &["-crl_check"]).contains(&NO_CRL));
+        let host = ["-verify_hostname", "web.example.org"];
+        assert_eq!(openssl(dir.path(), authority, &bad, &[&one], NOW, &host), [0; 0]);
     }
 }
 
 #[test]
 fn openssl_believes_the_later_of_two_crls_of_one_second() {
     let dir = tempfile::tempdir().unwrap();
-    let at = NOW.to_string();
     let set = authorities("example.org", KeyType::EcP256);
     let authority = set.active_x509();
     let mut numbering = CrlNumbering::resume(None, now());
     let (first, second) = (crl(authority, &[1], &mut numbering), crl(authority, &[1, 2], &mut numbering));
-    let extra = ["-attime", at.as_str(), "-crl_check"];
+    let flags = ["-crl_check"];
     for crls in [[&first, &second], [&second, &first]] {
-        let verdict = |n| openssl(dir.path(), authority, &leaf(authority, n, &[]), &crls, &extra);
+        let verdict = |n| openssl(dir.path(), authority, &leaf(authority, n, &[]), &crls, NOW, &flags);
         assert_eq!(verdict(1), [REVOKED]);
         assert_eq!(verdict(2), [REVOKED], "the second revocation of the second");
         assert_eq!(verdict(3), [0; 0]);
@@ -221,14 +178,13 @@ fn openssl_believes_the_later_of_two_crls_of_one_second() {
 #[test]
 fn openssl_keeps_the_crls_of_two_keys_apart() {
     let dir = tempfile::tempdir().unwrap();
-    let at = NOW.to_string();
     let (old, new) =
         (authorities("example.org", KeyType::EcP256), authorities("example.org", KeyType::EcP256));
     let (old, new) = (old.active_x509(), new.active_x509());
     let mut numbering = CrlNumbering::resume(None, now());
     let (of_old, of_new) = (crl(old, &[1], &mut numbering), crl(new, &[2], &mut numbering));
-    let extra = ["-attime", at.as_str(), "-crl_check"];
-    assert_eq!(openssl(dir.path(), new, &leaf(new, 1, &[]), &[&of_old, &of_new], &extra), [0; 0]);
-    assert_eq!(openssl(dir.path(), new, &leaf(new, 2, &[]), &[&of_old, &of_new], &extra), [REVOKED]);
-    assert_eq!(openssl(dir.path(), old, &leaf(old, 1, &[]), &[&of_new, &of_old], &extra), [REVOKED]);
+    let flags = ["-crl_check"];
+    assert_eq!(openssl(dir.path(), new, &leaf(new, 1, &[]), &[&of_old, &of_new], NOW, &flags), [0; 0]);
+    assert_eq!(openssl(dir.path(), new, &leaf(new, 2, &[]), &[&of_old, &of_new], NOW, &flags), [REVOKED]);
+    assert_eq!(openssl(dir.path(), old, &leaf(old, 1, &[]), &[&of_new, &of_old], NOW, &flags), [REVOKED]);
 }

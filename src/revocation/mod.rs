@@ -17,7 +17,11 @@ mod witness;
 #[cfg(test)]
 mod interop;
 #[cfg(test)]
+mod judges;
+#[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod verifiers;
 
 pub use self::crl::{Crl, CrlError, CrlFault, lint, sign_and_lint};
 pub use self::numbering::{CLOCK_CONCERN, CrlNumbering, CrlTurn, RESTART_MARGIN};
