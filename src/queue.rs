@@ -1,6 +1,10 @@
 //! Hands work to one OS thread that takes it in batches. Bounded by weight for those who may be refused;
 //! unbounded for those who may not (revocations, of which there are never more than leases).
 
+mod worker;
+
+pub use self::worker::{Attempts, Health, Worker};
+
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 

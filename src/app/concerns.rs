@@ -5,30 +5,26 @@ use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch;
 
-use crate::audit::AuditHealth;
 use crate::authority::Authorities;
 use crate::clock::Clock;
 use crate::drain::Watch;
-use crate::ledger::LedgerHealth;
+use crate::queue::Health;
 use crate::ready::Readiness;
 
 /// Follows both until the drain starts.
 pub(super) async fn follow(
     readiness: Readiness,
-    mut ledger: watch::Receiver<LedgerHealth>,
-    mut audit: watch::Receiver<AuditHealth>,
+    mut ledger: watch::Receiver<Health>,
+    mut audit: watch::Receiver<Health>,
     mut drain: Watch,
 ) {
     loop {
-        let ledger_now = ledger.borrow_and_update().clone();
-        match ledger_now {
-            LedgerHealth::Good => readiness.clear("ledger"),
-            LedgerHealth::Failing { why } => readiness.raise("ledger", format!("{why}; nothing is issued")),
-        }
-        let audit_now = audit.borrow_and_update().clone();
-        match audit_now {
-            AuditHealth::Good => readiness.clear("audit log"),
-            AuditHealth::Failing { why } => readiness.raise("audit log", format!("{why}; nothing is issued")),
+        for (name, health) in [("ledger", &mut ledger), ("audit log", &mut audit)] {
+            let now = health.borrow_and_update().clone();
+            match now {
+                Health::Good => readiness.clear(name),
+                Health::Failing { why } => readiness.raise(name, format!("{why}; nothing is issued")),
+            }
         }
         tokio::select! {
             changed = ledger.changed() => if changed.is_err() { return },

@@ -39,7 +39,6 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
 use mayfly_attestors::BootId;
@@ -51,7 +50,7 @@ use self::sink::{FileSink, Nowhere, Sink};
 use self::writer::{Job, Writer};
 use crate::clock::Clock;
 use crate::files::FileError;
-use crate::queue::{self, Refused};
+use crate::queue::{self, Attempts, Health, Refused, Worker};
 
 /// The events were not written.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -97,18 +96,6 @@ pub enum LogOpenError {
     },
 }
 
-/// Whether the log takes events.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub enum AuditHealth {
-    /// The last write succeeded.
-    Good,
-    /// The last write failed; nothing can be issued until a later one succeeds.
-    Failing {
-        /// What the system said.
-        why: String,
-    },
-}
-
 /// Where and for whom the log is written.
 #[derive(Clone, Debug)]
 pub struct LogSettings {
@@ -124,9 +111,9 @@ pub struct LogSettings {
 /// is written, or refused.
 #[derive(Clone)]
 pub struct Log {
-    thread: Arc<Thread>,
+    thread: Arc<Worker<Job>>,
     clock: Arc<dyn Clock>,
-    health: watch::Receiver<AuditHealth>,
+    health: watch::Receiver<Health>,
     head: watch::Receiver<Head>,
     lost: Arc<AtomicU64>,
     counts: Arc<Counts>,
@@ -190,7 +177,7 @@ impl Log {
     }
 
     /// Follows the log's health.
-    pub fn health(&self) -> watch::Receiver<AuditHealth> {
+    pub fn health(&self) -> watch::Receiver<Health> {
         self.health.clone()
     }
 
@@ -202,7 +189,8 @@ impl Log {
     ) -> Result<Self, LogOpenError> {
         let opened = sink.open(None)?;
         let (jobs, receiver) = queue::channel(QUEUE_EVENTS);
-        let (health_sender, health) = watch::channel(AuditHealth::Good);
+        let attempts = Attempts::new("audit log", first_pause);
+        let health = attempts.health();
         let (head_sender, head) = watch::channel(opened.head);
         let lost = Arc::new(AtomicU64::new(0));
         let writer = Writer {
@@ -210,17 +198,16 @@ impl Log {
             origin: Origin { node: settings.node, boot_id: settings.boot_id },
             jobs: receiver,
             clock: clock.clone(),
-            health: health_sender,
             head: head_sender,
             lost: lost.clone(),
             kept: VecDeque::new(),
             recovered: writer::recovered(&opened),
-            failures: 0,
-            first_pause,
+            attempts,
             stale: false,
         };
         let path = settings.path.unwrap_or_default();
-        let thread = Thread::spawn(jobs, writer).map_err(|source| LogOpenError::Io { path, source })?;
+        let thread = Worker::spawn("audit", jobs, move || writer.run())
+            .map_err(|source| LogOpenError::Io { path, source })?;
         Ok(Self { thread: Arc::new(thread), clock, health, head, lost, counts: Arc::default() })
     }
 
@@ -233,32 +220,6 @@ impl Log {
 impl std::fmt::Debug for Log {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Log").field("head", &self.head()).finish_non_exhaustive()
-    }
-}
-
-/// The writer thread and the way to it.
-#[derive(Debug)]
-struct Thread {
-    jobs: Option<queue::Sender<Job>>,
-    handle: Option<JoinHandle<()>>,
-}
-
-impl Thread {
-    fn spawn(jobs: queue::Sender<Job>, writer: Writer) -> io::Result<Self> {
-        let handle = std::thread::Builder::new().name("audit".to_owned()).spawn(move || writer.run())?;
-        Ok(Self { jobs: Some(jobs), handle: Some(handle) })
-    }
-
-    fn jobs(&self) -> Result<&queue::Sender<Job>, AuditError> {
-        self.jobs.as_ref().ok_or(AuditError::Closed)
-    }
-}
-
-impl Drop for Thread {
-    fn drop(&mut self) {
-        self.jobs = None;
-        // A writer that panicked has told its callers by leaving them unanswered.
-        self.handle.take().map(JoinHandle::join);
     }
 }
 
@@ -416,13 +377,13 @@ mod tests {
         log.record(stop(1)).await.unwrap();
         sink.0.lock().unwrap().full = true;
         assert!(matches!(log.record(stop(2)).await, Err(AuditError::Unavailable(_))));
-        assert!(matches!(*log.health().borrow(), AuditHealth::Failing { .. }));
+        assert!(matches!(*log.health().borrow(), Health::Failing { .. }));
         // Revocation does not wait, and what it noted is not lost.
         log.note(stop(3));
         assert!(log.record(stop(4)).await.is_err());
         sink.0.lock().unwrap().full = false;
         log.record(stop(5)).await.unwrap();
-        assert_eq!(*log.health().borrow(), AuditHealth::Good);
+        assert_eq!(*log.health().borrow(), Health::Good);
         let text = String::from_utf8(sink.0.lock().unwrap().bytes.clone()).unwrap();
         let reason = |line| {
             let value: serde_json::Value = serde_json::from_str(line).unwrap();

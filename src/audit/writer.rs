@@ -3,18 +3,18 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use mayfly_attestors::failpoint;
 use tokio::sync::{oneshot, watch};
 
+use super::AuditError;
 use super::chain::Head;
 use super::event::Event;
 use super::line::{self, Origin};
 use super::sink::{BATCH_BYTES, Opened, Sink};
-use super::{AuditError, AuditHealth};
 use crate::clock::Clock;
-use crate::queue::{Receiver, Taken};
+use crate::queue::{Attempts, Receiver, Taken};
 
 /// What may be asked of the writer.
 #[derive(Debug)]
@@ -32,7 +32,6 @@ pub(super) struct Writer {
     pub(super) origin: Origin,
     pub(super) jobs: Receiver<Job>,
     pub(super) clock: Arc<dyn Clock>,
-    pub(super) health: watch::Sender<AuditHealth>,
     pub(super) head: watch::Sender<Head>,
     /// Events that were noted and could not be kept.
     pub(super) lost: Arc<AtomicU64>,
@@ -40,8 +39,7 @@ pub(super) struct Writer {
     pub(super) kept: VecDeque<(SystemTime, Event)>,
     /// To be told first: what was wrong with the log.
     pub(super) recovered: Option<Event>,
-    pub(super) failures: u32,
-    pub(super) first_pause: Duration,
+    pub(super) attempts: Attempts,
     /// The file must be opened before the next append.
     pub(super) stale: bool,
 }
@@ -50,8 +48,7 @@ impl Writer {
     /// Works until the last handle is dropped and everything queued is written or refused.
     pub(super) fn run(mut self) {
         loop {
-            let patience = (self.failures > 0).then(|| self.pause());
-            match self.jobs.take(patience) {
+            match self.jobs.take(self.attempts.patience()) {
                 Taken::Batch(jobs) => self.work(jobs),
                 Taken::Idle => self.write(VecDeque::new()),
                 Taken::Closed => break,
@@ -116,9 +113,8 @@ impl Writer {
                 self.recovered = None;
                 self.lost.fetch_sub(lost, Ordering::AcqRel);
                 self.kept.drain(..kept);
-                self.failures = 0;
                 self.head.send_replace(head);
-                self.set_health(AuditHealth::Good);
+                self.attempts.succeeded();
             }
             Err(why) => self.failed(why),
         }
@@ -149,7 +145,7 @@ impl Writer {
         let opened = self.sink.open(Some(*self.head.borrow())).map_err(|error| error.to_string())?;
         self.stale = false;
         self.recovered = recovered(&opened).or_else(|| self.recovered.take());
-        if self.failures > 0 && self.recovered.is_none() {
+        if self.attempts.failures() > 0 && self.recovered.is_none() {
             // Something has to be written to see whether it can be, and this is worth a line.
             self.recovered = Some(Event::Recovered { cut_bytes: 0, moved_to: None });
         }
@@ -158,18 +154,12 @@ impl Writer {
 
     fn is_idle(&self) -> bool {
         let owed = self.recovered.is_some() || !self.kept.is_empty() || self.lost.load(Ordering::Acquire) > 0;
-        !owed && !self.stale && self.failures == 0
+        !owed && !self.stale && self.attempts.failures() == 0
     }
 
     fn failed(&mut self, why: &str) {
-        self.failures = self.failures.saturating_add(1);
         self.stale = true;
-        if self.failures == 1 {
-            tracing::warn!(%why, "audit log cannot be written, nothing is issued");
-        } else {
-            tracing::debug!(%why, failures = self.failures, "audit log still cannot be written");
-        }
-        self.set_health(AuditHealth::Failing { why: why.to_owned() });
+        self.attempts.failed(why);
     }
 
     fn keep(&mut self, events: Vec<(SystemTime, Event)>) {
@@ -177,19 +167,6 @@ impl Writer {
         let over = events.len().saturating_sub(room);
         self.kept.extend(events.into_iter().take(room));
         self.lost.fetch_add(u64::try_from(over).unwrap_or(u64::MAX), Ordering::AcqRel);
-    }
-
-    fn set_health(&self, next: AuditHealth) {
-        self.health.send_if_modified(|health| {
-            let changed = *health != next;
-            *health = next;
-            changed
-        });
-    }
-
-    fn pause(&self) -> Duration {
-        let doublings = self.failures.saturating_sub(1).min(10);
-        self.first_pause.saturating_mul(1 << doublings).min(LONGEST_PAUSE)
     }
 }
 
@@ -232,4 +209,3 @@ impl Piece<'_> {
 
 /// How many noted events are kept while the log cannot be written.
 const MAX_KEPT: usize = 16_384;
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);

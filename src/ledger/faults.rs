@@ -15,8 +15,9 @@ use super::row::{Note, Reason, Row, State};
 use super::store::{self, Contents, Fault, Medium};
 use super::testing::{Dice, effort, row};
 use super::writer::Pauses;
-use super::{Ledger, LedgerHealth, OpenError};
+use super::{Ledger, OpenError};
 use crate::id::LeaseId;
+use crate::queue::Health;
 
 /// A disk: what a reader sees, what would survive, and how it fails next.
 #[derive(Debug)]
@@ -392,9 +393,9 @@ mod tests {
         for n in 0..40 {
             disk.lock().sync_fails = true;
             assert!(ledger.revoke(&[(row(n, 100).id, Reason::Operator)], 5).await.is_err());
-            assert!(matches!(*ledger.health().borrow(), LedgerHealth::Failing { .. }));
+            assert!(matches!(*ledger.health().borrow(), Health::Failing { .. }));
             drop(ledger.commit(vec![row(100 + n, 200)]).await.unwrap());
-            assert_eq!(*ledger.health().borrow(), LedgerHealth::Good);
+            assert_eq!(*ledger.health().borrow(), Health::Good);
         }
         let rows = ledger.rows().await.unwrap();
         let revoked = State::Revoked { at_millis: 5, reason: Reason::Operator };

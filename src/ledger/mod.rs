@@ -29,10 +29,8 @@ pub use self::reset::reset;
 pub use self::row::{Bar, Kind, Note, Reason, Row, State, StatusIndex};
 
 use std::collections::{BTreeMap, HashMap};
-use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
-use std::thread::JoinHandle;
 
 use mayfly_attestors::ProcessKey;
 use tokio::sync::{oneshot, watch};
@@ -41,7 +39,7 @@ use self::disk::{Disk, Memory};
 use self::store::{Change, Encoded, Medium, Revoked, Store};
 use self::writer::{Job, Marks, Pauses, Writer};
 use crate::id::LeaseId;
-use crate::queue::{self, Refused};
+use crate::queue::{self, Attempts, Health, Refused, Worker};
 
 /// Where the ledger lives.
 #[derive(Clone, Debug)]
@@ -72,18 +70,6 @@ impl Committed {
     }
 }
 
-/// Whether the ledger takes writes.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub enum LedgerHealth {
-    /// The last write succeeded.
-    Good,
-    /// The last write failed; issuing is impossible until a later one succeeds.
-    Failing {
-        /// What the store said.
-        why: String,
-    },
-}
-
 /// The highest CRL of an issuer that was ever published.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct CrlMark {
@@ -109,8 +95,8 @@ pub enum IntegrityCheck {
 /// queued is on the disk and the data directory is free again.
 #[derive(Clone, Debug)]
 pub struct Ledger {
-    thread: Arc<Thread>,
-    health: watch::Receiver<LedgerHealth>,
+    thread: Arc<Worker<Job>>,
+    health: watch::Receiver<Health>,
     marks: Marks,
     found_bars: Arc<[Bar]>,
     found_notes: Arc<[Note]>,
@@ -254,28 +240,28 @@ impl Ledger {
     }
 
     /// Follows the ledger's health.
-    pub fn health(&self) -> watch::Receiver<LedgerHealth> {
+    pub fn health(&self) -> watch::Receiver<Health> {
         self.health.clone()
     }
 
     fn start(medium: Box<dyn Medium>, pauses: Pauses) -> Result<(Self, Vec<Row>), OpenError> {
         let (store, contents) = Store::open(medium)?;
         let (jobs, receiver) = queue::channel(QUEUE_ROWS);
-        let (health_sender, health) = watch::channel(LedgerHealth::Good);
+        let attempts = Attempts::new("ledger", pauses.idle);
+        let health = attempts.health();
         let marks = Marks::default();
         *marks.lock().unwrap_or_else(PoisonError::into_inner) = contents.marks;
         let writer = Writer {
             store,
             jobs: receiver,
-            health: health_sender,
             marks: marks.clone(),
-            pauses,
+            gather: pauses.gather,
             owed: HashMap::new(),
             owed_bars: HashMap::new(),
             owed_notes: HashMap::new(),
-            failures: 0,
+            attempts,
         };
-        let thread = Thread::spawn(jobs, writer)
+        let thread = Worker::spawn("ledger", jobs, move || writer.run())
             .map_err(|source| OpenError::Unwritable { path: PathBuf::from("ledger thread"), source })?;
         let (found_bars, found_notes) = (contents.bars.into(), contents.notes.into());
         Ok((Self { thread: Arc::new(thread), health, marks, found_bars, found_notes }, contents.rows))
@@ -314,32 +300,6 @@ impl Drop for Claim<'_> {
     }
 }
 
-/// The writer thread and the way to it.
-#[derive(Debug)]
-struct Thread {
-    jobs: Option<queue::Sender<Job>>,
-    handle: Option<JoinHandle<()>>,
-}
-
-impl Thread {
-    fn spawn(jobs: queue::Sender<Job>, writer: Writer) -> io::Result<Self> {
-        let handle = std::thread::Builder::new().name("ledger".to_owned()).spawn(move || writer.run())?;
-        Ok(Self { jobs: Some(jobs), handle: Some(handle) })
-    }
-
-    fn jobs(&self) -> Result<&queue::Sender<Job>, LedgerError> {
-        self.jobs.as_ref().ok_or(LedgerError::Closed)
-    }
-}
-
-impl Drop for Thread {
-    fn drop(&mut self) {
-        self.jobs = None;
-        // A writer that panicked has told its callers by leaving them unanswered.
-        self.handle.take().map(JoinHandle::join);
-    }
-}
-
 impl From<Refused> for LedgerError {
     fn from(refused: Refused) -> Self {
         match refused {
@@ -363,6 +323,7 @@ const QUEUE_ROWS: usize = 65_536;
 
 #[cfg(test)]
 mod tests {
+    use std::io;
     use std::os::unix::fs::{PermissionsExt as _, symlink};
     use std::path::Path;
     use std::sync::Mutex;

@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 
 use super::row::{Note, Reason, Row};
 use super::store::{Applied, Change, Revoked, Store};
-use super::{Committed, CrlMark, LedgerError, LedgerHealth};
+use super::{Committed, CrlMark, LedgerError};
 use crate::id::LeaseId;
-use crate::queue::{Receiver, Taken};
+use crate::queue::{Attempts, Receiver, Taken};
 
 /// One caller's wish, and where the answer goes.
 #[derive(Debug)]
@@ -29,23 +29,23 @@ pub(super) struct Pauses {
     /// Before an attempt that follows a failed one: gathers callers, so that a flood of them does not
     /// become a flood of openings.
     pub(super) gather: Duration,
-    /// Until the first attempt nobody asked for; doubles up to [`LONGEST_IDLE`].
+    /// Until the first attempt nobody asked for; doubles.
     pub(super) idle: Duration,
 }
 
 pub(super) struct Writer {
     pub(super) store: Store,
     pub(super) jobs: Receiver<Job>,
-    pub(super) health: watch::Sender<LedgerHealth>,
     pub(super) marks: Marks,
-    pub(super) pauses: Pauses,
+    /// See [`Pauses::gather`].
+    pub(super) gather: Duration,
     /// Revocations that were asked for, or are owed, and are not on the disk yet.
     pub(super) owed: HashMap<LeaseId, Revoked>,
     /// Bars that were asked for and are not on the disk yet: key and value.
     pub(super) owed_bars: HashMap<Vec<u8>, Vec<u8>>,
     /// Notes that went with revocations and are not on the disk yet: key and value.
     pub(super) owed_notes: HashMap<Vec<u8>, Option<Vec<u8>>>,
-    pub(super) failures: u32,
+    pub(super) attempts: Attempts,
 }
 
 /// What the answers need, kept while the changes are in the transaction.
@@ -60,11 +60,10 @@ impl Writer {
     /// Works until the last handle is dropped and everything queued is done.
     pub(super) fn run(mut self) {
         loop {
-            let patience = (self.failures > 0).then(|| self.idle_pause());
-            match self.jobs.take(patience) {
+            match self.jobs.take(self.attempts.patience()) {
                 Taken::Batch(mut jobs) => {
-                    if self.failures > 1 {
-                        std::thread::sleep(self.pauses.gather);
+                    if self.attempts.failures() > 1 {
+                        std::thread::sleep(self.gather);
                         if let Taken::Batch(more) = self.jobs.take(Some(Duration::ZERO)) {
                             jobs.extend(more);
                         }
@@ -113,7 +112,7 @@ impl Writer {
             changes.push(Change::Bar(self.owed_bars.clone().into_iter().collect()));
             answers.push(Answer::None);
         }
-        if self.failures > 0 {
+        if self.attempts.failures() > 0 {
             changes.push(Change::Probe);
             answers.push(Answer::None);
         }
@@ -136,8 +135,7 @@ impl Writer {
         self.owed.clear();
         self.owed_bars.clear();
         self.owed_notes.clear();
-        self.failures = 0;
-        self.set_health(LedgerHealth::Good);
+        self.attempts.succeeded();
         for (answer, applied) in answers.into_iter().zip(applied) {
             let result = match applied {
                 Applied::Done => Ok(0),
@@ -162,12 +160,7 @@ impl Writer {
     }
 
     fn failed(&mut self, why: String, changes: &[Change], answers: Vec<Answer>) {
-        self.failures = self.failures.saturating_add(1);
-        if self.failures == 1 {
-            tracing::warn!(%why, "ledger cannot be written, nothing is issued");
-        } else {
-            tracing::debug!(%why, failures = self.failures, "ledger still cannot be written");
-        }
+        self.attempts.failed(&why);
         for change in changes {
             match change {
                 Change::Revoke(revoked, notes) => {
@@ -181,8 +174,7 @@ impl Writer {
                 _ => {}
             }
         }
-        let error = LedgerError::Unavailable(why.clone());
-        self.set_health(LedgerHealth::Failing { why });
+        let error = LedgerError::Unavailable(why);
         for answer in answers {
             match answer {
                 // It may be on the disk all the same, and was not released.
@@ -202,19 +194,6 @@ impl Writer {
             self.owed.entry(id).or_insert(revoked);
         }
     }
-
-    fn set_health(&self, next: LedgerHealth) {
-        self.health.send_if_modified(|health| {
-            let changed = *health != next;
-            *health = next;
-            changed
-        });
-    }
-
-    fn idle_pause(&self) -> Duration {
-        let doublings = self.failures.saturating_sub(1).min(10);
-        self.pauses.idle.saturating_mul(1 << doublings).min(LONGEST_IDLE)
-    }
 }
 
 fn notes_of(change: &Change) -> &[Note] {
@@ -232,9 +211,6 @@ fn commit_answer(change: &Change, to: oneshot::Sender<Result<Committed, LedgerEr
     let issued_at = rows.iter().map(|row| row.issued_at).max().unwrap_or(0);
     Answer::Commit { ids: rows.iter().map(|row| row.id).collect(), issued_at, to }
 }
-
-/// The longest pause between two attempts nobody asked for.
-const LONGEST_IDLE: Duration = Duration::from_secs(30);
 
 impl Default for Pauses {
     fn default() -> Self {

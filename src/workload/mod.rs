@@ -277,7 +277,7 @@ impl Workloads {
     }
 
     /// Follows the ledger's health.
-    pub fn ledger_health(&self) -> watch::Receiver<crate::ledger::LedgerHealth> {
+    pub fn ledger_health(&self) -> watch::Receiver<crate::queue::Health> {
         self.0.parts.ledger.health()
     }
 
