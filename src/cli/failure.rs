@@ -9,9 +9,9 @@ use std::path::Path;
 use tonic::{Code, Status};
 
 use super::client::{ConnectError, EndpointError};
-use super::x509::VerifyError;
 use crate::exit::Exit;
 use crate::files::WriteError;
+use crate::verify::AnswerError;
 
 /// A command's refusal to go on.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -126,8 +126,8 @@ impl From<ConnectError> for Failure {
     }
 }
 
-impl From<VerifyError> for Failure {
-    fn from(error: VerifyError) -> Self {
+impl From<AnswerError> for Failure {
+    fn from(error: AnswerError) -> Self {
         Self::failed(error.to_string()).hint("nothing was printed or written")
     }
 }

@@ -7,9 +7,10 @@ use tonic::{Status, Streaming};
 use super::Context;
 use super::client::{Connection, Patience, Target, WaitFor, answer};
 use super::failure::Failure;
-use super::x509::{Update, VerifyError};
+use super::x509::Update;
 use crate::clock::{Clock, SystemClock};
 use crate::exit::Exit;
+use crate::verify::AnswerError;
 
 /// What the stream brought.
 #[derive(Debug)]
@@ -17,7 +18,7 @@ pub(crate) enum Event {
     /// A checked update; it replaces everything before.
     Update(Box<Update>),
     /// An update that must not be used; what was there before stays.
-    Bad(VerifyError),
+    Bad(AnswerError),
     /// The connection or the agent went away; the next call of [`Follow::next`] reconnects.
     Interrupted(Failure),
     /// The caller has no identity any more; the next call asks again, as long as `--wait` says.

@@ -176,7 +176,7 @@ mod tests {
         };
         let (ran, ()) = tokio::join!(run(env, &["watch", "--count", "1"]), next);
         let lines: Vec<&str> = ran.out.lines().collect();
-        assert!(lines[0].contains("ignored") && lines[0].contains("revocation list"), "{}", ran.out);
+        assert!(lines[0].contains("ignored") && lines[0].contains("is revoked"), "{}", ran.out);
         assert!(lines[1].contains("serial"), "{}", ran.out);
     }
 }

@@ -294,7 +294,7 @@ impl Shared {
             RemoteProfile::HttpsSpiffe { endpoint_spiffe_id, bootstrap_bundle } => {
                 let authorities =
                     self.authorities(endpoint_spiffe_id.trust_domain(), bootstrap_bundle.as_deref())?;
-                Ok(tls::spiffe(endpoint_spiffe_id.clone(), authorities)?)
+                Ok(tls::spiffe(endpoint_spiffe_id.clone(), &authorities)?)
             }
         }
     }

@@ -13,9 +13,10 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, DigitallySignedStruct, OtherError, RootCertStore, SignatureScheme};
 
+use crate::clock::from_unix_seconds;
 use crate::files::{self, FileError, TrustRules};
 use crate::id::SpiffeId;
-use crate::verify::{ChainError, Purpose, verify_chain};
+use crate::verify::{PeerError, RevocationPolicy, Role, Trust};
 
 /// Why no connection can even be tried.
 #[derive(Debug, thiserror::Error)]
@@ -58,8 +59,14 @@ pub(super) fn web(ca_file: Option<&Path>) -> Result<ClientConfig, TlsError> {
 }
 
 /// Believes an X509-SVID of exactly that ID, below these authorities (DER) of its trust domain.
-pub(super) fn spiffe(id: SpiffeId, authorities: Vec<Bytes>) -> Result<ClientConfig, TlsError> {
-    config(Arc::new(SpiffeServer { id, authorities, provider: provider() }))
+pub(super) fn spiffe(id: SpiffeId, authorities: &[Bytes]) -> Result<ClientConfig, TlsError> {
+    let mut trust = Trust::new();
+    for der in authorities {
+        if let Err(error) = trust.add_authority(id.trust_domain(), der) {
+            tracing::debug!(%error, "this one vouches for nobody");
+        }
+    }
+    config(Arc::new(SpiffeServer { id, trust, provider: provider() }))
 }
 
 fn config(verifier: Arc<dyn ServerCertVerifier>) -> Result<ClientConfig, TlsError> {
@@ -81,24 +88,26 @@ fn provider() -> Arc<CryptoProvider> {
 #[derive(Debug)]
 struct SpiffeServer {
     id: SpiffeId,
-    authorities: Vec<Bytes>,
+    /// Of its own trust domain alone.
+    trust: Trust,
     provider: Arc<CryptoProvider>,
 }
 
 #[derive(Debug, thiserror::Error)]
 enum PeerFault {
     #[error(transparent)]
-    Chain(#[from] ChainError),
+    Peer(#[from] PeerError),
     #[error("the server is {0}, not the configured endpoint")]
     OtherId(SpiffeId),
 }
 
 impl SpiffeServer {
     fn check(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> Result<(), PeerFault> {
-        let authorities = self.authorities.iter().map(Bytes::as_ref);
-        let now = std::time::Duration::from_secs(now.as_secs());
-        let id = verify_chain(chain, authorities, Purpose::Server, now)?;
-        if id == self.id { Ok(()) } else { Err(PeerFault::OtherId(id)) }
+        let now = from_unix_seconds(now.as_secs());
+        // What other trust domains have revoked is not told.
+        let peer = self.trust.verify(chain, Role::Server, RevocationPolicy::permissive(), now)?;
+        let id = peer.spiffe_id();
+        if *id == self.id { Ok(()) } else { Err(PeerFault::OtherId(id.clone())) }
     }
 }
 

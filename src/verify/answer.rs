@@ -79,7 +79,7 @@ impl X509Answer {
     ///
     /// # Errors
     /// [`AnswerError`].
-    pub(super) fn check(response: &X509svidResponse, now: SystemTime) -> Result<Self, AnswerError> {
+    pub(crate) fn check(response: &X509svidResponse, now: SystemTime) -> Result<Self, AnswerError> {
         if response.svids.is_empty() {
             return Err(AnswerError::Empty("svids"));
         }
@@ -114,7 +114,7 @@ impl X509Answer {
 }
 
 /// Cuts concatenated DER certificates apart.
-pub(super) fn split(concatenated: &Bytes) -> Result<Vec<Bytes>, AnswerError> {
+pub(crate) fn split(concatenated: &Bytes) -> Result<Vec<Bytes>, AnswerError> {
     let mut rest: &[u8] = concatenated;
     let mut parts = Vec::new();
     while !rest.is_empty() {

@@ -32,9 +32,8 @@
 //! trust domain and of no other, and revocation lists chosen by issuer name *and* key identifier. Whom you want
 //! to speak to is said by an [`Authorizer`].
 
-mod answer;
+pub(crate) mod answer;
 mod authorize;
-mod chain;
 mod crl;
 mod der;
 mod feed;
@@ -50,7 +49,6 @@ mod workload;
 
 pub use self::answer::{AnswerError, OwnSvid, X509Answer};
 pub use self::authorize::Authorizer;
-pub use self::chain::{ChainError, Purpose, verify_chain};
 pub use self::crl::{CrlError, RevocationList};
 pub use self::feed::{Backoff, Feed};
 pub use self::identity::{Identity, IdentityError};

@@ -74,7 +74,7 @@ pub enum PeerError {
     #[error("the peer's trust domain `{0}` is not trusted here")]
     TrustDomain(TrustDomain),
     /// No valid path leads from it to its trust domain's authorities (RFC 5280 §6).
-    #[error("the certificate of `{id}` does not lead to an authority of its trust domain: {why}")]
+    #[error("the certificate of `{id}` does not verify: {}", plainly(why))]
     Path {
         /// Whom it names.
         id: SpiffeId,
@@ -101,6 +101,18 @@ pub enum PeerError {
     /// It is who it says, and not meant to be here.
     #[error("`{0}` is not authorised")]
     NotAuthorized(SpiffeId),
+}
+
+/// The commonest faults of a path in words for people.
+fn plainly(why: &webpki::Error) -> String {
+    match why {
+        webpki::Error::CertExpired { .. } => "it has expired".to_owned(),
+        webpki::Error::CertNotValidYet { .. } => {
+            "it is not valid yet (is this machine's clock right?)".to_owned()
+        }
+        webpki::Error::UnknownIssuer => "no authority of its trust domain issued it".to_owned(),
+        other => other.to_string(),
+    }
 }
 
 /// What the peer is to us; decides which extended key usage is asked for.

@@ -129,14 +129,14 @@ fn fed_30_spiffe_servers_are_checked_by_their_id_alone() {
             other.svid("spiffe://other.test/another"),
             "spiffe://other.test/another, not the configured endpoint",
         ),
-        (Authority::new("third").svid(ENDPOINT), "certificate does not verify"),
+        (Authority::new("third").svid(ENDPOINT), "no authority of its trust domain"),
         (other.server("localhost"), "has 0 URI names"),
         (
             other.leaf(|leaf| {
                 leaf.subject_alt_names = vec![rcgen::SanType::URI(ENDPOINT.try_into().unwrap())];
                 leaf.not_after = rcgen::date_time_ymd(2020, 1, 1);
             }),
-            "certificate does not verify",
+            "does not verify",
         ),
         (
             other.leaf(|leaf| {
@@ -170,7 +170,7 @@ fn fed_31_the_stored_bundle_authenticates_later_fetches_and_restarts() {
     // The bootstrap bundle is of no more use, and neither is what was valid two fetches ago.
     put(&agent, "bootstrap.json", &document(1, &[&first]));
     server.become_(first.svid(ENDPOINT));
-    refused(&agent, "certificate does not verify");
+    refused(&agent, "no authority of its trust domain");
     server.answer(Answer::Status(503));
     agent.crash_and_restart();
     assert_eq!(given(&agent).as_deref(), Some(third.certificate.as_ref()), "offline, from the disk");

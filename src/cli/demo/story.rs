@@ -16,12 +16,14 @@ use super::super::client::{Connection, Target, answer};
 use super::super::failure::Failure;
 use super::super::show::as_u64;
 use super::super::status::LatencyJson;
-use super::super::x509::{Crl, read_crl, verify_chain};
+use super::super::x509::{Crl, read_crl};
 use super::super::{Context, render, status};
 use super::report::{Report, Stopwatch};
 use super::workload::{JWT, TOKEN, X509};
 use crate::clock::{Clock, SystemClock};
 use crate::exit::Exit;
+use crate::id::SpiffeId;
+use crate::verify::{PeerError, RevocationPolicy, Role, Trust};
 
 /// Who the child's token is for.
 pub(crate) const AUDIENCE: &str = "demo.mayfly";
@@ -94,7 +96,7 @@ pub(crate) async fn story(
         return Err(unseen("a token of the living child that is accepted"));
     }
     report.step(context, "token", Some(watch.micros()), "the child's JWT is accepted".to_owned())?;
-    if crls.lists(&now.serial) || verify(&now, &crls.now).is_err() {
+    if crls.lists(&now.serial) || judgement(&now, &crls.now)?.is_some() {
         return Err(unseen("a certificate of the living child that verifies"));
     }
 
@@ -142,8 +144,8 @@ async fn die(
     let entries = render::count(as_u64(crl.revoked.len()), "entry", "entries");
     let detail = format!("serial {} is on CRL {} ({entries}), revoked {at}", held.serial, crl.number);
     report.step(context, "CRL", Some(listed), detail)?;
-    match verify(held, &crls.now) {
-        Err(webpki::Error::CertRevoked) => {
+    match judgement(held, &crls.now)? {
+        Some(PeerError::Revoked { .. }) => {
             let detail = "a TLS verifier that reads the CRL refuses the certificate".to_owned();
             report.step(context, "verifier", None, detail)?;
         }
@@ -175,9 +177,18 @@ async fn judge(connection: &Connection, token: &str) -> Result<Option<String>, F
     }
 }
 
-fn verify(held: &Held, crls: &[Crl]) -> Result<(), webpki::Error> {
-    let crls: Vec<&Crl> = crls.iter().collect();
-    verify_chain(&held.chain, &held.bundle, &crls, SystemClock.wall())
+/// Why a TLS server of the same trust domain that reads the lists refuses the child's certificate; `None`: it is good.
+fn judgement(held: &Held, crls: &[Crl]) -> Result<Option<PeerError>, Failure> {
+    let odd = |error: &dyn std::error::Error| Failure::failed(error.to_string());
+    let id: SpiffeId = held.spiffe_id.parse().map_err(|error| odd(&error))?;
+    let mut trust = Trust::new();
+    let mut authorities = held.bundle.iter();
+    authorities
+        .try_for_each(|der| trust.add_authority(id.trust_domain(), der))
+        .map_err(|error| odd(&error))?;
+    crls.iter().try_for_each(|crl| trust.add_list(&crl.der)).map_err(|error| odd(&error))?;
+    let chain: Vec<_> = held.chain.iter().map(|der| CertificateDer::from(der.as_ref())).collect();
+    Ok(trust.verify(&chain, Role::Client, RevocationPolicy::strict(), SystemClock.wall()).err())
 }
 
 /// The revocation lists as a subscriber of the bundle stream gets them.

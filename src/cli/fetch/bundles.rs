@@ -14,11 +14,13 @@ use super::super::client::{Connection, Patience, Target, Which, answer};
 use super::super::failure::Failure;
 use super::super::render::{self, count};
 use super::super::show::{BundleJson, CrlJson, Detail, as_u64};
-use super::super::x509::{Crl, VerifyError, crls_for, pem, pem_certificates, read_crl, split};
+use super::super::x509::{Crl, crls_for, pem, pem_certificates, read_crl};
 use super::Common;
 use super::x509::Written;
 use crate::exit::Exit;
 use crate::files::Item;
+use crate::verify::AnswerError;
+use crate::verify::answer::split;
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
@@ -128,9 +130,9 @@ async fn first<T>(mut stream: Streaming<T>) -> Result<T, Status> {
 pub(crate) fn join(
     x509: &X509BundlesResponse,
     jwt: Option<&JwtBundlesResponse>,
-) -> Result<BTreeMap<String, Domain>, VerifyError> {
+) -> Result<BTreeMap<String, Domain>, AnswerError> {
     if x509.bundles.is_empty() {
-        return Err(VerifyError::Empty("bundles"));
+        return Err(AnswerError::Empty("bundles"));
     }
     let crls = x509.crl.iter().map(read_crl).collect::<Result<Vec<_>, _>>()?;
     let jwks = jwt.map(|jwt| &jwt.bundles);
@@ -142,7 +144,7 @@ pub(crate) fn join(
         let jwks = jwks.and_then(|jwks| jwks.get(name)).map(|json| {
             serde_json::from_slice::<serde_json::Value>(json)
                 .map(|value| value.to_string())
-                .map_err(|_syntax| VerifyError::Malformed("not a JWK set"))
+                .map_err(|_syntax| AnswerError::Malformed("not a JWK set"))
         });
         domains.insert(name.clone(), Domain { authorities, crls, jwks: jwks.transpose()? });
     }
