@@ -31,6 +31,8 @@ mod rotation_judges;
 #[cfg(test)]
 mod sds;
 #[cfg(test)]
+mod startup;
+#[cfg(test)]
 mod support;
 #[cfg(test)]
 mod two_domains;
