@@ -32,6 +32,17 @@ lead = "{lead}"
 """
 
 
+def until(what, found):
+    """Looks until `found` answers with something true."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        answer = found()
+        if answer:
+            return answer
+        time.sleep(0.01)
+    raise AssertionError(f"waited in vain: {what}")
+
+
 class Agent:
     """Runs `binary`; `socket_dir` is the name of the socket's directory, which clients put into `:authority`;
     `more` is further configuration, `federates_with` the trust domains that every entry asks for."""

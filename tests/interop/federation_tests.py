@@ -5,10 +5,9 @@ import os
 import pathlib
 import subprocess
 import sys
-import time
 
 import https_site
-from agent import PATIENCE, Agent
+from agent import Agent, until
 
 PEER = pathlib.Path(__file__).parent / "tls_peer.py"
 ENDPOINT = """
@@ -41,16 +40,6 @@ def ok(agent, *arguments):
     code, said = agent.mayfly(*arguments)
     assert code == 0, (arguments, said)
     return said
-
-
-def until(what, found):
-    end = time.monotonic() + PATIENCE
-    while time.monotonic() < end:
-        answer = found()
-        if answer:
-            return answer
-        time.sleep(0.02)
-    raise AssertionError(f"waited in vain: {what}")
 
 
 class Peer:

@@ -31,7 +31,7 @@ from spiffe._proto import workload_pb2, workload_pb2_grpc
 import federation_tests
 import https_site
 import wit_tests
-from agent import PATIENCE, Agent
+from agent import PATIENCE, Agent, until
 
 BINARY = sys.argv[1]
 ID = f"spiffe://example.org/uid/{os.getuid()}"
@@ -42,16 +42,6 @@ TESTS = []
 def test(function):
     TESTS.append(function)
     return function
-
-
-def until(what, found):
-    end = time.monotonic() + PATIENCE
-    while time.monotonic() < end:
-        answer = found()
-        if answer:
-            return answer
-        time.sleep(0.01)
-    raise AssertionError(f"waited in vain: {what}")
 
 
 @test
