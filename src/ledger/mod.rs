@@ -169,9 +169,8 @@ impl Ledger {
     /// back resolves when they are on the disk.
     pub fn note(&self, notes: Vec<Note>) -> impl Future<Output = Result<(), LedgerError>> + Send + use<> {
         let (to, answer) = oneshot::channel();
-        let queued = self.thread.jobs().and_then(|jobs| {
-            jobs.push(Job::Change(Change::Commit(Vec::new(), notes), to)).map_err(LedgerError::from)
-        });
+        let queued = self.thread.jobs();
+        let queued = queued.and_then(|jobs| jobs.push(Job::Change(Change::Commit(Vec::new(), notes), to)));
         async move {
             queued?;
             answer.await.unwrap_or(Err(LedgerError::Closed)).map(|_| ())
