@@ -35,7 +35,8 @@ impl Feed {
         self
     }
 
-    /// Runs until it is dropped, or until the agent refuses for good.
+    /// Runs until it is dropped, or until the agent refuses for good: whoever waits for [`Source::ready`] should wait
+    /// for this as well.
     ///
     /// # Errors
     /// [`WorkloadError::Untrusted`], [`WorkloadError::Refused`]: nothing that another attempt would change.

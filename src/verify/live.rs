@@ -79,13 +79,13 @@ impl Connections {
     /// Cuts every connection that `trust` does not carry any more. Returns how many.
     pub(super) fn hold_against(&self, trust: &Trust, now: SystemTime) -> usize {
         let mut cut = 0;
-        for entries in self.lock().by_certificate.values() {
-            // All entries of one certificate stand and fall together.
-            let Some(Err(why)) = entries.first().map(|e| trust.still_trusts(&e.shared.peer, now)) else {
+        // Each by itself: two with one certificate may have come by different intermediates.
+        for entry in self.lock().by_certificate.values().flatten() {
+            if entry.shared.cut.is_cancelled() {
                 continue;
-            };
-            for entry in entries.iter().filter(|entry| !entry.shared.cut.is_cancelled()) {
-                entry.cut(why.clone());
+            }
+            if let Err(why) = trust.still_trusts(&entry.shared.peer, now) {
+                entry.cut(why);
                 cut += 1;
             }
         }
@@ -314,6 +314,30 @@ mod tests {
         assert_eq!((kind, cut), (io::ErrorKind::ConnectionAborted, 1));
         let written = near.write_all(b"y").await.expect_err("cut");
         assert!(written.to_string().contains("revoked"), "{written}");
+    }
+
+    /// One key with two certificates: only who came by the one that is revoked goes.
+    #[test]
+    fn connections_of_one_certificate_go_by_the_path_they_came() {
+        let (root, mut trust) = (Authority::new("example.org"), Trust::new());
+        let [node, again] = root.twins("example.org", "node");
+        let leaf = node.leaf("spiffe://example.org/a");
+        trust.add_authority(&"example.org".parse().expect("a name"), root.der()).expect("an authority");
+        let (trust, connections) = (Arc::new(trust), Connections::default());
+        let admit = |by: &Authority| {
+            let chain = [&leaf.der[..], by.der()].map(rustls::pki_types::CertificateDer::from);
+            let peer = trust.verify(&chain, Role::Client, RevocationPolicy::permissive(), SystemClock.wall());
+            let now = SystemClock.wall();
+            connections.admit(peer.expect("good"), &|| Arc::clone(&trust), now).expect("admitted")
+        };
+        let (first, second) = (admit(&node), admit(&again));
+        assert_eq!(first.peer().certificate(), second.peer().certificate());
+        let serial = Serial::new(crate::verify::leaf::parse(again.der()).expect("parses").raw_serial());
+        let mut after = Trust::new();
+        after.add_authority(&"example.org".parse().expect("a name"), root.der()).expect("an authority");
+        after.add_list(&root.crl(&List::of(&[&serial], 1))).expect("a list");
+        assert_eq!(connections.hold_against(&after, SystemClock.wall()), 1);
+        assert!(!first.is_ended() && second.is_ended());
     }
 
     /// The key was revoked between the handshake and the admission.

@@ -12,10 +12,13 @@
 //!
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 //! let source = Source::new(RevocationPolicy::strict());
-//! let feed = Feed::new(source.clone(), Agent::from_env()?);
 //! # #[expect(clippy::disallowed_methods)]
-//! tokio::spawn(feed.run());
-//! source.ready().await;
+//! let mut feed = tokio::spawn(Feed::new(source.clone(), Agent::from_env()?).run());
+//! tokio::select! {
+//!     () = source.ready() => {}
+//!     // Only when another attempt would change nothing: a stranger at the socket, a call that is refused.
+//!     ended = &mut feed => return Err(ended?.err().map_or("the feed has ended".into(), Into::into)),
+//! }
 //!
 //! let ours = Authorizer::member_of("example.org".parse::<TrustDomain>()?);
 //! let config = source.server_config(ours.clone())?;

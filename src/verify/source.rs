@@ -68,8 +68,9 @@ impl Source {
     /// Our identity was taken back: no handshake succeeds from here on. Whom we trust stays known, and so do
     /// the connections.
     pub fn withdraw(&self) {
-        let trust = Arc::clone(&self.current().trust);
-        self.publish(State { identity: None, trust });
+        // In one step: a trust that is published meanwhile is not put back.
+        self.0.state.rcu(|state| State { identity: None, trust: Arc::clone(&state.trust) });
+        self.0.updates.send_modify(|updates| *updates += 1);
     }
 
     /// What is in force.

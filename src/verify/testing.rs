@@ -97,6 +97,26 @@ impl Authority {
         Self { issuer: CertifiedIssuer::signed_by(params, key, &self.issuer).expect("signed") }
     }
 
+    /// Two certificates of one key below this one.
+    pub(crate) fn twins(&self, domain: &str, name: &str) -> [Self; 2] {
+        let key = KeyPair::generate().expect("key").serialize_der();
+        [1_u64, 2].map(|serial| {
+            let key = KeyPair::try_from(key.as_slice()).expect("key");
+            let mut params = ca_params(domain, name);
+            // By default it is made of the key.
+            params.serial_number = Some(serial.into());
+            Self { issuer: CertifiedIssuer::signed_by(params, key, &self.issuer).expect("signed") }
+        })
+    }
+
+    /// An intermediate below this one that is somehow special.
+    pub(crate) fn special(&self, domain: &str, change: impl FnOnce(&mut CertificateParams)) -> Self {
+        let mut params = ca_params(domain, "special");
+        change(&mut params);
+        let key = KeyPair::generate().expect("key");
+        Self { issuer: CertifiedIssuer::signed_by(params, key, &self.issuer).expect("signed") }
+    }
+
     /// The same one for every call, for tests that make thousands of leaves.
     pub(crate) fn fixed() -> &'static Self {
         static FIXED: LazyLock<Authority> = LazyLock::new(|| Authority::new("example.org"));

@@ -24,7 +24,9 @@ use super::source::Source;
 use super::trust::{PeerError, Role};
 
 impl Source {
-    /// A server that shows our certificate and wants one of a peer that `authorizer` allows.
+    /// A server that shows our certificate and wants one of a peer that `authorizer` allows. To set what is yours to
+    /// choose, such as ALPN, take it out of the `Arc`: `let mut config = Arc::unwrap_or_clone(config);`. Leave session
+    /// resumption off: a resumed session skips the certificate.
     ///
     /// # Errors
     /// rustls's, when the crypto provider lacks TLS 1.3; ours does not.

@@ -432,6 +432,50 @@ mod tests {
     }
 
     #[test]
+    fn x509_28_an_intermediate_that_is_over_ends_its_path_or_says_what_nobody_knows_is_refused() {
+        let root = Authority::new("example.org");
+        let trust = trust(&[("example.org", &root)], &[]);
+        let by = |change: fn(&mut rcgen::CertificateParams)| {
+            let node = root.special("example.org", change);
+            ask(&trust, &[&node.leaf("spiffe://example.org/w").der, node.der()], PERMISSIVE)
+        };
+        by(|_| {}).expect("good");
+        let over = by(|params| params.not_after = params.not_before + time::Duration::minutes(1));
+        assert!(matches!(path_error(over), webpki::Error::CertExpired { .. }));
+        path_error(by(|params| {
+            let mut unknown =
+                rcgen::CustomExtension::from_oid_content(&[1, 3, 6, 1, 4, 1, 99999, 1], vec![5, 0]);
+            unknown.set_criticality(true);
+            params.custom_extensions.push(unknown);
+        }));
+        let ends = root.special("example.org", |params| {
+            params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Constrained(0));
+        });
+        let below = ends.intermediate("example.org", "one too many");
+        let leaf = below.leaf("spiffe://example.org/w");
+        path_error(ask(&trust, &[&leaf.der, below.der(), ends.der()], PERMISSIVE));
+    }
+
+    #[test]
+    fn x509_15_an_id_outside_its_issuers_name_constraints_is_refused() {
+        let root = Authority::new("example.org");
+        let trust = trust(&[("example.org", &root)], &[]);
+        // permittedSubtrees: a URI whose host is `other.test`.
+        let host = b"other.test";
+        let subtree = [&[0x30, 16, 0xa0, 14, 0x30, 12, 0x86, 10], &host[..]].concat();
+        let node = root.special("example.org", |params| {
+            let mut names = rcgen::CustomExtension::from_oid_content(&[2, 5, 29, 30], subtree);
+            names.set_criticality(true);
+            params.custom_extensions.push(names);
+        });
+        let leaf = node.leaf("spiffe://example.org/w");
+        assert_eq!(
+            path_error(ask(&trust, &[&leaf.der, node.der()], PERMISSIVE)),
+            webpki::Error::NameConstraintViolation
+        );
+    }
+
+    #[test]
     fn x509_11_a_signing_certificate_authenticates_nobody() {
         let authority = Authority::new("example.org");
         let below = authority.intermediate("example.org", "node");

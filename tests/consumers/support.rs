@@ -44,13 +44,19 @@ pub(crate) struct Sync {
 impl Sync {
     /// Runs it with this configuration, as that uid, in front of a program.
     pub(crate) fn start(agent: &Agent, config: &str, uid: u32, program: &[&str]) -> Self {
-        let file = write_config(agent, config, uid);
-        let mut command = Command::new(files::install(agent.dir(), &files::built("mayfly")));
-        command.args(["sync", "--config"]).arg(file);
+        let mut command = Self::command(agent, config, uid);
         if !program.is_empty() {
             command.arg("--").args(program);
         }
         Self::spawn(agent, command, uid)
+    }
+
+    /// The command for this configuration.
+    pub(crate) fn command(agent: &Agent, config: &str, uid: u32) -> Command {
+        let file = write_config(agent, config, uid);
+        let mut command = Command::new(files::install(agent.dir(), &files::built("mayfly")));
+        command.args(["sync", "--config"]).arg(file);
+        command
     }
 
     /// Runs any command as that uid, with the agent's socket in its environment.
