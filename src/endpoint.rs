@@ -3,8 +3,8 @@
 
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::os::unix::ffi::OsStringExt;
-use std::path::PathBuf;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt};
+use std::path::{Path, PathBuf};
 
 /// A parsed endpoint.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -68,6 +68,19 @@ impl Endpoint {
             Self::Tcp(at) => Err(EndpointError::Tcp { from, at }),
         }
     }
+}
+
+/// The endpoint of a socket: what [`Endpoint::parse`] reads as that path.
+pub fn unix_uri(path: &Path) -> String {
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~/".contains(byte);
+    let mut uri = String::from("unix://");
+    for byte in path.as_os_str().as_bytes() {
+        match plain(byte) {
+            true => uri.push(char::from(*byte)),
+            false => uri.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    uri
 }
 
 fn parse(value: &str) -> Result<Endpoint, &'static str> {
@@ -235,6 +248,13 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn the_uri_of_a_path_reads_as_that_path(name in "/[^\0/]{1,20}") {
+            let path = PathBuf::from(name);
+            let endpoint = Endpoint::parse(&unix_uri(&path), "--socket").expect("valid");
+            prop_assert_eq!(endpoint, Endpoint::Unix(path));
+        }
+
         #[test]
         fn any_text_parses_or_is_refused_and_paths_are_absolute(value in "(unix|tcp|)(:|)[ -~]{0,20}") {
             if let Ok(Endpoint::Unix(path)) = Endpoint::parse(&value, "--socket") {

@@ -134,6 +134,8 @@ pub struct Fingerprint {
     pub(crate) live: Live,
     /// Where the pidfd does not tell the cgroup: the text of `/proc/PID/cgroup`.
     pub(crate) cgroups: Option<Vec<u8>>,
+    /// Which launch it stands for, if one stands.
+    pub(crate) launch: Option<u64>,
 }
 
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]

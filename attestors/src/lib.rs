@@ -9,6 +9,7 @@ mod cgroup;
 pub mod failpoint;
 mod gather;
 mod host;
+mod launch;
 mod lineage;
 mod measure;
 mod neighbours;
@@ -33,11 +34,16 @@ pub use attestation::{Answer, Attestation, Depth, Fingerprint, Gap, Outcome, Pos
 pub use backend::{Backend, BackendFuture, Found, News, Silent, Subject, Tell};
 pub use gather::{Everything, Interest};
 pub use host::{BootId, BootIdError, Features, Host, HostError};
+pub use launch::{
+    Code, LaunchClaim, LaunchError, Launches, MAX_BYTES as MAX_MEASURED_BYTES,
+    MAX_FILES as MAX_MEASURED_FILES, SealError, sealed_copy, sealed_digest,
+};
 pub use measure::{MeasureFigures, MeasureLimits, Measurer, WorkerCommand, measure_worker};
 pub use passed::{adopt_passed, inode_of_pidfd};
 pub use privilege::raise_permitted;
 pub use process::{
-    ExecMode, ExecNotice, ExecWatch, ExitCause, ExitNotice, PinError, Process, ProcessKey, Reaper, WatchLost,
+    ExecCounter, ExecMode, ExecNotice, ExecWatch, ExitCause, ExitNotice, PinError, Process, ProcessKey,
+    Reaper, WatchLost,
 };
 pub use scope::{CgroupScope, Cgroups, ScopeError};
 pub use seccomp::{SeccompError, deny_what_is_never_needed};

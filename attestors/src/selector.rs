@@ -87,6 +87,7 @@ mod tests {
             ("unix", "path"),
             ("cgroup", "delegated_path"),
             ("process", "no_new_privs"),
+            ("launch", "sha256"),
             ("new", "uid"),
         ] {
             assert_eq!(strength_of(kind, key), Strength::Advisory, "{kind}:{key}");

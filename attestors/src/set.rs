@@ -10,10 +10,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::attestation::{Attestation, Depth, Fingerprint, Gap};
+use crate::attestation::{Attestation, Depth, ExeIdentity, Fingerprint, Gap};
 use crate::backend::{Backend, Found, Silent, Subject};
 use crate::gather::{self, Asked, Everything, Interest, Timed};
 use crate::host::Host;
+use crate::launch::{LaunchClaim, LaunchError, Launches};
 use crate::lineage::Lineage;
 use crate::measure::{MeasureError, Measurer};
 use crate::origin::{self, ContainerRef, Hierarchies, Origin, Refusal, View};
@@ -30,6 +31,7 @@ pub struct AttestorSet {
     measurer: Measurer,
     unix: Unix,
     lineage: Lineage,
+    launches: Launches,
     hierarchies: Hierarchies,
     view: View,
     backends: Vec<Box<dyn Backend>>,
@@ -111,6 +113,7 @@ impl AttestorSet {
     pub fn new(host: Arc<Host>, settings: AttestSettings, measurer: Measurer) -> Self {
         let hierarchies = Hierarchies::at(&settings.cgroup_root);
         Self {
+            launches: Launches::new(&host),
             unix: Unix::new(Path::new("/etc/passwd"), Path::new("/etc/group")),
             lineage: Lineage { ancestors: settings.ancestors },
             view: View::learn(&host, &hierarchies, &settings.cgroup_prefix),
@@ -148,6 +151,23 @@ impl AttestorSet {
     /// How often the origin of a process was refused so far, for each reason.
     pub fn refused_origins(&self) -> impl Iterator<Item = (&'static str, u64)> {
         Refusal::REASONS.into_iter().zip(self.refused.iter().map(|count| count.load(Ordering::Relaxed)))
+    }
+
+    /// The launches that stand.
+    pub fn launches(&self) -> &Launches {
+        &self.launches
+    }
+
+    /// Records what `process`, a launcher, is about to become; the digests of the files that it hands over.
+    ///
+    /// # Errors
+    /// See [`LaunchError`].
+    pub async fn record_launch(
+        &self,
+        process: &Arc<Process>,
+        claim: LaunchClaim,
+    ) -> Result<Vec<[u8; 32]>, LaunchError> {
+        self.launches.record(process, claim, &self.measurer).await
     }
 
     /// Learns everything about `process`. Needs a tokio runtime with time.
@@ -188,7 +208,15 @@ impl AttestorSet {
     /// # Errors
     /// [`AttestError::Exited`], [`AttestError::Descriptors`] or [`AttestError::Failed`].
     pub fn fingerprint(&self, process: &Process) -> Result<Fingerprint, AttestError> {
-        target::fingerprint(process).map_err(AttestError::from)
+        // The count of execs before the program: a program seen later than its count is never taken for an earlier.
+        let standing = self.launches.of(&process.key());
+        let mut fingerprint = target::fingerprint(process)?;
+        let settle = |standing| self.launches.settle(&process.key(), standing, &fingerprint.exe);
+        if let Some(launch) = standing.and_then(settle) {
+            fingerprint.exe = ExeIdentity::File(launch.exe_id());
+            fingerprint.launch = Some(launch.id());
+        }
+        Ok(fingerprint)
     }
 
     /// Whether some thread of `process` has a tracer now, or there are too many threads to tell. Reads a file for
@@ -207,7 +235,14 @@ impl AttestorSet {
         interest: &dyn Interest,
     ) -> Result<Attestation, AttestError> {
         let began = ticks::now();
-        let target = Target::open(process)?;
+        let standing = self.launches.of(&process.key());
+        let mut target = Target::open(process)?;
+        let launch = standing
+            .and_then(|standing| self.launches.settle(&process.key(), standing, &target.exe_identity()));
+        if let Some(launch) = launch {
+            target.stand_for(launch);
+        }
+        let target = target;
         let connected = (process.uid(), process.gid());
         if (target.live.uids.effective, target.live.gids.effective) != connected {
             return Err(AttestError::CredentialsChanged);
@@ -254,7 +289,13 @@ impl AttestorSet {
         Unix::program(target, &mut attestation.posture, hash, &mut unix);
         let unix = Timed { name: "unix", gap: UNIX, took: began.elapsed(), found: named.map(|()| unix) };
         attestation.posture.traced = lineage.traced;
-        collect(&mut attestation, [unix, cgroup, lineage.answer])?;
+        let launch = target.launch().map(|launch| Timed {
+            name: "launch",
+            gap: LAUNCH,
+            took: Duration::ZERO,
+            found: Ok(Found { selectors: launch.selectors().collect(), ..Found::default() }),
+        });
+        collect(&mut attestation, [unix, cgroup, lineage.answer].into_iter().chain(launch))?;
         if let Some(why) = lineage.unmeasured {
             attestation.leave_open("process", ANCESTORS, why);
         }
@@ -365,7 +406,7 @@ fn refuse_what_is_not_the_files_fault(
     }
 }
 
-fn collect(attestation: &mut Attestation, parts: [Timed; 3]) -> Result<(), AttestError> {
+fn collect(attestation: &mut Attestation, parts: impl IntoIterator<Item = Timed>) -> Result<(), AttestError> {
     let advice = !attestation.posture.foreign_userns;
     for timed in parts {
         let answer = gather::absorb(attestation, timed, advice)?;
@@ -375,6 +416,7 @@ fn collect(attestation: &mut Attestation, parts: [Timed; 3]) -> Result<(), Attes
 }
 
 const UNIX: Gap = Gap::new("unix", &[]);
+const LAUNCH: Gap = Gap::new("launch", &["sha256"]);
 const CGROUP: Gap = Gap::new("cgroup", &["path", "delegated_path"]);
 const ANCESTORS: Gap = Gap::new("process", &["ancestor_sha256"]);
 const PROCESS: Gap = Gap::new("process", &["exe_deleted", "no_new_privs", "traced", "ancestor_sha256"]);

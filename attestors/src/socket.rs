@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::OnceLock;
 use std::sync::mpsc::{Sender, channel};
 
+use crate::launch::closes_at_once;
 use crate::sys;
 
 /// What one read brought.
@@ -72,16 +73,40 @@ pub mod listen_options {
 /// # Errors
 /// `WouldBlock` when nothing is there, and whatever else `recvmsg` says.
 pub fn stamped_recv(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Stamped> {
+    recv_with_descriptors(socket, buffer).map(|(stamped, _passed)| stamped)
+}
+
+/// The same, with the descriptors; [`Stamped::fds_dropped`] says how many.
+///
+/// # Errors
+/// As [`stamped_recv`].
+pub fn recv_with_descriptors(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<(Stamped, Passed)> {
     let mut control = [0_u8; CONTROL_BYTES];
     let (bytes, length) = sys::recvmsg(socket.as_fd(), buffer, &mut control)?;
     let seen = parse(control.get(..length).unwrap_or(&control));
     let rights: Vec<OwnedFd> = seen.rights.into_iter().map(sys::adopt).collect();
     let pidfd = seen.pidfd.map(sys::adopt);
     let fds_dropped = rights.len();
-    discard(rights);
     let pidfs_inode = pidfd.and_then(|fd| pidfs_inode(fd.as_fd()));
     let writer = seen.credentials.map(|(pid, uid)| WriterId { pid, uid, pidfs_inode });
-    Ok(Stamped { bytes, writer, fds_dropped })
+    Ok((Stamped { bytes, writer, fds_dropped }, Passed(rights)))
+}
+
+/// Descriptors from a stranger. Dropping them never waits for anybody.
+#[derive(Debug)]
+pub struct Passed(Vec<OwnedFd>);
+
+impl Passed {
+    /// All of them, if every one is a memory file or a handle that was never opened: those close at once, wherever.
+    pub fn harmless(mut self) -> Option<Vec<OwnedFd>> {
+        self.0.iter().all(closes_at_once).then(|| std::mem::take(&mut self.0))
+    }
+}
+
+impl Drop for Passed {
+    fn drop(&mut self) {
+        discard(std::mem::take(&mut self.0));
+    }
 }
 
 /// The pidfs inode behind a pidfd: unique for the boot. `None` before Linux 6.9, where all pidfds share one.
@@ -291,6 +316,17 @@ mod tests {
         // Once every copy of `theirs` is closed, `ours` reads the end of the stream.
         let mut ours = ours;
         assert_eq!(io::Read::read(&mut ours, &mut buffer).unwrap(), 0);
+    }
+
+    #[test]
+    fn only_what_closes_at_once_is_handed_over() {
+        let (reader, writer) = stamped_pair();
+        let memory = rustix::fs::memfd_create("x", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        let received = || recv_with_descriptors(&reader, &mut [0; 8]).unwrap().1.harmless();
+        send_with(&writer, memory.as_fd()).unwrap();
+        assert_eq!(received().map(|fds| fds.len()), Some(1));
+        send_with(&writer, writer.as_fd()).unwrap();
+        assert!(received().is_none());
     }
 
     #[test]

@@ -4,7 +4,7 @@
 
 use std::{io, os::fd::*};
 
-pub use crate::socket::{Stamped, WriterId, listen_options, stamped_recv};
+pub use crate::socket::{Passed, Stamped, WriterId, listen_options, recv_with_descriptors, stamped_recv};
 
 pub(crate) fn set_flag(socket: BorrowedFd<'_>, option: libc::c_int, on: bool) -> io::Result<()> {
     let (value, length) = (libc::c_int::from(on), libc::socklen_t::from(4_u8));

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use crate::attestation::{ExeIdentity, Fingerprint, Posture};
 use crate::host::Namespaces;
+use crate::launch::Record;
 use crate::measure::{FileFacts, Gate, Subject, mount_namespace};
 use crate::origin::MOST_BYTES;
 use crate::process::procfs::Status;
@@ -22,6 +23,7 @@ pub(crate) struct Target<'a> {
     pub(crate) exe: Result<Exe, io::Error>,
     pub(crate) namespaces: Namespaces,
     cgroups: Option<Vec<u8>>,
+    launch: Option<Arc<Record>>,
 }
 
 /// The program, as a handle that was never opened.
@@ -55,6 +57,7 @@ impl<'a> Target<'a> {
             exe: unless_want_of_ours(Exe::open(&task)).map_err(gone_or)?,
             namespaces: Namespaces::of(task.fd(), ""),
             cgroups: cgroups_if_needed(&live, &dir).map_err(gone_or)?,
+            launch: None,
             dir,
         })
     }
@@ -66,11 +69,30 @@ impl<'a> Target<'a> {
     }
 
     pub(crate) fn fingerprint(&self) -> Fingerprint {
-        let exe = match &self.exe {
+        let exe = self.exe_identity();
+        Fingerprint {
+            exe,
+            live: self.live,
+            cgroups: self.cgroups.clone(),
+            launch: self.launch().map(Record::id),
+        }
+    }
+
+    pub(crate) fn exe_identity(&self) -> ExeIdentity {
+        match &self.exe {
             Ok(exe) => ExeIdentity::File(exe.facts.id),
             Err(error) => hidden(error),
-        };
-        Fingerprint { exe, live: self.live, cgroups: self.cgroups.clone() }
+        }
+    }
+
+    /// From now on the process is what it was launched as, also while it is still the launcher.
+    pub(crate) fn stand_for(&mut self, launch: Arc<Record>) {
+        self.exe = Ok(launch.exe());
+        self.launch = Some(launch);
+    }
+
+    pub(crate) fn launch(&self) -> Option<&Record> {
+        self.launch.as_deref()
     }
 
     /// What is odd at first sight; tracing is found out later. A namespace that cannot be read counts as foreign.
@@ -144,7 +166,11 @@ pub(crate) fn fingerprint(process: &Process) -> Result<Fingerprint, OpenError> {
         Err(error) => hidden(&error),
     };
     // After the last read: what was read of a process that has gone may be another's.
-    if process.is_alive() { Ok(Fingerprint { exe, live, cgroups }) } else { Err(OpenError::Exited) }
+    if process.is_alive() {
+        Ok(Fingerprint { exe, live, cgroups, launch: None })
+    } else {
+        Err(OpenError::Exited)
+    }
 }
 
 /// The text of `/proc/PID/cgroup` of a live process now.

@@ -91,13 +91,31 @@ impl Bound {
     /// # Errors
     /// See [`BindError`]; nothing is changed that is not ours.
     pub fn bind(path: &Path, access: Access, features: &Features) -> Result<Self, BindError> {
+        Self::bind_as(SocketType::STREAM, path, access, features)
+    }
+
+    /// The same for packets that may carry descriptors: whoever serves it must close connections elsewhere.
+    ///
+    /// # Errors
+    /// As [`Self::bind`].
+    pub(super) fn bind_packets(path: &Path, access: Access, features: &Features) -> Result<Self, BindError> {
+        let rights_on = Features { pass_rights_off: false, ..features.clone() };
+        Self::bind_as(SocketType::SEQPACKET, path, access, &rights_on)
+    }
+
+    fn bind_as(
+        kind: SocketType,
+        path: &Path,
+        access: Access,
+        features: &Features,
+    ) -> Result<Self, BindError> {
         let (Ok(address), Some(directory), true) = (SocketAddrUnix::new(path), path.parent(), is_plain(path))
         else {
             return Err(BindError::Path(path.to_owned()));
         };
         prepare_directory(directory, access)?;
-        clear_the_way(path, &address)?;
-        Self::listen(path, &address, access, features)
+        clear_the_way(kind, path, &address)?;
+        Self::listen(kind, path, &address, access, features)
     }
 
     /// As [`Self::bind`], in place of whatever is at `path` now: for a socket that was ours and that somebody has
@@ -117,7 +135,7 @@ impl Bound {
             Ok(()) | Err(Errno::NOENT) => {}
             Err(errno) => return Err(system("clear the way", &beside, errno)),
         }
-        let mut bound = Self::listen(&beside, &address, access, features)?;
+        let mut bound = Self::listen(SocketType::STREAM, &beside, &address, access, features)?;
         rustix::fs::rename(&beside, path).map_err(|e| system("put the socket in its place", path, e))?;
         if let Some((named, _)) = &mut bound.file {
             path.clone_into(named);
@@ -126,13 +144,14 @@ impl Bound {
     }
 
     fn listen(
+        kind: SocketType,
         path: &Path,
         address: &SocketAddrUnix,
         access: Access,
         features: &Features,
     ) -> Result<Self, BindError> {
         let failed = |step| move |errno: Errno| system(step, path, errno);
-        let socket = new_socket().map_err(failed("create a socket"))?;
+        let socket = new_socket(kind).map_err(failed("create a socket"))?;
         set_options(socket.as_fd(), features).map_err(|e| system("set options", path, e))?;
         rustix::fs::fchmod(&socket, access.socket_mode()).map_err(failed("set the mode"))?;
         rustix::net::bind(&socket, address).map_err(failed("bind"))?;
@@ -254,9 +273,9 @@ impl fmt::Display for FileId {
     }
 }
 
-fn new_socket() -> Result<OwnedFd, Errno> {
+fn new_socket(kind: SocketType) -> Result<OwnedFd, Errno> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
+    rustix::net::socket_with(AddressFamily::UNIX, kind, flags, None)
 }
 
 fn is_plain(path: &Path) -> bool {
@@ -303,7 +322,7 @@ fn replaceable(stat: &Stat, holds_socket: bool) -> Option<&'static str> {
 }
 
 /// Removes a socket that is ours and that nobody serves any more.
-fn clear_the_way(path: &Path, address: &SocketAddrUnix) -> Result<(), BindError> {
+fn clear_the_way(kind: SocketType, path: &Path, address: &SocketAddrUnix) -> Result<(), BindError> {
     let in_the_way = |why| Err(BindError::InTheWay { path: path.to_owned(), why });
     let stat = match rustix::fs::lstat(path) {
         Ok(stat) => stat,
@@ -316,7 +335,7 @@ fn clear_the_way(path: &Path, address: &SocketAddrUnix) -> Result<(), BindError>
     if stat.st_uid != rustix::process::geteuid().as_raw() {
         return in_the_way("it is another user's socket");
     }
-    let probe = new_socket().map_err(|e| system("create a socket", path, e))?;
+    let probe = new_socket(kind).map_err(|e| system("create a socket", path, e))?;
     match rustix::net::connect(&probe, address) {
         Err(Errno::CONNREFUSED) => {
             rustix::fs::unlink(path).map_err(|e| system("remove a stale socket", path, e))

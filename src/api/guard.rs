@@ -270,7 +270,7 @@ impl Drop for Guarded {
 
 /// The inode is exact; without it (before Linux 6.9, or of a writer that is gone) the number has to do. Root
 /// can forge both, so a match grants nothing; a missing stamp is a mismatch.
-fn is_pinned_process(pinned: &ProcessKey, writer: Option<&WriterId>) -> bool {
+pub(super) fn is_pinned_process(pinned: &ProcessKey, writer: Option<&WriterId>) -> bool {
     writer.is_some_and(|writer| match (pinned.pidfs_inode, writer.pidfs_inode) {
         (Some(pinned), Some(writer)) => pinned == writer,
         _ => pinned.pid == writer.pid,

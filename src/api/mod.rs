@@ -10,6 +10,7 @@ pub mod facts;
 pub mod guard;
 pub mod health;
 pub mod identity;
+pub mod launch;
 pub mod limits;
 pub mod listener;
 pub mod metrics;

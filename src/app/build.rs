@@ -13,6 +13,7 @@ use super::StartError;
 use super::entries::Entries;
 use super::sockets::Socket;
 use super::storage::{self, Records, Stored};
+use crate::api::launch::LaunchSocket;
 use crate::api::limits::AdmissionLimits;
 use crate::api::listener::{Access, Bound};
 use crate::api::overview::{Listener, Sources};
@@ -52,6 +53,7 @@ pub(super) struct Agent {
     pub(super) manager: Manager,
     /// Kept by the manager since the run before.
     pub(super) pidfds: Pidfds,
+    pub(super) launch: LaunchSocket,
 }
 
 /// The runtimes, kept apart from the agent: neither may be dropped inside the other.
@@ -93,6 +95,7 @@ impl Agent {
             bound.map(|bound| (socket, bound))
         });
         let (public, admin, http) = (public?, admin?, http?);
+        let launch = LaunchSocket::bind(&config.sockets.public, host.features())?;
         note_authorities(&audit, &stored);
         let rows = stored.rows.clone();
         let authorities = Authorities::new(stored.authorities.clone());
@@ -132,6 +135,7 @@ impl Agent {
             http,
             manager,
             pidfds: passed.pidfds(),
+            launch,
         })
     }
 
@@ -204,6 +208,9 @@ fn open_audit(config: &Config, host: &Arc<Host>, clock: &Arc<dyn Clock>) -> Resu
 fn watch_exec(host: &Arc<Host>, workloads: &Workloads) -> ExecWatch {
     let told = workloads.clone();
     let exec_watch = ExecWatch::start(host, Box::new(move |notice| told.on_exec(&notice)));
+    if let Some(counter) = exec_watch.counter() {
+        workloads.count_execs_with(counter);
+    }
     match exec_watch.mode() {
         ExecMode::ProcConnector => workloads.exec_is_told(),
         ExecMode::Unavailable { why } => tracing::warn!(

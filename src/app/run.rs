@@ -13,6 +13,7 @@ use super::build::{Agent, Runtimes, wide};
 use super::signals::{Signals, Told};
 use super::sockets::{Guarded, Socket};
 use super::{StartError, banner, heart};
+use crate::api::launch::{LaunchParts, LaunchSocket, LaunchThread};
 use crate::api::limits::Admission as RateLimit;
 use crate::api::listener::{AcceptSettings, AcceptThread, Accepted, Bound, ConnectionLimits};
 use crate::api::metrics::Metrics;
@@ -28,6 +29,7 @@ use crate::exit::Exit;
 use crate::manager::{Manager, Pidfds};
 use crate::ready::Readiness;
 use crate::web::TcpServer;
+use crate::workload::Workloads;
 
 /// What was started.
 struct Running {
@@ -40,6 +42,8 @@ struct Running {
     accepting: Vec<AcceptThread>,
     /// Dropping it ends the watch for exec.
     _exec_watch: ExecWatch,
+    /// Dropping it closes the launch socket.
+    launches: Option<LaunchThread>,
 }
 
 impl Agent {
@@ -90,6 +94,7 @@ impl Agent {
         // A little more than the connections have, so that those cut off are counted.
         let drained = drain.drain(config.shutdown.grace + Duration::from_millis(500)).await;
         running.accepting.clear();
+        drop(running.launches.take());
         running.tasks.abort_all();
         let cut_off = running.cut_off.load(Ordering::Acquire);
         Ok(if drained && cut_off == 0 { Exit::Ok } else { Exit::CutOff })
@@ -144,7 +149,8 @@ impl Agent {
         tasks.spawn(super::concerns::follow(self.readiness.clone(), ledger, audit, watch.clone()));
         let cut_off = Arc::new(AtomicUsize::new(0));
         let (accepting, _exec_watch) = (Vec::new(), self.exec_watch);
-        let mut running = Running { tasks, metrics, reload, cut_off, accepting, _exec_watch };
+        let launches = Some(serve_launches(self.launch, &self.workloads, &self.host)?);
+        let mut running = Running { tasks, metrics, reload, cut_off, accepting, _exec_watch, launches };
         let (host, readiness, audit, manager) = (self.host, self.readiness, self.audit, self.manager);
         let shared = Shared { host, readiness, audit, watch, manager };
         let limits = limits(&self.config);
@@ -156,6 +162,15 @@ impl Agent {
         self.workloads.keep(self.custody)?;
         Ok(running)
     }
+}
+
+fn serve_launches(
+    socket: LaunchSocket,
+    workloads: &Workloads,
+    host: &Arc<Host>,
+) -> Result<LaunchThread, StartError> {
+    let (workloads, host) = (workloads.clone(), Arc::clone(host));
+    Ok(socket.serve(LaunchParts { workloads, host, clock: Arc::new(SystemClock) })?)
 }
 
 /// What both sockets need.

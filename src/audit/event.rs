@@ -45,6 +45,15 @@ pub enum Event {
         /// How many processes that is.
         suspects: u64,
     },
+    /// A process said what it is about to become, and is believed.
+    LaunchRecorded {
+        /// The process.
+        agent: Agent,
+        /// The program that it is about to exec.
+        program: String,
+        /// The SHA-256 of each measured file, hex.
+        measured: Vec<String>,
+    },
     /// A first credential for this process and entry.
     CredentialIssue {
         /// Who holds it.

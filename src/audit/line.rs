@@ -166,6 +166,10 @@ impl Body {
             Event::AgentCut { agent, reason } => {
                 Self { detail: Some(Detail::Reason { reason: reason.as_str().to_owned() }), ..of(agent) }
             }
+            Event::LaunchRecorded { agent, program, measured } => {
+                let (program, measured) = (capped(program), first(measured.iter()));
+                Self { detail: Some(Detail::Launch { program, measured }), ..of(agent) }
+            }
             Event::CredentialIssue { agent, credential }
             | Event::CredentialRenew { agent, credential }
             | Event::CredentialExpire { agent, credential } => Self {
@@ -317,6 +321,7 @@ fn name_and_severity(event: &Event) -> (&'static str, &'static str) {
         Event::AgentCut { .. } => ("agent.cut", WARNING),
         Event::ExecWatchLost { .. } => ("agent.exec_watch_lost", WARNING),
         Event::SocketReplaced { .. } => ("agent.socket_replaced", WARNING),
+        Event::LaunchRecorded { .. } => ("agent.launch", INFO),
         Event::CredentialIssue { .. } => ("credential.issue", INFO),
         Event::CredentialRenew { .. } => ("credential.renew", INFO),
         Event::CredentialExpire { .. } => ("credential.expire", INFO),

@@ -24,6 +24,7 @@ mod lease;
 mod ledger;
 mod prepare;
 mod render;
+mod run;
 mod show;
 mod status;
 mod sync;
@@ -55,6 +56,7 @@ pub fn main() -> ExitCode {
     // The agent's own helpers: they must start fast and must not depend on anything a user set.
     match args.get(1).and_then(|arg| arg.to_str()) {
         Some("measure-worker") => return mayfly_attestors::measure_worker(),
+        Some("run-child") => return run::launcher::main(args.get(2..).unwrap_or_default()),
         Some("sync-child") => return crate::sync::exec_child(args.get(2..).unwrap_or_default()),
         Some("ledger-check") if args.len() == 3 => {
             return crate::ledger::check_main(Path::new(args.get(2).unwrap_or(&OsString::new())));
@@ -131,6 +133,9 @@ enum Client {
     /// Keep credentials in files for programs that know nothing of SPIFFE, and reload or run those programs
     #[command(after_help = sync::EXAMPLES)]
     Sync(sync::Args),
+    /// Run a program as what it is launched with: measured files, a clean environment
+    #[command(after_help = run::EXAMPLES)]
+    Run(run::Args),
     /// Say whether the agent serves, for probes
     #[command(after_help = healthcheck::EXAMPLES)]
     Healthcheck(healthcheck::Args),
@@ -171,6 +176,9 @@ enum Local {
     /// Becomes the program that `sync` supervises
     #[command(hide = true)]
     SyncChild,
+    /// Becomes the program that `run` starts
+    #[command(hide = true)]
+    RunChild,
     /// Reads a ledger for the agent
     #[command(hide = true)]
     LedgerCheck,
@@ -192,6 +200,7 @@ impl Client {
             Self::Federate(args) => federate::run(args, context).await,
             Self::Status(args) => status::run(args, context).await,
             Self::Sync(args) => sync::run(args, context).await,
+            Self::Run(args) => run::run(args, context).await,
             Self::Healthcheck(args) => healthcheck::run(args, context).await,
             Self::Demo(args) => demo::run(args, context).await,
             Self::DemoWorkload(args) => demo::run_workload(args, context).await,
@@ -209,7 +218,7 @@ impl Local {
             Self::PrepareHost(args) => prepare::run(&args, context),
             Self::Completions(args) => completions::run(&args, context),
             // All are answered in `main`, before anything is parsed.
-            Self::MeasureWorker | Self::SyncChild | Self::LedgerCheck => {
+            Self::MeasureWorker | Self::SyncChild | Self::RunChild | Self::LedgerCheck => {
                 Err(Failure::usage("only the agent calls this"))
             }
         }

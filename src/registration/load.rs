@@ -154,6 +154,14 @@ fn check_strength(
         ),
         Some(_) => {}
     }
+    let mut wanted = selectors.value.iter();
+    if wanted.any(SelectorPattern::is_about_measured_file)
+        && !selectors.value.iter().any(SelectorPattern::names_program)
+    {
+        let message = "names a measured file and not the program that reads it, so that any program may be it: add \
+                       `unix:path:…`, such as `unix:path:/usr/bin/python3.11`";
+        table.problem(&selectors.place, message);
+    }
     let nameless = |wanted: &SelectorPattern| wanted.to_string().starts_with("unix:anonymous_sha256:");
     if selectors.value.iter().any(nameless) && !conditions.allow_anonymous_exe {
         let message = "asks for a program without a name: write `allow_anonymous_exe = true` as well";

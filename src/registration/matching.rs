@@ -1,7 +1,8 @@
 //! Which identities a process has earned: a pure function of what is known of it, the entries and the time.
 //!
-//! More knowledge never costs an identity, with two exceptions that are meant: a process that is traced, and
-//! a second value for a placeholder that needs exactly one.
+//! More knowledge never costs an identity, with three exceptions that are meant: a process that is traced, a second
+//! value for a placeholder that needs exactly one, and a measured file beside those that an entry names: whoever
+//! could bring another script along would only have to name the right one as well.
 
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use std::time::SystemTime;
 use mayfly_attestors::{Attestation, Gap, Selector};
 
 use super::entry::{Entry, EntrySet, Identity};
-use super::selector::SelectorPattern;
+use super::selector::{MEASURED, SelectorPattern};
 use super::unknown;
 use crate::diag::Shown;
 use crate::id::SpiffeId;
@@ -154,7 +155,22 @@ fn earned(entry: &Entry, facts: Facts<'_>, now: SystemTime) -> Result<SpiffeId, 
     if facts.traced && !conditions.allow_traced {
         return Err("the process is being traced: stop the tracer, or write `allow_traced = true`".to_owned());
     }
+    if let Some(extra) = unnamed_file(entry, facts) {
+        return Err(format!(
+            "the process reads a measured file that the entry does not name: add `{extra}`, or do not measure that file"
+        ));
+    }
     entry.spiffe_id.fill(facts.selectors, conditions.advisory_accepted).map_err(|error| error.to_string())
+}
+
+/// For an entry that names measured files: one that the process has and the entry has not.
+pub(super) fn unnamed_file<'a>(entry: &Entry, facts: Facts<'a>) -> Option<&'a Selector> {
+    if !entry.selectors.iter().any(SelectorPattern::is_about_measured_file) {
+        return None;
+    }
+    let is_measured = |selector: &&Selector| (selector.kind(), selector.key()) == MEASURED;
+    let is_named = |selector: &Selector| entry.selectors.iter().any(|wanted| wanted.fits(selector));
+    facts.selectors.iter().filter(is_measured).find(|selector| !is_named(selector))
 }
 
 fn reason(wanted: &SelectorPattern, facts: Facts<'_>) -> String {
@@ -232,6 +248,35 @@ mod tests {
         let miss = &near_misses(&set, facts(&known), NOW + day)[0];
         assert!(miss.missing.is_empty());
         assert!(miss.other.as_ref().unwrap().contains("`until`"), "{miss:?}");
+    }
+
+    #[test]
+    fn an_entry_that_names_measured_files_names_all_of_them() {
+        let (good, data, evil) = ("a".repeat(64), "b".repeat(64), "c".repeat(64));
+        let named = |files: &[&String]| {
+            let files: String = files.iter().map(|file| format!(", \"launch:sha256:{file}\"")).collect();
+            format!("\"unix:uid:1\", \"unix:path:/usr/bin/python3\"{files}")
+        };
+        let set = set(&[
+            entry("plain", "\"unix:uid:1\"", ""),
+            entry("script", &named(&[&good]), ""),
+            entry("script-and-data", &named(&[&good, &data]), ""),
+        ]
+        .concat());
+        let base = [("unix", "uid", "1"), ("unix", "path", "/usr/bin/python3")];
+        let names_with = |files: &[&String]| {
+            let files = files.iter().map(|file| ("launch", "sha256", file.as_str()));
+            let known = known(&base.into_iter().chain(files).collect::<Vec<_>>());
+            names(&match_entries(&set, facts(&known), NOW)).join(" ")
+        };
+        assert_eq!(names_with(&[]), "plain");
+        assert_eq!(names_with(&[&good]), "plain script");
+        assert_eq!(names_with(&[&good, &data]), "plain script-and-data");
+        assert_eq!(names_with(&[&good, &evil]), "plain", "another script, and the good one only named");
+        assert_eq!(names_with(&[&good, &data, &evil]), "plain");
+        let known = known(&[base[0], base[1], ("launch", "sha256", &good), ("launch", "sha256", &evil)]);
+        let why = near_misses(&set, facts(&known), NOW)[0].other.clone().unwrap();
+        assert!(why.contains(&format!("`launch:sha256:{evil}`")), "{why}");
     }
 
     #[test]

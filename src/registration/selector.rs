@@ -7,6 +7,9 @@ use mayfly_attestors::{Selector, Strength, strength_of};
 /// Type and key of what is known of ancestors.
 pub(super) const ANCESTOR: (&str, &str) = ("process", "ancestor_sha256");
 
+/// Type and key of what is known of measured files.
+pub(super) const MEASURED: (&str, &str) = ("launch", "sha256");
+
 /// Longest selector in bytes.
 pub const MAX_SELECTOR_BYTES: usize = 4096;
 
@@ -107,6 +110,17 @@ impl SelectorPattern {
         matches!(self, Self::Exact(selector)
             if selector.kind() == "unix"
                 && matches!(selector.key(), "path" | "ns_path" | "sha256" | "anonymous_sha256"))
+    }
+
+    /// Whether it names a file that the process was launched to read.
+    pub(super) fn is_about_measured_file(&self) -> bool {
+        matches!(self, Self::Exact(selector) if (selector.kind(), selector.key()) == MEASURED)
+    }
+
+    /// Whether it says which program the process runs.
+    pub(super) fn names_program(&self) -> bool {
+        matches!(self, Self::Exact(selector)
+            if selector.kind() == "unix" && matches!(selector.key(), "path" | "sha256"))
     }
 
     /// Whether only the program of an ancestor can fit.
@@ -235,6 +249,7 @@ const KNOWN: &[(&str, &str, Form)] = &[
     ("unix", "anonymous_sha256", Form::Sha256),
     ("cgroup", "path", Form::CgroupPath),
     ("cgroup", "delegated_path", Form::CgroupPath),
+    ("launch", "sha256", Form::Sha256),
     ("process", "exe_deleted", Form::True),
     ("process", "ancestor_sha256", Form::Sha256),
     ("process", "no_new_privs", Form::True),

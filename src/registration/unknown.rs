@@ -10,7 +10,7 @@ use std::time::SystemTime;
 use mayfly_attestors::Selector;
 
 use super::entry::{Entry, EntrySet, Identity};
-use super::matching::{Facts, hints_once, identity, missing};
+use super::matching::{Facts, hints_once, identity, missing, unnamed_file};
 
 /// The first entry that the process has not earned as far as is known, and may have earned if the gaps were filled.
 pub fn undecided<'a>(set: &'a EntrySet, facts: Facts<'_>, now: SystemTime) -> Option<&'a Arc<Entry>> {
@@ -29,6 +29,9 @@ pub(super) fn may_be_earned(entry: &Entry, facts: Facts<'_>, now: SystemTime) ->
     }
     // Counts as traced also while nobody can say.
     if facts.traced && !conditions.allow_traced && !open("process", "traced") {
+        return false;
+    }
+    if unnamed_file(entry, facts).is_some() {
         return false;
     }
     let unknown = missing(entry, facts).all(|wanted| {

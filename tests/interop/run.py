@@ -30,6 +30,7 @@ from spiffe._proto import workload_pb2, workload_pb2_grpc
 
 import federation_tests
 import https_site
+import resource_tests
 import wit_tests
 from agent import PATIENCE, Agent, until
 
@@ -237,6 +238,9 @@ def wit_renewals_all_validate():
 @test
 def wit_is_unimplemented_when_off():
     wit_tests.wit_is_unimplemented_when_off(BINARY)
+
+
+TESTS.extend(resource_tests.TESTS)
 
 
 SITE = """

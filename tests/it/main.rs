@@ -29,6 +29,8 @@ mod rotation_client;
 #[cfg(test)]
 mod rotation_judges;
 #[cfg(test)]
+mod run;
+#[cfg(test)]
 mod sds;
 #[cfg(test)]
 mod startup;

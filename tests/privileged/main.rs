@@ -6,6 +6,8 @@ mod a_peer;
 #[cfg(test)]
 mod b_hash;
 #[cfg(test)]
+mod b_launch;
+#[cfg(test)]
 mod b_program;
 #[cfg(test)]
 mod d_life;

@@ -21,11 +21,12 @@ pub(crate) use file::{FileFacts, FileId, Gate, mount_namespace, name_of};
 pub use pool::WorkerCommand;
 pub use worker::measure_worker;
 
-use crate::process::{is_alive, is_want_of_ours};
+use crate::launch::Code;
+use crate::process::{Process, is_alive, is_want_of_ours};
 use crate::ticks;
 use pool::Pool;
 use reuse::{Own, Reuse, is_settled, may_keep};
-use wire::Reply;
+use wire::{Reply, Request};
 
 /// Takes hashes; shared by all attestations.
 #[derive(Debug)]
@@ -222,13 +223,25 @@ impl Measurer {
     ) -> Result<[u8; 32], MeasureError> {
         let slot = self.pool.slot(subject.uid).await?;
         self.read.fetch_add(1, Ordering::Relaxed);
+        let request = Request::Hash { max_bytes: self.limits.max_bytes };
         let (handle, id) = (Arc::clone(&subject.handle), subject.facts.id);
         let asked = tokio::task::spawn_blocking(move || {
-            let sha256 = hash_in(slot.ask(handle.as_fd())?, &id)?;
+            let sha256 = hash_in(slot.ask(request, handle.as_fd())?, &id)?;
             keep(sha256);
             Ok(sha256)
         });
         asked.await.map_err(|e| MeasureError::Worker(io::Error::other(e)))?
+    }
+
+    /// Whether a process runs the code that we do; `dir` is its `/proc` directory.
+    pub(crate) async fn code(&self, process: &Process, dir: Arc<OwnedFd>) -> Result<Code, MeasureError> {
+        let slot = self.pool.slot(process.uid()).await?;
+        let asked = tokio::task::spawn_blocking(move || slot.ask(Request::Code, dir.as_fd()));
+        match asked.await.map_err(|e| MeasureError::Worker(io::Error::other(e)))?? {
+            Reply::Code(code) => Ok(code),
+            Reply::Unreadable(errno) => Err(unreadable(io::Error::from_raw_os_error(errno))),
+            _ => Err(MeasureError::Worker(io::ErrorKind::InvalidData.into())),
+        }
     }
 }
 
@@ -241,6 +254,7 @@ fn hash_in(reply: Reply, id: &FileId) -> Result<[u8; 32], MeasureError> {
         Reply::TooLarge(size) => Err(MeasureError::TooLarge(size)),
         Reply::NotRegular => Err(MeasureError::Unreadable("not a regular file".to_owned())),
         Reply::Unreadable(errno) => Err(unreadable(io::Error::from_raw_os_error(errno))),
+        Reply::Code(_) => Err(MeasureError::Worker(io::ErrorKind::InvalidData.into())),
     }
 }
 

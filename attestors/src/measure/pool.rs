@@ -146,21 +146,25 @@ impl State {
 
 impl Slot {
     /// Blocks until the helper answers or misses its deadline.
-    pub(super) fn ask(&self, handle: BorrowedFd<'_>) -> Result<Reply, MeasureError> {
+    pub(super) fn ask(&self, request: Request, handle: BorrowedFd<'_>) -> Result<Reply, MeasureError> {
         let idle = self.pool.state().idle.pop();
         if let Some(worker) = idle {
-            match self.ask_one(worker, handle) {
+            match self.ask_one(worker, request, handle) {
                 // It may have been killed while it was idle: that says nothing about the file.
                 Err(MeasureError::Worker(_)) => {}
                 result => return result,
             }
         }
         let worker = Worker::start(&self.pool.command).map_err(MeasureError::Worker)?;
-        self.ask_one(worker, handle)
+        self.ask_one(worker, request, handle)
     }
 
-    fn ask_one(&self, worker: Worker, handle: BorrowedFd<'_>) -> Result<Reply, MeasureError> {
-        let request = Request { max_bytes: self.pool.limits.max_bytes };
+    fn ask_one(
+        &self,
+        worker: Worker,
+        request: Request,
+        handle: BorrowedFd<'_>,
+    ) -> Result<Reply, MeasureError> {
         match worker.ask(request, handle, self.pool.limits.deadline) {
             Ok(reply) => {
                 self.pool.state().idle.push(worker);

@@ -3,11 +3,16 @@
 //! not be able to break its parent.
 
 use super::file::FileId;
+use crate::launch::Code;
 
-/// Most bytes to read; the descriptor travels beside it.
+/// What to do with the descriptor that travels beside it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) struct Request {
-    pub(super) max_bytes: u64,
+pub(super) enum Request {
+    /// Hash that file, of at most so many bytes.
+    Hash { max_bytes: u64 },
+    /// Look at the code of the process with that `/proc` directory: its address space may be locked for as long as
+    /// one of its threads waits for a file system.
+    Code,
 }
 
 /// One answer.
@@ -25,15 +30,31 @@ pub(super) enum Reply {
     NotRegular,
     /// errno
     Unreadable(i32),
+    /// About a process.
+    Code(Code),
 }
 
 impl Request {
-    pub(super) fn encode(self) -> [u8; 8] {
-        self.max_bytes.to_ne_bytes()
+    pub(super) fn encode(self) -> [u8; 9] {
+        let (tag, number) = match self {
+            Self::Hash { max_bytes } => (0, max_bytes),
+            Self::Code => (1, 0),
+        };
+        let mut out = [tag; 9];
+        if let Some(rest) = out.last_chunk_mut() {
+            *rest = number.to_ne_bytes();
+        }
+        out
     }
 
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
-        Some(Self { max_bytes: u64::from_ne_bytes(bytes.try_into().ok()?) })
+        let mut rest = Reader(bytes);
+        let request = match (rest.take()?, rest.number()?) {
+            ([0], max_bytes) => Self::Hash { max_bytes },
+            ([1], 0) => Self::Code,
+            _ => return None,
+        };
+        rest.0.is_empty().then_some(request)
     }
 }
 
@@ -51,6 +72,7 @@ impl Reply {
             Self::TooLarge(size) => put_number(&mut out, 2, *size),
             Self::NotRegular => put_number(&mut out, 3, 0),
             Self::Unreadable(errno) => put_number(&mut out, 4, u64::from(errno.cast_unsigned())),
+            Self::Code(code) => put_number(&mut out, 5, code.number()),
         }
         out
     }
@@ -64,6 +86,7 @@ impl Reply {
             [2] => Self::TooLarge(rest.number()?),
             [3] => (rest.number()? == 0).then_some(Self::NotRegular)?,
             [4] => Self::Unreadable(u32::try_from(rest.number()?).ok()?.cast_signed()),
+            [5] => Self::Code(Code::of_number(rest.number()?)?),
             _ => return None,
         };
         rest.0.is_empty().then_some(reply)
@@ -149,6 +172,16 @@ mod tests {
                 prop_assert_eq!(Reply::decode(&bytes), Some(reply));
                 prop_assert_eq!(Reply::decode(&bytes[..bytes.len() - 1]), None);
             }
+            for request in [Request::Hash { max_bytes: n }, Request::Code] {
+                prop_assert_eq!(Request::decode(&request.encode()), Some(request));
+                prop_assert_eq!(Request::decode(&request.encode()[..8]), None);
+            }
+        }
+
+        #[test]
+        fn a_verdict_survives_the_wire(number in 0_u64..5) {
+            let reply = Reply::Code(Code::of_number(number).unwrap());
+            prop_assert_eq!(Reply::decode(&reply.encode()), Some(reply));
         }
 
         #[test]

@@ -16,6 +16,8 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlag
 
 use super::file::{FileFacts, named};
 use super::wire::{Reply, Request};
+use crate::launch::{Code, CodeMap};
+use crate::process::procfs;
 
 /// Body of the hidden subcommand `measure-worker`: serves the socket on fd 0 until its other end is closed.
 /// Succeeds then; fails when fd 0 is not such a socket.
@@ -35,8 +37,12 @@ pub fn measure_worker() -> ExitCode {
 fn serve(socket: BorrowedFd<'_>) -> io::Result<()> {
     let mut buffer = vec![0; READ_BYTES];
     while let Some((request, handle)) = receive(socket)? {
-        let reply = measure(handle.as_fd(), request.max_bytes, &mut buffer)
-            .unwrap_or_else(|error| Reply::Unreadable(error.raw_os_error().unwrap_or(libc::EIO)));
+        let reply = match request {
+            Request::Hash { max_bytes } => measure(handle.as_fd(), max_bytes, &mut buffer),
+            Request::Code => look_at_code(handle.as_fd()),
+        };
+        let reply =
+            reply.unwrap_or_else(|error| Reply::Unreadable(error.raw_os_error().unwrap_or(libc::EIO)));
         drop(handle);
         rustix::net::send(socket, &reply.encode(), SendFlags::NOSIGNAL)?;
     }
@@ -47,7 +53,7 @@ fn serve(socket: BorrowedFd<'_>) -> io::Result<()> {
 fn receive(socket: BorrowedFd<'_>) -> io::Result<Option<(Request, OwnedFd)>> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let mut bytes = [0; 16];
+    let mut bytes = [0; 10];
     let mut parts = [IoSliceMut::new(&mut bytes)];
     let got = loop {
         match rustix::net::recvmsg(socket, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC) {
@@ -95,6 +101,16 @@ fn measure(handle: BorrowedFd<'_>, max_bytes: u64, buffer: &mut [u8]) -> io::Res
     Ok(Reply::Hashed { before, after, sha256 })
 }
 
+/// Whether the process behind a `/proc` directory has the code that we have: we are the same program.
+fn look_at_code(process: BorrowedFd<'_>) -> io::Result<Reply> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let own = rustix::fs::openat(CWD, "/proc/self", flags, Mode::empty())?;
+    let read = |dir: BorrowedFd<'_>| procfs::read_at(dir, "smaps", MOST_MAPPINGS);
+    let (theirs, ours) = (read(process)?, read(own.as_fd())?);
+    let both = CodeMap::parse(&theirs).zip(CodeMap::parse(&ours));
+    Ok(Reply::Code(both.map_or(Code::Unreadable, |(theirs, ours)| theirs.judge(&ours))))
+}
+
 /// Bytes read and their hash; the inner error is a size beyond `max_bytes`.
 fn digest_of(file: &OwnedFd, max_bytes: u64, buffer: &mut [u8]) -> io::Result<Result<(u64, [u8; 32]), u64>> {
     advise(file, Advice::NoReuse);
@@ -139,4 +155,6 @@ fn close_all_but_standard() {
 }
 
 const READ_BYTES: usize = 256 << 10;
+/// Bytes of `smaps`: some thousand mappings, and we have some dozens.
+const MOST_MAPPINGS: usize = 1 << 20;
 const LARGE: u64 = 64 << 20;

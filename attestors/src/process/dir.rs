@@ -3,6 +3,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use rustix::fs::{Dir, Mode, OFlags};
 
@@ -13,7 +14,7 @@ use crate::host::Host;
 /// An open `/proc/PID`, or `/proc/PID/task/TID` of a thread that still runs.
 #[derive(Debug)]
 pub(crate) struct ProcDir {
-    dir: OwnedFd,
+    dir: Arc<OwnedFd>,
 }
 
 impl ProcDir {
@@ -23,6 +24,11 @@ impl ProcDir {
 
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
         self.dir.as_fd()
+    }
+
+    /// To hand it to somebody who may be slow.
+    pub(crate) fn shared(&self) -> Arc<OwnedFd> {
+        Arc::clone(&self.dir)
     }
 
     pub(crate) fn stat(&self) -> io::Result<Stat> {
@@ -62,7 +68,7 @@ impl ProcDir {
     /// The same, after a stat that was just read.
     pub(crate) fn live_task_in(&self, stat: Stat) -> io::Result<Self> {
         if stat.state != b'Z' {
-            return Ok(Self { dir: self.dir.try_clone()? });
+            return Ok(Self { dir: Arc::clone(&self.dir) });
         }
         for name in self.tasks()? {
             let task = match Self::open_at(self.fd(), &format!("task/{name}")) {
@@ -107,6 +113,6 @@ impl ProcDir {
 
     fn open_at(dir: BorrowedFd<'_>, path: &str) -> io::Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        Ok(Self { dir: rustix::fs::openat(dir, path, flags, Mode::empty())? })
+        Ok(Self { dir: Arc::new(rustix::fs::openat(dir, path, flags, Mode::empty())?) })
     }
 }

@@ -21,7 +21,8 @@ use crate::host::{BootId, Host};
 use crate::{failpoint, socket, sys};
 
 pub(crate) use dir::ProcDir;
-pub use exec::{ExecMode, ExecNotice, ExecWatch};
+pub(crate) use exec::Counted;
+pub use exec::{ExecCounter, ExecMode, ExecNotice, ExecWatch};
 pub use exit::{ExitCause, ExitNotice, Reaper, WatchLost};
 pub(crate) use procfs::Ids;
 

@@ -17,6 +17,11 @@ pub(super) enum Detail {
     Reason {
         reason: String,
     },
+    Launch {
+        program: String,
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        measured: Vec<String>,
+    },
     Entries {
         source: String,
         total: u64,

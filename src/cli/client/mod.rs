@@ -119,11 +119,20 @@ impl Target {
         self.places.paths()
     }
 
+    /// The named place, or the first usual one where a socket exists now.
+    pub(crate) fn path(&self) -> Result<&Path, ConnectError> {
+        let none = || ConnectError::NoSocket { looked: self.places.paths().to_vec() };
+        self.places.pick(&self.env).ok_or_else(none)
+    }
+
+    /// Who may serve there besides root and ourselves.
+    pub(crate) fn server_uid(&self) -> Option<u32> {
+        self.server_uid
+    }
+
     /// Connects once.
     pub(crate) async fn connect(&self) -> Result<Connection, ConnectError> {
-        let Some(path) = self.places.pick(&self.env) else {
-            return Err(ConnectError::NoSocket { looked: self.places.paths().to_vec() });
-        };
+        let path = self.path()?;
         let stream = open(path).await?;
         self.check_owner(path, &stream)?;
         handshake(path, stream).await

@@ -78,6 +78,8 @@ pub struct Plan {
     pub wrapper: Vec<String>,
     /// Runs as that uid and gid.
     pub uid: Option<u32>,
+    /// Runs a copy of the binary in its own directory, which every uid can run, too.
+    pub installed: bool,
 }
 
 impl Default for Plan {
@@ -89,6 +91,7 @@ impl Default for Plan {
             environment: Vec::new(),
             wrapper: Vec::new(),
             uid: None,
+            installed: false,
         }
     }
 }
@@ -123,6 +126,13 @@ impl Plan {
     #[must_use]
     pub fn wrapped(mut self, wrapper: &[&str]) -> Self {
         self.wrapper = wrapper.iter().map(|w| (*w).to_owned()).collect();
+        self
+    }
+
+    /// Has it run from a copy that every uid can run.
+    #[must_use]
+    pub fn installed(mut self) -> Self {
+        self.installed = true;
         self
     }
 
@@ -323,8 +333,15 @@ impl Agent {
     }
 
     /// The agent's binary; a copy that its uid can reach when it does not run as root.
-    fn binary(&self) -> PathBuf {
-        if self.plan.uid.is_some() { files::install(self.dir(), &mayfly()) } else { mayfly() }
+    ///
+    /// # Panics
+    /// When the file system refuses.
+    pub fn binary(&self) -> PathBuf {
+        if self.plan.uid.is_some() || self.plan.installed {
+            files::install(self.dir(), &mayfly())
+        } else {
+            mayfly()
+        }
     }
 
     /// Starts it and waits for `READY=1`.

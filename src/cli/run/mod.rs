@@ -1,0 +1,160 @@
+//! `mayfly run -- PROGRAM …`: runs a program as what it is launched with.
+//!
+//! Two processes: this one, which passes signals on and hands back the exit code, and a launcher
+//! ([`launcher`]), which becomes the program.
+
+mod environment;
+mod interpreter;
+mod launch;
+pub(super) mod launcher;
+mod plan;
+mod signals;
+
+use std::ffi::OsString;
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::ExitStatus;
+
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+use tokio::process::{Child, Command};
+
+use self::environment::Reason;
+use self::plan::{Measured, Plan, is_variable};
+use self::signals::Signals;
+use super::Context;
+use super::client::{ClientArgs, Target, Which};
+use super::failure::Failure;
+use crate::exit::Exit;
+
+pub(super) const EXAMPLES: &str = "\
+Examples:
+  mayfly run --measure agent.py -- /usr/bin/python3 agent.py         an identity for this very script
+  mayfly run --measure agent.js -- node agent.js                     the same for Node
+  mayfly run --measure agent.py --measure MODEL=model.json -- python3 agent.py
+  mayfly run --clean-env -- ./agent                                  without the caller's keys and sessions
+
+A measured file is copied, sealed and hashed; the program reads the copy. The agent gives the process
+`launch:sha256:…` for each, as long as it is this program, started once. Not covered: modules that the script
+imports, its arguments and environment, code it downloads or is sent, and what another process of the same user
+does to it once it runs. Interpreters must belong to root. Reference: docs/running-agents.md
+
+Exit code: that of the program; 128+n if signal n ended it; 125 if it was not run, 126 or 127 if it could not be.";
+
+/// `mayfly run …`
+#[derive(clap::Args, Debug)]
+pub(super) struct Args {
+    #[command(flatten)]
+    client: ClientArgs,
+    /// Hash this file as it is about to be read, and prove it to the agent: the script, its configuration, a model.
+    /// It must be among the program's arguments, or `NAME=FILE` hands its place over in a variable
+    #[arg(long, value_name = "[NAME=]FILE", value_parser = Measured::parse)]
+    measure: Vec<Measured>,
+    /// Give the program only a short list of variables, without the caller's keys and sessions (`--measure` does too)
+    #[arg(long)]
+    clean_env: bool,
+    /// Let this variable through
+    #[arg(long, value_name = "NAME")]
+    keep_env: Vec<String>,
+    /// The program and its arguments
+    #[arg(last = true, required = true, value_name = "PROGRAM")]
+    program: Vec<OsString>,
+}
+
+/// When the program did not even begin.
+const NOT_RUN: Exit = Exit::Passed(125);
+
+pub(super) async fn run(args: Args, context: &mut Context) -> Result<Exit, Failure> {
+    let failed =
+        |what: &str, error: &dyn std::fmt::Display| Failure::new(NOT_RUN, format!("{what}: {error}"));
+    // Before anything could have started a thread.
+    let mut signals = signals::take_over().map_err(|error| failed("cannot take over signals", &error))?;
+    let plan = plan(&args, context)?;
+    let mut child = start(&plan, &args.program).map_err(|error| failed("cannot start a process", &error))?;
+    let status = follow(&mut child, &mut signals).await;
+    let status = status.map_err(|error| failed("the program is lost", &error))?;
+    Ok(Exit::Passed(code(status)))
+}
+
+fn plan(args: &Args, context: &mut Context) -> Result<Plan, Failure> {
+    let target = Target::resolve(&args.client, Which::Public, &context.env)?;
+    let public = target.path().map_err(|error| Failure { exit: NOT_RUN, ..error.into() })?;
+    for name in &args.keep_env {
+        if !is_name(name) {
+            return Err(Failure::usage(format!("`{name}` is not the name of a variable")));
+        }
+    }
+    let mut plan = Plan {
+        parent: std::process::id(),
+        launch_socket: crate::api::launch::wire::beside(public),
+        server_uid: target.server_uid(),
+        measured: args.measure.clone(),
+        clean: args.clean_env,
+        keep: args.keep_env.clone(),
+        set: vec![("SPIFFE_ENDPOINT_SOCKET".to_owned(), crate::endpoint::unix_uri(public))],
+        ..Plan::default()
+    };
+    let parted = environment::part(&plan.policy(), std::env::vars_os());
+    tell_removed(&parted.removed, &plan, context);
+    for (name, value) in parted.kept.iter().filter(|(name, _)| environment::is_loaders(name)) {
+        if let (Some(name), Some(value)) = (name.to_str(), value.to_str()) {
+            plan.loader.push((name.to_owned(), value.to_owned()));
+        }
+    }
+    Ok(plan)
+}
+
+/// Names only: what they held is nobody's business.
+fn tell_removed(removed: &[(OsString, Reason)], plan: &Plan, context: &mut Context) {
+    let names = |wanted: &[Reason]| {
+        let fits = removed.iter().filter(|(_, reason)| wanted.contains(reason));
+        fits.map(|(name, _)| name.to_string_lossy()).collect::<Vec<_>>().join(" ")
+    };
+    let keys = names(&[Reason::Key]);
+    if !keys.is_empty() {
+        context.console.note(&format!("removed keys that would win over the program's identity: {keys}"));
+    }
+    let others = names(&[Reason::NotListed, Reason::Code]);
+    if !others.is_empty() {
+        let why = if plan.measured.is_empty() { "--clean-env" } else { "--measure" };
+        context.console.note(&format!("removed by {why}: {others} (`--keep-env NAME` lets one through)"));
+    }
+}
+
+/// A name that can be in an environment at all.
+fn is_name(name: &str) -> bool {
+    is_variable(&name.to_uppercase()) && !name.contains('=')
+}
+
+fn start(plan: &Plan, program: &[OsString]) -> std::io::Result<Child> {
+    let word = serde_json::to_string(plan)?;
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("mayfly").arg("run-child").arg(word).args(program);
+    for (name, _) in std::env::vars_os().filter(|(name, _)| environment::is_loaders(name)) {
+        command.env_remove(name);
+    }
+    command.kill_on_drop(true).spawn()
+}
+
+/// Until it has ended; what is sent to us goes to it.
+async fn follow(child: &mut Child, signals: &mut Signals) -> std::io::Result<ExitStatus> {
+    let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).map(Pid::from_raw);
+    loop {
+        tokio::select! {
+            status = child.wait() => return status,
+            Some(signal) = signals.recv() => send(pid, signal),
+        }
+    }
+}
+
+/// It has not been waited for, so the number is still its own.
+fn send(pid: Option<Pid>, signal: Signal) {
+    if let Some(pid) = pid {
+        nix::sys::signal::kill(pid, signal).ok();
+    }
+}
+
+/// As shells do.
+fn code(status: ExitStatus) -> u8 {
+    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
+    code.and_then(|code| u8::try_from(code & 0xff).ok()).unwrap_or(255)
+}
