@@ -23,6 +23,9 @@ mod origin;
 #[path = "fuzz/checks/spiffe_id.rs"]
 mod spiffe_id;
 #[cfg(test)]
+#[path = "fuzz/checks/watch.rs"]
+mod watch;
+#[cfg(test)]
 #[path = "fuzz/checks/wit.rs"]
 mod wit;
 
@@ -30,7 +33,7 @@ mod wit;
 mod corpus {
     use std::path::Path;
 
-    use super::{authority, bundle, config, entries, jwt, origin, spiffe_id, wit};
+    use super::{authority, bundle, config, entries, jwt, origin, spiffe_id, watch, wit};
 
     /// Runs the check over each file of the corpus `name`.
     fn replay(name: &str, check: fn(&[u8])) {
@@ -58,6 +61,11 @@ mod corpus {
     #[test]
     fn kept_wit_svids_pass() {
         replay("wit", wit::check);
+    }
+
+    #[test]
+    fn kept_watches_pass() {
+        replay("watch", watch::check);
     }
 
     #[test]
@@ -91,6 +99,9 @@ mod corpus {
         let mut names: Vec<_> =
             std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         names.sort();
-        assert_eq!(names, ["authority", "bundle", "config", "entries", "jwt", "origin", "spiffe_id", "wit"]);
+        assert_eq!(
+            names,
+            ["authority", "bundle", "config", "entries", "jwt", "origin", "spiffe_id", "watch", "wit"]
+        );
     }
 }

@@ -16,7 +16,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use crate::origin::{self, ContainerId, ContainerRef, Hierarchies, Origin, PodUid, View};
-use crate::process::{PinError, ProcDir, Process, is_want_of_ours};
+use crate::process::{PinError, ProcDir, Process, is_want_of_ours, procfs};
 use crate::selector::Selector;
 
 /// An attestor that asks somebody else.
@@ -50,6 +50,10 @@ pub enum News {
     Container(ContainerId),
     /// Something about this pod.
     Pod(PodUid),
+    /// This pod is no more: a process that still runs in it has outlived what it was.
+    PodGone(PodUid),
+    /// No pod has this container any more.
+    ContainerGone(ContainerId),
     /// A back-end of this kind answers again, or has forgotten what it knew: everybody with an answer of it.
     Kind(&'static str),
 }
@@ -105,6 +109,16 @@ impl<'a> Subject<'a> {
     /// The text of its `/proc/PID/cgroup`, as the attestation began.
     pub fn cgroups(&self) -> &'a [u8] {
         self.cgroups
+    }
+
+    /// Path of its cgroup in the v2 hierarchy (without one, in that named systemd), from the machine's root; `None`
+    /// when it cannot be told.
+    pub fn cgroup_path(&self) -> Option<Vec<u8>> {
+        let mut known = [&b""[..], b"name=systemd"].into_iter();
+        let controllers = known.find(|controllers| self.hierarchies.root(controllers).is_some())?;
+        let line = procfs::cgroups(self.cgroups).find(|line| line.controllers == controllers)?;
+        let parts = origin::absolute(line.path, self.view.own_in(controllers)).ok()?;
+        Some([b"/", parts.join(&b'/').as_slice()].concat())
     }
 
     /// Where another process of the machine is kept, by its number in our procfs: to check what somebody says of it.

@@ -7,8 +7,10 @@ mod attestation;
 mod backend;
 mod cgroup;
 pub mod failpoint;
+mod foreign;
 mod gather;
 mod host;
+pub mod kubernetes;
 mod launch;
 mod lineage;
 mod measure;
@@ -17,6 +19,7 @@ pub mod origin;
 mod passed;
 mod privilege;
 mod process;
+mod root_socket;
 mod scope;
 mod seccomp;
 mod selector;
@@ -32,6 +35,7 @@ mod unix;
 
 pub use attestation::{Answer, Attestation, Depth, Fingerprint, Gap, Outcome, Posture};
 pub use backend::{Backend, BackendFuture, Found, News, Silent, Subject, Tell};
+pub use foreign::{ForeignError, ForeignType};
 pub use gather::{Everything, Interest};
 pub use host::{BootId, BootIdError, Features, Host, HostError};
 pub use launch::{
@@ -45,6 +49,7 @@ pub use process::{
     ExecCounter, ExecMode, ExecNotice, ExecWatch, ExitCause, ExitNotice, PinError, Process, ProcessKey,
     Reaper, WatchLost,
 };
+pub use root_socket::{RootSocketError, connect_to_root};
 pub use scope::{CgroupScope, Cgroups, ScopeError};
 pub use seccomp::{SeccompError, deny_what_is_never_needed};
 pub use selector::{Selector, Strength, strength_of};

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::kubernetes;
+
 /// How hard it is for an unprivileged process to get a selector that it was not given.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub enum Strength {
@@ -19,12 +21,18 @@ pub struct Selector {
     kind: &'static str,
     key: &'static str,
     value: String,
+    strength: Strength,
 }
 
 impl Selector {
     /// Names one fact; `value` must be escaped already where it comes from outside.
     pub fn new(kind: &'static str, key: &'static str, value: impl Into<String>) -> Self {
-        Self { kind, key, value: value.into() }
+        Self::weighed(kind, key, value.into(), strength_of(kind, key))
+    }
+
+    /// One whose worth somebody else says.
+    pub(crate) fn weighed(kind: &'static str, key: &'static str, value: String, strength: Strength) -> Self {
+        Self { kind, key, value, strength }
     }
 
     /// The attestor, such as `unix`.
@@ -45,7 +53,7 @@ impl Selector {
 
     /// What it is worth.
     pub fn strength(&self) -> Strength {
-        strength_of(self.kind, self.key)
+        self.strength
     }
 }
 
@@ -67,6 +75,7 @@ pub fn strength_of(kind: &str, key: &str) -> Strength {
     match (kind, key) {
         ("unix", "uid" | "user" | "gid" | "group" | "supplementary_gid" | "supplementary_group")
         | ("cgroup", "path") => Strength::Kernel,
+        ("k8s", key) if kubernetes::gives(key) => Strength::Controller,
         _ => Strength::Advisory,
     }
 }

@@ -17,7 +17,7 @@ use crate::host::Host;
 use crate::launch::{LaunchClaim, LaunchError, Launches};
 use crate::lineage::Lineage;
 use crate::measure::{MeasureError, Measurer};
-use crate::origin::{self, ContainerRef, Hierarchies, Origin, Refusal, View};
+use crate::origin::{self, ContainerId, ContainerRef, Hierarchies, Origin, Refusal, View};
 use crate::process::Process;
 use crate::target::{self, OpenError, Target};
 use crate::unix::Unix;
@@ -217,6 +217,17 @@ impl AttestorSet {
             fingerprint.launch = Some(launch.id());
         }
         Ok(fingerprint)
+    }
+
+    /// The container that `process` is in now, if there is anybody to ask about containers and it is believed to be in
+    /// one. Two reads of kernel memory.
+    pub fn container_of(&self, process: &Process) -> Option<ContainerId> {
+        if self.backends.is_empty() {
+            return None;
+        }
+        let cgroups = target::cgroup_text(process).ok()?;
+        let origin = origin::believed(&cgroups, &self.view, &self.hierarchies).ok()?;
+        origin.container().map(|container| container.id)
     }
 
     /// Whether some thread of `process` has a tracer now, or there are too many threads to tell. Reads a file for

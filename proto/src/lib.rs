@@ -34,6 +34,20 @@ pub mod admin {
     include!("gen/mayfly.admin.v1.rs");
 }
 
+/// `mayfly.attestor.v1`: what is asked of external attestors.
+pub mod attestor {
+    #![allow(
+        missing_docs,
+        unreachable_pub,
+        unused_qualifications,
+        clippy::all,
+        clippy::pedantic,
+        clippy::restriction,
+        reason = "generated"
+    )]
+    include!("gen/mayfly.attestor.v1.rs");
+}
+
 /// `mayfly.identity.v1`: what a process may learn about itself.
 pub mod identity {
     #![allow(

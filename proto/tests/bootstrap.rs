@@ -4,9 +4,10 @@
 mod tests {
     use std::path::Path;
 
-    const FILES: [&str; 8] = [
+    const FILES: [&str; 9] = [
         "workloadapi.proto",
         "mayfly/admin/v1/admin.proto",
+        "mayfly/attestor/v1/attestor.proto",
         "mayfly/identity/v1/identity.proto",
         "mayfly/task/v1/task.proto",
         "google/rpc/error_details.proto",

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tonic::{Request, Status};
 
-use super::limits::{Admission as RateLimit, AdmissionLimits, Ticket};
+use super::limits::{Admission as RateLimit, AdmissionLimits, Payer, Ticket};
 use super::peer::{Cut, Peer};
 use super::status::{BadRequest, Busy, of_refusal};
 use super::wire::budget::Rate;
@@ -110,7 +110,9 @@ impl Call {
             return Err(of_refusal(&Refusal::Exited));
         }
         let now = self.gate.clock.monotonic();
-        let ticket = budget.try_start(self.peer.process().uid(), now);
+        let process = self.peer.process();
+        let payer = Payer { uid: process.uid(), container: self.gate.workloads.container_of(process) };
+        let ticket = budget.try_start(payer, now);
         ticket.map_err(|limited| {
             self.gate.workloads.note_refused(self.peer.process(), "limit", &limited.to_string());
             Busy::RateLimited(self.method).into()

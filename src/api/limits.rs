@@ -1,5 +1,7 @@
 //! How often, and how many at once, the processes of one uid may have themselves attested. One cheap call
-//! costs several reads of `/proc`, a hash and calls to engines, so this stands before all of them.
+//! costs several reads of `/proc`, a hash and calls to engines, so this stands before all of them. On a machine full of
+//! containers many of them run as one uid: there each container is charged by itself, so that one does not starve
+//! another. (Who is in which container is the kernel's word; a user cannot make himself more of them.)
 //!
 //! Pure but for a mutex: time is passed in. Memory is bounded: at most [`AdmissionLimits::keys`] uids are
 //! remembered, and one that took nothing lately is forgotten first; a flood of uids beyond that is refused.
@@ -7,6 +9,8 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
+
+use mayfly_attestors::origin::ContainerId;
 
 use super::wire::budget::{Bucket, Rate};
 
@@ -41,6 +45,21 @@ pub enum RateLimited {
     Keys,
 }
 
+/// Who is charged for an attestation.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub struct Payer {
+    /// The user.
+    pub uid: u32,
+    /// In that container.
+    pub container: Option<ContainerId>,
+}
+
+impl From<u32> for Payer {
+    fn from(uid: u32) -> Self {
+        Self { uid, container: None }
+    }
+}
+
 /// Lets attestations start.
 #[derive(Clone, Debug)]
 pub struct Admission(Arc<Shared>);
@@ -51,11 +70,12 @@ impl Admission {
         Self(Arc::new(Shared { limits, uids: Mutex::default() }))
     }
 
-    /// Lets one attestation start for `uid`. It counts as running until the ticket is dropped.
+    /// Lets one attestation start for `payer`. It counts as running until the ticket is dropped.
     ///
     /// # Errors
-    /// When the uid is over its share; nothing is charged then.
-    pub fn try_start(&self, uid: u32, now: Instant) -> Result<Ticket, RateLimited> {
+    /// When the payer is over its share; nothing is charged then.
+    pub fn try_start(&self, payer: impl Into<Payer>, now: Instant) -> Result<Ticket, RateLimited> {
+        let uid = payer.into();
         let limits = self.0.limits;
         let mut uids = self.0.lock();
         if !uids.contains_key(&uid) {
@@ -84,7 +104,7 @@ impl Admission {
 #[must_use]
 pub struct Ticket {
     shared: Arc<Shared>,
-    uid: u32,
+    uid: Payer,
 }
 
 impl Drop for Ticket {
@@ -98,11 +118,11 @@ impl Drop for Ticket {
 #[derive(Debug)]
 struct Shared {
     limits: AdmissionLimits,
-    uids: Mutex<HashMap<u32, State>>,
+    uids: Mutex<HashMap<Payer, State>>,
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, HashMap<u32, State>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Payer, State>> {
         self.uids.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -147,6 +167,17 @@ mod tests {
         assert_eq!(admission.try_start(7, start).err(), Some(RateLimited::InFlight));
         running.pop();
         assert!(admission.try_start(7, start).is_ok());
+    }
+
+    #[test]
+    fn containers_of_one_uid_do_not_starve_each_other() {
+        let (admission, start) = (Admission::new(AdmissionLimits::default()), start());
+        let of =
+            |n: u8| Payer { uid: 7, container: ContainerId::parse(format!("{n:02x}").repeat(32).as_bytes()) };
+        let running: Vec<_> = (0..4).map(|_| admission.try_start(of(1), start).unwrap()).collect();
+        assert_eq!(admission.try_start(of(1), start).err(), Some(RateLimited::InFlight));
+        assert!(admission.try_start(of(2), start).is_ok() && admission.try_start(7, start).is_ok());
+        drop(running);
     }
 
     #[test]

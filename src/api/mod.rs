@@ -16,6 +16,7 @@ pub mod listener;
 pub mod metrics;
 pub mod overview;
 pub mod peer;
+pub mod plugin;
 pub mod routes;
 pub mod sds;
 pub mod seats;

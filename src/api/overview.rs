@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use mayfly_attestors::kubernetes::{Kubernetes, SourceState};
 use mayfly_attestors::{ExecMode, Host};
 use mayfly_proto::admin as proto;
 
@@ -42,6 +43,8 @@ pub struct Sources {
     pub sds: Sds,
     /// Where HTTP is served.
     pub listeners: Vec<Listener>,
+    /// On a node of Kubernetes.
+    pub kubernetes: Option<Kubernetes>,
 }
 
 /// One HTTP listener.
@@ -90,6 +93,7 @@ impl Sources {
             sds: Some(self.sds.status()),
             federation: self.federation.rows().iter().map(super::bundles::bundle).collect(),
             listeners: self.listeners.iter().map(listener).collect(),
+            pods: self.kubernetes.as_ref().map(pods),
         }
     }
 
@@ -99,7 +103,18 @@ impl Sources {
         all.extend(self.upstream(&all));
         all.extend(self.federation.concerns());
         all.extend(self.unknown_domains());
+        all.extend(self.kubernetes());
         all
+    }
+
+    /// A source of pods that does not tell just now. (One that never did holds readiness back.)
+    fn kubernetes(&self) -> Option<String> {
+        match self.kubernetes.as_ref()?.status().source {
+            SourceState::Lost(why) => {
+                Some(format!("kubernetes: new pods are not noticed ({why}); those that are known are served"))
+            }
+            SourceState::Starting(_) | SourceState::InSync => None,
+        }
     }
 
     /// What is amiss with the upstream, unless it has become a concern of its own.
@@ -181,6 +196,16 @@ impl Sources {
             row("everyone else", format!("residual lifetime: at most {x509} s (X.509), {jwt} s (JWT){wit}")),
         ]
     }
+}
+
+fn pods(kubernetes: &Kubernetes) -> proto::Pods {
+    let status = kubernetes.status();
+    let source = match status.source {
+        SourceState::Starting(_) => "starting",
+        SourceState::InSync => "in sync",
+        SourceState::Lost(_) => "lost",
+    };
+    proto::Pods { source: source.to_owned(), known: wide(status.pods), waiting: wide(status.waiting) }
 }
 
 fn listener(listener: &Listener) -> proto::Listener {

@@ -2,21 +2,24 @@
 
 use std::sync::Arc;
 
+use mayfly_attestors::kubernetes::Kubernetes;
 use mayfly_attestors::{
-    AttestSettings as AttestorSettings, AttestorSet, ExecMode, ExecWatch, Host, MeasureLimits, Measurer,
-    WorkerCommand,
+    AttestSettings as AttestorSettings, AttestorSet, Backend, ExecMode, ExecWatch, Host, MeasureLimits,
+    Measurer, WorkerCommand,
 };
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
 use super::StartError;
 use super::entries::Entries;
+use super::kubernetes;
 use super::sockets::Socket;
 use super::storage::{self, Records, Stored};
 use crate::api::launch::LaunchSocket;
 use crate::api::limits::AdmissionLimits;
 use crate::api::listener::{Access, Bound};
 use crate::api::overview::{Listener, Sources};
+use crate::api::plugin::Plugin;
 use crate::api::sds::Sds;
 use crate::api::wire::budget::Rate;
 use crate::audit::{self, Event};
@@ -45,6 +48,8 @@ pub(super) struct Agent {
     pub(super) custody: Custody,
     pub(super) entries: Entries,
     pub(super) federation: Federation,
+    /// On a node of Kubernetes.
+    pub(super) kubernetes: Option<Kubernetes>,
     /// Must live as long as the agent serves: dropping it ends the watch.
     pub(super) exec_watch: ExecWatch,
     pub(super) public: (Socket, Bound),
@@ -83,10 +88,7 @@ impl Agent {
         if matches!(config.storage, Storage::Disk(_)) {
             host.serves_whole_machine()?;
         }
-        for sentence in host.features().describe() {
-            tracing::info!(platform = sentence);
-        }
-        warn_of_own_uid(&host);
+        describe(&host);
         let (entries, in_force) = Entries::load(&config)?;
         let stored = storage::open(&config, clock.wall())?;
         let audit = open_audit(&config, &host, &clock)?;
@@ -103,8 +105,10 @@ impl Agent {
         let trust =
             watch::Sender::new(Arc::new(TrustSnapshot::new(&config.trust_domain, &authorities.current())));
         let federation = open_federation(&config, &trust, &audit, &clock);
+        let kubernetes = kubernetes::build(&config.attest.kubernetes, |name| std::env::var(name).ok())?;
         let workloads = start_workloads(
             &config,
+            backends(&config, kubernetes.as_ref()),
             &host,
             &clock,
             &readiness,
@@ -129,6 +133,7 @@ impl Agent {
             custody,
             entries,
             federation,
+            kubernetes,
             exec_watch,
             public,
             admin,
@@ -162,8 +167,16 @@ impl Agent {
             reload_error: self.entries.last_error(),
             sds,
             listeners,
+            kubernetes: self.kubernetes.clone(),
         }
     }
+}
+
+fn describe(host: &Host) {
+    for sentence in host.features().describe() {
+        tracing::info!(platform = sentence);
+    }
+    warn_of_own_uid(host);
 }
 
 /// Root may do all of this anyway; any other user's processes should not share ours.
@@ -268,6 +281,7 @@ fn open_federation(
 #[expect(clippy::too_many_arguments, reason = "called once, with everything there is")]
 fn start_workloads(
     config: &Config,
+    backends: Vec<Box<dyn Backend>>,
     host: &Arc<Host>,
     clock: &Arc<dyn Clock>,
     readiness: &Readiness,
@@ -281,7 +295,8 @@ fn start_workloads(
 ) -> Result<Workloads, StartError> {
     let parts = Parts {
         host: Arc::clone(host),
-        attestors: AttestorSet::new(Arc::clone(host), attest_settings(config), measurer(config)),
+        attestors: AttestorSet::new(Arc::clone(host), attest_settings(config), measurer(config))
+            .with_backends(backends),
         authorities: authorities.clone(),
         ledger: stored.ledger,
         audit: audit.clone(),
@@ -315,6 +330,16 @@ fn start_workloads(
         },
     };
     Ok(Workloads::start(parts, settings, revoker)?)
+}
+
+/// Whoever is asked beside the machine itself.
+fn backends(config: &Config, kubernetes: Option<&Kubernetes>) -> Vec<Box<dyn Backend>> {
+    let mut backends = kubernetes.map(Kubernetes::backends).unwrap_or_default();
+    backends.extend(config.attest.plugins.iter().map(|plugin| {
+        let plugin = Plugin::new(plugin.kind, plugin.socket.clone(), plugin.deadline);
+        Box::new(plugin) as Box<dyn Backend>
+    }));
+    backends
 }
 
 fn attest_settings(config: &Config) -> AttestorSettings {

@@ -45,6 +45,7 @@ impl Entries {
             x509_ttl_max: config.x509.ttl,
             jwt_ttl_max: config.jwt.ttl,
             wit_ttl_max: config.wit.ttl,
+            foreign: config.attest.plugins.iter().map(|plugin| plugin.kind).collect(),
         };
         let (source, name): (Arc<dyn EntrySource>, String) = match &config.entries {
             EntriesFrom::Directory(dir) => (Arc::new(FileSource::new(dir, rules)), dir.display().to_string()),

@@ -74,6 +74,9 @@ pub enum StartError {
     /// A socket cannot be bound.
     #[error(transparent)]
     Listen(#[from] BindError),
+    /// Pods are to be looked up, and cannot be.
+    #[error("pods cannot be looked up: {0}")]
+    Kubernetes(String),
     /// An HTTP listener cannot be started.
     #[error(transparent)]
     Web(#[from] WebError),
@@ -110,6 +113,7 @@ impl StartError {
             | Self::Seccomp(_)
             | Self::NoAuthorities
             | Self::NoCredentials
+            | Self::Kubernetes(_)
             | Self::Reflection(_)
             | Self::Listen(_)
             | Self::Web(_)

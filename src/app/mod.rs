@@ -8,6 +8,7 @@ mod concerns;
 mod entries;
 mod error;
 mod heart;
+mod kubernetes;
 mod refused;
 mod run;
 mod signals;

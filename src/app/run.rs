@@ -12,7 +12,7 @@ use tonic::service::Routes;
 use super::build::{Agent, Runtimes, wide};
 use super::signals::{Signals, Told};
 use super::sockets::{Guarded, Socket};
-use super::{StartError, banner, heart};
+use super::{StartError, banner, heart, kubernetes};
 use crate::api::launch::{LaunchParts, LaunchSocket, LaunchThread};
 use crate::api::limits::Admission as RateLimit;
 use crate::api::listener::{AcceptSettings, AcceptThread, Accepted, Bound, ConnectionLimits};
@@ -120,11 +120,13 @@ impl Agent {
         let max_audiences = self.config.jwt.max_audiences;
         let (public, public_health) = routes::public(&gate, &self.clock, &watch, max_audiences, &sds)?;
         let (admin, admin_health) = routes::admin(&self.workloads, &self.audit, status, &self.federation)?;
+        let mut tasks = JoinSet::new();
+        // Before the leases of the run before are looked at: their pods must be known for that.
+        self.follow_pods(&mut tasks, &watch);
         let restored = self.workloads.restore(std::mem::take(&mut self.rows), &self.pidfds).await;
         self.pidfds = Pidfds::default();
         self.manager.settle();
         tracing::info!(adopted = restored.adopted, revoked = restored.revoked, "leases of the run before");
-        let mut tasks = JoinSet::new();
         let entries = self.entries.follow(self.readiness.clone(), self.audit.clone(), watch.clone());
         let reload = entries.trigger();
         tasks.spawn(entries.run());
@@ -171,6 +173,14 @@ fn serve_launches(
 ) -> Result<LaunchThread, StartError> {
     let (workloads, host) = (workloads.clone(), Arc::clone(host));
     Ok(socket.serve(LaunchParts { workloads, host, clock: Arc::new(SystemClock) })?)
+}
+
+impl Agent {
+    fn follow_pods(&mut self, tasks: &mut JoinSet<()>, watch: &Watch) {
+        let Some(pods) = self.kubernetes.take() else { return };
+        tasks.spawn(kubernetes::hold_until_synced(pods.clone(), self.readiness.clone(), watch.clone()));
+        tasks.spawn(kubernetes::follow(pods, self.workloads.clone(), watch.clone()));
+    }
 }
 
 /// What both sockets need.

@@ -313,6 +313,8 @@ pub enum Cut {
     CredentialsChanged,
     /// The process is what it was, but what a controller says of it (an engine, the service manager) has changed.
     FactsChanged,
+    /// The pod of the process is no more.
+    PodDeleted,
     /// A tracer took hold of the process, and its entry does not allow that.
     Traced,
     /// The peer passed file descriptors.
@@ -368,6 +370,7 @@ impl Cut {
             Self::ExeForged => "exe_forged",
             Self::CredentialsChanged => "credentials_changed",
             Self::FactsChanged => "facts_changed",
+            Self::PodDeleted => "pod_deleted",
             Self::Traced => "traced",
             Self::DescriptorsPassed => "descriptors_passed",
             Self::Budget => "budget",

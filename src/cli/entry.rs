@@ -87,6 +87,7 @@ pub(super) fn check(args: &Check, context: &mut Context) -> Result<Exit, Failure
         x509_ttl_max: config.x509.ttl,
         jwt_ttl_max: config.jwt.ttl,
         wit_ttl_max: config.wit.ttl,
+        foreign: config.attest.plugins.iter().map(|plugin| plugin.kind).collect(),
     });
     match check_files(&args.files, &rules) {
         Ok(entries) => {

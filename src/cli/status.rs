@@ -52,6 +52,15 @@ struct Answer {
     sds: SdsJson,
     federation: Vec<bundle::BundleJson>,
     listeners: Vec<ListenerJson>,
+    pods: Option<PodsJson>,
+}
+
+/// Pods of this node, where it is one of Kubernetes.
+#[derive(Serialize)]
+struct PodsJson {
+    source: String,
+    known: u64,
+    waiting: u64,
 }
 
 /// Envoy's secret discovery service since the agent started.
@@ -193,6 +202,7 @@ fn json(status: StatusResponse) -> Answer {
             .into_iter()
             .map(|l| ListenerJson { name: l.name, address: l.address })
             .collect(),
+        pods: status.pods.map(|p| PodsJson { source: p.source, known: p.known, waiting: p.waiting }),
     }
 }
 
@@ -241,6 +251,10 @@ fn text(status: &StatusResponse) -> Vec<String> {
     lines.extend(
         status.listeners.iter().map(|l| format!("listening  {} {}", cell(&l.name), cell(&l.address))),
     );
+    lines.extend(status.pods.iter().map(|pods| {
+        let waiting = count(pods.waiting, "attestation waits", "attestations wait");
+        format!("pods       {} known, {waiting}, source {}", pods.known, cell(&pods.source))
+    }));
     let mut authorities = Table::new(["AUTHORITY", "STATE", "KEY", "ALGORITHM", "UNTIL"]);
     for a in &status.authorities {
         let until = stamp_unix(a.not_after);
@@ -325,6 +339,7 @@ mod tests {
                 name: "http".into(),
                 address: "/run/mayfly/http/http.sock".into(),
             }],
+            pods: Some(mayfly_proto::admin::Pods { source: "in sync".into(), known: 12, waiting: 1 }),
         });
         agent
     }
@@ -344,6 +359,7 @@ audit      /var/lib/mayfly/audit.jsonl
 SDS        3 streams (1 waiting), 0 sent, 0 accepted, 1 refused, 0 withdrawn
   ! last refusal: no
 listening  http /run/mayfly/http/http.sock
+pods       12 known, 1 attestation waits, source in sync
 AUTHORITY  STATE   KEY  ALGORITHM  UNTIL
 x509       active  ab   ec-p256    2100-01-01T00:00:00Z
 REVOCATION         COUNT  P50       P99       MAX
@@ -369,6 +385,6 @@ platform: Linux 6.18, all features";
         assert_eq!(json["crl"]["next_update"], "1970-01-01T00:00:02Z");
         assert_eq!(json["authorities"][0]["not_after"], "2100-01-01T00:00:00Z");
         let keys = json.as_object().expect("object").len();
-        assert_eq!(keys, 23, "one for each field of the status message");
+        assert_eq!(keys, 24, "one for each field of the status message");
     }
 }

@@ -3,6 +3,8 @@
 //! `docs/configuration.md`.
 
 mod federation;
+mod kubernetes;
+mod plugin;
 mod probes;
 mod raw;
 mod resolve;
@@ -16,6 +18,8 @@ mod wit;
 use std::path::Path;
 
 pub use self::federation::{EndpointUrl, FederationSettings, RemoteProfile, UrlError};
+pub use self::kubernetes::{Enabled, Ephemeral, KubernetesSettings, PodSource, node_name};
+pub use self::plugin::PluginSettings;
 pub use self::probes::ProbeSettings;
 pub use self::raw::RawConfig;
 pub use self::resolve::{DEV_TRUST_DOMAIN, MAX_AUDIENCES};

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::federation::RawFederation;
+use super::kubernetes::RawKubernetes;
+use super::plugin::RawPlugin;
 use super::probes::RawProbes;
 use super::sds::RawSds;
 use super::settings::{JwtKeyType, X509KeyType};
@@ -95,6 +97,8 @@ pub(super) struct RawAttest {
     pub(super) per_second: Option<Found<i64>>,
     pub(super) burst: Option<Found<i64>>,
     pub(super) in_flight: Option<Found<i64>>,
+    pub(super) kubernetes: RawKubernetes,
+    pub(super) plugins: Vec<RawPlugin>,
 }
 
 #[derive(Debug)]
@@ -176,6 +180,8 @@ impl RawAttest {
             per_second: table.integer("per_second"),
             burst: table.integer("burst"),
             in_flight: table.integer("in_flight"),
+            kubernetes: table.section("kubernetes", RawKubernetes::read),
+            plugins: table.tables("plugin", RawPlugin::read).unwrap_or_default(),
         }
     }
 }

@@ -261,6 +261,8 @@ fn attest(raw: RawAttest, problems: &mut Problems) -> AttestSettings {
         per_second: count(raw.per_second, 1..=100_000, 50, problems),
         burst: count(raw.burst, 1..=100_000, 100, problems),
         in_flight: count(raw.in_flight, 1..=1024, 4, problems),
+        kubernetes: raw.kubernetes.resolve(problems),
+        plugins: super::plugin::resolve(raw.plugins, problems),
     }
 }
 

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::federation::FederationSettings;
+use super::kubernetes::KubernetesSettings;
+use super::plugin::PluginSettings;
 use super::probes::ProbeSettings;
 use super::sds::SdsSettings;
 use super::upstream::UpstreamSettings;
@@ -172,6 +174,10 @@ pub struct AttestSettings {
     pub burst: u32,
     /// Attestations of one uid that may run at the same time.
     pub in_flight: u32,
+    /// `[attest.kubernetes]`
+    pub kubernetes: KubernetesSettings,
+    /// `[[attest.plugin]]`
+    pub plugins: Vec<PluginSettings>,
 }
 
 /// What one caller may take.

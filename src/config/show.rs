@@ -56,7 +56,9 @@ impl Config {
         writeln!(f, "\n[attest]\nproc = {}\ndeadline = \"{}\"", Quoted(&attest.proc), Time(attest.deadline))?;
         writeln!(f, "hash_deadline = \"{}\"", Time(attest.hash_deadline))?;
         writeln!(f, "hash_max_bytes = {}\nper_second = {}", attest.hash_max_bytes, attest.per_second)?;
-        writeln!(f, "burst = {}\nin_flight = {}", attest.burst, attest.in_flight)
+        writeln!(f, "burst = {}\nin_flight = {}", attest.burst, attest.in_flight)?;
+        write!(f, "{}", attest.kubernetes)?;
+        attest.plugins.iter().try_for_each(|plugin| write!(f, "{plugin}"))
     }
 
     fn authority(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -64,6 +64,8 @@ pub enum Cause {
     NoLongerMatches,
     /// What a controller says of the process has changed, and the entry does not describe it any more.
     FactsChanged,
+    /// The pod of the process is no more.
+    PodDeleted,
     /// The process changed its user or group.
     CredentialsChanged,
     /// The entry was withdrawn.

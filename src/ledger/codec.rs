@@ -423,7 +423,8 @@ mod tests {
                 "superseded",
                 "returned",
                 "facts_changed",
-                "task_ended"
+                "task_ended",
+                "pod_deleted"
             ]
         );
     }

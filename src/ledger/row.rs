@@ -120,6 +120,8 @@ pub enum Reason {
     FactsChanged,
     /// The task that it was issued for has ended.
     TaskEnded,
+    /// Its pod was deleted, and it lived on.
+    PodDeleted,
 }
 
 impl Kind {
@@ -136,7 +138,7 @@ impl Kind {
 
 impl Reason {
     /// Every reason, in the order of its code in the ledger.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Exited,
         Self::WatchLost,
         Self::ExecMismatch,
@@ -149,6 +151,7 @@ impl Reason {
         Self::Returned,
         Self::FactsChanged,
         Self::TaskEnded,
+        Self::PodDeleted,
     ];
 
     /// The stable name.
@@ -166,6 +169,7 @@ impl Reason {
             Self::Returned => "returned",
             Self::FactsChanged => "facts_changed",
             Self::TaskEnded => "task_ended",
+            Self::PodDeleted => "pod_deleted",
         }
     }
 }

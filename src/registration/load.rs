@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use mayfly_attestors::{Strength, strength_of};
+use mayfly_attestors::{ForeignType, Strength, strength_of};
 
 use super::entry::{Conditions, Entry, EntrySet, Terms};
 use super::fields::{audience, dns_name, entry_id};
@@ -23,13 +23,21 @@ pub struct EntryRules {
     pub jwt_ttl_max: Duration,
     /// The longest lifetime of a WIT-SVID.
     pub wit_ttl_max: Duration,
+    /// Types of external attestors, which only a configuration can name.
+    pub foreign: Vec<ForeignType>,
 }
 
 impl Default for EntryRules {
     /// What any configuration could allow.
     fn default() -> Self {
         let hour = Duration::from_secs(3600);
-        Self { trust_domain: None, x509_ttl_max: hour, jwt_ttl_max: hour, wit_ttl_max: hour }
+        Self {
+            trust_domain: None,
+            x509_ttl_max: hour,
+            jwt_ttl_max: hour,
+            wit_ttl_max: hour,
+            foreign: Vec::new(),
+        }
     }
 }
 
@@ -60,7 +68,7 @@ fn read_entry(table: &mut Table<'_>, rules: &EntryRules) -> Option<Entry> {
     table.require("selectors", "write at least one, such as `selectors = [\"unix:uid:1000\"]`");
     let id = table.parsed("id", entry_id).map(|found| found.value);
     let spiffe_id = table.parsed("spiffe_id", |text| IdTemplate::parse(text, rules.trust_domain.as_ref()));
-    let selectors = read_selectors(table);
+    let selectors = read_selectors(table, rules);
     let priority = table.integer("priority");
     let priority = priority.and_then(|found| table.within(found, &(-MAX_PRIORITY..=MAX_PRIORITY)));
     let terms = read_terms(table, rules);
@@ -83,8 +91,9 @@ fn read_entry(table: &mut Table<'_>, rules: &EntryRules) -> Option<Entry> {
 }
 
 /// `None` also when only some are wrong: the rest would be another entry.
-fn read_selectors(table: &mut Table<'_>) -> Option<Found<BTreeSet<SelectorPattern>>> {
-    let Found { value, place } = table.each_parsed("selectors", SelectorPattern::parse).0?;
+fn read_selectors(table: &mut Table<'_>, rules: &EntryRules) -> Option<Found<BTreeSet<SelectorPattern>>> {
+    let parse = |text: &str| SelectorPattern::parse_with(text, &rules.foreign);
+    let Found { value, place } = table.each_parsed("selectors", parse).0?;
     let value = value.into_iter().collect::<Option<Vec<_>>>()?;
     let mut selectors = BTreeSet::new();
     for Found { value, place } in value {
@@ -198,6 +207,7 @@ mod tests {
             x509_ttl_max: Duration::from_secs(900),
             jwt_ttl_max: Duration::from_secs(300),
             wit_ttl_max: Duration::from_secs(600),
+            foreign: Vec::new(),
         }
     }
 

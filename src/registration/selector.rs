@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use mayfly_attestors::{Selector, Strength, strength_of};
+use mayfly_attestors::{ForeignType, Selector, Strength, strength_of};
 
 /// Type and key of what is known of ancestors.
 pub(super) const ANCESTOR: (&str, &str) = ("process", "ancestor_sha256");
@@ -61,6 +61,11 @@ pub enum SelectorError {
 impl SelectorPattern {
     /// Parses `type:key:value`.
     pub fn parse(text: &str) -> Result<Self, SelectorError> {
+        Self::parse_with(text, &[])
+    }
+
+    /// Parses `type:key:value`, which may be of one of the `foreign` types.
+    pub fn parse_with(text: &str, foreign: &[ForeignType]) -> Result<Self, SelectorError> {
         if text.len() > MAX_SELECTOR_BYTES {
             return Err(SelectorError::TooLong(text.len()));
         }
@@ -77,8 +82,11 @@ impl SelectorPattern {
         if kind.is_empty() || key.is_empty() || value.is_empty() {
             return Err(SelectorError::Shape);
         }
+        if let Some(theirs) = foreign.iter().find(|theirs| theirs.name() == kind) {
+            return theirs.written(key, value).map(Self::Exact).ok_or_else(|| unknown(kind, key, foreign));
+        }
         let known = KNOWN.iter().find(|known| (known.0, known.1) == (kind, key));
-        let Some(&(kind, key, form)) = known else { return Err(unknown(kind, key)) };
+        let Some(&(kind, key, form)) = known else { return Err(unknown(kind, key, foreign)) };
         if !form.fits(value) {
             return Err(SelectorError::Value(form.description()));
         }
@@ -201,13 +209,20 @@ enum Form {
     CgroupPath,
     Sha256,
     True,
+    /// Names with a colon between them; the second may be empty.
+    Pair,
+    /// Any text: never part of an identity.
+    Text,
+    ContainerType,
 }
 
 impl Form {
     fn fits(self, value: &str) -> bool {
         match self {
             Self::Number => value.parse::<u32>().is_ok_and(|number| number.to_string() == value),
-            Self::Name => true,
+            Self::Name | Self::Text => true,
+            Self::Pair => value.split_once(':').is_some_and(|(first, _)| !first.is_empty()),
+            Self::ContainerType => matches!(value, "init" | "main" | "ephemeral"),
             Self::Path => value.starts_with('/'),
             // The root itself is `/`; below it no component is empty and there are no dots to resolve.
             Self::CgroupPath => {
@@ -231,6 +246,9 @@ impl Form {
             Self::CgroupPath => "the path from the cgroup root, such as `/system.slice/app.service`",
             Self::Sha256 => "64 lower-case hex digits, as `sha256sum` prints them",
             Self::True => "`true`: the selector is only there when it holds",
+            Self::Pair => "two parts with a colon between them, such as `app:web`",
+            Self::Text => "a text",
+            Self::ContainerType => "`init`, `main` or `ephemeral`",
         }
     }
 }
@@ -254,6 +272,22 @@ const KNOWN: &[(&str, &str, Form)] = &[
     ("process", "ancestor_sha256", Form::Sha256),
     ("process", "no_new_privs", Form::True),
     ("process", "traced", Form::True),
+    ("k8s", "ns", Form::Name),
+    ("k8s", "sa", Form::Name),
+    ("k8s", "node-name", Form::Name),
+    ("k8s", "pod-uid", Form::Name),
+    ("k8s", "pod-name", Form::Name),
+    ("k8s", "pod-label", Form::Pair),
+    ("k8s", "ns-label", Form::Pair),
+    ("k8s", "pod-owner", Form::Pair),
+    ("k8s", "pod-owner-uid", Form::Pair),
+    ("k8s", "pod-image", Form::Text),
+    ("k8s", "pod-init-image", Form::Text),
+    ("k8s", "pod-image-count", Form::Number),
+    ("k8s", "pod-init-image-count", Form::Number),
+    ("k8s", "container-name", Form::Name),
+    ("k8s", "container-image", Form::Text),
+    ("k8s", "container-type", Form::ContainerType),
 ];
 
 /// Attestors write `%` and bytes that do not print as `%XX`.
@@ -265,10 +299,11 @@ fn is_escaped(text: &str) -> bool {
     })
 }
 
-fn unknown(kind: &str, key: &str) -> SelectorError {
+fn unknown(kind: &str, key: &str, foreign: &[ForeignType]) -> SelectorError {
     let asked = format!("{kind}:{key}");
     let known = KNOWN.iter().map(|(kind, key, _)| format!("{kind}:{key}"));
-    let nearest = crate::diag::nearest(&asked, known).unwrap_or_default();
+    let theirs = foreign.iter().flat_map(|one| one.keys().iter().map(|key| format!("{}:{key}", one.name())));
+    let nearest = crate::diag::nearest(&asked, known.chain(theirs)).unwrap_or_default();
     SelectorError::Unknown { asked, nearest }
 }
 
@@ -340,6 +375,39 @@ mod tests {
         assert_eq!(nearest("unix:uuid:1"), "unix:uid");
         assert_eq!(nearest("cgroups:path:/a"), "cgroup:path");
         assert_eq!(nearest("unix:supplementary_guid:1"), "unix:supplementary_gid");
+    }
+
+    #[test]
+    fn pods_can_be_asked_for_in_spires_words() {
+        for text in [
+            "k8s:ns:shop",
+            "k8s:pod-label:app.kubernetes.io/name:web",
+            "k8s:pod-label:empty:",
+            "k8s:pod-owner:ReplicaSet:web-6c9",
+            "k8s:container-image:registry.example/app@sha256:aa",
+            "k8s:pod-image-count:2",
+            "k8s:container-type:init",
+        ] {
+            let pattern = SelectorPattern::parse(text).unwrap();
+            assert_eq!((pattern.to_string().as_str(), pattern.strength()), (text, Strength::Controller));
+        }
+        for text in
+            ["k8s:pod-label:app", "k8s:pod-label::x", "k8s:pod-image-count:two", "k8s:container-type:sidecar"]
+        {
+            assert!(matches!(SelectorPattern::parse(text), Err(SelectorError::Value(_))), "{text}");
+        }
+    }
+
+    #[test]
+    fn types_of_external_attestors_are_known_by_their_declaration() {
+        let keys = ["job_id".to_owned()];
+        let slurm = ForeignType::declare("slurm", &keys, Strength::Controller).unwrap();
+        let pattern = SelectorPattern::parse_with("slurm:job_id:7", &[slurm]).unwrap();
+        assert_eq!(pattern.strength(), Strength::Controller);
+        assert!(pattern.fits(&slurm.selector("job_id", "7").unwrap()));
+        let refused = SelectorPattern::parse_with("slurm:jobid:7", &[slurm]).unwrap_err().to_string();
+        assert!(refused.contains("did you mean `slurm:job_id`?"), "{refused}");
+        assert!(SelectorPattern::parse("slurm:job_id:7").is_err());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use mayfly_attestors::origin::ContainerId;
 use mayfly_attestors::{AttestError, Attestation, Depth, Everything, Process};
 
 use super::shelf::Shelf;
@@ -16,6 +17,14 @@ use crate::trust::FederatesWith;
 
 /// How long an attestation of the same, unchanged program serves further calls.
 const REUSE: Duration = Duration::from_secs(1);
+
+/// How often a process is attested because it changed, or what is said of it, while it was being looked at.
+const MOST_TRIES: usize = 8;
+
+const RESTLESS: &str = "what is said of it changed each time it was looked at";
+
+/// The admission, if anything matches, and by what.
+type Taken = (Option<Admission>, Arc<Attestation>);
 
 const BARRED: &str = "an operator took its identities; they come back when it restarts";
 
@@ -108,13 +117,19 @@ impl Workloads {
         process: &Arc<Process>,
         connection: &Arc<dyn Connection>,
     ) -> Result<Admission, Refusal> {
+        let mut tries = 0..MOST_TRIES;
         let (admitted, attestation) = loop {
+            if tries.next().is_none() {
+                return Err(Refusal::Attest(AttestError::Failed { kind: "news", why: RESTLESS.to_owned() }));
+            }
+            let since = self.0.lock().news.now();
             let attestation = match self.0.attest_for_entries(process).await {
                 Ok(attestation) => attestation,
                 Err(error) => return Err(self.0.refuse_attest(process, connection, error)),
             };
-            let taken = self.0.take_in(process, attestation, connection);
+            let taken = self.0.take_in(process, attestation, since, connection);
             let taken = taken.inspect_err(|refusal| self.0.note_silence(process, refusal))?;
+            let Some(taken) = taken else { continue };
             // Asked after the match: entries that ask for more may have come while the process was looked at.
             if !self.0.is_too_shallow(&taken.1) {
                 break taken;
@@ -143,6 +158,11 @@ impl Workloads {
         {
             tracing::debug!(%error, "own program not measured");
         }
+    }
+
+    /// The container that a process is charged for, where containers are told apart.
+    pub fn container_of(&self, process: &Process) -> Option<ContainerId> {
+        self.0.parts.attestors.container_of(process)
     }
 
     /// Records that a process was refused something, and why, for whoever refuses above this layer.
@@ -209,10 +229,14 @@ impl Shared {
         self: &Arc<Self>,
         process: &Arc<Process>,
         attestation: Attestation,
+        since: u64,
         connection: &Arc<dyn Connection>,
-    ) -> Result<(Option<Admission>, Arc<Attestation>), Refusal> {
+    ) -> Result<Option<Taken>, Refusal> {
         let now = self.parts.clock.monotonic();
         let mut state = self.lock();
+        if state.news.overtook(since, &attestation) {
+            return Ok(None);
+        }
         // Matched under the lock, so that a reload either sees this member or is seen by it.
         let known = state.by_key.get(&process.key()).copied();
         let (attestation, id) = match known {
@@ -223,7 +247,7 @@ impl Shared {
                 }
                 let (identities, attestation) = (self.match_now(&attestation), Arc::new(attestation));
                 if identities.is_empty() {
-                    return Ok((None, attestation));
+                    return Ok(Some((None, attestation)));
                 }
                 let id = self.insert_new(&mut state, process, &attestation, identities, now)?;
                 (attestation, id)
@@ -238,7 +262,7 @@ impl Shared {
         {
             return Err(Refusal::Silent(silence));
         }
-        Ok((self.join(&mut state, id, connection), attestation))
+        Ok(Some((self.join(&mut state, id, connection), attestation)))
     }
 
     /// A live workload that calls again.

@@ -143,6 +143,7 @@ fn reason(cause: Cause) -> Reason {
         Cause::WatchLost => Reason::WatchLost,
         Cause::NoLongerMatches => Reason::ExecMismatch,
         Cause::FactsChanged => Reason::FactsChanged,
+        Cause::PodDeleted => Reason::PodDeleted,
         Cause::CredentialsChanged => Reason::CredentialsChanged,
         Cause::EntryWithdrawn => Reason::EntryWithdrawn,
         Cause::Operator => Reason::Operator,
@@ -153,7 +154,9 @@ fn reason(cause: Cause) -> Reason {
 fn initiator(cause: Cause) -> Initiator {
     match cause {
         Cause::Exited | Cause::WatchLost => Initiator::Kernel,
-        Cause::NoLongerMatches | Cause::FactsChanged | Cause::CredentialsChanged => Initiator::Attestation,
+        Cause::NoLongerMatches | Cause::FactsChanged | Cause::PodDeleted | Cause::CredentialsChanged => {
+            Initiator::Attestation
+        }
         Cause::EntryWithdrawn => Initiator::Entries,
         Cause::Operator => Initiator::Operator,
         Cause::Aborted => Initiator::Agent,

@@ -21,6 +21,7 @@ mod issuers;
 mod jwt;
 mod keeper;
 mod launches;
+mod news;
 mod operator;
 mod own;
 mod pulse;

@@ -135,6 +135,7 @@ impl Shared {
     }
 
     async fn adopt(self: &Arc<Self>, key: ProcessKey, live: Vec<Row>, kept: &Pidfds) -> Outcome {
+        let since = self.lock().news.now();
         let (process, attestation) = match self.find(key, kept).await {
             Ok(found) => found,
             Err(Missing::Gone) => return Outcome::Gone(key, live),
@@ -142,6 +143,7 @@ impl Shared {
             Err(Missing::Later) => return Outcome::Later(key, live),
         };
         let mut state = self.lock();
+        let overtaken = state.news.overtook(since, &attestation);
         let identities = self.match_past(&attestation, &live);
         let earned = |row: &Row| row.uid == process.uid() && is_earned(&identities, row);
         let (rows, gone): (Vec<Row>, Vec<Row>) = live.into_iter().partition(earned);
@@ -156,8 +158,15 @@ impl Shared {
             return Outcome::Unknown(rows.into_iter().chain(gone).collect());
         }
         self.parts.manager.keep_process(&process);
+        if let Some(member) = state.members.get_mut(&id) {
+            member.stale = overtaken;
+        }
         let adopted = rows.len();
         self.take_over(&mut state, id, key, rows);
+        drop(state);
+        if overtaken {
+            self.suspect(id);
+        }
         Outcome::Found(adopted, gone)
     }
 

@@ -30,6 +30,8 @@ struct Look {
     notices: u64,
     /// There are news of it: that its program is the same says nothing about them.
     stale: bool,
+    /// When it began, among the news.
+    since: u64,
 }
 
 /// For how long a suspect has been seen to be something else that nobody could look at. Pure: time is passed in.
@@ -119,8 +121,10 @@ impl Shared {
 
     fn begin_look(&self, id: WorkloadId) -> Option<Look> {
         let mut state = self.lock();
+        let since = state.news.now();
         let member = state.members.get_mut(&id)?;
         Some(Look {
+            since,
             process: Arc::clone(&member.process),
             before: Arc::clone(&member.attestation),
             notices: member.notices,
@@ -178,6 +182,12 @@ impl Shared {
             Ok(attestation) => {
                 let now = self.parts.clock.monotonic();
                 let mut state = self.lock();
+                if state.news.overtook(look.since, &attestation) {
+                    drop(state);
+                    // Also where the news are so many that it is not known whether they are about this one.
+                    self.still_stale(id, true);
+                    return false;
+                }
                 let (attestation, identities) = self.match_beside(&state, id, attestation);
                 self.note_loss(&mut state, id, &attestation, &identities);
                 self.renew_member(&mut state, id, Arc::new(attestation), identities, now);
@@ -258,7 +268,7 @@ impl Shared {
     }
 
     /// Takes everything from a live workload; answers with its connections.
-    fn drop_all(self: &Arc<Self>, id: WorkloadId, cause: Cause) -> Vec<Arc<dyn Connection>> {
+    pub(super) fn drop_all(self: &Arc<Self>, id: WorkloadId, cause: Cause) -> Vec<Arc<dyn Connection>> {
         let now = self.parts.clock.monotonic();
         let mut state = self.lock();
         let actions = state.core.set_entries(id, &[], cause, now);

@@ -1,12 +1,12 @@
-//! What follows when an attestor is silent, and when one has news of a process that lives.
+//! What follows when an attestor is silent.
 //!
 //! Silence takes nothing away: who might match if the attestor answered is told to try again, and who has an identity
 //! keeps what the unchanged facts earned. It gives nothing either. Both are decided in [`crate::registration::unknown`].
 
-use mayfly_attestors::{AttestError, Attestation, Interest, News, Process};
+use mayfly_attestors::{AttestError, Attestation, Interest, Process};
 
+use super::Shared;
 use super::state::{Member, State};
-use super::{Shared, Workloads};
 use crate::id::EntryId;
 use crate::lease::{Cause, WorkloadId};
 use crate::registration::matching::Facts;
@@ -98,32 +98,5 @@ impl Shared {
         } else {
             Cause::NoLongerMatches
         }
-    }
-}
-
-impl Workloads {
-    /// Told by back-ends: whoever the news are about is attested again.
-    pub fn on_news(&self, news: &News) {
-        let mut state = self.0.lock();
-        let mut about = Vec::new();
-        for (id, member) in &mut state.members {
-            if concerns(news, &member.attestation) {
-                member.stale = true;
-                about.push(*id);
-            }
-        }
-        drop(state);
-        for id in about {
-            self.0.suspect(id);
-        }
-    }
-}
-
-fn concerns(news: &News, attestation: &Attestation) -> bool {
-    let container = attestation.origin().container();
-    match news {
-        News::Container(id) => container.is_some_and(|container| container.id == *id),
-        News::Pod(uid) => container.is_some_and(|container| container.pod.as_ref() == Some(uid)),
-        News::Kind(kind) => attestation.lacks(kind),
     }
 }

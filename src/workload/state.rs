@@ -9,6 +9,7 @@ use mayfly_attestors::{Attestation, Process, ProcessKey};
 
 use super::Connection;
 use super::bars::Standing;
+use super::news::NewsLog;
 use super::shelf::Shelf;
 use crate::id::{EntryId, LeaseId};
 use crate::issue::wit::WitSvid;
@@ -36,6 +37,7 @@ pub(super) struct State {
     /// What each open stream was last given.
     pub(super) given: HashMap<u64, Vec<LeaseId>>,
     next_stream: u64,
+    pub(super) news: NewsLog,
 }
 
 pub(super) struct Member {

@@ -25,6 +25,9 @@ mod g_disk;
 mod http;
 #[cfg(test)]
 mod j_input;
+mod kubernetes;
+#[cfg(test)]
+mod plugin;
 #[cfg(test)]
 mod restart;
 #[cfg(test)]

@@ -69,6 +69,20 @@ pub struct StatusResponse {
     /// Other trust domains.
     #[prost(message, repeated, tag = "41")]
     pub federation: ::prost::alloc::vec::Vec<FederatedBundle>,
+    /// Only on a node of Kubernetes.
+    #[prost(message, optional, tag = "50")]
+    pub pods: ::core::option::Option<Pods>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Pods {
+    /// `starting`, `in sync` or `lost`.
+    #[prost(string, tag = "1")]
+    pub source: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "2")]
+    pub known: u64,
+    /// Attestations that wait for a pod or its containers to become known.
+    #[prost(uint64, tag = "3")]
+    pub waiting: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FederatedBundle {

@@ -78,3 +78,24 @@ pub fn sha256(path: &Path) -> String {
     let text = String::from_utf8(output.stdout).expect("hex");
     text.split_whitespace().next().expect("a hash").to_owned()
 }
+
+/// The directory of the peers' programs, which `tests/run` makes.
+///
+/// # Panics
+/// When this test was not built in a target directory.
+pub fn peers() -> PathBuf {
+    let own = std::env::current_exe().expect("own path");
+    let target = own.ancestors().nth(3).expect("target/PROFILE/deps/TEST");
+    target.join("peers")
+}
+
+/// A directory that nobody but root can change, on the whole way: `/tmp` is everybody's.
+///
+/// # Panics
+/// Without root.
+pub fn roots_dir() -> TempDir {
+    let dir =
+        tempfile::Builder::new().prefix("mf").rand_bytes(5).tempdir_in("/run").expect("a directory in /run");
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).expect("chmod");
+    dir
+}

@@ -39,6 +39,11 @@ impl Clone for Identity {
 }
 
 impl Identity {
+    /// Certificate chain and key.
+    pub fn into_parts(self) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
+        (self.chain, self.key)
+    }
+
     /// Certificate and key as PEM.
     pub fn pem(&self) -> (String, String) {
         (pem("CERTIFICATE", &self.chain[0]), pem("PRIVATE KEY", self.key.secret_der()))

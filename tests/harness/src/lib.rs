@@ -4,6 +4,8 @@
 
 pub mod admin;
 pub mod agent;
+pub mod cgroup;
+pub mod cluster;
 pub mod envoy;
 pub mod files;
 pub mod foreign;
