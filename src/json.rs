@@ -22,6 +22,13 @@ pub fn parse(bytes: &[u8]) -> Result<Option<Map<String, Value>>, serde_json::Err
     })
 }
 
+/// The members of every object in the order of their names. What we publish is written so, whatever order a library's
+/// features make maps keep: the same document always has the same bytes.
+pub fn sorted(mut value: Value) -> Value {
+    value.sort_all_objects();
+    value
+}
+
 struct Strict(Value);
 
 impl<'de> Deserialize<'de> for Strict {
@@ -95,6 +102,13 @@ mod tests {
     fn ordinary_objects_come_through_unchanged() {
         let text = r#"{"a":[1,-2,1.5,true,null,{"b":"\u00e4"}],"c":{}}"#;
         assert_eq!(object(text.as_bytes()).map(Value::Object), serde_json::from_str(text).ok());
+    }
+
+    #[test]
+    fn what_is_sorted_is_so_at_every_depth() {
+        let text = r#"{"b":[{"y":1,"x":2}],"a":{"d":0,"c":0}}"#;
+        let value = serde_json::from_str(text).unwrap();
+        assert_eq!(sorted(value).to_string(), r#"{"a":{"c":0,"d":0},"b":[{"x":2,"y":1}]}"#);
     }
 
     #[test]

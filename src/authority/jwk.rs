@@ -243,7 +243,7 @@ impl JwtBundle {
         keys.retain(|kid, _| !twice.contains(kid));
         let kept = |jwk: &Value| jwk["kid"].as_str().is_some_and(|kid| keys.contains_key(kid));
         let jwks: Vec<Value> = jwks.into_iter().filter(kept).collect();
-        let json = Bytes::from(json!({ "keys": jwks }).to_string());
+        let json = Bytes::from(crate::json::sorted(json!({ "keys": jwks })).to_string());
         Self { keys, json }
     }
 

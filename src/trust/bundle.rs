@@ -88,7 +88,7 @@ impl DomainBundle {
         if let Some(hint) = form.refresh_hint {
             members.insert("spiffe_refresh_hint".to_owned(), hint.as_secs().into());
         }
-        Ok(format!("{}\n", Value::Object(members)).into())
+        Ok(format!("{}\n", crate::json::sorted(Value::Object(members))).into())
     }
 }
 

@@ -29,7 +29,7 @@ fn translated(jwk: &Value) -> Option<Value> {
     let mut members = jwk.as_object()?.clone();
     members.insert("use".to_owned(), "sig".into());
     members.insert("alg".to_owned(), algorithm.into());
-    Some(Value::Object(members))
+    Some(crate::json::sorted(Value::Object(members)))
 }
 
 #[cfg(test)]

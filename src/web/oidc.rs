@@ -57,7 +57,7 @@ pub(super) fn keys(trust: &TrustSnapshot, max_age: Duration) -> Document {
 
 /// May be kept for one refresh hint: a key is published for at least three before it signs.
 fn document(json: &Value, max_age: Duration) -> Document {
-    let body = json.to_string();
+    let body = crate::json::sorted(json.clone()).to_string();
     Document {
         tag: hex_text(digest(&SHA256, body.as_bytes()).as_ref()),
         body: body.into(),

@@ -136,7 +136,7 @@ fn done() -> Response<Body> {
 }
 
 fn json_answer(status: StatusCode, json: &Value) -> Response<Body> {
-    let mut answer = Response::new(Body::from(json.to_string()));
+    let mut answer = Response::new(Body::from(crate::json::sorted(json.clone()).to_string()));
     *answer.status_mut() = status;
     let headers: [(HeaderName, HeaderValue); 2] =
         [(CONTENT_TYPE, HeaderValue::from_static("application/json")), (CACHE_CONTROL, NO_STORE)];
