@@ -17,6 +17,7 @@ pub mod endpoint;
 pub mod exit;
 pub mod federation;
 pub mod files;
+pub mod fileset;
 pub mod id;
 pub mod issue;
 pub mod json;

@@ -10,7 +10,7 @@ const LAYERS: &[&[&str]] = &[
         "clock", "diag", "drain", "endpoint", "exit", "files", "id", "json", "manager", "pem", "queue",
         "ready", "secret",
     ],
-    &["telemetry", "verify"],
+    &["fileset", "telemetry", "verify"],
     &["authority", "config", "lease", "ledger", "policy", "registration", "sync"],
     &["audit", "issue", "revocation", "task", "trust"],
     &["federation", "workload"],

@@ -89,7 +89,7 @@ impl Agent {
             host.serves_whole_machine()?;
         }
         describe(&host);
-        let (entries, in_force) = Entries::load(&config)?;
+        let (entries, in_force) = Entries::first(&config)?;
         let stored = storage::open(&config, clock.wall())?;
         let audit = open_audit(&config, &host, &clock)?;
         let [public, admin, http] = sockets(&config).map(|socket| {

@@ -3,19 +3,18 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 
 use super::StartError;
-use crate::audit::{self, Event};
+use super::follow::{Kept, Told};
+use crate::audit::Event;
 use crate::config::{Config, EntriesFrom};
 use crate::diag::Problems;
-use crate::drain::Watch;
+use crate::fileset::{IsMember, is_toml};
 use crate::id::{EntryId, SpiffeId};
-use crate::ready::Readiness;
-use crate::registration::{self, EntryRules, EntrySet, EntrySource, EntryWatch, FileSource, parse_files};
+use crate::registration::{EntryRules, EntrySet, EntrySource, FileSource, parse_files};
 
 /// The entries in force and where they come from.
 pub(super) struct Entries {
@@ -25,21 +24,9 @@ pub(super) struct Entries {
     last_error: Arc<ArcSwap<String>>,
 }
 
-/// Keeps them in step with their source.
-pub(super) struct Follower {
-    source: Arc<dyn EntrySource>,
-    name: String,
-    publish: watch::Sender<Arc<EntrySet>>,
-    last_error: Arc<ArcSwap<String>>,
-    trigger: Arc<Notify>,
-    readiness: Readiness,
-    audit: audit::Log,
-    drain: Watch,
-}
-
 impl Entries {
     /// The first load: a mistake is a reason not to start.
-    pub(super) fn load(config: &Config) -> Result<(Self, watch::Receiver<Arc<EntrySet>>), StartError> {
+    pub(super) fn first(config: &Config) -> Result<(Self, watch::Receiver<Arc<EntrySet>>), StartError> {
         let rules = EntryRules {
             trust_domain: Some(config.trust_domain.clone()),
             x509_ttl_max: config.x509.ttl,
@@ -65,72 +52,23 @@ impl Entries {
     pub(super) fn last_error(&self) -> Arc<ArcSwap<String>> {
         Arc::clone(&self.last_error)
     }
-
-    pub(super) fn follow(self, readiness: Readiness, audit: audit::Log, drain: Watch) -> Follower {
-        let Self { source, name, publish, last_error } = self;
-        Follower { source, name, publish, last_error, trigger: Arc::default(), readiness, audit, drain }
-    }
 }
 
-impl Follower {
-    /// Loads again when notified (SIGHUP).
-    pub(super) fn trigger(&self) -> Arc<Notify> {
-        Arc::clone(&self.trigger)
+impl Kept for Entries {
+    type Set = EntrySet;
+
+    const IS_MEMBER: IsMember = is_toml;
+    const WATCH: &'static str = "entries watch";
+
+    fn directory(&self) -> Option<&Path> {
+        self.source.directory()
     }
 
-    /// Until the drain starts.
-    pub(super) async fn run(mut self) {
-        let dir = self.source.directory().map(Path::to_path_buf);
-        let mut changes = dir.as_deref().and_then(|dir| self.watch(dir));
-        // The directory may have changed between the first load and the watch.
-        if changes.is_some() {
-            self.reload().await;
-        }
-        loop {
-            tokio::select! {
-                () = self.drain.stopping() => return,
-                () = self.trigger.notified() => {}
-                changed = next_change(&mut changes) => if changed.is_none() {
-                    changes = None;
-                }
-            }
-            if changes.is_none() {
-                changes = dir.as_deref().and_then(|dir| self.watch(dir));
-            }
-            self.reload().await;
-        }
+    fn load(&self) -> Result<EntrySet, Problems> {
+        self.source.load()
     }
 
-    fn watch(&self, dir: &Path) -> Option<EntryWatch> {
-        match registration::watch(dir) {
-            Ok(watch) => {
-                self.readiness.clear("entries watch");
-                Some(watch)
-            }
-            Err(error) => {
-                self.readiness.raise(
-                    "entries watch",
-                    format!(
-                        "changes of {} are not noticed ({error}); send SIGHUP after a change",
-                        dir.display()
-                    ),
-                );
-                None
-            }
-        }
-    }
-
-    async fn reload(&self) {
-        let source = Arc::clone(&self.source);
-        // Reading files blocks; a panic in there must not end the follower.
-        let Ok(loaded) = tokio::task::spawn_blocking(move || source.load()).await else { return };
-        match loaded {
-            Ok(set) => self.replace(set),
-            Err(problems) => self.reject(&problems),
-        }
-    }
-
-    fn replace(&self, set: EntrySet) {
+    fn replace(&self, set: EntrySet, told: &Told) {
         self.last_error.store(Arc::default());
         let before = self.publish.borrow().clone();
         if before.version() == set.version() {
@@ -145,10 +83,10 @@ impl Follower {
         let changed = set.changed_from(&before);
         let event = Event::EntriesChanged { source: self.name.clone(), total, added, removed, changed };
         self.publish.send_replace(Arc::new(set));
-        self.audit.note(vec![event]);
+        told.audit.note(vec![event]);
     }
 
-    fn reject(&self, problems: &Problems) {
+    fn reject(&self, problems: &Problems, told: &Told) {
         let text = problems.to_string();
         if **self.last_error.load() == text {
             return;
@@ -156,22 +94,7 @@ impl Follower {
         tracing::error!(problems = text, "entries not loaded: the set before stays in force");
         self.last_error.store(Arc::new(text));
         let problems = problems.iter().map(ToString::to_string).collect();
-        self.audit.note(vec![Event::EntriesRejected { source: self.name.clone(), problems }]);
-    }
-}
-
-/// `None` when the watch is lost; without one it never resolves.
-async fn next_change(changes: &mut Option<EntryWatch>) -> Option<()> {
-    match changes {
-        Some(watch) => match watch.changed().await {
-            Some(()) => Some(()),
-            None => {
-                // Not at once: a watch that cannot be had must not spin.
-                tokio::time::sleep(Duration::from_secs(1)).await;
-                None
-            }
-        },
-        None => std::future::pending().await,
+        told.audit.note(vec![Event::EntriesRejected { source: self.name.clone(), problems }]);
     }
 }
 

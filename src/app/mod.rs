@@ -7,6 +7,7 @@ mod checkpoint;
 mod concerns;
 mod entries;
 mod error;
+mod follow;
 mod heart;
 mod kubernetes;
 mod refused;

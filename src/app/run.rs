@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 use tonic::service::Routes;
 
 use super::build::{Agent, Runtimes, wide};
+use super::follow::Follower;
 use super::signals::{Signals, Told};
 use super::sockets::{Guarded, Socket};
 use super::{StartError, banner, heart, kubernetes};
@@ -127,7 +128,7 @@ impl Agent {
         self.pidfds = Pidfds::default();
         self.manager.settle();
         tracing::info!(adopted = restored.adopted, revoked = restored.revoked, "leases of the run before");
-        let entries = self.entries.follow(self.readiness.clone(), self.audit.clone(), watch.clone());
+        let entries = Follower::new(self.entries, self.readiness.clone(), self.audit.clone(), watch.clone());
         let reload = entries.trigger();
         tasks.spawn(entries.run());
         tasks.spawn(self.workloads.clone().follow_entries(watch.clone()));

@@ -4,19 +4,23 @@
 //! whole list over at the end; a list that is not empty means that nothing of the file is used.
 
 mod duration;
+mod lines;
 mod nearest;
 mod text;
 mod toml;
 mod values;
+mod yaml;
 
 use std::fmt;
 use std::sync::Arc;
 
 pub use self::duration::{DurationError, ShownDuration, parse_duration};
+pub use self::lines::Lines;
 pub use self::nearest::{near_enough, nearest};
 pub use self::text::{MAX_SHOWN_CHARS, Shown, is_plain};
-pub use self::toml::{Each, Found, MAX_TOML_BYTES, ShowBound, Table, read_toml};
+pub use self::toml::{Each, Found, MAX_TOML_BYTES, ShowBound, Table, read_text, read_toml};
 pub use self::values::{MAX_LINE_BYTES, is_name, line, moment};
+pub use self::yaml::{MAX_YAML_BYTES, read_yaml};
 
 /// One mistake and what to do about it.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]

@@ -3,12 +3,12 @@
 //! A [`Table`] is asked for the keys it may hold; whatever it holds besides is an unknown key. Each answer
 //! carries its [`Place`], so that later checks can point at the line too.
 
-mod reader;
-mod source;
+pub(super) mod reader;
+pub(super) mod source;
 
 pub use self::reader::{Each, Found, ShowBound, Table};
-use self::source::Source;
-use super::{Problem, Problems};
+use self::source::{Source, Syntax};
+use super::{Lines, Problem, Problems};
 
 /// Largest TOML file that is read, in bytes.
 pub const MAX_TOML_BYTES: u64 = 1 << 20;
@@ -22,22 +22,8 @@ pub fn read_toml<T>(
     problems: &mut Problems,
     body: impl FnOnce(&mut Table<'_>) -> T,
 ) -> Option<T> {
-    if u64::try_from(bytes.len()).map_or(true, |len| len > MAX_TOML_BYTES) {
-        let message = format!("is larger than {MAX_TOML_BYTES} bytes: make it smaller or split it");
-        problems.push(Problem::whole_file(file, message));
-        return None;
-    }
-    let text = match std::str::from_utf8(bytes) {
-        Ok(text) => text,
-        Err(error) => {
-            let good = bytes.get(..error.valid_up_to()).unwrap_or_default();
-            let source = Source::new(file, std::str::from_utf8(good).unwrap_or_default());
-            let place = source.place(good.len(), "");
-            problems.push(place.problem("is not UTF-8 text from here on: save the file as UTF-8"));
-            return None;
-        }
-    };
-    let source = Source::new(file, text);
+    let text = read_text(file, bytes, MAX_TOML_BYTES, problems)?;
+    let source = Source::new(file, text, Syntax::Toml);
     let (root, errors) = toml::de::DeTable::parse_recoverable(text);
     let mut table = Table::root(&source, root.get_ref(), !errors.is_empty());
     let value = body(&mut table);
@@ -48,6 +34,25 @@ pub fn read_toml<T>(
     }
     problems.append(source.into_problems());
     Some(value)
+}
+
+/// The text of a file of at most `max` bytes; what is in the way goes to `problems`.
+pub fn read_text<'t>(file: &str, bytes: &'t [u8], max: u64, problems: &mut Problems) -> Option<&'t str> {
+    if u64::try_from(bytes.len()).map_or(true, |len| len > max) {
+        let message = format!("is larger than {max} bytes: make it smaller or split it");
+        problems.push(Problem::whole_file(file, message));
+        return None;
+    }
+    match std::str::from_utf8(bytes) {
+        Ok(text) => Some(text),
+        Err(error) => {
+            let good = bytes.get(..error.valid_up_to()).unwrap_or_default();
+            let lines = Lines::new(file, std::str::from_utf8(good).unwrap_or_default());
+            let place = lines.place(good.len(), "");
+            problems.push(place.problem("is not UTF-8 text from here on: save the file as UTF-8"));
+            None
+        }
+    }
 }
 
 #[cfg(test)]

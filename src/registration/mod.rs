@@ -11,7 +11,6 @@ mod selector;
 mod source;
 mod template;
 pub mod unknown;
-mod watch;
 
 pub use self::entry::{Conditions, Entry, EntrySet, Identity, SetVersion, Terms};
 pub use self::fields::{MAX_DNS_NAME_BYTES, MAX_HINT_BYTES};
@@ -19,4 +18,3 @@ pub use self::load::{EntryRules, parse_files};
 pub use self::selector::{MAX_SELECTOR_BYTES, PathGlob, SelectorError, SelectorPattern};
 pub use self::source::{EntrySource, FileSource, check_files};
 pub use self::template::{FillError, IdTemplate, TemplateError};
-pub use self::watch::{EntryWatch, watch};

@@ -1,15 +1,12 @@
 //! Where entries come from. A source gives a whole set or says everything that is wrong; what to do about a
 //! bad set (keep the last good one, say so) is the caller's affair.
 
-use std::fs::File;
-use std::io::Read as _;
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use super::entry::EntrySet;
 use super::load::{EntryRules, parse_files};
-use crate::diag::{MAX_TOML_BYTES, Problem, Problems};
-use crate::files::{FileError, Projected, TrustRules, list_trusted_dir, read_trusted};
+use crate::diag::{MAX_TOML_BYTES, Problems};
+use crate::fileset::{self, Mount, SetRules, is_toml};
 
 /// A place that entries come from.
 pub trait EntrySource: Send + Sync {
@@ -26,60 +23,25 @@ pub trait EntrySource: Send + Sync {
 pub struct FileSource {
     dir: PathBuf,
     rules: EntryRules,
-    projected: bool,
+    mount: Mount,
 }
 
 impl FileSource {
     /// Reads nothing yet.
     pub fn new(dir: impl Into<PathBuf>, rules: EntryRules) -> Self {
-        Self { dir: dir.into(), rules, projected: false }
+        Self { dir: dir.into(), rules, mount: Mount::Plain }
     }
 
     /// The directory is a volume that Kubernetes projects.
     #[must_use]
     pub fn projected(self) -> Self {
-        Self { projected: true, ..self }
-    }
-
-    /// The contents of every file that belongs to the set, all of them trusted.
-    fn read(&self) -> Result<Vec<(String, Vec<u8>)>, Problems> {
-        let shown = self.dir.display().to_string();
-        let unusable = |error: FileError| {
-            let advice = if error.is_not_found() { ": make the directory, or set `entries_dir`" } else { "" };
-            Problem::whole_file(&shown, format!("is not used: {error}{advice}"))
-        };
-        let projected = self.projected.then(|| Projected::open(&self.dir)).transpose().map_err(unusable)?;
-        let names = match &projected {
-            Some(volume) => volume.names(),
-            None => list_trusted_dir(&self.dir),
-        };
-        let names = names.map_err(unusable)?;
-        let names = names.into_iter().filter(|name| is_entry_file(name.as_bytes())).collect::<Vec<_>>();
-        if names.len() > MAX_FILES {
-            let message = format!("holds more than {MAX_FILES} files of entries: put more into each");
-            return Err(Problem::whole_file(&shown, message).into());
-        }
-        let (mut files, mut problems) = (Vec::with_capacity(names.len()), Problems::new());
-        for name in names {
-            let path = self.dir.join(&name);
-            let shown = path.display().to_string();
-            let rules = TrustRules::public(MAX_TOML_BYTES);
-            let read = match &projected {
-                Some(volume) => volume.read(&name, &rules),
-                None => read_trusted(&path, &rules),
-            };
-            match read {
-                Ok(bytes) => files.push((shown, bytes)),
-                Err(error) => problems.push(Problem::whole_file(&shown, format!("is not used: {error}"))),
-            }
-        }
-        problems.into_result(Some(files))
+        Self { mount: Mount::Projected, ..self }
     }
 }
 
 impl EntrySource for FileSource {
     fn load(&self) -> Result<EntrySet, Problems> {
-        let files = self.read()?;
+        let files = fileset::read(&self.dir, self.mount, &RULES)?;
         parse_files(files.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())), &self.rules)
     }
 
@@ -99,31 +61,9 @@ impl EntrySource for EntrySet {
     }
 }
 
-/// Whether a file of that name in the directory of entries holds entries.
-pub(super) fn is_entry_file(name: &[u8]) -> bool {
-    name.ends_with(b".toml") && !name.starts_with(b".")
-}
-
 /// Checks files (of directories: their `*.toml`) as one set, for `mayfly entry check`. Whose files they are is not looked at: they are drafts on somebody's desk.
 pub fn check_files(paths: &[PathBuf], rules: &EntryRules) -> Result<EntrySet, Problems> {
-    let (mut files, mut problems) = (Vec::new(), Problems::new());
-    for path in paths {
-        let shown = path.display().to_string();
-        match expand(path) {
-            Err(error) => problems.push(Problem::whole_file(&shown, format!("cannot be read: {error}"))),
-            Ok(found) => {
-                for path in found {
-                    let shown = path.display().to_string();
-                    match read_draft(&path) {
-                        Ok(bytes) => files.push((shown, bytes)),
-                        Err(error) => {
-                            problems.push(Problem::whole_file(&shown, format!("cannot be read: {error}")));
-                        }
-                    }
-                }
-            }
-        }
-    }
+    let (files, mut problems) = fileset::read_drafts(paths, &RULES);
     let files = files.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice()));
     match parse_files(files, rules) {
         Ok(set) => problems.into_result(Some(set)),
@@ -134,32 +74,8 @@ pub fn check_files(paths: &[PathBuf], rules: &EntryRules) -> Result<EntrySet, Pr
     }
 }
 
-fn expand(path: &Path) -> std::io::Result<Vec<PathBuf>> {
-    if !path.is_dir() {
-        return Ok(vec![path.to_path_buf()]);
-    }
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(path)? {
-        let entry = entry?;
-        if is_entry_file(entry.file_name().as_bytes()) {
-            found.push(entry.path());
-        }
-    }
-    found.sort();
-    Ok(found)
-}
-
-/// Reads a regular file up to one byte more than is allowed; the reader says so then.
-fn read_draft(path: &Path) -> std::io::Result<Vec<u8>> {
-    if !std::fs::metadata(path)?.is_file() {
-        return Err(std::io::Error::other("it is not a regular file"));
-    }
-    let mut bytes = Vec::new();
-    File::open(path)?.take(MAX_TOML_BYTES + 1).read_to_end(&mut bytes)?;
-    Ok(bytes)
-}
-
-const MAX_FILES: usize = 4096;
+const RULES: SetRules =
+    SetRules { is_member: is_toml, of_what: "of entries", max_bytes: MAX_TOML_BYTES, setting: "entries_dir" };
 
 #[cfg(test)]
 mod tests {

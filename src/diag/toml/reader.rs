@@ -11,7 +11,7 @@ use toml::de::{DeTable, DeValue};
 use super::super::duration::{ShownDuration, parse_duration};
 use super::super::nearest::near_enough;
 use super::super::{Place, Problem, Problems, Shown, moment};
-use super::source::Source;
+use super::source::{Source, Syntax};
 
 /// A value and where it stands.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -106,7 +106,7 @@ impl fmt::Debug for Table<'_> {
 }
 
 impl<'d> Table<'d> {
-    pub(super) fn root(source: &'d Source<'d>, table: &'d DeTable<'d>, damaged: bool) -> Self {
+    pub(in crate::diag) fn root(source: &'d Source<'d>, table: &'d DeTable<'d>, damaged: bool) -> Self {
         let place = Place { line: 0, ..source.place(0, "") };
         Self { source, table, place, asked: Vec::new(), damaged }
     }
@@ -272,7 +272,7 @@ impl<'d> Table<'d> {
             Some((value, place)) => match value.as_table() {
                 Some(table) => (table, place),
                 None => {
-                    self.wrong_type::<()>(value, &place, &format!("a table: `[{}]`", place.field));
+                    self.wrong_type::<()>(value, &place, &self.table_words(&format!("[{}]", place.field)));
                     (&empty, place)
                 }
             },
@@ -288,13 +288,17 @@ impl<'d> Table<'d> {
     pub fn tables<T>(&mut self, key: &'static str, body: impl Fn(&mut Table<'_>) -> T) -> Option<Vec<T>> {
         let (value, place) = self.ask(key)?;
         let Some(array) = value.as_array() else {
-            return self.wrong_type(value, &place, &format!("an array of tables: `[[{key}]]`"));
+            let wanted = match self.source.syntax_is {
+                Syntax::Toml => format!("an array of tables: `[[{key}]]`"),
+                Syntax::Yaml => "a list, each item with its own keys".to_owned(),
+            };
+            return self.wrong_type(value, &place, &wanted);
         };
         let mut values = Vec::with_capacity(array.len());
         for (index, item) in array.iter().enumerate() {
             let place = self.source.place(item.span().start, &format!("{}[{index}]", place.field));
             let Some(table) = item.get_ref().as_table() else {
-                self.wrong_type::<()>(item.get_ref(), &place, &format!("a table: `[[{key}]]`"));
+                self.wrong_type::<()>(item.get_ref(), &place, &self.table_words(&format!("[[{key}]]")));
                 continue;
             };
             let asked = Vec::new();
@@ -306,7 +310,7 @@ impl<'d> Table<'d> {
     }
 
     /// Reports every key that was not asked for.
-    pub(super) fn finish(self) {
+    pub(in crate::diag) fn finish(self) {
         for key in self.table.keys() {
             let name = key.get_ref().as_ref();
             if self.asked.contains(&name) || self.source.is_full() {
@@ -337,6 +341,13 @@ impl<'d> Table<'d> {
         match value.as_str() {
             Some(text) => Some(Found { value: text.to_owned(), place }),
             None => self.wrong_type(value, &place, "a string in quotes"),
+        }
+    }
+
+    fn table_words(&self, head: &str) -> String {
+        match self.source.syntax_is {
+            Syntax::Toml => format!("a table: `{head}`"),
+            Syntax::Yaml => "keys and values".to_owned(),
         }
     }
 

@@ -2,40 +2,52 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
-use super::super::{Place, Problem, Problems, Shown};
+use super::super::{Lines, Place, Problem, Problems, Shown};
 
-pub(super) struct Source<'t> {
-    file: Arc<str>,
-    text: &'t str,
-    /// Byte offset at which each line starts.
-    starts: Vec<usize>,
+/// How a file is written; messages say what to write in it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(in crate::diag) enum Syntax {
+    Toml,
+    Yaml,
+}
+
+pub(in crate::diag) struct Source<'t> {
+    lines: Lines<'t>,
+    pub(super) syntax_is: Syntax,
     syntax: RefCell<(Problems, BTreeSet<usize>)>,
     meaning: RefCell<Problems>,
 }
 
 impl<'t> Source<'t> {
-    pub(super) fn new(file: &str, text: &'t str) -> Self {
-        let ends = text.match_indices('\n').map(|(at, _)| at + 1);
-        let starts = std::iter::once(0).chain(ends).collect();
-        Self { file: file.into(), text, starts, syntax: RefCell::default(), meaning: RefCell::default() }
+    pub(in crate::diag) fn new(file: &str, text: &'t str, syntax_is: Syntax) -> Self {
+        Self {
+            lines: Lines::new(file, text),
+            syntax_is,
+            syntax: RefCell::default(),
+            meaning: RefCell::default(),
+        }
     }
 
-    pub(super) fn place(&self, offset: usize, field: &str) -> Place {
-        let line = self.starts.partition_point(|start| *start <= offset);
-        let start = self.starts.get(line.saturating_sub(1)).copied().unwrap_or_default();
-        let before = self.text.get(start..offset).map_or(0, |text| text.chars().count());
-        Place { file: Arc::clone(&self.file), line, column: before + 1, field: field.to_owned() }
+    pub(in crate::diag) fn place(&self, offset: usize, field: &str) -> Place {
+        self.lines.place(offset, field)
+    }
+
+    /// Byte offset of a character of a line, both as a scanner counts them: from 1 and from 0.
+    pub(in crate::diag) fn offset(&self, line: usize, column: usize) -> usize {
+        self.lines.offset(line, column)
     }
 
     /// The first of each line is told; those after it are mostly its consequences.
-    pub(super) fn syntax_error(&self, offset: usize, message: &str) {
+    pub(in crate::diag) fn syntax_error(&self, offset: usize, message: &str) {
         let place = self.place(offset, "");
         let (problems, lines) = &mut *self.syntax.borrow_mut();
         if lines.insert(place.line) {
-            let message = Shown(message);
-            problems.push(place.problem(format!("is not valid TOML: {message}")));
+            let name = match self.syntax_is {
+                Syntax::Toml => "TOML",
+                Syntax::Yaml => "YAML",
+            };
+            problems.push(place.problem(format!("is not valid {name}: {}", Shown(message))));
         }
     }
 
@@ -49,7 +61,7 @@ impl<'t> Source<'t> {
     }
 
     /// All of them, but of a line with a syntax error only that: the rest of it is guesswork.
-    pub(super) fn into_problems(self) -> Problems {
+    pub(in crate::diag) fn into_problems(self) -> Problems {
         let (mut problems, lines) = self.syntax.into_inner();
         let mut meaning = self.meaning.into_inner();
         meaning.retain(|problem| !lines.contains(&problem.line));

@@ -1,4 +1,4 @@
-//! Noticing that the directory of entries changed: kernel events, no polling.
+//! Noticing that a directory changed: kernel events, no polling.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,11 +10,11 @@ use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::source::is_entry_file;
+use super::IsMember;
 
-/// Tells when the entries of a directory may have changed. Dropping it ends the watch.
+/// Tells when the files of a set may have changed. Dropping it ends the watch.
 #[derive(Debug)]
-pub struct EntryWatch {
+pub struct SetWatch {
     dir: PathBuf,
     watcher: RecommendedWatcher,
     changes: mpsc::Receiver<()>,
@@ -25,14 +25,15 @@ pub struct EntryWatch {
 }
 
 /// Starts to watch `dir`, and its parent for the directory being replaced as a whole. Fails when either does
-/// not exist or the kernel's watches are used up (`fs.inotify.max_user_watches`).
-pub fn watch(dir: &Path) -> notify::Result<EntryWatch> {
+/// not exist or the kernel's watches are used up (`fs.inotify.max_user_watches`). `is_member` tells by its name
+/// whether a file of the directory matters.
+pub fn watch(dir: &Path, is_member: IsMember) -> notify::Result<SetWatch> {
     // One waiting notice says it all: whoever hears it reads everything again.
     let (sender, changes) = mpsc::channel(1);
     let replaced = Arc::new(AtomicBool::new(false));
     let (watched, flag) = (dir.to_path_buf(), Arc::clone(&replaced));
     let mut watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
-        let Some(change) = change(&watched, event.as_ref()) else { return };
+        let Some(change) = change(&watched, is_member, event.as_ref()) else { return };
         if change == Change::Directory {
             flag.store(true, Ordering::Release);
         }
@@ -43,10 +44,10 @@ pub fn watch(dir: &Path) -> notify::Result<EntryWatch> {
         watcher.watch(parent, RecursiveMode::NonRecursive)?;
     }
     watcher.watch(dir, RecursiveMode::NonRecursive)?;
-    Ok(EntryWatch { dir: dir.to_path_buf(), watcher, changes, replaced, pending: false })
+    Ok(SetWatch { dir: dir.to_path_buf(), watcher, changes, replaced, pending: false })
 }
 
-impl EntryWatch {
+impl SetWatch {
     /// Waits until something changed and then until nothing has for 50 ms, but no longer than a second.
     /// `None` when the watch is lost: read everything again then, and watch anew. A call that is dropped
     /// loses no change: the next one tells it.
@@ -71,13 +72,13 @@ impl EntryWatch {
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Change {
-    /// Some file of entries came, went or changed.
+    /// Some file of the set came, went or changed.
     Files,
     /// The directory itself did, or events were lost.
     Directory,
 }
 
-fn change(dir: &Path, event: Result<&Event, &notify::Error>) -> Option<Change> {
+fn change(dir: &Path, is_member: IsMember, event: Result<&Event, &notify::Error>) -> Option<Change> {
     let Ok(event) = event else { return Some(Change::Directory) };
     if event.need_rescan() {
         return Some(Change::Directory);
@@ -89,13 +90,13 @@ fn change(dir: &Path, event: Result<&Event, &notify::Error>) -> Option<Change> {
     if event.paths.iter().any(|path| path == dir) {
         return Some(Change::Directory);
     }
-    let entries = |path: &PathBuf| {
+    let member = |path: &PathBuf| {
         path.parent() == Some(dir)
             && path.file_name().is_some_and(|name| {
-                is_entry_file(name.as_encoded_bytes()) || name == crate::files::Projected::LINK
+                is_member(name.as_encoded_bytes()) || name == crate::files::Projected::LINK
             })
     };
-    event.paths.iter().any(entries).then_some(Change::Files)
+    event.paths.iter().any(member).then_some(Change::Files)
 }
 
 /// How long nothing may happen before a change counts as finished.
@@ -108,21 +109,22 @@ mod tests {
     use std::fs;
 
     use super::*;
+    use crate::fileset::is_toml;
 
-    async fn told(watch: &mut EntryWatch) -> bool {
+    async fn told(watch: &mut SetWatch) -> bool {
         timeout(Duration::from_secs(10), watch.changed()).await.is_ok_and(|change| change.is_some())
     }
 
-    async fn silent(watch: &mut EntryWatch) -> bool {
+    async fn silent(watch: &mut SetWatch) -> bool {
         timeout(Duration::from_millis(300), watch.changed()).await.is_err()
     }
 
     #[tokio::test]
-    async fn changes_of_entry_files_are_told_once_and_reading_is_not_one() {
+    async fn changes_of_files_of_the_set_are_told_once_and_reading_is_not_one() {
         let parent = tempfile::tempdir().unwrap();
         let dir = parent.path().join("entries.d");
         fs::create_dir(&dir).unwrap();
-        let mut watch = watch(&dir).unwrap();
+        let mut watch = watch(&dir, is_toml).unwrap();
         for round in 0..20 {
             fs::write(dir.join("a.toml"), format!("entries = [] # {round}")).unwrap();
         }
@@ -144,7 +146,7 @@ mod tests {
         let parent = tempfile::tempdir().unwrap();
         let (dir, next) = (parent.path().join("entries.d"), parent.path().join("next"));
         fs::create_dir(&dir).unwrap();
-        let mut watch = watch(&dir).unwrap();
+        let mut watch = watch(&dir, is_toml).unwrap();
         fs::create_dir(&next).unwrap();
         fs::rename(&dir, parent.path().join("old")).unwrap();
         fs::rename(&next, &dir).unwrap();
@@ -164,7 +166,7 @@ mod tests {
         let parent = tempfile::tempdir().unwrap();
         let dir = parent.path().join("entries.d");
         fs::create_dir(&dir).unwrap();
-        let mut watch = watch(&dir).unwrap();
+        let mut watch = watch(&dir, is_toml).unwrap();
         fs::write(dir.join("a.toml"), "entries = []").unwrap();
         while !watch.pending {
             timeout(Duration::from_millis(1), watch.changed()).await.ok();
@@ -175,6 +177,6 @@ mod tests {
     #[test]
     fn an_absent_directory_is_an_error() {
         let parent = tempfile::tempdir().unwrap();
-        assert!(watch(&parent.path().join("absent")).is_err());
+        assert!(watch(&parent.path().join("absent"), is_toml).is_err());
     }
 }
