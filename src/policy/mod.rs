@@ -10,11 +10,16 @@
 //! same directory as the policies and changes with them in one step, so that a decision never sees half of a reload.
 
 mod catalogue;
+#[cfg(feature = "cedar")]
+mod cedar;
 mod decision;
 mod engine;
+mod explanation;
+mod lint;
 mod permit;
 mod question;
 mod set;
+mod source;
 
 pub use self::catalogue::{
     Agent, Allowed, Catalogue, Ceilings, Filled, IdPattern, MAX_CREDENTIAL_TTL, MAX_TASK_TTL, Operation,
@@ -24,9 +29,20 @@ pub use self::decision::{
     ApprovalNeeded, Binding, Decision, EvaluationId, Log, Obligations, PolicyVersion, Reason, Verdict,
 };
 pub use self::engine::{Engine, Granted, Refused};
+pub use self::explanation::{Considered, Explanation};
+pub use self::lint::Lint;
 pub use self::permit::{Denied, Grant, Kind, Permit, PermitRequest};
 pub use self::question::{
     Action, ApprovalFacts, Circumstances, HttpFacts, IdentityFacts, McpFacts, Object, Phase, PostureFacts,
     Principal, Question, SqlFacts, TaskFacts, UserFacts, WorkloadFacts,
 };
-pub use self::set::PolicySet;
+#[cfg(feature = "cedar")]
+use self::set::Finding;
+pub use self::set::{Fetchable, PolicySet};
+pub use self::source::{MAX_POLICY_BYTES, PolicySource, check_policies, is_policy_file};
+
+/// A moment as people and logs read it.
+fn shown_time(at: std::time::SystemTime) -> String {
+    let at = time::OffsetDateTime::from(at);
+    at.format(&time::format_description::well_known::Rfc3339).unwrap_or_else(|_too_far| at.to_string())
+}

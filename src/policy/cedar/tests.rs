@@ -1,0 +1,648 @@
+//! Cedar behind our question: what loads, what is decided, and that the index changes nothing.
+
+use std::time::UNIX_EPOCH;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::id::EntryId;
+use crate::policy::{
+    Decision, EvaluationId, IdentityFacts, Phase, PolicySet, PostureFacts, Principal, TaskFacts,
+    WorkloadFacts,
+};
+
+const CATALOGUE: &str = r#"
+[[targets]]
+name = "wiki"
+audience = "https://wiki.example.org"
+data_class = "internal"
+groups = ["kb"]
+owner = "docs"
+
+[[targets]]
+name = "board"
+audience = "https://board.example.org"
+data_class = "public"
+groups = ["kb", "open"]
+owner = "docs"
+binding = "none"
+
+[[agents]]
+spiffe_id = "spiffe://example.org/agent/research/*"
+groups = ["researchers"]
+owner = "research"
+templates = ["summarise"]
+
+[[agents]]
+spiffe_id = "spiffe://example.org/agent/plan"
+groups = ["orchestrators"]
+owner = "platform"
+templates = ["*"]
+
+[[templates]]
+name = "summarise"
+owner = "docs"
+
+[[people]]
+name = "ann"
+groups = ["oncall"]
+"#;
+
+/// The policies of the design page.
+const POLICIES: &str = r#"
+@id("kb-read") @max_ttl("600") @owner("docs") @until("2027-03-31")
+permit(principal in Mayfly::Group::"researchers", action == Mayfly::Action::"read", resource in Mayfly::Group::"kb")
+when { context.task.deadline > context.now && context.requested_ttl <= duration("10m") };
+
+@id("kb-write") @max_ttl("2m") @binding("mtls") @log("body-hash")
+permit(principal in Mayfly::Group::"researchers", action in [Mayfly::Action::"write", Mayfly::Action::"delete"],
+       resource in Mayfly::Group::"kb");
+
+@id("writes-need-human") @requires_approval("oncall")
+forbid(principal, action in [Mayfly::Action::"write", Mayfly::Action::"delete", Mayfly::Action::"admin"], resource)
+unless { context has approval && context.approval.until > context.now && context.approval.quorum >= 1 };
+
+@id("deletes-need-two") @requires_approval("oncall")
+forbid(principal, action == Mayfly::Action::"delete", resource)
+unless { context has approval && context.approval.quorum >= 2 && context.approval.by in Mayfly::Group::"oncall" };
+
+@id("tampered")
+forbid(principal is Mayfly::Workload, action, resource is Mayfly::Target)
+when { principal.posture.ptraced || principal.posture.exe_deleted || context.risk >= 80 };
+
+@id("may-delegate")
+permit(principal in Mayfly::Group::"orchestrators", action == Mayfly::Action::"delegate",
+       resource in Mayfly::Group::"researchers")
+when { context.task.depth < 3 && context.task.children < 8 };
+
+@id("may-begin")
+permit(principal, action == Mayfly::Action::"begin", resource);
+
+@id("may-fetch")
+permit(principal in Mayfly::Group::"researchers", action == Mayfly::Action::"fetch", resource)
+when { resource.kind != "jwt" || resource.audiences == ["https://wiki.example.org"] };
+
+@id("oncall-approves")
+permit(principal is Mayfly::User in Mayfly::Group::"oncall", action == Mayfly::Action::"approve", resource);
+
+@id("not-for-oneself")
+forbid(principal, action == Mayfly::Action::"approve", resource)
+when { context has on_behalf_of && context.on_behalf_of == principal };
+"#;
+
+fn files(policies: &str, catalogue: &str) -> Vec<(String, Vec<u8>)> {
+    vec![("a.cedar".to_owned(), policies.into()), ("c.toml".to_owned(), catalogue.into())]
+}
+
+fn set_of(policies: &str) -> PolicySet {
+    PolicySet::parse(&files(policies, CATALOGUE), None).unwrap_or_else(|problems| panic!("{problems}"))
+}
+
+fn report(policies: &str) -> Vec<String> {
+    let problems = PolicySet::parse(&files(policies, CATALOGUE), None).unwrap_err();
+    problems.to_string().lines().map(str::to_owned).collect()
+}
+
+fn now() -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(1_796_000_000)
+}
+
+fn workload(path: &str) -> WorkloadFacts {
+    WorkloadFacts {
+        spiffe_id: format!("spiffe://example.org/{path}").parse().unwrap(),
+        profile: EntryId::new("agents"),
+        uid: 1000,
+        selectors: ["unix:uid:1000".to_owned()].into(),
+        exe_sha256: "0".repeat(64),
+        node: "node-1".to_owned(),
+        posture: PostureFacts::default(),
+        attested_at: now(),
+        groups: BTreeSet::new(),
+    }
+}
+
+fn task() -> TaskFacts {
+    TaskFacts {
+        id: "tsk_1".to_owned(),
+        root: "tsk_1".to_owned(),
+        depth: 0,
+        purpose: "summarise".to_owned(),
+        template: Some("summarise".to_owned()),
+        started: now(),
+        deadline: now() + Duration::from_secs(900),
+        calls: 0,
+        denials: 0,
+        children: 0,
+        audiences: 0,
+    }
+}
+
+fn ask(path: &str, action: Action, object: Object) -> Question {
+    let ttl = Duration::from_secs(300);
+    Question::of_task(workload(path), action, object, Phase::Issue, task(), ttl, now())
+}
+
+fn on_wiki(action: Action) -> Question {
+    ask("agent/research/a", action, Object::Target("wiki".to_owned()))
+}
+
+fn decide(set: &PolicySet, question: &Question) -> Decision {
+    set.decide(question, EvaluationId::from_random([0; 16]))
+}
+
+fn approval(by: &str, quorum: u32, left: u64) -> ApprovalFacts {
+    let by = UserFacts { name: by.to_owned(), groups: BTreeSet::new() };
+    ApprovalFacts { id: "apr_1".to_owned(), by, at: now(), until: now() + Duration::from_secs(left), quorum }
+}
+
+fn verdict(set: &PolicySet, question: &Question) -> (Verdict, Reason) {
+    let decision = decide(set, question);
+    (decision.verdict, decision.reason)
+}
+
+#[test]
+fn the_policies_of_the_design_load_and_permit() {
+    let set = set_of(POLICIES);
+    assert_eq!(set.policies(), 10);
+    let read = decide(&set, &on_wiki(Action::Read));
+    assert_eq!((read.verdict, read.policy_ids.as_slice()), (Verdict::Allow, &["kb-read".to_owned()][..]));
+    assert_eq!(read.obligations.max_ttl, Some(Duration::from_secs(600)));
+    assert_eq!(read.obligations.binding, Some(Binding::Mtls), "the target's own");
+    assert_eq!(read.policy_version, set.version());
+    let long = Question { requested_ttl: Duration::from_secs(601), ..on_wiki(Action::Read) };
+    assert_eq!(verdict(&set, &long), (Verdict::Deny, Reason::NoPermit));
+    let stranger = ask("agent/other", Action::Read, Object::Target("wiki".to_owned()));
+    assert_eq!(verdict(&set, &stranger), (Verdict::Deny, Reason::NoPermit), "default deny");
+}
+
+#[test]
+fn a_denial_that_an_approval_would_lift_is_requestable() {
+    let set = set_of(POLICIES);
+    let asked = decide(&set, &on_wiki(Action::Write));
+    assert_eq!((asked.verdict, asked.code()), (Verdict::Requestable, "approval_required"));
+    assert_eq!(asked.policy_ids, ["writes-need-human"]);
+    let needed = ApprovalNeeded { groups: ["oncall".to_owned()].into(), quorum: 1 };
+    assert_eq!(asked.obligations.approval, Some(needed));
+    let delete = decide(&set, &on_wiki(Action::Delete));
+    assert_eq!(delete.obligations.approval.unwrap().quorum, 2, "the least number of people that is enough");
+    // Nobody permits `admin`: an approval would lift the forbid and still nothing would allow.
+    assert_eq!(verdict(&set, &on_wiki(Action::Admin)), (Verdict::Deny, Reason::Forbidden));
+    let mut traced = on_wiki(Action::Write);
+    traced.circumstances.risk = 80;
+    assert_eq!(verdict(&set, &traced), (Verdict::Deny, Reason::Forbidden), "one forbid is final");
+}
+
+#[test]
+fn an_approval_counts_while_it_lasts_and_binds_what_it_allows() {
+    let set = set_of(POLICIES);
+    let with = |action, approval| {
+        let mut question = on_wiki(action);
+        question.circumstances.approval = Some(approval);
+        decide(&set, &question)
+    };
+    let granted = with(Action::Write, approval("ann", 1, 60));
+    assert_eq!(
+        (granted.verdict, granted.policy_ids.as_slice()),
+        (Verdict::Allow, &["kb-write".to_owned()][..])
+    );
+    assert_eq!(granted.obligations.max_ttl, Some(Duration::from_secs(120)));
+    assert_eq!(granted.obligations.log, [crate::policy::Log::BodyHash].into());
+    assert_eq!(with(Action::Write, approval("ann", 1, 0)).verdict, Verdict::Requestable, "it has run out");
+    assert_eq!(with(Action::Delete, approval("ann", 1, 60)).verdict, Verdict::Requestable, "one is too few");
+    assert_eq!(with(Action::Delete, approval("ann", 2, 60)).verdict, Verdict::Allow);
+    assert_eq!(
+        with(Action::Delete, approval("bob", 2, 60)).verdict,
+        Verdict::Requestable,
+        "bob is not on call"
+    );
+}
+
+#[test]
+fn a_permit_stops_at_its_date() {
+    let set = set_of(POLICIES);
+    let end = set.next_end(now()).unwrap();
+    let at = |now| {
+        let mut question = Question { now, ..on_wiki(Action::Read) };
+        question.task.as_mut().unwrap().deadline = now + Duration::from_secs(900);
+        decide(&set, &question)
+    };
+    assert_eq!(at(end - Duration::from_secs(1)).verdict, Verdict::Allow);
+    let ended = at(end);
+    assert_eq!((ended.verdict, ended.reason), (Verdict::Deny, Reason::Expired));
+    assert_eq!(ended.policy_ids, ["kb-read"]);
+    assert_eq!(set.next_end(end), None);
+}
+
+#[test]
+fn a_policy_that_cannot_be_evaluated_denies() {
+    // Cedar alone would pass over the forbid and allow.
+    let text = "@id(\"yes\") permit(principal, action == Mayfly::Action::\"read\", resource);\n\
+                @id(\"broken\") forbid(principal, action == Mayfly::Action::\"read\", resource)\n\
+                when { context.task.calls * 9223372036854775807 > 0 && false };";
+    let set = set_of(text);
+    let mut question = on_wiki(Action::Read);
+    assert_eq!(verdict(&set, &question), (Verdict::Allow, Reason::Allowed));
+    question.task.as_mut().unwrap().calls = 2;
+    let decision = decide(&set, &question);
+    assert_eq!((decision.verdict, decision.reason), (Verdict::Deny, Reason::EvaluationError));
+    assert_eq!(decision.policy_ids, ["broken"]);
+}
+
+#[test]
+fn other_actions_are_decided_too() {
+    let set = set_of(POLICIES);
+    let researcher = Object::Agent("spiffe://example.org/agent/research/b".parse().unwrap());
+    let delegate = |object| ask("agent/plan", Action::Delegate, object);
+    assert_eq!(decide(&set, &delegate(researcher.clone())).verdict, Verdict::Allow);
+    let stranger = Object::Agent("spiffe://example.org/x".parse().unwrap());
+    assert_eq!(decide(&set, &delegate(stranger)).verdict, Verdict::Deny);
+    let mut deep = delegate(researcher);
+    deep.task.as_mut().unwrap().depth = 3;
+    assert_eq!(decide(&set, &deep).verdict, Verdict::Deny);
+    let begin = |path, template: Option<&str>| {
+        verdict(&set, &ask(path, Action::Begin, Object::Template(template.map(str::to_owned)))).1
+    };
+    assert_eq!(begin("agent/research/a", Some("summarise")), Reason::Allowed);
+    assert_eq!(begin("agent/research/a", None), Reason::TemplateNotAllowed);
+    assert_eq!(begin("agent/research/a", Some("other")), Reason::UnknownTemplate);
+    assert_eq!(begin("agent/plan", None), Reason::Allowed);
+    assert_eq!(begin("agent/nobody", Some("summarise")), Reason::TemplateNotAllowed);
+    let approve = |name: &str, for_whom: &str| {
+        let user = |name: &str| UserFacts { name: name.to_owned(), groups: BTreeSet::new() };
+        let mut question = on_wiki(Action::Approve);
+        question.principal = Principal::User(user(name));
+        question.circumstances.on_behalf_of = Some(user(for_whom));
+        decide(&set, &question).verdict
+    };
+    assert_eq!(approve("ann", "bob"), Verdict::Allow);
+    assert_eq!(approve("ann", "ann"), Verdict::Deny, "four eyes");
+    assert_eq!(approve("bob", "ann"), Verdict::Deny);
+}
+
+#[test]
+fn a_question_that_does_not_fit_itself_is_denied() {
+    let set = set_of("@id(\"all\") permit(principal, action, resource);");
+    let wiki = || Object::Target("wiki".to_owned());
+    let reason = |question: Question| verdict(&set, &question);
+    assert_eq!(reason(on_wiki(Action::Read)), (Verdict::Allow, Reason::Allowed));
+    for action in [Action::Fetch, Action::Begin, Action::Delegate, Action::Approve] {
+        assert_eq!(reason(ask("a", action, wiki())), (Verdict::Deny, Reason::Malformed), "{action}");
+    }
+    assert_eq!(reason(ask("a", Action::Read, Object::Template(None))).1, Reason::Malformed);
+    let user = Principal::User(UserFacts::default());
+    assert_eq!(reason(Question { principal: user, ..on_wiki(Action::Read) }).1, Reason::Malformed);
+    assert_eq!(reason(Question { task: None, ..on_wiki(Action::Read) }).1, Reason::Malformed);
+    let nowhere = ask("a", Action::Read, Object::Target("wikki".to_owned()));
+    assert_eq!(reason(nowhere), (Verdict::Deny, Reason::UnknownTarget));
+}
+
+#[test]
+fn what_the_workload_api_gives_is_decided_form_by_form() {
+    let set = set_of(POLICIES);
+    let identity = |path: &str, kind, audiences: &[&str]| IdentityFacts {
+        spiffe_id: workload(path).spiffe_id,
+        kind,
+        audiences: audiences.iter().map(|&a| a.to_owned()).collect(),
+        entry: EntryId::new("agents"),
+    };
+    let fetch = |path, kind, audiences| {
+        let question =
+            Question::fetch(workload(path), identity(path, kind, audiences), Duration::from_secs(60), now());
+        decide(&set, &question).verdict
+    };
+    let path = "agent/research/a";
+    assert_eq!(fetch(path, Kind::X509, &[]), Verdict::Allow);
+    assert_eq!(fetch(path, Kind::Jwt, &["https://wiki.example.org"]), Verdict::Allow);
+    assert_eq!(fetch(path, Kind::Jwt, &["https://wiki.example.org", "b"]), Verdict::Deny);
+    let fetchable = |path| set.fetchable(&workload(path), &identity(path, Kind::X509, &[]), now());
+    assert!(fetchable(path).x509 && fetchable(path).jwt && fetchable(path).wit);
+    assert!(!fetchable("agent/plan").any());
+    assert!(PolicySet::none().fetchable(&workload("x"), &identity("x", Kind::X509, &[]), now()).any());
+    let bound = set_of(&POLICIES.replace("@id(\"may-fetch\")", "@id(\"may-fetch\") @binding(\"mtls\")"));
+    let kinds = [Kind::X509, Kind::Jwt, Kind::Wit].map(|kind| {
+        let identity = identity(path, kind, &["https://wiki.example.org"]);
+        decide(&bound, &Question::fetch(workload(path), identity, Duration::ZERO, now())).is_allowed()
+    });
+    assert_eq!(kinds, [true, false, false], "only a certificate is bound by TLS");
+}
+
+#[test]
+fn bindings_that_do_not_agree_deny() {
+    let permit = |id: &str, notes: &str| {
+        format!("@id(\"{id}\") {notes} permit(principal, action == Mayfly::Action::\"read\", resource);\n")
+    };
+    let on = |set: &PolicySet, target: &str| {
+        let decision = decide(set, &ask("a", Action::Read, Object::Target(target.to_owned())));
+        (decision.reason, decision.obligations.binding)
+    };
+    let set = set_of(&permit("a", "@binding(\"dpop\")"));
+    assert_eq!(on(&set, "board"), (Reason::Allowed, Some(Binding::Dpop)), "stricter than the target asks");
+    assert_eq!(on(&set, "wiki").0, Reason::Obligations, "the target takes mtls only");
+    let set = set_of(&(permit("a", "@binding(\"dpop\")") + &permit("b", "@binding(\"mtls\")")));
+    assert_eq!(on(&set, "board").0, Reason::Obligations);
+    let set = set_of(&permit("a", ""));
+    assert_eq!(on(&set, "board"), (Reason::Allowed, Some(Binding::Bearer)));
+}
+
+#[test]
+fn every_mistake_of_every_policy_is_in_one_report() {
+    let text = "\
+permit(principal, action, resource);
+@id(\"a\") @max_tll(\"60\") permit(principal, action, resource);
+@id(\"b\") permit(principal, action, resource) when { principal.colour == 1 };
+@id(\"c\") permit(principal, action, resource) when { ;
+@id(\"d\") @until(\"soon\") @max_ttl(\"0\") @binding(\"tls\") @log(\"all\") permit(principal, action, resource);
+@id(\"e\") @requires_approval(\"oncall\") permit(principal, action, resource);
+@id(\"f\") @until(\"2027-01-01\") @max_ttl(\"60\") forbid(principal, action, resource);
+@id(\"f\") forbid(principal, action, resource);
+@id(\"g h\") forbid(principal, action, resource);
+@id(\"i\") permit(principal == ?principal, action, resource);
+@id(\"j\") permit(principal, action == Mayfly::Action::\"fly\", resource);
+@id(\"k\") permit(principal, action == Mayfly::Action::\"read\", resource) when { principal.uid == \"0\" };
+";
+    let found = report(text);
+    for part in [
+        "a.cedar:1:1: has no name: write `@id",
+        "a.cedar:2:1: `@max_tll(\"60\")` is an obligation that nobody would keep: did you mean `@max_ttl`?",
+        "a.cedar:3:",
+        "a.cedar:4:",
+        "a.cedar:5:1: `@until(\"soon\")` is no date",
+        "a.cedar:5:1: `@max_ttl(\"0\")` is no lifetime",
+        "a.cedar:5:1: `@binding(\"tls\")` is none of",
+        "a.cedar:5:1: `@log(\"all\")` names something that is not logged",
+        "a.cedar:6:1: `@requires_approval(\"oncall\")` stands on a permit",
+        "a.cedar:7:1: `@max_ttl(\"60\")` stands on a forbid",
+        "a.cedar:7:1: `@until(\"2027-01-01\")` stands on a forbid",
+        "a.cedar:8:1: has the name `f` of the policy at a.cedar:7",
+        "a.cedar:9:1: `@id(\"g h\")` is no name",
+        "a.cedar:10:",
+        "a.cedar:11:",
+        "a.cedar:12:",
+    ] {
+        assert!(found.iter().any(|line| line.starts_with(part)), "{part}\n{}", found.join("\n"));
+    }
+}
+
+#[test]
+fn j02_an_empty_file_or_none_is_no_policy_set() {
+    for text in ["", "// nothing\n"] {
+        assert!(report(text)[0].contains("holds no policy"), "{:?}", report(text));
+    }
+    let only = vec![("c.toml".to_owned(), CATALOGUE.into())];
+    let problems = PolicySet::parse(&only, None).unwrap_err().to_string();
+    assert!(problems.contains("there is no file of policies"), "{problems}");
+    let both = PolicySet::parse(&files("permit(", "[[targets]]\nname = 1\n"), None).unwrap_err().to_string();
+    assert!(both.contains("a.cedar:1") && both.contains("c.toml:2"), "both kinds at once: {both}");
+}
+
+#[test]
+fn the_version_hangs_on_every_byte_and_name() {
+    let version = |files: &[(&str, &str)]| {
+        let files: Vec<_> = files.iter().map(|(n, t)| ((*n).to_owned(), (*t).into())).collect();
+        PolicySet::parse(&files, None).unwrap().version().unwrap()
+    };
+    let (a, b) = (
+        "@id(\"a\") permit(principal, action, resource);",
+        "@id(\"b\") forbid(principal, action, resource);",
+    );
+    let first = version(&[("a.cedar", a), ("b.cedar", b)]);
+    assert_eq!(first, version(&[("/etc/b.cedar", b), ("/etc/a.cedar", a)]), "neither order nor directory");
+    let others = [
+        version(&[("a.cedar", b), ("b.cedar", a)]),
+        version(&[("c.cedar", a), ("b.cedar", b)]),
+        version(&[("a.cedar", &format!("{a} ")), ("b.cedar", b)]),
+        version(&[("a.cedar", &format!("{a}{b}"))]),
+        version(&[("a.cedar", a), ("b.cedar", b), ("c.toml", "targets = []")]),
+    ];
+    assert!(!others.contains(&first));
+}
+
+#[test]
+fn an_explanation_says_what_decided_and_what_would_have_to_change() {
+    let set = set_of(POLICIES);
+    let explain = |question: &Question| set.explain(question, EvaluationId::from_random([0; 16])).to_string();
+    let long = explain(&Question { requested_ttl: Duration::from_secs(3600), ..on_wiki(Action::Read) });
+    for part in [
+        "deny (no_permit)",
+        "permit kb-read (a.cedar:2): does not apply",
+        "does not hold: context.requested_ttl <= duration(\"10m\")",
+        "context.requested_ttl is",
+        "to be allowed:",
+    ] {
+        assert!(long.contains(part), "{part}\n{long}");
+    }
+    assert!(!long.contains("does not hold: context.task.deadline"), "that part holds\n{long}");
+    let stranger = explain(&ask("agent/plan", Action::Read, Object::Target("wiki".to_owned())));
+    assert!(stranger.contains("the principal is not in Mayfly::Group::\"researchers\""), "{stranger}");
+    let write = explain(&on_wiki(Action::Write));
+    assert!(
+        write.contains("an approval by 1 of oncall") && write.contains("forbid writes-need-human"),
+        "{write}"
+    );
+    let mut risky = on_wiki(Action::Read);
+    risky.circumstances.risk = 90;
+    let risky = explain(&risky);
+    assert!(risky.contains("`tampered` forbids it, without exception"), "{risky}");
+    assert!(explain(&on_wiki(Action::Read)).starts_with("allow (allowed)\n  for at most 10m\n"));
+}
+
+#[test]
+fn an_exception_without_owner_and_date_fails_the_lint() {
+    let lint = |text: &str| {
+        let found = set_of(text).lint(now());
+        let fails: Vec<String> = found.iter().filter(|l| l.fails).map(|l| l.problem.to_string()).collect();
+        let notes: Vec<String> = found.iter().filter(|l| !l.fails).map(|l| l.problem.to_string()).collect();
+        (fails, notes)
+    };
+    let read =
+        "permit(principal in Mayfly::Group::\"researchers\", action == Mayfly::Action::\"read\", resource);";
+    for (notes, what) in [
+        ("@id(\"a\") @until(\"2027-01-01\")", "has a date: write `@owner"),
+        ("@id(\"break-glass\") @owner(\"ann\")", "is for emergencies: write `@until"),
+        ("@id(\"BreakGlass\")", "is for emergencies: write `@owner(\"…\")` and `@until"),
+    ] {
+        let (fails, _) = lint(&format!("{notes} {read}"));
+        assert!(fails.len() == 1 && fails[0].contains(what), "{notes} {fails:?}");
+    }
+    assert!(lint("@id(\"a\") permit(principal, action, resource);").0[0].contains("permits every action"));
+    assert!(
+        lint(&format!("@id(\"break-glass\") @owner(\"ann\") @until(\"2027-01-01\") {read}")).0.is_empty()
+    );
+    let blind = "@id(\"a\") @requires_approval(\"oncall\") forbid(principal, action == Mayfly::Action::\"write\", resource);";
+    assert!(lint(blind).0[0].contains("none would lift it"));
+    let strange = read.replace("researchers", "researchrs");
+    let (fails, notes) = lint(&format!("@id(\"a\") {strange}"));
+    assert!(fails.is_empty() && notes.iter().any(|n| n.contains("`researchrs`")), "{notes:?}");
+    assert!(notes.iter().any(|n| n.contains("was never reviewed")), "{notes:?}");
+    let (_, notes) = lint(&format!("@id(\"a\") @owner(\"x\") @until(\"2026-01-01\") {read}"));
+    assert!(notes.iter().any(|n| n.contains("ended at 2026-01-02T00:00:00Z: remove it")), "{notes:?}");
+}
+
+/// The parts of which random sets and questions are made.
+fn any_policy() -> impl Strategy<Value = String> {
+    let principal = prop_oneof![
+        Just("principal"),
+        Just("principal is Mayfly::Workload"),
+        Just("principal in Mayfly::Group::\"researchers\""),
+        Just("principal in Mayfly::Group::\"orchestrators\""),
+        Just("principal is Mayfly::Workload in Mayfly::Group::\"extra\""),
+        Just("principal == Mayfly::Workload::\"spiffe://example.org/agent/plan\""),
+        Just("principal in Mayfly::Workload::\"spiffe://example.org/agent/research/a\""),
+    ];
+    let action = prop_oneof![
+        Just("action"),
+        Just("action == Mayfly::Action::\"read\""),
+        Just("action in [Mayfly::Action::\"read\", Mayfly::Action::\"write\"]"),
+        Just("action in Mayfly::Action::\"write\""),
+    ];
+    let resource = prop_oneof![
+        Just("resource"),
+        Just("resource is Mayfly::Target"),
+        Just("resource in Mayfly::Group::\"kb\""),
+        Just("resource is Mayfly::Target in Mayfly::Group::\"open\""),
+        Just("resource == Mayfly::Target::\"wiki\""),
+        Just("resource in Mayfly::Target::\"board\""),
+    ];
+    let condition = prop_oneof![
+        4 => Just(""),
+        1 => Just("when { context.risk < 50 }"),
+        1 => Just("unless { context.risk < 50 }"),
+        1 => Just("when { context.risk * 9223372036854775807 >= 0 }"),
+    ];
+    (any::<bool>(), principal, action, resource, condition).prop_map(|(permit, p, a, r, c)| {
+        format!("{}({p}, {a}, {r}) {c};", if permit { "permit" } else { "forbid" })
+    })
+}
+
+fn any_question() -> impl Strategy<Value = Question> {
+    let path = prop_oneof![Just("agent/plan"), Just("agent/research/a"), Just("agent/other")];
+    let action = prop_oneof![Just(Action::Read), Just(Action::Write), Just(Action::Delete)];
+    let target = prop_oneof![Just("wiki"), Just("board")];
+    (path, action, target, any::<bool>(), 0..100_u8).prop_map(|(path, action, target, extra, risk)| {
+        let mut question = ask(path, action, Object::Target(target.to_owned()));
+        question.circumstances.risk = risk;
+        if let Principal::Workload(facts) = &mut question.principal
+            && extra
+        {
+            facts.groups.insert("extra".to_owned());
+        }
+        question
+    })
+}
+
+/// Without policies that mention things which only some environments have.
+fn loadable(policies: &[String]) -> Rules {
+    let text: String =
+        policies.iter().enumerate().map(|(n, text)| format!("@id(\"p{n}\") {text}\n")).collect();
+    let mut problems = Problems::new();
+    Rules::load([("a.cedar", text.as_bytes())], &mut problems).unwrap()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn the_index_changes_no_answer(
+        policies in proptest::collection::vec(any_policy(), 1..12),
+        questions in proptest::collection::vec(any_question(), 1..6),
+    ) {
+        let catalogue = crate::policy::parse_catalogue([("c.toml", CATALOGUE.as_bytes())], None).unwrap();
+        let rules = loadable(&policies);
+        let mut whole = Bucket::new();
+        for rule in rules.by_id.values() {
+            whole.add(rule.policy.clone()).unwrap();
+        }
+        for question in &questions {
+            let asked = rules.types.ask(question, &catalogue).unwrap();
+            let indexed = rules.settle(&catalogue, question);
+            let plain = rules.judge(&catalogue, question, rules.evaluate(&asked, std::iter::once(&whole)));
+            prop_assert_eq!(indexed.verdict, plain.verdict);
+            prop_assert_eq!(indexed.reason, plain.reason);
+            prop_assert_eq!(indexed.policy_ids, plain.policy_ids);
+            prop_assert_eq!(indexed.obligations, plain.obligations);
+        }
+    }
+
+    #[test]
+    fn what_is_asked_of_cedar_fits_the_schema(
+        question in any_question(),
+        approver in proptest::option::of("\\PC{0,8}"),
+        purpose in "\\PC{0,30}",
+        calls in any::<u64>(),
+        seconds in 0..253_402_300_000_u64,
+    ) {
+        let catalogue = crate::policy::parse_catalogue([("c.toml", CATALOGUE.as_bytes())], None).unwrap();
+        let (schema, _) = Schema::from_cedarschema_str(SCHEMA).unwrap();
+        let mut question = question;
+        question.now = UNIX_EPOCH + Duration::from_secs(seconds);
+        question.circumstances.chain = vec!["spiffe://example.org/agent/plan".parse().unwrap()];
+        question.circumstances.approval = approver.as_deref().map(|name| approval(name, 1, 60));
+        question.circumstances.on_behalf_of = approver.map(|name| UserFacts { name, groups: BTreeSet::new() });
+        question.circumstances.http = Some(crate::policy::HttpFacts { bytes: calls, ..Default::default() });
+        question.circumstances.mcp = Some(crate::policy::McpFacts::default());
+        question.circumstances.sql = Some(crate::policy::SqlFacts::default());
+        let facts = question.task.as_mut().unwrap();
+        facts.purpose = purpose;
+        facts.calls = calls;
+        let types = Types::new().unwrap();
+        let id: crate::id::SpiffeId = "spiffe://example.org/agent/research/a".parse().unwrap();
+        let identity = IdentityFacts { spiffe_id: id.clone(), kind: Kind::Jwt, audiences: ["a".to_owned()].into(), entry: EntryId::new("e") };
+        let user = UserFacts { name: "ann".to_owned(), groups: ["x".to_owned()].into() };
+        let variants = [
+            question.clone(),
+            Question { action: Action::Delegate, object: Object::Agent(id), ..question.clone() },
+            Question { principal: Principal::Workload(workload("agent/plan")), action: Action::Begin, object: Object::Template(None), ..question.clone() },
+            Question { principal: Principal::Workload(workload("agent/plan")), action: Action::Begin, object: Object::Template(Some("summarise".to_owned())), ..question.clone() },
+            Question::fetch(workload("a"), identity, Duration::from_secs(1), question.now),
+            Question { principal: Principal::User(user), action: Action::Approve, ..question },
+        ];
+        for question in variants {
+            let asked = types.ask(&question, &catalogue).unwrap();
+            let Asked { request, entities, .. } = asked;
+            let (p, a, r) = (request.principal().unwrap(), request.action().unwrap(), request.resource().unwrap());
+            let context = request.context().unwrap().clone();
+            let checked = cedar_policy::Request::new(p.clone(), a.clone(), r.clone(), context, Some(&schema));
+            prop_assert!(checked.is_ok(), "{} {:?}", question.action, checked.err().map(|e| e.to_string()));
+            let checked = cedar_policy::Entities::from_entities(entities.iter().cloned(), Some(&schema));
+            prop_assert!(checked.is_ok(), "{} {:?}", question.action, checked.err().map(|e| e.to_string()));
+        }
+    }
+
+    #[test]
+    fn no_text_makes_loading_panic(
+        bytes in proptest::collection::vec(any::<u8>(), 0..60),
+        text in r#"(permit|forbid|\(|\)|principal|action|resource|in|==|is|when|unless|\{|\}|@id|@until|"[a-z0-9-]{0,4}"|Mayfly::|Group::|context|\.|has|&&|,|;|\n| ){0,40}"#,
+    ) {
+        Rules::load([("a", bytes.as_slice()), ("b", text.as_bytes())], &mut Problems::new());
+    }
+}
+
+/// Loads on as little stack as any thread of the agent has; answers whether it was refused.
+fn refused_on_a_small_stack(text: String) -> bool {
+    let load = move || {
+        let mut problems = Problems::new();
+        Rules::load([("a", text.as_bytes())], &mut problems);
+        !problems.is_empty()
+    };
+    std::thread::Builder::new().stack_size(2 << 20).spawn(load).unwrap().join().unwrap()
+}
+
+#[test]
+fn j02_a_policy_nested_without_end_is_refused_and_ends_no_agent() {
+    let nested = |open: &str, close: &str, times: usize| {
+        let (open, close) = (open.repeat(times), close.repeat(times));
+        format!(
+            "@id(\"a\") permit(principal, action == Mayfly::Action::\"read\", resource) when {{ {open}true{close} }};"
+        )
+    };
+    let shapes =
+        [("(", ")"), ("!", ""), ("[", "]"), ("if true then ", " else true"), ("true && ", ""), ("", ".a")];
+    for (open, close) in shapes {
+        assert!(refused_on_a_small_stack(nested(open, close, 30_000)), "{open}");
+    }
+    // What is let through must fit too.
+    assert!(!refused_on_a_small_stack(nested("(", ")", 28)));
+    assert!(!refused_on_a_small_stack(nested("true && ", "", 180)));
+    refused_on_a_small_stack(nested("", ".a", 380));
+    assert!(report(&" ".repeat((1 << 20) + 1))[0].contains("larger than"));
+}
