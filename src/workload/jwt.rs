@@ -110,7 +110,7 @@ impl Shared {
     fn begin_jwt(&self, admission: &Admission, entry: &EntryId) -> Result<Ticket, Refusal> {
         let mut state = self.lock();
         let id = admission.id();
-        let jwts = state.jwts_of(&admission.process().key()) + state.core.flights_of(id);
+        let jwts = state.jwts_of(&admission.process().key()) + state.core.on_demand(id);
         if jwts >= self.settings.jwt_leases_per_workload {
             return Err(Refusal::TooManyLeases);
         }

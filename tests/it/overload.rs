@@ -3,7 +3,7 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 
-use mayfly_harness::{Agent, Entry, Holder, Jam, Plan, files, until};
+use mayfly_harness::{Agent, Entry, Holder, Jam, Pause, Plan, files, until};
 use mayfly_proto::admin::ListLeasesRequest;
 use serde_json::json;
 
@@ -131,6 +131,24 @@ fn a_second_look_that_gets_no_answer_takes_nothing_away() {
     let everything = ListLeasesRequest { include_revoked: true, ..ListLeasesRequest::default() };
     let revoked = agent.admin().leases(everything).into_iter().filter(|lease| lease.state == "revoked");
     assert_eq!(revoked.filter(|lease| lease.reason != "issue_aborted").count(), 0);
+}
+
+/// Between the admission and the last look before a token leaves.
+#[test]
+fn a_program_that_looks_changed_in_the_last_moment_is_no_denial() {
+    let mut agent = Plan::with_entries(&[own_entry("/touched")]).settings(SHORT).prepare();
+    let (pause, spec) = Pause::at(agent.dir(), "issue.before_release");
+    let plan = agent.plan().clone().failpoints(&spec);
+    *agent.plan() = plan;
+    agent.launch();
+    let mut holder = client(&agent);
+    holder.order(&json!({"do": "jwt", "audience": ["aud"]}));
+    pause.hit();
+    touch(&agent);
+    pause.release();
+    let answer = holder.expect("jwt");
+    assert_eq!(answer["code"], 14, "nobody has looked yet: {answer}");
+    until("it turns out to be the same", || holder.jwt("aud").ok());
 }
 
 /// Nobody may keep an identity for as long as he keeps us from looking at him.

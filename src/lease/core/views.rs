@@ -58,13 +58,62 @@ impl Core {
             .collect()
     }
 
-    /// Issuances in flight for the workload.
-    pub fn flights_of(&self, workload: WorkloadId) -> usize {
-        self.workloads.get(&workload).map_or(0, |w| w.flights.len())
+    /// Issuances on demand ([`Core::begin`]) in flight for the workload; what fills a slot is not among them.
+    pub fn on_demand(&self, workload: WorkloadId) -> usize {
+        let flights = self.workloads.get(&workload).map(|w| &w.flights);
+        let flights = flights.into_iter().flatten().filter_map(|ticket| self.flights.get(ticket));
+        flights.filter(|flight| flight.fills.is_none()).count()
     }
 
     /// How many leases are live.
     pub fn live_leases(&self) -> usize {
         self.leases.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::clock::{Clock as _, SystemClock};
+    use crate::lease::{Action, Cause, Ticket, Wanted};
+
+    const ONE: WorkloadId = WorkloadId(1);
+
+    /// A workload that listens, and its first issuance.
+    fn listening(core: &mut Core, now: Instant) -> (EntryId, Ticket) {
+        let entry = EntryId::new("e");
+        core.admit(ONE);
+        let wanted = Wanted { entry: entry.clone(), subject: 1, revision: 1 };
+        core.set_entries(ONE, &[wanted], Cause::NoLongerMatches, now);
+        match core.listen(ONE, Form::X509, now).as_slice() {
+            [Action::Issue { ticket, .. }] => (entry, *ticket),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// A limit on tokens is no limit on certificates that are being made at that moment.
+    #[test]
+    fn what_fills_a_slot_is_not_on_demand() {
+        let (mut core, now) = (Core::default(), SystemClock.monotonic());
+        let (entry, _) = listening(&mut core, now);
+        assert_eq!(core.on_demand(ONE), 0);
+        let ticket = core.begin(ONE, &entry).unwrap();
+        assert_eq!(core.on_demand(ONE), 1);
+        core.fail(ticket, None, now);
+        assert_eq!(core.on_demand(ONE), 0);
+    }
+
+    #[test]
+    fn a_retry_waits_for_no_back_off_and_issues_nothing_twice() {
+        let (mut core, now) = (Core::default(), SystemClock.monotonic());
+        let (_, ticket) = listening(&mut core, now);
+        assert!(core.retry(ONE, now).is_empty(), "one is in flight");
+        core.fail(ticket, None, now);
+        assert!(core.deadline().unwrap() > now + Duration::from_millis(100), "it backs off");
+        assert!(matches!(core.retry(ONE, now).as_slice(), [Action::Issue { .. }]));
+        assert!(core.retry(ONE, now).is_empty());
+        assert!(core.retry(WorkloadId(2), now).is_empty(), "a stranger");
     }
 }
