@@ -123,6 +123,7 @@ impl Agent {
         let (admin, admin_health) = routes::admin(&self.workloads, &self.audit, status, &self.federation)?;
         let mut tasks = JoinSet::new();
         // Before the leases of the run before are looked at: their pods must be known for that.
+        self.follow_concerns(&mut tasks, &watch);
         self.follow_pods(&mut tasks, &watch);
         let restored = self.workloads.restore(std::mem::take(&mut self.rows), &self.pidfds).await;
         self.pidfds = Pidfds::default();
@@ -141,15 +142,6 @@ impl Agent {
             tasks.spawn(health::follow(reporter, readiness, life, watch.clone()));
         }
         let probes = super::web::bind_probes(&self.config, probe, metrics.clone())?;
-        tasks.spawn(super::checkpoint::follow(self.audit.clone(), self.authorities.clone(), watch.clone()));
-        tasks.spawn(super::concerns::watch_validity(
-            self.readiness.clone(),
-            self.authorities.clone(),
-            Arc::clone(&self.clock),
-            watch.clone(),
-        ));
-        let (ledger, audit) = (self.workloads.ledger_health(), self.audit.health());
-        tasks.spawn(super::concerns::follow(self.readiness.clone(), ledger, audit, watch.clone()));
         let cut_off = Arc::new(AtomicUsize::new(0));
         let (accepting, _exec_watch) = (Vec::new(), self.exec_watch);
         let launches = Some(serve_launches(self.launch, &self.workloads, &self.host)?);
@@ -177,6 +169,19 @@ fn serve_launches(
 }
 
 impl Agent {
+    /// Checkpoints of the audit log, and whatever makes the agent less than ready.
+    fn follow_concerns(&self, tasks: &mut JoinSet<()>, watch: &Watch) {
+        tasks.spawn(super::checkpoint::follow(self.audit.clone(), self.authorities.clone(), watch.clone()));
+        tasks.spawn(super::concerns::watch_validity(
+            self.readiness.clone(),
+            self.authorities.clone(),
+            Arc::clone(&self.clock),
+            watch.clone(),
+        ));
+        let (ledger, audit) = (self.workloads.ledger_health(), self.audit.health());
+        tasks.spawn(super::concerns::follow(self.readiness.clone(), ledger, audit, watch.clone()));
+    }
+
     fn follow_pods(&mut self, tasks: &mut JoinSet<()>, watch: &Watch) {
         let Some(pods) = self.kubernetes.take() else { return };
         tasks.spawn(kubernetes::hold_until_synced(pods.clone(), self.readiness.clone(), watch.clone()));

@@ -8,6 +8,8 @@ mod index;
 mod lint;
 mod notes;
 mod parse;
+#[cfg(test)]
+mod properties;
 mod statements;
 #[cfg(test)]
 mod tests;

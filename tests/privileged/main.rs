@@ -25,6 +25,7 @@ mod g_disk;
 mod http;
 #[cfg(test)]
 mod j_input;
+#[cfg(test)]
 mod kubernetes;
 #[cfg(test)]
 mod plugin;

@@ -2,8 +2,6 @@
 
 use std::time::UNIX_EPOCH;
 
-use proptest::prelude::*;
-
 use super::*;
 use crate::id::EntryId;
 use crate::policy::{
@@ -11,7 +9,7 @@ use crate::policy::{
     WorkloadFacts,
 };
 
-const CATALOGUE: &str = r#"
+pub(super) const CATALOGUE: &str = r#"
 [[targets]]
 name = "wiki"
 audience = "https://wiki.example.org"
@@ -107,7 +105,7 @@ fn now() -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(1_796_000_000)
 }
 
-fn workload(path: &str) -> WorkloadFacts {
+pub(super) fn workload(path: &str) -> WorkloadFacts {
     WorkloadFacts {
         spiffe_id: format!("spiffe://example.org/{path}").parse().unwrap(),
         profile: EntryId::new("agents"),
@@ -137,7 +135,7 @@ fn task() -> TaskFacts {
     }
 }
 
-fn ask(path: &str, action: Action, object: Object) -> Question {
+pub(super) fn ask(path: &str, action: Action, object: Object) -> Question {
     let ttl = Duration::from_secs(300);
     Question::of_task(workload(path), action, object, Phase::Issue, task(), ttl, now())
 }
@@ -150,7 +148,7 @@ fn decide(set: &PolicySet, question: &Question) -> Decision {
     set.decide(question, EvaluationId::from_random([0; 16]))
 }
 
-fn approval(by: &str, quorum: u32, left: u64) -> ApprovalFacts {
+pub(super) fn approval(by: &str, quorum: u32, left: u64) -> ApprovalFacts {
     let by = UserFacts { name: by.to_owned(), groups: BTreeSet::new() };
     ApprovalFacts { id: "apr_1".to_owned(), by, at: now(), until: now() + Duration::from_secs(left), quorum }
 }
@@ -476,145 +474,6 @@ fn an_exception_without_owner_and_date_fails_the_lint() {
     assert!(notes.iter().any(|n| n.contains("was never reviewed")), "{notes:?}");
     let (_, notes) = lint(&format!("@id(\"a\") @owner(\"x\") @until(\"2026-01-01\") {read}"));
     assert!(notes.iter().any(|n| n.contains("ended at 2026-01-02T00:00:00Z: remove it")), "{notes:?}");
-}
-
-/// The parts of which random sets and questions are made.
-fn any_policy() -> impl Strategy<Value = String> {
-    let principal = prop_oneof![
-        Just("principal"),
-        Just("principal is Mayfly::Workload"),
-        Just("principal in Mayfly::Group::\"researchers\""),
-        Just("principal in Mayfly::Group::\"orchestrators\""),
-        Just("principal is Mayfly::Workload in Mayfly::Group::\"extra\""),
-        Just("principal == Mayfly::Workload::\"spiffe://example.org/agent/plan\""),
-        Just("principal in Mayfly::Workload::\"spiffe://example.org/agent/research/a\""),
-    ];
-    let action = prop_oneof![
-        Just("action"),
-        Just("action == Mayfly::Action::\"read\""),
-        Just("action in [Mayfly::Action::\"read\", Mayfly::Action::\"write\"]"),
-        Just("action in Mayfly::Action::\"write\""),
-    ];
-    let resource = prop_oneof![
-        Just("resource"),
-        Just("resource is Mayfly::Target"),
-        Just("resource in Mayfly::Group::\"kb\""),
-        Just("resource is Mayfly::Target in Mayfly::Group::\"open\""),
-        Just("resource == Mayfly::Target::\"wiki\""),
-        Just("resource in Mayfly::Target::\"board\""),
-    ];
-    let condition = prop_oneof![
-        4 => Just(""),
-        1 => Just("when { context.risk < 50 }"),
-        1 => Just("unless { context.risk < 50 }"),
-        1 => Just("when { context.risk * 9223372036854775807 >= 0 }"),
-    ];
-    (any::<bool>(), principal, action, resource, condition).prop_map(|(permit, p, a, r, c)| {
-        format!("{}({p}, {a}, {r}) {c};", if permit { "permit" } else { "forbid" })
-    })
-}
-
-fn any_question() -> impl Strategy<Value = Question> {
-    let path = prop_oneof![Just("agent/plan"), Just("agent/research/a"), Just("agent/other")];
-    let action = prop_oneof![Just(Action::Read), Just(Action::Write), Just(Action::Delete)];
-    let target = prop_oneof![Just("wiki"), Just("board")];
-    (path, action, target, any::<bool>(), 0..100_u8).prop_map(|(path, action, target, extra, risk)| {
-        let mut question = ask(path, action, Object::Target(target.to_owned()));
-        question.circumstances.risk = risk;
-        if let Principal::Workload(facts) = &mut question.principal
-            && extra
-        {
-            facts.groups.insert("extra".to_owned());
-        }
-        question
-    })
-}
-
-/// Without policies that mention things which only some environments have.
-fn loadable(policies: &[String]) -> Rules {
-    let text: String =
-        policies.iter().enumerate().map(|(n, text)| format!("@id(\"p{n}\") {text}\n")).collect();
-    let mut problems = Problems::new();
-    Rules::load([("a.cedar", text.as_bytes())], &mut problems).unwrap()
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
-
-    #[test]
-    fn the_index_changes_no_answer(
-        policies in proptest::collection::vec(any_policy(), 1..12),
-        questions in proptest::collection::vec(any_question(), 1..6),
-    ) {
-        let catalogue = crate::policy::parse_catalogue([("c.toml", CATALOGUE.as_bytes())], None).unwrap();
-        let rules = loadable(&policies);
-        let mut whole = Bucket::new();
-        for rule in rules.by_id.values() {
-            whole.add(rule.policy.clone()).unwrap();
-        }
-        for question in &questions {
-            let asked = rules.types.ask(question, &catalogue).unwrap();
-            let indexed = rules.settle(&catalogue, question);
-            let plain = rules.judge(&catalogue, question, rules.evaluate(&asked, std::iter::once(&whole)));
-            prop_assert_eq!(indexed.verdict, plain.verdict);
-            prop_assert_eq!(indexed.reason, plain.reason);
-            prop_assert_eq!(indexed.policy_ids, plain.policy_ids);
-            prop_assert_eq!(indexed.obligations, plain.obligations);
-        }
-    }
-
-    #[test]
-    fn what_is_asked_of_cedar_fits_the_schema(
-        question in any_question(),
-        approver in proptest::option::of("\\PC{0,8}"),
-        purpose in "\\PC{0,30}",
-        calls in any::<u64>(),
-        seconds in 0..253_402_300_000_u64,
-    ) {
-        let catalogue = crate::policy::parse_catalogue([("c.toml", CATALOGUE.as_bytes())], None).unwrap();
-        let (schema, _) = Schema::from_cedarschema_str(SCHEMA).unwrap();
-        let mut question = question;
-        question.now = UNIX_EPOCH + Duration::from_secs(seconds);
-        question.circumstances.chain = vec!["spiffe://example.org/agent/plan".parse().unwrap()];
-        question.circumstances.approval = approver.as_deref().map(|name| approval(name, 1, 60));
-        question.circumstances.on_behalf_of = approver.map(|name| UserFacts { name, groups: BTreeSet::new() });
-        question.circumstances.http = Some(crate::policy::HttpFacts { bytes: calls, ..Default::default() });
-        question.circumstances.mcp = Some(crate::policy::McpFacts::default());
-        question.circumstances.sql = Some(crate::policy::SqlFacts::default());
-        let facts = question.task.as_mut().unwrap();
-        facts.purpose = purpose;
-        facts.calls = calls;
-        let types = Types::new().unwrap();
-        let id: crate::id::SpiffeId = "spiffe://example.org/agent/research/a".parse().unwrap();
-        let identity = IdentityFacts { spiffe_id: id.clone(), kind: Kind::Jwt, audiences: ["a".to_owned()].into(), entry: EntryId::new("e") };
-        let user = UserFacts { name: "ann".to_owned(), groups: ["x".to_owned()].into() };
-        let variants = [
-            question.clone(),
-            Question { action: Action::Delegate, object: Object::Agent(id), ..question.clone() },
-            Question { principal: Principal::Workload(workload("agent/plan")), action: Action::Begin, object: Object::Template(None), ..question.clone() },
-            Question { principal: Principal::Workload(workload("agent/plan")), action: Action::Begin, object: Object::Template(Some("summarise".to_owned())), ..question.clone() },
-            Question::fetch(workload("a"), identity, Duration::from_secs(1), question.now),
-            Question { principal: Principal::User(user), action: Action::Approve, ..question },
-        ];
-        for question in variants {
-            let asked = types.ask(&question, &catalogue).unwrap();
-            let Asked { request, entities, .. } = asked;
-            let (p, a, r) = (request.principal().unwrap(), request.action().unwrap(), request.resource().unwrap());
-            let context = request.context().unwrap().clone();
-            let checked = cedar_policy::Request::new(p.clone(), a.clone(), r.clone(), context, Some(&schema));
-            prop_assert!(checked.is_ok(), "{} {:?}", question.action, checked.err().map(|e| e.to_string()));
-            let checked = cedar_policy::Entities::from_entities(entities.iter().cloned(), Some(&schema));
-            prop_assert!(checked.is_ok(), "{} {:?}", question.action, checked.err().map(|e| e.to_string()));
-        }
-    }
-
-    #[test]
-    fn no_text_makes_loading_panic(
-        bytes in proptest::collection::vec(any::<u8>(), 0..60),
-        text in r#"(permit|forbid|\(|\)|principal|action|resource|in|==|is|when|unless|\{|\}|@id|@until|"[a-z0-9-]{0,4}"|Mayfly::|Group::|context|\.|has|&&|,|;|\n| ){0,40}"#,
-    ) {
-        Rules::load([("a", bytes.as_slice()), ("b", text.as_bytes())], &mut Problems::new());
-    }
 }
 
 /// Loads on as little stack as any thread of the agent has; answers whether it was refused.
