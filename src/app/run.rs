@@ -122,8 +122,8 @@ impl Agent {
         let (public, public_health) = routes::public(&gate, &self.clock, &watch, max_audiences, &sds)?;
         let (admin, admin_health) = routes::admin(&self.workloads, &self.audit, status, &self.federation)?;
         let mut tasks = JoinSet::new();
-        // Before the leases of the run before are looked at: their pods must be known for that.
         self.follow_concerns(&mut tasks, &watch);
+        // Before the leases of the run before are looked at: their pods must be known for that.
         self.follow_pods(&mut tasks, &watch);
         let restored = self.workloads.restore(std::mem::take(&mut self.rows), &self.pidfds).await;
         self.pidfds = Pidfds::default();
