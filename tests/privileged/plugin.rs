@@ -124,7 +124,8 @@ fn an_attestor_that_says_what_it_may_not_says_nothing() {
         ("long", "a.selectors.add(key='uid', value='x' * 1025)", "1 to 1024 bytes"),
         ("many", "[a.selectors.add(key='uid', value=str(n)) for n in range(65)]", "more than 64 selectors"),
         ("huge", "a.selectors.add(key='uid', value='x' * 1000000)", "login.sock"),
-        ("hang", "__import__('time').sleep(30)", "Timeout expired"),
+        // Whoever is first: the deadline of the call, or the one that every back-end has.
+        ("hang", "__import__('time').sleep(30)", "Timeout expired|no answer within"),
     ] {
         let dir = files::roots_dir();
         let socket = dir.path().join("login.sock");
@@ -137,7 +138,7 @@ fn an_attestor_that_says_what_it_may_not_says_nothing() {
         assert_eq!(holder.x509_refused().code, UNAVAILABLE, "{name}");
         let explained = agent.admin().explain(holder.pid()).unwrap();
         let answer = explained.attestors.iter().find(|one| one.kind == "login").unwrap();
-        assert!(answer.outcome.contains(expected), "{name}: {}", answer.outcome);
+        assert!(expected.split('|').any(|one| answer.outcome.contains(one)), "{name}: {}", answer.outcome);
         assert!(!explained.selectors.iter().any(|one| one.text.starts_with("login:")), "{name}");
     }
 }
