@@ -458,10 +458,13 @@ async fn measure_idle_connections() {
     );
     let mut clients = python(&site.door.path, 0, &body).spawn().unwrap();
     let mut said = std::io::BufReader::new(clients.stdout.take().unwrap());
-    // The pipes to the clients are open from here on.
+    // The pipes to the clients are open from here on, and stay open.
     let (memory, files) = (resident(), descriptors());
-    blocking(move || {
-        (0..2).map(|_| std::io::BufRead::read_line(&mut said, &mut String::new()).unwrap()).count()
+    let _said = blocking(move || {
+        for _ in 0..2 {
+            std::io::BufRead::read_line(&mut said, &mut String::new()).unwrap();
+        }
+        said
     })
     .await;
     eventually(|| site.door.accept.open() >= COUNT).await;
