@@ -221,7 +221,7 @@ mod tests {
         foreign.svids[0].bundle = Pki::new("example.org").bundle();
         assert!(why(&foreign, now()).contains("no authority"));
         let mut forged = answer(&pki, &leaf);
-        forged.crl = vec![pki.forger().crl(&[])];
+        forged.crl = vec![pki.forger().crl_in_the_name_of(&pki)];
         assert!(why(&forged, now()).contains("not signed by its issuer"));
         let mut bytes = answer(&pki, &leaf);
         bytes.svids[0].bundle = [&bytes.svids[0].bundle[..], &[0]].concat().into();

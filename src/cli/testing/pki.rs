@@ -91,6 +91,21 @@ impl Pki {
 
     /// A CRL over these leaves.
     pub(crate) fn crl(&self, revoked: &[&Leaf]) -> Bytes {
+        self.crl_for_key(revoked, rcgen::KeyIdMethod::Sha256)
+    }
+
+    /// A CRL of ours that claims to be of another's key: of the same issuer, as whoever reads it tells issuers apart.
+    pub(crate) fn crl_in_the_name_of(&self, other: &Self) -> Bytes {
+        let certificate = other.bundle();
+        let (_, certificate) = x509_parser::parse_x509_certificate(&certificate).expect("a certificate");
+        let key = certificate.extensions().iter().find_map(|one| match one.parsed_extension() {
+            x509_parser::extensions::ParsedExtension::SubjectKeyIdentifier(key) => Some(key.0.to_vec()),
+            _ => None,
+        });
+        self.crl_for_key(&[], rcgen::KeyIdMethod::PreSpecified(key.expect("an authority has one")))
+    }
+
+    fn crl_for_key(&self, revoked: &[&Leaf], key: rcgen::KeyIdMethod) -> Bytes {
         let entry = |leaf: &&Leaf| RevokedCertParams {
             serial_number: SerialNumber::from_slice(&unhex(&leaf.serial)),
             revocation_time: now(),
@@ -103,7 +118,7 @@ impl Pki {
             crl_number: SerialNumber::from_slice(&CRL_NUMBER.to_be_bytes()[2..]),
             issuing_distribution_point: None,
             revoked_certs: revoked.iter().map(entry).collect(),
-            key_identifier_method: rcgen::KeyIdMethod::Sha256,
+            key_identifier_method: key,
         }
         .signed_by(&self.issuer)
         .expect("signed")
