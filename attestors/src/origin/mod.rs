@@ -4,7 +4,7 @@
 //! The rules, each of them a defence: the **outermost** component that names a container decides, read from the left
 //! (whoever owns a subtree can make any path he likes below it, so a search from the right finds what he wrote);
 //! all lines of the file agree; anything that merely resembles a container is refused and not taken for the host; and
-//! every directory above the container's own must be root's ([`keepers`]), or anybody could have made it.
+//! every directory above the container's own must be root's (`keepers`), or anybody could have made it.
 
 mod keepers;
 mod lines;
@@ -299,7 +299,7 @@ impl Qos {
 }
 
 impl Refusal {
-    /// The stable names, one for each reason, in the order of [`Refusal::number`].
+    /// The stable names, one for each reason, in the order of `Refusal::number`.
     pub const REASONS: [&str; 13] = [
         "malformed",
         "too-large",

@@ -36,7 +36,7 @@ impl IdPattern {
     /// Parses the whole pattern.
     ///
     /// # Errors
-    /// [`PatternError`] goes on from the quoted text.
+    /// `PatternError` goes on from the quoted text.
     pub fn parse(text: &str) -> Result<Self, PatternError> {
         let rest = text.strip_prefix(SCHEME).ok_or(IdError::Scheme)?;
         let (name, path) = rest.split_once('/').ok_or(PatternError::NoPath)?;
