@@ -221,7 +221,7 @@ impl Subscriber {
 
 /// A line of the report.
 fn figure(what: &str, value: &str) {
-    writeln!(std::io::stdout().lock(), "figure: {what}: {value}").unwrap();
+    writeln!(std::io::stdout().lock(), "FIGURE {what}: {value}").unwrap();
 }
 
 fn spread(mut samples: Vec<Duration>) -> String {

@@ -83,7 +83,7 @@ fn figure(what: &str, samples: &mut [u64]) {
     let [p50, p99, most] =
         [at(50), at(99), at(100)].map(|micros| Duration::from_micros(micros).as_secs_f64() * 1e3);
     let line =
-        format!("figure: {what}: p50 {p50:.1} ms, p99 {p99:.1} ms, max {most:.1} ms (n = {})", samples.len());
+        format!("FIGURE {what}: p50 {p50:.1} ms, p99 {p99:.1} ms, max {most:.1} ms (n = {})", samples.len());
     writeln!(std::io::stdout().lock(), "{line}").unwrap();
 }
 
