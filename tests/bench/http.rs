@@ -114,10 +114,6 @@ pub(super) async fn long_crl(processes: usize, each: usize, samples: usize) -> R
         tokio::time::sleep(Duration::from_millis(60)).await;
     }
     line(&format!("kill to CRL of {entries} entries, signed and delivered"), &percentiles(&mut took))?;
-    let rows = tokio::task::block_in_place(|| admin.status()).revocation_latency;
-    if let Some(row) = rows.iter().find(|row| row.gap == "refused_to_signed") {
-        line("  of that, signing and reading back", &format!("p50 {} us", row.p50_micros))?;
-    }
     tokio::task::block_in_place(move || drop(admin));
     Ok(())
 }
