@@ -127,6 +127,19 @@ fn e03_flood_of_connections_keeps_nobody_out() {
     assert!(made > 1_000, "that was no flood: {flooded}");
 }
 
+/// One user's connections, however many it opens and keeps, leave room for everybody else's.
+#[test]
+fn e03_connections_that_one_user_keeps_do_not_fill_the_agent() {
+    let limits = "[limits]\nconnections = 40\nconnections_per_uid = 16\nconnections_per_cgroup = 40\n";
+    let agent = agent_with(limits);
+    let mut fill = Tool::run(&agent, ATTACKER, "press", &["fill", &socket(&agent), "200"]);
+    fill.expect("filled");
+    for _ in 0..3 {
+        Holder::start(&agent, USER).x509();
+    }
+    fill.tell("go");
+}
+
 #[test]
 fn e05_half_open_connections_are_closed() {
     let agent = agent_with("[x509]\nttl = \"15m\"\n");
