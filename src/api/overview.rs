@@ -39,6 +39,8 @@ pub struct Sources {
     pub federation: Federation,
     /// Why the last reload of entries was refused; empty when it was not.
     pub reload_error: Arc<arc_swap::ArcSwap<String>>,
+    /// The same of policies.
+    pub policy_error: Arc<arc_swap::ArcSwap<String>>,
     /// Envoy's secret discovery service.
     pub sds: Sds,
     /// Where HTTP is served.
@@ -90,6 +92,7 @@ impl Sources {
             open_descriptors: facts::own_descriptors(),
             revocation_strengths: self.strengths(),
             last_reload_error: self.reload_error.load().to_string(),
+            policy: self.policy(),
             sds: Some(self.sds.status()),
             federation: self.federation.rows().iter().map(super::bundles::bundle).collect(),
             listeners: self.listeners.iter().map(listener).collect(),
@@ -105,6 +108,19 @@ impl Sources {
         all.extend(self.unknown_domains());
         all.extend(self.kubernetes());
         all
+    }
+
+    /// The policy set in force; `None` without one.
+    fn policy(&self) -> Option<proto::Policy> {
+        let set = self.workloads.policy().in_force();
+        Some(proto::Policy {
+            version: set.version()?.to_string(),
+            policies: wide(set.policies()),
+            targets: wide(set.catalogue().targets().count()),
+            agents: wide(set.catalogue().agents().len()),
+            templates: wide(set.catalogue().templates().count()),
+            last_reload_error: self.policy_error.load().to_string(),
+        })
     }
 
     /// A source of pods that does not tell just now. (One that never did holds readiness back.)

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use super::StartError;
 use super::entries::Entries;
 use super::kubernetes;
+use super::policy::Policies;
 use super::sockets::Socket;
 use super::storage::{self, Records, Stored};
 use crate::api::launch::LaunchSocket;
@@ -47,6 +48,7 @@ pub(super) struct Agent {
     pub(super) rows: Vec<Row>,
     pub(super) custody: Custody,
     pub(super) entries: Entries,
+    pub(super) policies: Policies,
     pub(super) federation: Federation,
     /// On a node of Kubernetes.
     pub(super) kubernetes: Option<Kubernetes>,
@@ -90,13 +92,10 @@ impl Agent {
         }
         describe(&host);
         let (entries, in_force) = Entries::first(&config)?;
+        let policies = Policies::first(&config)?;
         let stored = storage::open(&config, clock.wall())?;
         let audit = open_audit(&config, &host, &clock)?;
-        let [public, admin, http] = sockets(&config).map(|socket| {
-            let bound = socket.open(&host, &mut passed, &manager);
-            bound.map(|bound| (socket, bound))
-        });
-        let (public, admin, http) = (public?, admin?, http?);
+        let [public, admin, http] = listen(&config, &host, &mut passed, &manager)?;
         let launch = LaunchSocket::bind(&config.sockets.public, host.features())?;
         note_authorities(&audit, &stored);
         let rows = stored.rows.clone();
@@ -117,6 +116,7 @@ impl Agent {
             &authorities,
             trust,
             in_force,
+            policies.engine(),
             &runtimes.issuing,
             &manager,
         )?;
@@ -132,6 +132,7 @@ impl Agent {
             rows,
             custody,
             entries,
+            policies,
             federation,
             kubernetes,
             exec_watch,
@@ -165,6 +166,7 @@ impl Agent {
             started_at: unix_seconds(self.clock.wall()),
             federation: self.federation.clone(),
             reload_error: self.entries.last_error(),
+            policy_error: self.policies.last_error(),
             sds,
             listeners,
             kubernetes: self.kubernetes.clone(),
@@ -208,6 +210,20 @@ fn sockets(config: &Config) -> [Socket; 3] {
         socket("admin", &config.sockets.admin, Access::Admin),
         socket("http", &config.http.socket, Access::Public),
     ]
+}
+
+/// In the order of [`sockets`]; nothing is accepted yet.
+fn listen(
+    config: &Config,
+    host: &Arc<Host>,
+    passed: &mut Passed,
+    manager: &Manager,
+) -> Result<[(Socket, Bound); 3], StartError> {
+    let [public, admin, http] = sockets(config).map(|socket| {
+        let bound = socket.open(host, passed, manager);
+        bound.map(|bound| (socket, bound))
+    });
+    Ok([public?, admin?, http?])
 }
 
 fn open_audit(config: &Config, host: &Arc<Host>, clock: &Arc<dyn Clock>) -> Result<audit::Log, StartError> {
@@ -290,6 +306,7 @@ fn start_workloads(
     authorities: &Authorities,
     trust: watch::Sender<Arc<TrustSnapshot>>,
     entries: watch::Receiver<Arc<crate::registration::EntrySet>>,
+    policy: Engine,
     issuing: &Runtime,
     manager: &Manager,
 ) -> Result<Workloads, StartError> {
@@ -301,7 +318,7 @@ fn start_workloads(
         ledger: stored.ledger,
         audit: audit.clone(),
         entries,
-        policy: Engine::without_policy(),
+        policy,
         clock: Arc::clone(clock),
         readiness: readiness.clone(),
         issuing: issuing.handle().clone(),

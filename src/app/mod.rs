@@ -10,6 +10,7 @@ mod error;
 mod follow;
 mod heart;
 mod kubernetes;
+mod policy;
 mod refused;
 mod run;
 mod signals;

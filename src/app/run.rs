@@ -36,7 +36,8 @@ use crate::workload::Workloads;
 struct Running {
     tasks: JoinSet<()>,
     metrics: Metrics,
-    reload: Arc<Notify>,
+    /// Who loads again at SIGHUP.
+    reload: Vec<Arc<Notify>>,
     /// Connections that could not end in time.
     cut_off: Arc<AtomicUsize>,
     /// Dropping them closes the sockets.
@@ -80,7 +81,7 @@ impl Agent {
                 }
                 Told::Reload => {
                     audit.reopen();
-                    running.reload.notify_one();
+                    running.reload.iter().for_each(|one| one.notify_one());
                 }
             }
         }
@@ -130,8 +131,12 @@ impl Agent {
         self.manager.settle();
         tracing::info!(adopted = restored.adopted, revoked = restored.revoked, "leases of the run before");
         let entries = Follower::new(self.entries, self.readiness.clone(), self.audit.clone(), watch.clone());
-        let reload = entries.trigger();
+        self.audit.note(self.policies.loaded().into_iter().collect());
+        let policies =
+            Follower::new(self.policies, self.readiness.clone(), self.audit.clone(), watch.clone());
+        let reload = vec![entries.trigger(), policies.trigger()];
         tasks.spawn(entries.run());
+        tasks.spawn(policies.run());
         tasks.spawn(self.workloads.clone().follow_entries(watch.clone()));
         tasks.spawn(self.workloads.clone().know_own_program());
         tasks.spawn(self.federation.clone().run(watch.clone()));

@@ -22,6 +22,8 @@ pub enum Counted {
     Cut(&'static str),
     /// A set of entries that was not taken.
     EntriesRejected,
+    /// A policy set that was not taken.
+    PolicyRejected,
     /// A socket that had to be put back.
     SocketReplaced,
 }
@@ -54,6 +56,7 @@ impl Counted {
             }
             Event::AgentCut { reason, .. } => Self::Cut(reason.as_str()),
             Event::EntriesRejected { .. } => Self::EntriesRejected,
+            Event::PolicyRejected { .. } => Self::PolicyRejected,
             Event::SocketReplaced { .. } => Self::SocketReplaced,
             _ => return None,
         })

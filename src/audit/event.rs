@@ -104,6 +104,24 @@ pub enum Event {
         /// What is wrong with it.
         problems: Vec<String>,
     },
+    /// A policy set is in force.
+    PolicyLoaded {
+        /// Where it came from.
+        source: String,
+        /// SHA-256 over its files, hex.
+        version: String,
+        /// How many policies it has.
+        policies: u64,
+        /// How many targets are in its catalogue.
+        targets: u64,
+    },
+    /// A policy set was refused; the one before stays in force.
+    PolicyRejected {
+        /// Where it came from.
+        source: String,
+        /// What is wrong with it.
+        problems: Vec<String>,
+    },
     /// A signing key is in use.
     AuthorityLoaded {
         /// What it signs.

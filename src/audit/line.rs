@@ -328,6 +328,8 @@ fn name_and_severity(event: &Event) -> (&'static str, &'static str) {
         Event::CredentialRevoke { .. } => ("credential.revoke", NOTICE),
         Event::EntriesChanged { .. } => ("entries.changed", NOTICE),
         Event::EntriesRejected { .. } => ("entries.rejected", WARNING),
+        Event::PolicyLoaded { .. } => ("policy.loaded", NOTICE),
+        Event::PolicyRejected { .. } => ("policy.rejected", WARNING),
         Event::AuthorityLoaded { .. } => ("authority.loaded", NOTICE),
         Event::AuthorityStep { .. } => ("authority.step", NOTICE),
         Event::LedgerLost { .. } => ("ledger.lost", CRITICAL),

@@ -122,6 +122,16 @@ fn agent_events() -> Vec<Event> {
             source: "/etc/mayfly/entries.d".to_owned(),
             problems: vec!["a.toml:1:2: no".to_owned()],
         },
+        Event::PolicyLoaded {
+            source: "/etc/mayfly/policy.d".to_owned(),
+            version: "ab".repeat(32),
+            policies: 12,
+            targets: 3,
+        },
+        Event::PolicyRejected {
+            source: "/etc/mayfly/policy.d".to_owned(),
+            problems: vec!["a.cedar:1:2: no".to_owned()],
+        },
         Event::AuthorityLoaded {
             kind: AuthorityKind::X509,
             id: "aa".repeat(20),

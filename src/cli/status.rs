@@ -1,6 +1,6 @@
 //! `mayfly status`: how the agent is, and how fast it takes back.
 
-use mayfly_proto::admin::{Crl, Sds, StatusRequest, StatusResponse};
+use mayfly_proto::admin::{Crl, Policy, Sds, StatusRequest, StatusResponse};
 use serde::Serialize;
 
 use super::args::OutputArgs;
@@ -53,6 +53,18 @@ struct Answer {
     federation: Vec<bundle::BundleJson>,
     listeners: Vec<ListenerJson>,
     pods: Option<PodsJson>,
+    policy: Option<PolicyJson>,
+}
+
+/// The policy set in force.
+#[derive(Serialize)]
+struct PolicyJson {
+    version: String,
+    policies: u64,
+    targets: u64,
+    agents: u64,
+    templates: u64,
+    last_reload_error: String,
 }
 
 /// Pods of this node, where it is one of Kubernetes.
@@ -203,6 +215,14 @@ fn json(status: StatusResponse) -> Answer {
             .map(|l| ListenerJson { name: l.name, address: l.address })
             .collect(),
         pods: status.pods.map(|p| PodsJson { source: p.source, known: p.known, waiting: p.waiting }),
+        policy: status.policy.map(|p| PolicyJson {
+            version: p.version,
+            policies: p.policies,
+            targets: p.targets,
+            agents: p.agents,
+            templates: p.templates,
+            last_reload_error: p.last_reload_error,
+        }),
     }
 }
 
@@ -219,6 +239,26 @@ fn sds_lines(sds: &Sds) -> Vec<String> {
     lines
 }
 
+fn policy_line(policy: &Policy) -> String {
+    let (policies, targets) =
+        (count(policy.policies, "policy", "policies"), count(policy.targets, "target", "targets"));
+    let version = policy.version.get(..12).unwrap_or(&policy.version);
+    format!("policy     {policies} for {targets}, version {}", cell(version))
+}
+
+/// What is not as it should be.
+fn amiss(status: &StatusResponse) -> Vec<String> {
+    let mut lines: Vec<String> =
+        status.concerns.iter().map(|concern| format!("  ! {}", cell(concern))).collect();
+    let policies = status.policy.as_ref().map_or("", |policy| &policy.last_reload_error);
+    for (what, why) in [("entries", status.last_reload_error.as_str()), ("policies", policies)] {
+        if !why.is_empty() {
+            lines.push(format!("  ! {what} not reloaded: {}", cell(why)));
+        }
+    }
+    lines
+}
+
 fn text(status: &StatusResponse) -> Vec<String> {
     let now = SystemClock.wall();
     let word = if status.ready { "ready" } else { "not ready" };
@@ -229,13 +269,11 @@ fn text(status: &StatusResponse) -> Vec<String> {
         cell(&status.version),
         status.pid
     )];
-    lines.extend(status.concerns.iter().map(|concern| format!("  ! {}", cell(concern))));
-    if !status.last_reload_error.is_empty() {
-        lines.push(format!("  ! entries not reloaded: {}", cell(&status.last_reload_error)));
-    }
+    lines.extend(amiss(status));
     let (live, revoked) = (status.live_leases, status.revoked_leases);
     lines.push(format!("workloads  {}, {live} live and {revoked} revoked leases", status.workloads));
     lines.push(format!("entries    {}", status.entries));
+    lines.extend(status.policy.as_ref().map(policy_line));
     let (resident, open) = (size(status.resident_bytes), status.open_descriptors);
     lines.push(format!("resources  {resident} resident, {}", count(open, "descriptor", "descriptors")));
     lines.push(format!("exec       {}", cell(&status.exec_watch)));
@@ -284,6 +322,16 @@ mod tests {
 
     use super::super::testing::agent::Agent;
     use super::*;
+
+    fn rejected_policy() -> Policy {
+        Policy {
+            version: "0123456789abcdef".into(),
+            policies: 1,
+            targets: 2,
+            last_reload_error: "a.cedar:1:2: no".into(),
+            ..Policy::default()
+        }
+    }
 
     fn agent(ready: bool) -> Agent {
         let agent = Agent::start();
@@ -340,6 +388,7 @@ mod tests {
                 address: "/run/mayfly/http/http.sock".into(),
             }],
             pods: Some(mayfly_proto::admin::Pods { source: "in sync".into(), known: 12, waiting: 1 }),
+            policy: Some(rejected_policy()),
         });
         agent
     }
@@ -351,8 +400,10 @@ mod tests {
         let lines: Vec<&str> = ran.out.lines().filter(|line| !line.starts_with("CRL")).collect();
         let want = "\
 ready  example.org  mayfly 0.1.0, pid 7, started 1h01m ago
+  ! policies not reloaded: a.cedar:1:2: no
 workloads  2, 3 live and 1 revoked leases
 entries    4
+policy     1 policy for 2 targets, version 0123456789ab
 resources  20.0 MiB resident, 40 descriptors
 exec       proc-connector
 audit      /var/lib/mayfly/audit.jsonl
@@ -385,6 +436,6 @@ platform: Linux 6.18, all features";
         assert_eq!(json["crl"]["next_update"], "1970-01-01T00:00:02Z");
         assert_eq!(json["authorities"][0]["not_after"], "2100-01-01T00:00:00Z");
         let keys = json.as_object().expect("object").len();
-        assert_eq!(keys, 24, "one for each field of the status message");
+        assert_eq!(keys, 25, "one for each field of the status message");
     }
 }

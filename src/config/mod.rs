@@ -5,6 +5,7 @@
 mod federation;
 mod kubernetes;
 mod plugin;
+mod policy;
 mod probes;
 mod raw;
 mod resolve;
@@ -20,6 +21,7 @@ use std::path::Path;
 pub use self::federation::{EndpointUrl, FederationSettings, RemoteProfile, UrlError};
 pub use self::kubernetes::{Enabled, Ephemeral, KubernetesSettings, PodSource, node_name};
 pub use self::plugin::PluginSettings;
+pub use self::policy::PolicyFrom;
 pub use self::probes::ProbeSettings;
 pub use self::raw::RawConfig;
 pub use self::resolve::{DEV_TRUST_DOMAIN, MAX_AUDIENCES};
@@ -221,6 +223,7 @@ level = "verbose"
         assert_eq!(config.storage, Storage::Memory);
         assert_eq!(config.trust_domain.as_str(), DEV_TRUST_DOMAIN);
         assert_eq!(config.entries, EntriesFrom::User { uid: 1000, name: "ann".to_owned() });
+        assert_eq!(config.policy, PolicyFrom::User { uid: 1000, name: "ann".to_owned() });
         assert_eq!(config.sockets.public, Path::new("/run/user/1000/mayfly/public/api.sock"));
         assert_eq!(config.audit.path, Path::new("/run/user/1000/mayfly/audit.jsonl"));
         let long = format!("/tmp/{}", "x".repeat(100));

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::federation::RawFederation;
 use super::kubernetes::RawKubernetes;
 use super::plugin::RawPlugin;
+use super::policy::RawPolicy;
 use super::probes::RawProbes;
 use super::sds::RawSds;
 use super::settings::{JwtKeyType, X509KeyType};
@@ -24,6 +25,7 @@ pub struct RawConfig {
     pub(super) data_dir: Option<Found<PathBuf>>,
     pub(super) entries_dir: Option<Found<PathBuf>>,
     pub(super) entries_projected: Option<Found<bool>>,
+    pub(super) policy: RawPolicy,
     pub(super) sockets: RawSockets,
     pub(super) x509: RawX509,
     pub(super) jwt: RawJwt,
@@ -132,6 +134,7 @@ impl RawConfig {
             data_dir: table.path("data_dir"),
             entries_dir: table.path("entries_dir"),
             entries_projected: table.boolean("entries_projected"),
+            policy: table.section("policy", RawPolicy::read),
             sockets: table.section("sockets", |t| RawSockets {
                 public: t.path("public"),
                 admin: t.path("admin"),

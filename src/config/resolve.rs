@@ -24,6 +24,7 @@ impl RawConfig {
         let entries_dir = self.entries_dir.map_or_else(|| PathBuf::from(ENTRIES_DIR), |dir| dir.value);
         let projected = self.entries_projected.is_some_and(|found| found.value);
         let from = if projected { EntriesFrom::Projected } else { EntriesFrom::Directory };
+        let policy = self.policy.resolve(problems);
         let probes = self.probes.resolve(problems);
         let audit = self.audit_path.map_or_else(|| data_dir.join("audit.jsonl"), |path| path.value);
         let upstream = self.upstream.resolve(&data_dir, problems);
@@ -51,6 +52,7 @@ impl RawConfig {
             trust_domain,
             storage: Storage::Disk(data_dir),
             entries: from(entries_dir),
+            policy,
             sockets,
             x509: X509Settings { ttl: x509_ttl, key_type: x509_key },
             jwt,
@@ -90,6 +92,7 @@ impl Config {
         let config = raw.and_then(|raw| raw.resolve(&mut problems)).map(|resolved| Self {
             storage: Storage::Memory,
             entries: EntriesFrom::User { uid, name: user.to_owned() },
+            policy: super::PolicyFrom::User { uid, name: user.to_owned() },
             sockets: SocketSettings {
                 public: runtime_dir.join("public/api.sock"),
                 admin,

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::federation::FederationSettings;
 use super::kubernetes::KubernetesSettings;
 use super::plugin::PluginSettings;
+use super::policy::PolicyFrom;
 use super::probes::ProbeSettings;
 use super::sds::SdsSettings;
 use super::upstream::UpstreamSettings;
@@ -23,6 +24,8 @@ pub struct Config {
     pub storage: Storage,
     /// Where entries come from.
     pub entries: EntriesFrom,
+    /// `[policy]`
+    pub policy: PolicyFrom,
     /// `[sockets]`
     pub sockets: SocketSettings,
     /// `[x509]`

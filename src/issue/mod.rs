@@ -84,7 +84,7 @@ pub(crate) mod testing {
             dns_names: vec!["web.example.org".to_owned()],
             hint: "internal".to_owned(),
         };
-        Engine::without_policy().permit(request).unwrap()
+        Engine::without_policy().permit_own(request).unwrap()
     }
 
     pub(crate) fn process() -> ProcessKey {

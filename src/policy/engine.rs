@@ -1,11 +1,12 @@
 //! Holds the policy set in force. Handlers ask it; a reload puts another set in its place in one step.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use tokio::sync::watch;
 
 use super::permit::{Denied, Permit, PermitRequest, check};
-use super::{Decision, EvaluationId, PolicySet, Question};
+use super::{Decision, EvaluationId, IdentityFacts, PolicySet, Question, WorkloadFacts};
 
 /// Decides by the set in force. Clones share it.
 #[derive(Clone, Debug)]
@@ -51,17 +52,43 @@ impl Engine {
         self.in_force().decide(question, new_evaluation())
     }
 
-    /// Trades a request of the Workload API for a permit.
+    /// Trades a request of the Workload API for a permit: with a policy set, `fetch` decides, and the lifetime is at
+    /// most what it allows. `who` is only asked then.
     ///
     /// # Errors
-    /// [`Denied`] says what was refused. The same request gets the same answer as long as the policy set is
-    /// the same.
-    pub fn permit(&self, request: PermitRequest) -> Result<Permit, Denied> {
-        let request = check(request)?;
-        if self.in_force().is_loaded() {
-            return Err(Denied::Policy);
+    /// [`NotGiven`] says what was refused. The same request gets the same answer as long as the policy set and the
+    /// facts are the same and no permit ends.
+    pub fn permit(
+        &self,
+        request: PermitRequest,
+        who: impl FnOnce() -> WorkloadFacts,
+        now: SystemTime,
+    ) -> Result<Permit, Box<NotGiven>> {
+        let mut request = check(request).map_err(|denied| Box::new(NotGiven { denied, decision: None }))?;
+        let set = self.in_force();
+        if set.is_loaded() {
+            let identity = IdentityFacts {
+                spiffe_id: request.spiffe_id.clone(),
+                kind: request.kind,
+                audiences: request.audience.iter().cloned().collect(),
+                entry: request.entry.clone(),
+            };
+            let question = Question::fetch(who(), identity, request.ttl, now);
+            let decision = set.decide(&question, new_evaluation());
+            if !decision.is_allowed() {
+                return Err(Box::new(NotGiven { denied: Denied::Policy, decision: Some(decision) }));
+            }
+            request.ttl = decision.obligations.max_ttl.map_or(request.ttl, |most| request.ttl.min(most));
         }
         Ok(Permit::of(request))
+    }
+
+    /// A permit for the agent's own identity on its listeners: policies are about those whom it serves.
+    ///
+    /// # Errors
+    /// [`Denied`], when the request makes no sense.
+    pub fn permit_own(&self, request: PermitRequest) -> Result<Permit, Denied> {
+        check(request).map(Permit::of)
     }
 
     /// Trades a task's request for a permit: policy decides, and the lifetime is at most what it allows. Without a
@@ -85,6 +112,15 @@ impl Engine {
         }
         Ok(Granted { permit: Permit::of(request), decision })
     }
+}
+
+/// Why the Workload API gives something to nobody, or not to this one.
+#[derive(Debug)]
+pub struct NotGiven {
+    /// Which door is shut.
+    pub denied: Denied,
+    /// What policy said, where it was asked.
+    pub decision: Option<Decision>,
 }
 
 /// Why a task got no permit.
@@ -115,7 +151,7 @@ mod tests {
 
     use super::*;
     use crate::id::{EntryId, SpiffeId};
-    use crate::policy::{Kind, Object, Phase, PostureFacts, Reason, TaskFacts, Verdict, WorkloadFacts};
+    use crate::policy::{Kind, Object, Phase, PostureFacts, Reason, TaskFacts, Verdict};
 
     fn question() -> Question {
         let now = UNIX_EPOCH + Duration::from_secs(1_800_000_000);

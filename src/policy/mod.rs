@@ -13,6 +13,7 @@ mod catalogue;
 #[cfg(feature = "cedar")]
 mod cedar;
 mod decision;
+mod dev;
 mod engine;
 mod explanation;
 mod lint;
@@ -28,7 +29,7 @@ pub use self::catalogue::{
 pub use self::decision::{
     ApprovalNeeded, Binding, Decision, EvaluationId, Log, Obligations, PolicyVersion, Reason, Verdict,
 };
-pub use self::engine::{Engine, Granted, Refused};
+pub use self::engine::{Engine, Granted, NotGiven, Refused};
 pub use self::explanation::{Considered, Explanation};
 pub use self::lint::Lint;
 pub use self::permit::{Denied, Grant, Kind, Permit, PermitRequest};

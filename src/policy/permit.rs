@@ -150,6 +150,8 @@ fn audience_allowed(request: &PermitRequest) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::time::UNIX_EPOCH;
+
     use super::super::Engine;
     use super::*;
 
@@ -167,9 +169,15 @@ mod tests {
         }
     }
 
+    fn ask(request: PermitRequest) -> Result<Permit, Denied> {
+        let engine = Engine::without_policy();
+        let nobody = || panic!("nobody is looked at where there is no policy");
+        engine.permit(request, nobody, UNIX_EPOCH).map_err(|not_given| not_given.denied)
+    }
+
     #[test]
     fn a_matched_entry_is_enough_without_a_policy() {
-        let permit = Engine::without_policy().permit(request(Kind::X509, &[], None)).expect("allowed");
+        let permit = ask(request(Kind::X509, &[], None)).expect("allowed");
         assert_eq!(permit.kind(), Kind::X509);
         assert_eq!(permit.entry().as_str(), "web");
         assert_eq!(permit.dns_names(), ["web.example.org"]);
@@ -179,17 +187,15 @@ mod tests {
 
     #[test]
     fn a_request_without_an_entry_or_lifetime_is_denied() {
-        let engine = Engine::without_policy();
         let nameless = PermitRequest { entry: EntryId::new(""), ..request(Kind::X509, &[], None) };
-        assert_eq!(engine.permit(nameless).err(), Some(Denied::NoEntry));
+        assert_eq!(ask(nameless).err(), Some(Denied::NoEntry));
         let instant = PermitRequest { ttl: Duration::ZERO, ..request(Kind::X509, &[], None) };
-        assert_eq!(engine.permit(instant).err(), Some(Denied::NoEntry));
+        assert_eq!(ask(instant).err(), Some(Denied::NoEntry));
     }
 
     #[test]
     fn every_audience_must_be_named_and_listed() {
-        let engine = Engine::without_policy();
-        let ask = |audience, allowed| engine.permit(request(Kind::Jwt, audience, allowed)).map(drop);
+        let ask = |audience, allowed| ask(request(Kind::Jwt, audience, allowed)).map(drop);
         assert_eq!(ask(&["a"], None), Ok(()));
         assert_eq!(ask(&["a"], Some(&["a", "b"])), Ok(()));
         for (audience, allowed) in [
@@ -206,12 +212,11 @@ mod tests {
 
     #[test]
     fn a_permit_carries_only_what_its_kind_uses() {
-        let engine = Engine::without_policy();
-        let jwt = engine.permit(request(Kind::Jwt, &["a"], None)).expect("allowed");
+        let jwt = ask(request(Kind::Jwt, &["a"], None)).expect("allowed");
         assert!(jwt.dns_names().is_empty());
-        let x509 = engine.permit(request(Kind::X509, &["a"], None)).expect("allowed");
+        let x509 = ask(request(Kind::X509, &["a"], None)).expect("allowed");
         assert!(x509.audience().is_empty());
-        let wit = engine.permit(request(Kind::Wit, &["a"], Some(&[]))).expect("allowed");
+        let wit = ask(request(Kind::Wit, &["a"], Some(&[]))).expect("allowed");
         assert!(wit.audience().is_empty() && wit.dns_names().is_empty());
     }
 }

@@ -1,7 +1,7 @@
 //! Issuance of what is kept fresh, X.509-SVIDs and WIT-SVIDs: mint → commit → look again → release.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mayfly_attestors::{AttestError, Attestation, Process, failpoint};
 
@@ -15,13 +15,14 @@ use crate::issue::wit::MintedWit;
 use crate::issue::x509::MintedX509;
 use crate::lease::{Completion, Form, Jitter, Ticket, WorkloadId};
 use crate::ledger::{Committed, Row};
-use crate::policy::{Kind, PermitRequest};
+use crate::policy::{Kind, Permit, PermitRequest};
 use crate::registration::Identity;
 
 /// Everything an issuance needs to know of its workload, copied out of the state lock.
 pub(super) struct Subject {
     pub(super) process: Arc<Process>,
     pub(super) attestation: Arc<Attestation>,
+    pub(super) attested_at: Instant,
     pub(super) identity: Identity,
 }
 
@@ -161,6 +162,7 @@ impl Shared {
         Some(Subject {
             process: Arc::clone(&member.process),
             attestation: Arc::clone(&member.attestation),
+            attested_at: member.attested_at,
             identity: member.identity(entry)?.clone(),
         })
     }
@@ -215,12 +217,25 @@ impl Shared {
     fn mint(&self, form: Form, subject: &Subject) -> Result<Minted, Refusal> {
         self.check_user(&self.lock(), subject.process.uid())?;
         match form {
-            Form::X509 => self.mint_x509(&subject.identity).map(Minted::X509),
-            Form::Wit => self.mint_wit(&subject.identity).map(Minted::Wit),
+            Form::X509 => self.mint_x509(subject).map(Minted::X509),
+            Form::Wit => self.mint_wit(subject).map(Minted::Wit),
         }
     }
 
-    fn mint_x509(&self, identity: &Identity) -> Result<MintedX509, Refusal> {
+    /// Asks policy, and says in the record when it says no.
+    pub(super) fn permit(&self, request: PermitRequest, subject: &Subject) -> Result<Permit, Refusal> {
+        let Subject { process, attestation, attested_at, identity } = subject;
+        let who = || self.facts(process, attestation, *attested_at, identity);
+        self.parts.policy.permit(request, who, self.parts.clock.wall()).map_err(|not_given| {
+            if let Some(decision) = &not_given.decision {
+                self.note_denied(process, "policy", &super::facts::why(decision));
+            }
+            Refusal::NotEntitled
+        })
+    }
+
+    fn mint_x509(&self, subject: &Subject) -> Result<MintedX509, Refusal> {
+        let identity = &subject.identity;
         let entry = &identity.entry;
         let request = PermitRequest {
             entry: entry.id.clone(),
@@ -232,7 +247,7 @@ impl Shared {
             dns_names: entry.terms.dns_names.clone(),
             hint: identity.hint.clone(),
         };
-        let permit = self.parts.policy.permit(request).map_err(|_denied| Refusal::NotEntitled)?;
+        let permit = self.permit(request, subject)?;
         let now = self.parts.clock.wall();
         let authorities = self.parts.authorities.current();
         issue::x509::mint(permit, authorities.active_x509(), new_lease()?, now).map_err(Refusal::Authority)

@@ -94,7 +94,7 @@ impl Shared {
     ) -> Result<Draft, Refusal> {
         let subject = self.subject(admission.id(), &identity.entry.id).ok_or(Refusal::NotEntitled)?;
         let ticket = self.begin_jwt(admission, &identity.entry.id)?;
-        match self.mint_jwt(identity, audience) {
+        match self.mint_jwt(&subject, audience) {
             Ok(minted) => {
                 let row = minted.row(admission.process().key(), admission.process().uid());
                 Ok(Draft { ticket, subject, minted, row })
@@ -118,7 +118,8 @@ impl Shared {
         state.core.begin(id, entry).map_err(|_refused| Refusal::NotEntitled)
     }
 
-    fn mint_jwt(&self, identity: &Identity, audience: &[String]) -> Result<MintedJwt, Refusal> {
+    fn mint_jwt(&self, subject: &Subject, audience: &[String]) -> Result<MintedJwt, Refusal> {
+        let identity = &subject.identity;
         let entry = &identity.entry;
         let request = PermitRequest {
             entry: entry.id.clone(),
@@ -130,7 +131,7 @@ impl Shared {
             dns_names: Vec::new(),
             hint: identity.hint.clone(),
         };
-        let permit = self.parts.policy.permit(request).map_err(|_denied| Refusal::NotEntitled)?;
+        let permit = self.permit(request, subject)?;
         let authorities = self.parts.authorities.current();
         let now = self.parts.clock.wall();
         let place = |not_after| self.list_token(not_after);

@@ -15,6 +15,7 @@ mod bars;
 mod denied;
 mod exec_watch;
 mod exits;
+mod facts;
 mod give_back;
 mod issue;
 mod issuers;

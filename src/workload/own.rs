@@ -39,7 +39,7 @@ impl Shared {
             dns_names: Vec::new(),
             hint: String::new(),
         };
-        let permit = self.parts.policy.permit(request).map_err(|_denied| Refusal::NotEntitled)?;
+        let permit = self.parts.policy.permit_own(request).map_err(|_denied| Refusal::NotEntitled)?;
         let authorities = self.parts.authorities.current();
         let minted =
             issue::x509::mint(permit, authorities.active_x509(), new_lease()?, self.parts.clock.wall())

@@ -1,15 +1,15 @@
 //! WIT-SVIDs of a workload: kept fresh in slots like X.509-SVIDs, because the Workload API streams them.
 
-use super::issue::new_lease;
+use super::issue::{Subject, new_lease};
 use super::{Refusal, Shared};
 use crate::issue;
 use crate::issue::IssueError;
 use crate::issue::wit::MintedWit;
 use crate::policy::{Kind, PermitRequest};
-use crate::registration::Identity;
 
 impl Shared {
-    pub(super) fn mint_wit(&self, identity: &Identity) -> Result<MintedWit, Refusal> {
+    pub(super) fn mint_wit(&self, subject: &Subject) -> Result<MintedWit, Refusal> {
+        let identity = &subject.identity;
         let entry = &identity.entry;
         let request = PermitRequest {
             entry: entry.id.clone(),
@@ -21,7 +21,7 @@ impl Shared {
             dns_names: Vec::new(),
             hint: identity.hint.clone(),
         };
-        let permit = self.parts.policy.permit(request).map_err(|_denied| Refusal::NotEntitled)?;
+        let permit = self.permit(request, subject)?;
         let authorities = self.parts.authorities.current();
         let authority = authorities.active_wit().ok_or(Refusal::Authority(IssueError::SwitchedOff))?;
         let now = self.parts.clock.wall();

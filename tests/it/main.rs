@@ -21,6 +21,8 @@ mod operator;
 #[cfg(test)]
 mod overload;
 #[cfg(test)]
+mod policy;
+#[cfg(test)]
 mod probes;
 #[cfg(test)]
 mod rotation;

@@ -72,6 +72,27 @@ pub struct StatusResponse {
     /// Only on a node of Kubernetes.
     #[prost(message, optional, tag = "50")]
     pub pods: ::core::option::Option<Pods>,
+    /// Only with a policy set.
+    #[prost(message, optional, tag = "60")]
+    pub policy: ::core::option::Option<Policy>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Policy {
+    /// SHA-256 over its files, hex.
+    #[prost(string, tag = "1")]
+    pub version: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "2")]
+    pub policies: u64,
+    /// Of the catalogue.
+    #[prost(uint64, tag = "3")]
+    pub targets: u64,
+    #[prost(uint64, tag = "4")]
+    pub agents: u64,
+    #[prost(uint64, tag = "5")]
+    pub templates: u64,
+    /// What is there now did not load, and why: the set before is in force.
+    #[prost(string, tag = "6")]
+    pub last_reload_error: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Pods {

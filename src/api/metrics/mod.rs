@@ -94,6 +94,12 @@ impl Metrics {
             rejected,
         );
         page.single(
+            "mayfly_policy_rejected_total",
+            Sort::Counter,
+            "Policy sets that were not taken because something is wrong with them.",
+            of(Counted::PolicyRejected),
+        );
+        page.single(
             "mayfly_sockets_replaced_total",
             Sort::Counter,
             "Sockets that somebody removed or replaced, and that were put back.",

@@ -29,6 +29,12 @@ pub(super) enum Detail {
         removed: Names,
         changed: Names,
     },
+    Policy {
+        source: String,
+        version: String,
+        policies: u64,
+        targets: u64,
+    },
     Rejected {
         source: String,
         problems: Names,
@@ -118,10 +124,18 @@ impl Event {
                 removed: Names::of(removed.iter().map(|id| id.as_str())),
                 changed: Names::of(changed.iter().map(|id| id.as_str())),
             },
-            Self::EntriesRejected { source, problems } => Detail::Rejected {
+            Self::PolicyLoaded { source, version, policies, targets } => Detail::Policy {
                 source: capped(source),
-                problems: Names::of(problems.iter().map(String::as_str)),
+                version: capped(version),
+                policies: *policies,
+                targets: *targets,
             },
+            Self::EntriesRejected { source, problems } | Self::PolicyRejected { source, problems } => {
+                Detail::Rejected {
+                    source: capped(source),
+                    problems: Names::of(problems.iter().map(String::as_str)),
+                }
+            }
             Self::AuthorityLoaded { kind, id, algorithm, not_after, created } => Detail::Authority {
                 kind: kind.as_str(),
                 id: capped(id),
