@@ -25,7 +25,7 @@ pub(super) async fn token(
 ) -> Result<proto::ValidateJwtsvidResponse, Status> {
     let trust = workloads.trust().borrow().clone();
     let check = |bundles: &JwtBundles| {
-        let denied = |lease| workloads.is_revoked(lease);
+        let denied = |lease| workloads.refuses(lease, "ValidateJWTSVID");
         jwt::validate(&asked.svid, &asked.audience, bundles, &denied, now)
     };
     let mut verdict = check(trust.jwt_bundles());

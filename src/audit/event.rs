@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use mayfly_attestors::ProcessKey;
 
 use super::chain::Head;
-use super::task::{PolicyDecision, TaskEnd, TaskFacts, TaskStep};
+use super::task::{ApprovalFacts, ApprovalStep, PolicyDecision, TaskEnd, TaskFacts, TaskStep};
 use crate::authority::{AuthorityKind, State as AuthorityState};
 use crate::id::{EntryId, LeaseId, TaskId, TrustDomain};
 use crate::ledger::{Kind, Reason, Row};
@@ -83,6 +83,15 @@ pub enum Event {
         credential: Credential,
         /// Why, and how fast.
         revocation: Revocation,
+    },
+    /// A credential was shown after its end: somebody kept it, or has stolen it. Once for each.
+    CredentialReuse {
+        /// Who held it.
+        agent: Agent,
+        /// What it was.
+        credential: Credential,
+        /// Why it had ended, and where it was shown.
+        seen: String,
     },
     /// A new set of registration entries is in force.
     EntriesChanged {
@@ -220,6 +229,15 @@ pub enum Event {
         task: Box<TaskFacts>,
         /// What.
         decision: Box<PolicyDecision>,
+    },
+    /// People were asked to allow something, have answered, or have not.
+    Approval {
+        /// Which step.
+        step: ApprovalStep,
+        /// Whoever took it: the agent, or the process of the person.
+        agent: Agent,
+        /// What was asked for.
+        approval: Box<ApprovalFacts>,
     },
     /// Where the chain was: whoever keeps this line elsewhere can tell later whether lines were cut off.
     Checkpoint {

@@ -11,7 +11,7 @@ use time::OffsetDateTime;
 use time::macros::format_description;
 
 use self::detail::{Detail, first};
-use self::task::{PolicyPart, TaskPart, UserPart};
+use self::task::{ApprovalPart, PolicyPart, TaskPart, UserPart};
 use super::chain::{Head, VERSION};
 use super::event::{Agent, Credential, Decision, Event, Revocation, TokenPrint};
 use super::task::{PolicyDecision, TaskEnd, TaskFacts, TaskStep};
@@ -81,6 +81,8 @@ struct Body {
     decision: Option<DecisionPart>,
     #[serde(skip_serializing_if = "Option::is_none")]
     credential: Option<CredentialPart>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    approval: Option<ApprovalPart>,
     #[serde(skip_serializing_if = "Option::is_none")]
     revocation: Option<RevocationPart>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -172,16 +174,13 @@ impl Body {
             }
             Event::CredentialIssue { agent, credential }
             | Event::CredentialRenew { agent, credential }
-            | Event::CredentialExpire { agent, credential } => Self {
-                task: credential.task.map(TaskPart::named),
-                credential: Some(credential.into()),
-                ..of(agent)
-            },
-            Event::CredentialRevoke { agent, credential, revocation } => Self {
-                task: credential.task.map(TaskPart::named),
-                credential: Some(credential.into()),
-                revocation: Some(revocation.into()),
-                ..of(agent)
+            | Event::CredentialExpire { agent, credential } => Self::of_credential(agent, credential),
+            Event::CredentialRevoke { agent, credential, revocation } => {
+                Self { revocation: Some(revocation.into()), ..Self::of_credential(agent, credential) }
+            }
+            Event::CredentialReuse { agent, credential, seen } => Self {
+                detail: Some(Detail::Reason { reason: capped(seen) }),
+                ..Self::of_credential(agent, credential)
             },
             Event::Task { agent, task, decision, end, .. } => Self {
                 decision: decision.as_deref().map(Into::into),
@@ -191,6 +190,11 @@ impl Body {
             Event::Decided { agent, task, decision } => {
                 Self { decision: Some(decision.as_ref().into()), ..Self::of_task(agent, task) }
             }
+            Event::Approval { agent, approval, .. } => Self {
+                task: Some(TaskPart::named(approval.task)),
+                approval: Some(approval.as_ref().into()),
+                ..of(agent)
+            },
             Event::AuthorityStep { kind, id, state, leaving, hurried, by } => Self {
                 agent: by.as_ref().map(Into::into),
                 detail: Some(Detail::Step {
@@ -217,6 +221,15 @@ impl Body {
 }
 
 impl Body {
+    fn of_credential(agent: &Agent, credential: &Credential) -> Self {
+        Self {
+            agent: Some(agent.into()),
+            task: credential.task.map(TaskPart::named),
+            credential: Some(credential.into()),
+            ..Self::default()
+        }
+    }
+
     fn of_task(agent: &Agent, task: &TaskFacts) -> Self {
         Self {
             agent: Some(agent.into()),
@@ -326,6 +339,7 @@ fn name_and_severity(event: &Event) -> (&'static str, &'static str) {
         Event::CredentialRenew { .. } => ("credential.renew", INFO),
         Event::CredentialExpire { .. } => ("credential.expire", INFO),
         Event::CredentialRevoke { .. } => ("credential.revoke", NOTICE),
+        Event::CredentialReuse { .. } => ("credential.reuse_after_end", CRITICAL),
         Event::EntriesChanged { .. } => ("entries.changed", NOTICE),
         Event::EntriesRejected { .. } => ("entries.rejected", WARNING),
         Event::PolicyLoaded { .. } => ("policy.loaded", NOTICE),
@@ -343,6 +357,7 @@ fn name_and_severity(event: &Event) -> (&'static str, &'static str) {
         Event::Task { step, .. } => (task::step(*step), INFO),
         Event::Decided { decision, .. } if decision.result == "allow" => (task::decided(decision), INFO),
         Event::Decided { decision, .. } => (task::decided(decision), WARNING),
+        Event::Approval { step, .. } => (task::approved(*step), NOTICE),
         Event::Checkpoint { .. } => ("audit.checkpoint", INFO),
         Event::Recovered { .. } => ("audit.recovered", WARNING),
         Event::Gap { .. } => ("audit.gap", CRITICAL),

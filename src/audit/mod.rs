@@ -30,7 +30,7 @@ pub use self::counts::Counted;
 pub use self::event::{Agent, Credential, Cut, Decision, Event, Revocation, TokenPrint};
 pub use self::tail::{Filter, TailOptions, human, tail};
 pub use self::tally::{Tally, times};
-pub use self::task::{PolicyDecision, TaskEnd, TaskFacts, TaskStep, UserPrint};
+pub use self::task::{ApprovalFacts, ApprovalStep, PolicyDecision, TaskEnd, TaskFacts, TaskStep, UserPrint};
 pub use self::text::visible;
 pub use self::verify::{BadLine, Expected, Summary, VerifyError, verify, verify_with};
 

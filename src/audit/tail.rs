@@ -250,7 +250,7 @@ mod tests {
         let with = |filter| shown(file.path(), &TailOptions { filter, ..TailOptions::default() });
         let event = |name: &str| Filter { event: Some(name.to_owned()), ..Filter::default() };
         assert_eq!(with(Filter::default()).len(), every_event().len());
-        assert_eq!(with(event("credential")), [6, 7, 8, 9, 27]);
+        assert_eq!(with(event("credential")), [6, 7, 8, 9, 27, 30]);
         assert_eq!(with(event("credential.issue")), [6, 27]);
         assert_eq!(with(event("task")), [25, 28]);
         assert_eq!(with(event("decision")), [26]);
@@ -261,7 +261,7 @@ mod tests {
         let jti = crate::ledger::testing::id(2).to_string();
         assert_eq!(with(Filter { credential: Some(jti), ..Filter::default() }), [7, 8]);
         let last = TailOptions { last: Some(2), filter: event("credential"), ..TailOptions::default() };
-        assert_eq!(shown(file.path(), &last), [9, 27]);
+        assert_eq!(shown(file.path(), &last), [27, 30]);
     }
 
     #[test]

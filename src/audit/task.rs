@@ -94,6 +94,44 @@ pub struct PolicyDecision {
     pub obligations: Vec<String>,
 }
 
+/// A step of an approval's life.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum ApprovalStep {
+    /// People were asked.
+    Requested,
+    /// One of them said yes: enough, or not yet.
+    Granted,
+    /// One of them said no.
+    Denied,
+    /// Nobody said enough in time, nobody used it in time, or its task ended.
+    Expired,
+    /// It was used.
+    Used,
+}
+
+/// One approval, as far as the record tells it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ApprovalFacts {
+    /// Its name.
+    pub id: String,
+    /// For which task.
+    pub task: TaskId,
+    /// The action class.
+    pub action: &'static str,
+    /// By the name that policies know it by.
+    pub target: String,
+    /// Of the operation in canonical form, hex.
+    pub operation_sha256: Option<String>,
+    /// The evaluation that asked for it.
+    pub evaluation_id: String,
+    /// Who answered.
+    pub by: Option<String>,
+    /// In his words.
+    pub reason: Option<String>,
+    /// Until when a yes is good.
+    pub until: Option<SystemTime>,
+}
+
 /// What the end of a task has taken along.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct TaskEnd {

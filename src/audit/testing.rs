@@ -11,7 +11,7 @@ use super::chain::Head;
 use super::event::{Agent, Credential, Cut, Decision, Event, Revocation, TokenPrint};
 use super::line::Origin;
 use super::sink::{Opened, Sink};
-use super::task::{PolicyDecision, TaskEnd, TaskFacts, TaskStep, UserPrint};
+use super::task::{ApprovalFacts, ApprovalStep, PolicyDecision, TaskEnd, TaskFacts, TaskStep, UserPrint};
 use crate::authority::{AuthorityKind, State as AuthorityState};
 use crate::clock::{Clock, from_unix_seconds};
 use crate::id::{EntryId, TaskId};
@@ -46,6 +46,26 @@ pub(super) fn every_event() -> Vec<Event> {
         agent: bare(),
         program: "/usr/bin/python3.11".to_owned(),
         measured: vec!["ef".repeat(32)],
+    });
+    events.push(Event::CredentialReuse {
+        agent: bare(),
+        credential: Credential::of(&row(3, 1_790_000_900)),
+        seen: "task_ended, introspection".to_owned(),
+    });
+    events.push(Event::Approval {
+        step: ApprovalStep::Granted,
+        agent: bare(),
+        approval: Box::new(ApprovalFacts {
+            id: "apr_01K6000000000000000000000A".to_owned(),
+            task: TaskId::from_bytes([3; 16]),
+            action: "write",
+            target: "wiki".to_owned(),
+            operation_sha256: Some("12".repeat(32)),
+            evaluation_id: "evl_00".to_owned(),
+            by: Some("uid:1000 (bob)".to_owned()),
+            reason: Some("looks right".to_owned()),
+            until: at(300_000),
+        }),
     });
     events
 }

@@ -5,18 +5,17 @@
 use std::fmt;
 use std::time::SystemTime;
 
-use aws_lc_rs::digest;
-use mayfly_attestors::ProcessKey;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::compact::{Parts, text, time};
+use super::minted::{Lease, Minted, Token};
 use super::{IssueError, not_after};
 use crate::authority::{AuthorityError, BACKDATE, JwsAlgorithm, JwsAuthority, JwsUse, JwtBundle};
 use crate::clock::{from_unix_seconds, unix_seconds};
-use crate::id::{EntryId, LeaseId, SpiffeId, TaskId};
+use crate::id::{LeaseId, SpiffeId, TaskId};
 use crate::json;
-use crate::ledger::{self, Committed, Row, StatusIndex};
+use crate::ledger::{self, StatusIndex};
 use crate::policy::{self, Permit};
 
 /// The `typ` of the header.
@@ -67,6 +66,21 @@ pub struct TaskTerms {
     pub template: Option<String>,
     /// This run of the agent.
     pub instance: String,
+    /// Good for one use: whoever introspects it first is told that it is active, and nobody after him.
+    pub single_use: bool,
+}
+
+impl TaskTerms {
+    fn claim(&self) -> TaskClaim<'_> {
+        TaskClaim {
+            id: self.id.to_string(),
+            parent: self.parent.map(|parent| parent.to_string()),
+            depth: self.depth,
+            template: self.template.as_deref(),
+            instance: &self.instance,
+            max_calls: self.single_use.then_some(1),
+        }
+    }
 }
 
 /// What a token is bound to (RFC 7800 `cnf`).
@@ -118,13 +132,7 @@ pub fn mint(
         act: actors(terms.chain, terms.user.is_none()),
         cnf: terms.binding.as_ref().map(Binding::claim),
         txn: terms.task.root.to_string(),
-        task: TaskClaim {
-            id: terms.task.id.to_string(),
-            parent: terms.task.parent.map(|parent| parent.to_string()),
-            depth: terms.task.depth,
-            template: terms.task.template.as_deref(),
-            instance: &terms.task.instance,
-        },
+        task: terms.task.claim(),
         status: listed
             .as_ref()
             .map(|(place, uri)| json!({ "status_list": { "idx": place.index, "uri": uri } })),
@@ -133,16 +141,27 @@ pub fn mint(
     if token.len() > terms.longest {
         return Err(IssueError::TooLong);
     }
+    let shut = Lease {
+        id: lease,
+        kind: ledger::Kind::Access,
+        issuer: authority.kid().to_owned(),
+        spiffe_id: id.to_string(),
+        entry: grant.entry,
+        audience: vec![audience.clone()],
+        issued_at: now,
+        not_after,
+        status: listed.map(|(place, _)| place),
+        task: Some(terms.task.id),
+    };
     let access = AccessToken {
         id: lease,
+        audience: audience.clone(),
         spiffe_id: grant.spiffe_id,
         token,
-        audience: audience.clone(),
         issued_at: from_unix_seconds(unix_seconds(now)),
         not_after,
     };
-    let (issuer, entry, task) = (authority.kid().to_owned(), grant.entry, terms.task.id);
-    Ok(MintedAccess { access, issuer, entry, task, status: listed.map(|(place, _)| place) })
+    Ok(Minted::new(access, shut))
 }
 
 /// The chain of actors (RFC 8693 §4.1): outermost is whoever uses the token, inside are those who handed the work on.
@@ -206,62 +225,16 @@ struct TaskClaim<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     template: Option<&'a str>,
     instance: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_calls: Option<u32>,
 }
 
 /// A token that nobody may see before its lease is in the ledger.
-#[must_use = "commit its row, then release it"]
-pub struct MintedAccess {
-    access: AccessToken,
-    issuer: String,
-    entry: EntryId,
-    task: TaskId,
-    status: Option<StatusIndex>,
-}
+pub type MintedAccess = Minted<AccessToken>;
 
-impl MintedAccess {
-    /// The lease: the `jti`.
-    pub fn id(&self) -> LeaseId {
-        self.access.id
-    }
-
-    /// The `exp`.
-    pub fn not_after(&self) -> SystemTime {
-        self.access.not_after
-    }
-
-    /// SHA-256 of the token, for the audit log: the token itself stays shut.
-    pub fn token_sha256(&self) -> digest::Digest {
-        digest::digest(&digest::SHA256, self.access.token.as_bytes())
-    }
-
-    /// The row to commit for the process that asked for it.
-    pub fn row(&self, process: ProcessKey, uid: u32) -> Row {
-        Row {
-            id: self.access.id,
-            kind: ledger::Kind::Access,
-            issuer: self.issuer.clone(),
-            spiffe_id: self.access.spiffe_id.to_string(),
-            entry: self.entry.clone(),
-            process,
-            uid,
-            audience: vec![self.access.audience.clone()],
-            issued_at: unix_seconds(self.access.issued_at),
-            not_after: unix_seconds(self.access.not_after),
-            state: ledger::State::Live,
-            status: self.status,
-            task: Some(self.task),
-        }
-    }
-
-    /// Opens it, if that commit wrote its lease; else it is gone for good.
-    pub fn release(self, committed: &Committed) -> Option<AccessToken> {
-        committed.covers(self.access.id).then_some(self.access)
-    }
-}
-
-impl fmt::Debug for MintedAccess {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "MintedAccess({})", self.access.id)
+impl Token for AccessToken {
+    fn token(&self) -> &str {
+        &self.token
     }
 }
 
@@ -323,6 +296,13 @@ pub struct ValidAccess {
     pub claims: Map<String, Value>,
 }
 
+impl ValidAccess {
+    /// Whether it is good for one use only. What cannot be read counts as that.
+    pub fn is_single_use(&self) -> bool {
+        self.claims.get(TASK_CLAIM).is_none_or(|task| task.get("max_calls").is_some())
+    }
+}
+
 /// Checks a token of our own. `stands` is asked last, with its lease.
 ///
 /// # Errors
@@ -376,6 +356,7 @@ mod tests {
     use crate::issue::jwt::{JwtRefusal, validate};
     use crate::issue::new_lease;
     use crate::issue::testing::{permit, process};
+    use crate::ledger::Committed;
     use crate::policy::Kind;
 
     const AUD: &str = "https://wiki.example.org";
@@ -399,6 +380,7 @@ mod tests {
                 depth: 1,
                 template: Some("kb-summarise".to_owned()),
                 instance: "c-7f3a".to_owned(),
+                single_use: false,
             },
             longest: 8192,
             status: None,

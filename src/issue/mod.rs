@@ -4,10 +4,13 @@
 pub mod access;
 mod compact;
 pub mod jwt;
+mod minted;
 pub mod wit;
 pub mod x509;
 
 use std::time::{Duration, SystemTime};
+
+pub use self::minted::{Minted, Token};
 
 use crate::authority::{AuthorityError, CryptoError};
 use crate::clock::{from_unix_seconds, unix_seconds};

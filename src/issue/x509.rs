@@ -1,16 +1,14 @@
 //! X.509-SVIDs: a fresh key and a certificate for it. The key has never been anywhere else.
 
-use std::fmt;
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use mayfly_attestors::ProcessKey;
 
+use super::minted::{Lease, Minted};
 use super::{IssueError, not_after};
 use crate::authority::{BACKDATE, LeafProfile, WorkloadKey, X509Authority};
-use crate::clock::unix_seconds;
-use crate::id::{EntryId, KeyId, LeaseId, SpiffeId};
-use crate::ledger::{self, Committed, Row};
+use crate::id::{LeaseId, SpiffeId};
+use crate::ledger;
 use crate::policy::{self, Permit};
 use crate::secret::KeyBytes;
 
@@ -52,60 +50,23 @@ pub fn mint(
         not_before,
         not_after,
     };
-    Ok(MintedX509 { svid, issuer: authority.key_id(), entry: grant.entry, issued_at: now })
+    let lease = Lease {
+        id: lease,
+        kind: ledger::Kind::X509,
+        issuer: authority.key_id().to_string(),
+        spiffe_id: svid.spiffe_id.to_string(),
+        entry: grant.entry,
+        audience: Vec::new(),
+        issued_at: now,
+        not_after,
+        status: None,
+        task: None,
+    };
+    Ok(Minted::new(svid, lease))
 }
 
-/// A certificate that nobody may see before its lease is in the ledger. Dropping it is an issuance that never
-/// happened.
-#[must_use = "commit its row, then release it"]
-pub struct MintedX509 {
-    svid: X509Svid,
-    issuer: KeyId,
-    entry: EntryId,
-    issued_at: SystemTime,
-}
-
-impl MintedX509 {
-    /// The lease: the serial number.
-    pub fn id(&self) -> LeaseId {
-        self.svid.id
-    }
-
-    /// End of validity.
-    pub fn not_after(&self) -> SystemTime {
-        self.svid.not_after
-    }
-
-    /// The row to commit for the process that will hold it.
-    pub fn row(&self, process: ProcessKey, uid: u32) -> Row {
-        Row {
-            id: self.svid.id,
-            kind: ledger::Kind::X509,
-            issuer: self.issuer.to_string(),
-            spiffe_id: self.svid.spiffe_id.to_string(),
-            entry: self.entry.clone(),
-            process,
-            uid,
-            audience: Vec::new(),
-            issued_at: unix_seconds(self.issued_at),
-            not_after: unix_seconds(self.svid.not_after),
-            state: ledger::State::Live,
-            status: None,
-            task: None,
-        }
-    }
-
-    /// Opens it, if that commit wrote its lease; else it is gone for good.
-    pub fn release(self, committed: &Committed) -> Option<X509Svid> {
-        committed.covers(self.svid.id).then_some(self.svid)
-    }
-}
-
-impl fmt::Debug for MintedX509 {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "MintedX509({})", self.svid.id)
-    }
-}
+/// A certificate that nobody may see before its lease is in the ledger.
+pub type MintedX509 = Minted<X509Svid>;
 
 /// A released X.509-SVID.
 #[derive(Clone, Debug)]
@@ -137,6 +98,7 @@ mod tests {
     use crate::authority::{AuthorityError, KeyType};
     use crate::issue::new_lease;
     use crate::issue::testing::{permit, process};
+    use crate::ledger::Committed;
     use crate::policy::Kind;
 
     fn minted(authority: &X509Authority, ttl: u64, at: SystemTime) -> Result<MintedX509, IssueError> {
@@ -218,7 +180,7 @@ mod tests {
         let set = authorities("example.org", KeyType::EcP256);
         let minted = minted(set.active_x509(), 900, now()).unwrap();
         let committed = Committed::for_test(vec![minted.id()]);
-        assert_eq!(format!("{minted:?}"), format!("MintedX509({})", minted.id()));
+        assert_eq!(format!("{minted:?}"), format!("Minted({})", minted.id()));
         let svid = minted.release(&committed).unwrap();
         assert!(format!("{svid:?}").contains("key: KeyBytes([..])"));
     }

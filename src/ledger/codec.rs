@@ -424,7 +424,8 @@ mod tests {
                 "returned",
                 "facts_changed",
                 "task_ended",
-                "pod_deleted"
+                "pod_deleted",
+                "used"
             ]
         );
     }

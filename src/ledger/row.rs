@@ -122,6 +122,8 @@ pub enum Reason {
     TaskEnded,
     /// Its pod was deleted, and it lived on.
     PodDeleted,
+    /// It was good for one use, and was used.
+    Used,
 }
 
 impl Kind {
@@ -138,7 +140,7 @@ impl Kind {
 
 impl Reason {
     /// Every reason, in the order of its code in the ledger.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Exited,
         Self::WatchLost,
         Self::ExecMismatch,
@@ -152,6 +154,7 @@ impl Reason {
         Self::FactsChanged,
         Self::TaskEnded,
         Self::PodDeleted,
+        Self::Used,
     ];
 
     /// The stable name.
@@ -170,6 +173,7 @@ impl Reason {
             Self::FactsChanged => "facts_changed",
             Self::TaskEnded => "task_ended",
             Self::PodDeleted => "pod_deleted",
+            Self::Used => "used",
         }
     }
 }

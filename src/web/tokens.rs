@@ -1,5 +1,8 @@
-//! Introspection (RFC 7662) and revocation (RFC 7009) of JWT-SVIDs, for callers with a name. Both answer from the
-//! memory that `ValidateJWTSVID` asks: what was taken back is inactive in the same instant.
+//! Introspection (RFC 7662) and revocation (RFC 7009) of JWT-SVIDs and of access tokens of tasks, for callers with a
+//! name. Both answer from the memory that `ValidateJWTSVID` asks: what was taken back is inactive in the same instant.
+//!
+//! An access token that is good for one use is active for whoever introspects it first, and never again: it is taken
+//! back, durably, before that answer leaves. Whoever merely asks uses it up as well; that errs on the safe side.
 
 use std::sync::Arc;
 
@@ -15,7 +18,8 @@ use super::form::{self, Token};
 use super::named::{Named, Unnamed};
 use super::site::Inner;
 use crate::id::LeaseId;
-use crate::issue::jwt::{self, ValidatedJwt};
+use crate::issue::access::{self, TASK_CLAIM, ValidAccess};
+use crate::issue::jwt::{self, JwtRefusal, ValidatedJwt};
 use crate::workload::GivenBack;
 
 /// `POST /introspect`
@@ -29,11 +33,14 @@ pub(super) async fn introspect(
         Ok(asked) => asked,
         Err(refused) => return refused,
     };
-    let answer = match site.inspect(&token) {
-        Some(valid) => describe(valid),
-        // Not one word more: why it is not active is nobody's business here.
-        None => json!({ "active": false }),
+    let active = match site.inspect(&token, "introspection") {
+        Some(Valid::Access(access)) if access.is_single_use() => {
+            site.parts.workloads.use_up(access.lease).await.then_some(Valid::Access(access))
+        }
+        other => other,
     };
+    // Not one word more: why it is not active is nobody's business here.
+    let answer = active.map_or_else(|| json!({ "active": false }), Valid::describe);
     json_answer(StatusCode::OK, &answer)
 }
 
@@ -49,7 +56,9 @@ pub(super) async fn revoke(
         Err(refused) => return refused,
     };
     // RFC 7009 §2.2: a token that is not good for anything needs no revoking.
-    let Some(lease) = site.inspect(&token).as_ref().and_then(lease) else { return done() };
+    let Some(lease) = site.inspect(&token, "revocation").as_ref().and_then(Valid::lease) else {
+        return done();
+    };
     match site.parts.workloads.give_back(lease, &named.claim).await {
         GivenBack::Revoked | GivenBack::Unknown => done(),
         GivenBack::NotTheirs => json_answer(
@@ -64,17 +73,59 @@ pub(super) async fn revoke(
 
 impl Inner {
     /// What a token of our own says, if it is good now.
-    fn inspect(&self, token: &Token) -> Option<ValidatedJwt> {
+    fn inspect(&self, token: &Token, place: &str) -> Option<Valid> {
         let trust = self.trust();
-        let denied = |lease| self.parts.workloads.is_revoked(lease);
+        let workloads = &self.parts.workloads;
         let now = self.parts.clock.wall();
+        let denied = |lease| workloads.refuses(lease, place);
+        let inactive = |refusal: &dyn std::fmt::Display| tracing::debug!(%refusal, "a token is not active");
         match jwt::inspect(token.expose(), trust.jwt_bundles(), &denied, now) {
-            Ok(valid) => Some(valid).filter(|valid| valid.spiffe_id.trust_domain() == trust.trust_domain()),
+            Ok(valid) => Some(valid)
+                .filter(|valid| valid.spiffe_id.trust_domain() == trust.trust_domain())
+                .map(Valid::Svid),
+            // Another type: the only other one that is taken here.
+            Err(JwtRefusal::Type) => {
+                let own = trust.jwt_bundles().get(trust.trust_domain())?;
+                let stands = |lease| workloads.stands(lease, place);
+                let access = access::inspect(token.expose(), own, &stands, now);
+                access.inspect_err(|refusal| inactive(refusal)).ok().map(Valid::Access)
+            }
             Err(refusal) => {
-                tracing::debug!(%refusal, "a token is not active");
+                inactive(&refusal);
                 None
             }
         }
+    }
+}
+
+/// A token that is good now.
+enum Valid {
+    Svid(ValidatedJwt),
+    Access(ValidAccess),
+}
+
+impl Valid {
+    fn lease(&self) -> Option<LeaseId> {
+        match self {
+            Self::Svid(valid) => valid.claims.get("jti")?.as_str()?.parse().ok(),
+            Self::Access(valid) => Some(valid.lease),
+        }
+    }
+
+    /// The claims that RFC 7662 §2.2 knows, and those of RFC 9396, 8693 and 7800 where a token has them, and its task.
+    fn describe(self) -> Value {
+        let (claims, client, known) = match self {
+            // The holder is the client.
+            Self::Svid(valid) => (valid.claims, Some(valid.spiffe_id.to_string()), &CLAIMS[..]),
+            Self::Access(valid) => (valid.claims, None, &ACCESS_CLAIMS[..]),
+        };
+        let is_dpop = claims.get("cnf").is_some_and(|cnf| cnf.get("jkt").is_some());
+        let kept = |name: &str| known.contains(&name);
+        let mut answer: Map<String, Value> = claims.into_iter().filter(|(name, _)| kept(name)).collect();
+        answer.insert("active".to_owned(), true.into());
+        answer.extend(client.map(|client| ("client_id".to_owned(), client.into())));
+        answer.insert("token_type".to_owned(), if is_dpop { "DPoP" } else { "Bearer" }.into());
+        Value::Object(answer)
     }
 }
 
@@ -114,21 +165,6 @@ fn refused(why: Unnamed) -> Response<Body> {
     answer
 }
 
-/// The claims that RFC 7662 §2.2 knows, `status` among them where tokens have it. The holder is the client.
-fn describe(valid: ValidatedJwt) -> Value {
-    let client = valid.spiffe_id.to_string();
-    let known = |name: &str| CLAIMS.contains(&name);
-    let mut answer: Map<String, Value> = valid.claims.into_iter().filter(|(name, _)| known(name)).collect();
-    answer.insert("active".to_owned(), true.into());
-    answer.insert("client_id".to_owned(), client.into());
-    answer.insert("token_type".to_owned(), "Bearer".into());
-    Value::Object(answer)
-}
-
-fn lease(valid: &ValidatedJwt) -> Option<LeaseId> {
-    valid.claims.get("jti")?.as_str()?.parse().ok()
-}
-
 fn done() -> Response<Body> {
     let mut answer = Response::new(Body::empty());
     answer.headers_mut().insert(CACHE_CONTROL, NO_STORE);
@@ -147,4 +183,34 @@ fn json_answer(status: StatusCode, json: &Value) -> Response<Body> {
 const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 /// A token of 16 KiB, each octet written as three.
 const MAX_BODY_BYTES: usize = 64 * 1024;
-const CLAIMS: [&str; 8] = ["sub", "aud", "exp", "iat", "nbf", "iss", "jti", "status"];
+const CLAIMS: [&str; 11] = [
+    "sub",
+    "aud",
+    "exp",
+    "iat",
+    "nbf",
+    "iss",
+    "jti",
+    "status",
+    "mayfly_task",
+    "mayfly_template",
+    "mayfly_action_class",
+];
+const ACCESS_CLAIMS: [&str; 16] = [
+    "sub",
+    "sub_profile",
+    "aud",
+    "exp",
+    "iat",
+    "nbf",
+    "iss",
+    "jti",
+    "status",
+    "client_id",
+    "scope",
+    "authorization_details",
+    "act",
+    "cnf",
+    "txn",
+    TASK_CLAIM,
+];

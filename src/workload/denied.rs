@@ -18,6 +18,8 @@ pub struct Denied {
     gone: BTreeSet<String>,
     tokens: RevokedSet,
     rows: HashMap<LeaseId, Row>,
+    /// Those of them that were shown again since: each is told of once.
+    reused: BTreeSet<LeaseId>,
     by_uid: HashMap<u32, usize>,
 }
 
@@ -28,6 +30,7 @@ impl Default for Denied {
             gone: BTreeSet::new(),
             tokens: RevokedSet::for_tokens(),
             rows: HashMap::new(),
+            reused: BTreeSet::new(),
             by_uid: HashMap::new(),
         }
     }
@@ -56,6 +59,12 @@ impl Denied {
     /// Whether the lease is refused.
     pub fn contains(&self, lease: LeaseId) -> bool {
         self.tokens.contains(lease) || self.certificates.values().any(|set| set.contains(lease))
+    }
+
+    /// The row of a refused lease whose credential was shown, the first time that it was.
+    pub(super) fn first_reuse(&mut self, lease: LeaseId) -> Option<Row> {
+        let row = self.rows.get(&lease)?.clone();
+        self.reused.insert(lease).then_some(row)
     }
 
     /// How many are refused.
@@ -106,6 +115,7 @@ impl Denied {
         self.certificates.retain(|issuer, set| !set.is_empty() || !self.gone.contains(issuer));
         self.gone.retain(|issuer| self.certificates.contains_key(issuer));
         for lease in gone {
+            self.reused.remove(&lease);
             let Some(row) = self.rows.remove(&lease) else { continue };
             if let Some(count) = self.by_uid.get_mut(&row.uid) {
                 *count = count.saturating_sub(1);

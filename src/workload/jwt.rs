@@ -135,7 +135,7 @@ impl Shared {
         let authorities = self.parts.authorities.current();
         let now = self.parts.clock.wall();
         let place = |not_after| self.list_token(not_after);
-        let terms = issue::jwt::Terms { issuer: &self.settings.jwt_issuer, status: Some(&place) };
+        let terms = issue::jwt::Terms { issuer: &self.settings.jwt_issuer, status: Some(&place), task: None };
         issue::jwt::mint_listed(permit, authorities.active_jwt(), new_lease()?, &terms, now)
             .map_err(Refusal::Authority)
     }

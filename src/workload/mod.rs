@@ -31,6 +31,7 @@ mod restore;
 mod revoker;
 mod second_look;
 mod shelf;
+mod shown;
 mod silence;
 mod state;
 mod status_list;

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::{first, timestamp};
-use crate::audit::task::{PolicyDecision, TaskFacts, TaskStep, UserPrint};
+use crate::audit::task::{ApprovalFacts, ApprovalStep, PolicyDecision, TaskFacts, TaskStep, UserPrint};
 use crate::audit::text::capped;
 use crate::id::TaskId;
 
@@ -101,6 +101,48 @@ impl From<&PolicyDecision> for PolicyPart {
             policy_version: decision.policy_version.as_deref().map(capped),
             obligations: first(decision.obligations.iter()),
         }
+    }
+}
+
+/// Of an approval.
+#[derive(Serialize)]
+pub(super) struct ApprovalPart {
+    id: String,
+    action: &'static str,
+    target: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    args_hash: Option<String>,
+    evaluation_id: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    by: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    until: Option<String>,
+}
+
+impl From<&ApprovalFacts> for ApprovalPart {
+    fn from(approval: &ApprovalFacts) -> Self {
+        Self {
+            id: approval.id.clone(),
+            action: approval.action,
+            target: capped(&approval.target),
+            args_hash: approval.operation_sha256.clone(),
+            evaluation_id: capped(&approval.evaluation_id),
+            by: approval.by.as_deref().map(capped),
+            reason: approval.reason.as_deref().map(capped),
+            until: approval.until.map(timestamp),
+        }
+    }
+}
+
+pub(super) fn approved(step: ApprovalStep) -> &'static str {
+    match step {
+        ApprovalStep::Requested => "approval.requested",
+        ApprovalStep::Granted => "approval.granted",
+        ApprovalStep::Denied => "approval.denied",
+        ApprovalStep::Expired => "approval.expired",
+        ApprovalStep::Used => "approval.used",
     }
 }
 

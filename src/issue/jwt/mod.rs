@@ -8,15 +8,15 @@ mod tests;
 use std::fmt;
 use std::time::SystemTime;
 
-use aws_lc_rs::digest;
-use mayfly_attestors::ProcessKey;
 use serde::Serialize;
+use serde_json::{Value, json};
 
+use super::minted::{Lease, Minted, Token};
 use super::{IssueError, not_after};
 use crate::authority::{AuthorityError, BACKDATE, JwsAuthority, JwsUse};
 use crate::clock::{from_unix_seconds, unix_seconds};
-use crate::id::{EntryId, LeaseId, SpiffeId};
-use crate::ledger::{self, Committed, Row, StatusIndex};
+use crate::id::{LeaseId, SpiffeId, TaskId};
+use crate::ledger::{self, StatusIndex};
 use crate::policy::{self, Permit};
 
 pub use self::validate::{
@@ -36,7 +36,7 @@ pub fn mint(
     issuer: &str,
     now: SystemTime,
 ) -> Result<MintedJwt, IssueError> {
-    mint_listed(permit, authority, lease, &Terms { issuer, status: None }, now)
+    mint_listed(permit, authority, lease, &Terms { issuer, status: None, task: None }, now)
 }
 
 /// What goes into a token besides its grant.
@@ -45,6 +45,20 @@ pub struct Terms<'a> {
     pub issuer: &'a str,
     /// Gives a token that ends then (Unix seconds) its place in a status list, and the list's URI.
     pub status: Option<&'a dyn Fn(u64) -> Option<(StatusIndex, String)>>,
+    /// The task in whose name it is issued; there is one audience then.
+    pub task: Option<TaskClaims<'a>>,
+}
+
+/// What a JWT-SVID says of its task: flat, since those who federate compare single claims. Never who delegated: what an
+/// `act` in a JWT-SVID means is not agreed on.
+#[derive(Clone, Copy, Debug)]
+pub struct TaskClaims<'a> {
+    /// Its name.
+    pub id: TaskId,
+    /// By which template.
+    pub template: Option<&'a str>,
+    /// For which actions, with a blank between them.
+    pub actions: &'a str,
 }
 
 impl fmt::Debug for Terms<'_> {
@@ -65,7 +79,8 @@ pub fn mint_listed(
     now: SystemTime,
 ) -> Result<MintedJwt, IssueError> {
     let grant = permit.spend();
-    if grant.kind != policy::Kind::Jwt || authority.usage() != JwsUse::JwtSvid {
+    let one_audience = terms.task.is_none() || grant.audience.len() == 1;
+    if grant.kind != policy::Kind::Jwt || authority.usage() != JwsUse::JwtSvid || !one_audience {
         return Err(IssueError::WrongKind);
     }
     let id = &grant.spiffe_id;
@@ -73,31 +88,41 @@ pub fn mint_listed(
         return Err(AuthorityError::ForeignIdentity.into());
     }
     let not_after = not_after(now, grant.ttl, (authority.not_before(), authority.not_after()))?;
+    // Some validators allow no leeway here.
+    let begins = unix_seconds(now.checked_sub(BACKDATE).unwrap_or(now));
     let listed = terms.status.and_then(|status| status(unix_seconds(not_after)));
     let token = authority.sign(&Claims {
         sub: id.as_str(),
         aud: &grant.audience,
         exp: unix_seconds(not_after),
-        // Some validators allow no leeway here.
-        iat: unix_seconds(now.checked_sub(BACKDATE).unwrap_or(now)),
+        iat: begins,
         iss: terms.issuer,
         jti: lease.to_string(),
         status: listed.as_ref().map(|(place, uri)| Status { status_list: Listed { idx: place.index, uri } }),
+        task: terms.task.map(|task| TaskPart::of(&task, begins, &grant.audience)),
     })?;
-    Ok(MintedJwt {
-        svid: JwtSvid {
-            id: lease,
-            spiffe_id: grant.spiffe_id,
-            hint: grant.hint,
-            token,
-            audience: grant.audience,
-            issued_at: from_unix_seconds(unix_seconds(now)),
-            not_after,
-        },
+    let shut = Lease {
+        id: lease,
+        kind: ledger::Kind::Jwt,
         issuer: authority.kid().to_owned(),
+        spiffe_id: id.to_string(),
         entry: grant.entry,
+        audience: grant.audience.clone(),
+        issued_at: now,
+        not_after,
         status: listed.map(|(place, _)| place),
-    })
+        task: terms.task.as_ref().map(|task| task.id),
+    };
+    let svid = JwtSvid {
+        id: lease,
+        spiffe_id: grant.spiffe_id,
+        hint: grant.hint,
+        token,
+        audience: grant.audience,
+        issued_at: from_unix_seconds(unix_seconds(now)),
+        not_after,
+    };
+    Ok(Minted::new(svid, shut))
 }
 
 /// In the order they are written. `aud` is a list even for one audience (WAPI-30).
@@ -111,6 +136,40 @@ struct Claims<'a> {
     jti: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     status: Option<Status<'a>>,
+    #[serde(flatten)]
+    task: Option<TaskPart<'a>>,
+}
+
+/// What only a token of a task has. `nbf` is for whoever federates.
+#[derive(Serialize)]
+struct TaskPart<'a> {
+    nbf: u64,
+    mayfly_task: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mayfly_template: Option<&'a str>,
+    mayfly_action_class: &'a str,
+    #[serde(rename = "https://aws.amazon.com/tags", skip_serializing_if = "Option::is_none")]
+    aws: Option<Value>,
+}
+
+impl<'a> TaskPart<'a> {
+    fn of(task: &TaskClaims<'a>, nbf: u64, audience: &[String]) -> Self {
+        let is_aws = |one: &String| one == "sts.amazonaws.com" || one == "sts.amazonaws.com.cn";
+        // Session tags: what a trust policy or a resource policy can compare the task with.
+        let tags = || {
+            json!({
+                "principal_tags": { "mayfly_task": [task.id.to_string()] },
+                "transitive_tag_keys": ["mayfly_task"],
+            })
+        };
+        Self {
+            nbf,
+            mayfly_task: task.id.to_string(),
+            mayfly_template: task.template,
+            mayfly_action_class: task.actions,
+            aws: audience.iter().any(is_aws).then(tags),
+        }
+    }
 }
 
 /// Token Status List §6.2: where the token's status is published.
@@ -126,58 +185,11 @@ struct Listed<'a> {
 }
 
 /// A token that nobody may see before its lease is in the ledger.
-#[must_use = "commit its row, then release it"]
-pub struct MintedJwt {
-    svid: JwtSvid,
-    issuer: String,
-    entry: EntryId,
-    status: Option<StatusIndex>,
-}
+pub type MintedJwt = Minted<JwtSvid>;
 
-impl MintedJwt {
-    /// The lease: the `jti`.
-    pub fn id(&self) -> LeaseId {
-        self.svid.id
-    }
-
-    /// The `exp`.
-    pub fn not_after(&self) -> SystemTime {
-        self.svid.not_after
-    }
-
-    /// SHA-256 of the token, for the audit log: the token itself stays shut.
-    pub fn token_sha256(&self) -> digest::Digest {
-        digest::digest(&digest::SHA256, self.svid.token.as_bytes())
-    }
-
-    /// The row to commit for the process that will hold it.
-    pub fn row(&self, process: ProcessKey, uid: u32) -> Row {
-        Row {
-            id: self.svid.id,
-            kind: ledger::Kind::Jwt,
-            issuer: self.issuer.clone(),
-            spiffe_id: self.svid.spiffe_id.to_string(),
-            entry: self.entry.clone(),
-            process,
-            uid,
-            audience: self.svid.audience.clone(),
-            issued_at: unix_seconds(self.svid.issued_at),
-            not_after: unix_seconds(self.svid.not_after),
-            state: ledger::State::Live,
-            status: self.status,
-            task: None,
-        }
-    }
-
-    /// Opens it, if that commit wrote its lease; else it is gone for good.
-    pub fn release(self, committed: &Committed) -> Option<JwtSvid> {
-        committed.covers(self.svid.id).then_some(self.svid)
-    }
-}
-
-impl fmt::Debug for MintedJwt {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "MintedJwt({})", self.svid.id)
+impl Token for JwtSvid {
+    fn token(&self) -> &str {
+        &self.token
     }
 }
 

@@ -8,18 +8,16 @@ mod validate;
 #[cfg(test)]
 mod tests;
 
-use std::fmt;
 use std::time::SystemTime;
 
-use aws_lc_rs::digest;
-use mayfly_attestors::ProcessKey;
 use serde::Serialize;
 
+use super::minted::{Lease, Minted, Token};
 use super::{IssueError, not_after};
 use crate::authority::{AuthorityError, BACKDATE, JwsAuthority, JwsUse, KeyType, ProofKey};
 use crate::clock::{from_unix_seconds, unix_seconds};
-use crate::id::{EntryId, LeaseId, SpiffeId};
-use crate::ledger::{self, Committed, Row};
+use crate::id::{LeaseId, SpiffeId};
+use crate::ledger;
 use crate::policy::{self, Permit};
 use crate::secret::KeyBytes;
 
@@ -65,19 +63,28 @@ pub fn mint(
         cnf: Confirmation { jwk: key.public_jwk() },
         iss: recipe.issuer.as_deref(),
     })?;
-    Ok(MintedWit {
-        svid: WitSvid {
-            id: lease,
-            spiffe_id: grant.spiffe_id,
-            hint: grant.hint,
-            token,
-            key: key.into_private_jwk()?,
-            issued_at: from_unix_seconds(unix_seconds(now)),
-            not_after,
-        },
+    let shut = Lease {
+        id: lease,
+        kind: ledger::Kind::Wit,
         issuer: authority.kid().to_owned(),
+        spiffe_id: id.to_string(),
         entry: grant.entry,
-    })
+        audience: Vec::new(),
+        issued_at: now,
+        not_after,
+        status: None,
+        task: None,
+    };
+    let svid = WitSvid {
+        id: lease,
+        spiffe_id: grant.spiffe_id,
+        hint: grant.hint,
+        token,
+        key: key.into_private_jwk()?,
+        issued_at: from_unix_seconds(unix_seconds(now)),
+        not_after,
+    };
+    Ok(Minted::new(svid, shut))
 }
 
 /// In the order they are written. Never `aud` (WIT-22): for whom a message is belongs into the proof.
@@ -98,58 +105,12 @@ struct Confirmation<'a, J: Serialize> {
     jwk: &'a J,
 }
 
-/// A token that nobody may see before its lease is in the ledger. Dropping it is an issuance that never happened.
-#[must_use = "commit its row, then release it"]
-pub struct MintedWit {
-    svid: WitSvid,
-    issuer: String,
-    entry: EntryId,
-}
+/// A token that nobody may see before its lease is in the ledger.
+pub type MintedWit = Minted<WitSvid>;
 
-impl MintedWit {
-    /// The lease: the `jti`.
-    pub fn id(&self) -> LeaseId {
-        self.svid.id
-    }
-
-    /// The `exp`.
-    pub fn not_after(&self) -> SystemTime {
-        self.svid.not_after
-    }
-
-    /// SHA-256 of the token, for the audit log.
-    pub fn token_sha256(&self) -> digest::Digest {
-        digest::digest(&digest::SHA256, self.svid.token.as_bytes())
-    }
-
-    /// The row to commit for the process that will hold it.
-    pub fn row(&self, process: ProcessKey, uid: u32) -> Row {
-        Row {
-            id: self.svid.id,
-            kind: ledger::Kind::Wit,
-            issuer: self.issuer.clone(),
-            spiffe_id: self.svid.spiffe_id.to_string(),
-            entry: self.entry.clone(),
-            process,
-            uid,
-            audience: Vec::new(),
-            status: None,
-            task: None,
-            issued_at: unix_seconds(self.svid.issued_at),
-            not_after: unix_seconds(self.svid.not_after),
-            state: ledger::State::Live,
-        }
-    }
-
-    /// Opens it, if that commit wrote its lease; else it is gone for good.
-    pub fn release(self, committed: &Committed) -> Option<WitSvid> {
-        committed.covers(self.svid.id).then_some(self.svid)
-    }
-}
-
-impl fmt::Debug for MintedWit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "MintedWit({})", self.svid.id)
+impl Token for WitSvid {
+    fn token(&self) -> &str {
+        &self.token
     }
 }
 

@@ -17,6 +17,7 @@ use crate::authority::{AuthorityError, JwtBundle, JwtBundles, KeyType};
 use crate::id::TrustDomain;
 use crate::issue::new_lease;
 use crate::issue::testing::{permit, process};
+use crate::ledger::Committed;
 use crate::policy::Kind;
 
 use JwtRefusal as R;
@@ -120,6 +121,37 @@ fn a_token_has_exactly_six_claims() {
         );
         assert_eq!(text, expected);
     }
+}
+
+#[test]
+fn a_token_of_a_task_says_which_task_flatly_and_never_who_delegated() {
+    let set = authorities("example.org", KeyType::EcP256);
+    let task = TaskId::from_bytes([2; 16]);
+    let claims = |audience: &[&str]| {
+        let claims = TaskClaims { id: task, template: Some("kb"), actions: "read write" };
+        let terms = Terms { issuer: "https://id", status: None, task: Some(claims) };
+        let permit = permit(Kind::Jwt, SUB, 300, audience);
+        let minted = mint_listed(permit, set.active_jwt(), new_lease().unwrap(), &terms, now())?;
+        assert_eq!(minted.row(process(), 7).task, Some(task));
+        let payload = released(minted).token.split('.').nth(1).unwrap().to_owned();
+        Ok::<Value, IssueError>(serde_json::from_slice(&URL_SAFE_NO_PAD.decode(payload).unwrap()).unwrap())
+    };
+    let mut plain = claims(&["one"]).unwrap();
+    plain.as_object_mut().unwrap().remove("jti").unwrap();
+    assert_eq!(
+        plain,
+        json!({
+            "sub": SUB, "aud": ["one"], "iss": "https://id", "iat": NOW - 10, "nbf": NOW - 10,
+            "exp": NOW + 300, "mayfly_task": task.to_string(), "mayfly_template": "kb",
+            "mayfly_action_class": "read write",
+        })
+    );
+    let aws = &claims(&["sts.amazonaws.com"]).unwrap()["https://aws.amazon.com/tags"];
+    assert_eq!(aws["principal_tags"]["mayfly_task"], json!([task.to_string()]));
+    assert!(
+        matches!(claims(&["one", "two"]), Err(IssueError::WrongKind)),
+        "one audience for each credential"
+    );
 }
 
 #[test]

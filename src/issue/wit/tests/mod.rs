@@ -15,6 +15,7 @@ use crate::authority::testing::{Forge, NOW, authorities, now};
 use crate::authority::{AuthorityError, AuthoritySet, ConfirmationKey, JwtBundle, JwtBundles};
 use crate::issue::new_lease;
 use crate::issue::testing::{permit, process};
+use crate::ledger::Committed;
 use crate::policy::Kind;
 
 use WitRefusal as R;
