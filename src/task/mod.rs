@@ -12,6 +12,7 @@
 //! 4. An offer is taken up at most once, by the identity that it names, while its parent lives.
 //! 5. Renewal never revives, and never goes beyond the longest life.
 
+pub mod approval;
 pub mod grant;
 pub mod journal;
 pub mod limits;

@@ -1,0 +1,360 @@
+//! Approvals: what people are asked to allow, who may answer, and what their yes is good for. Pure.
+//!
+//! An approval is bound to one task, one action, one target and one operation. It is good once, for minutes, and only
+//! for exactly that; policy is asked again when it is used. Nobody answers twice, nobody answers for work that is done
+//! in his own name, and one no is enough.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::{Duration, Instant, SystemTime};
+
+use super::{Action, Limit, Refused};
+use crate::id::{ApprovalId, TaskId};
+
+/// What exactly is asked for. Two that differ in anything are two.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Subject {
+    /// In whose name.
+    pub task: TaskId,
+    /// What is done.
+    pub action: Action,
+    /// To which target, by name.
+    pub target: String,
+    /// SHA-256 of the operation in canonical form; `None`: none was named.
+    pub operation: Option<[u8; 32]>,
+}
+
+/// Whose yes it takes.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Jury {
+    /// Everybody who answers must be in each of these groups.
+    pub groups: BTreeSet<String>,
+    /// So many different people; at least one.
+    pub quorum: u32,
+    /// The person in whose name the agent works. He does not answer.
+    pub not: Option<String>,
+}
+
+/// Somebody who answers, as the catalogue knows him.
+#[derive(Clone, Copy, Debug)]
+pub struct Person<'a> {
+    /// The name that policies know him by.
+    pub name: &'a str,
+    /// His groups.
+    pub groups: &'a BTreeSet<String>,
+}
+
+/// An answer.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Vote {
+    /// The person.
+    pub by: String,
+    /// For people: his name, and the user that he answered as.
+    pub shown_by: String,
+    /// Yes or no.
+    pub approve: bool,
+    /// When.
+    pub at: SystemTime,
+    /// For the record.
+    pub reason: String,
+}
+
+/// Where an approval stands.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum ApprovalState {
+    /// It waits for people.
+    Pending,
+    /// Good for one use until then.
+    Approved(Instant),
+    /// Somebody said no.
+    Denied,
+    /// Nobody said enough in time, or nobody used it in time.
+    Expired,
+    /// Its task ended first.
+    Cancelled,
+    /// It bought what it was for, or nothing: it is gone either way.
+    Used,
+}
+
+impl ApprovalState {
+    /// The stable name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Approved(_) => "approved",
+            Self::Denied => "denied",
+            Self::Expired => "expired",
+            Self::Cancelled => "cancelled",
+            Self::Used => "used",
+        }
+    }
+}
+
+/// One request to people.
+#[derive(Clone, Debug)]
+pub struct Approval {
+    /// Its name.
+    pub id: ApprovalId,
+    /// What is asked for.
+    pub subject: Subject,
+    /// Whose yes it takes.
+    pub jury: Jury,
+    /// The decision that said so.
+    pub evaluation: String,
+    /// Where it stands.
+    pub state: ApprovalState,
+    /// For people.
+    pub requested_at: SystemTime,
+    /// Nobody can answer after that.
+    pub expires_at: SystemTime,
+    /// For people: until when the yes is good.
+    pub approved_until: Option<SystemTime>,
+    /// What was answered.
+    pub votes: Vec<Vote>,
+    requested: Instant,
+    expires: Instant,
+}
+
+/// Why an answer or a use is refused.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum ApprovalError {
+    /// There is no such approval (any more).
+    #[error("there is no such approval")]
+    Unknown,
+    /// It is not open: who answers comes too late, and who would use it as well, or too early.
+    #[error("the approval is {}", .0.as_str())]
+    State(ApprovalState),
+    /// It is for something else.
+    #[error("the approval is for something else")]
+    Other,
+    /// Whoever answers is not in the groups that may.
+    #[error("only members of the groups that the policy names may decide")]
+    NotInGroups,
+    /// Whoever answers is the one in whose name the agent works.
+    #[error("nobody decides about work in his own name")]
+    OwnWork,
+    /// Whoever answers has answered.
+    #[error("this person has decided already")]
+    Twice,
+}
+
+/// How long things last, and how much there may be of them.
+#[derive(Clone, Copy, Debug)]
+pub struct ApprovalBounds {
+    /// Until people have answered.
+    pub wait: Duration,
+    /// Until a yes is used.
+    pub good: Duration,
+    /// Of a task, waiting.
+    pub pending: usize,
+    /// Requests of a task in [`ApprovalBounds::window`]: more tires people.
+    pub requests: usize,
+    /// See there.
+    pub window: Duration,
+    /// Closed ones are remembered for so long.
+    pub memory: Duration,
+}
+
+impl Default for ApprovalBounds {
+    fn default() -> Self {
+        Self {
+            wait: Duration::from_secs(600),
+            good: Duration::from_secs(300),
+            pending: 3,
+            requests: 5,
+            window: Duration::from_secs(600),
+            memory: Duration::from_secs(1_800),
+        }
+    }
+}
+
+/// Every approval of this node.
+#[derive(Debug, Default)]
+pub struct Approvals {
+    bounds: ApprovalBounds,
+    all: HashMap<ApprovalId, Approval>,
+    of_task: BTreeMap<TaskId, BTreeSet<ApprovalId>>,
+}
+
+impl Approvals {
+    /// An empty book.
+    pub fn new(bounds: ApprovalBounds) -> Self {
+        Self { bounds, ..Self::default() }
+    }
+
+    /// One of them.
+    pub fn get(&self, id: ApprovalId) -> Option<&Approval> {
+        self.all.get(&id)
+    }
+
+    /// All of them, the oldest first.
+    pub fn list(&self) -> Vec<&Approval> {
+        let mut all: Vec<&Approval> = self.all.values().collect();
+        all.sort_by_key(|approval| (approval.requested, approval.id));
+        all
+    }
+
+    /// Asks people. Who asks for the same thing again while nobody has answered gets the same request; `true` when it
+    /// is a new one.
+    ///
+    /// # Errors
+    /// [`Limit::Approvals`]: too many wait, or too many were asked for lately.
+    pub fn request(
+        &mut self,
+        id: ApprovalId,
+        subject: Subject,
+        jury: Jury,
+        evaluation: String,
+        now: Instant,
+        wall: SystemTime,
+    ) -> Result<(&Approval, bool), Refused> {
+        self.settle(now);
+        let own = self.of_task.get(&subject.task).into_iter().flatten().filter_map(|id| self.all.get(id));
+        let own: Vec<&Approval> = own.collect();
+        let open = |approval: &&&Approval| approval.state == ApprovalState::Pending;
+        let same = own.iter().filter(open).find(|one| one.subject == subject && one.jury == jury);
+        if let Some(same) = same.map(|one| one.id) {
+            return self.all.get(&same).map(|same| (same, false)).ok_or(Refused::Limit(Limit::Approvals));
+        }
+        let lately = |one: &&&Approval| now.saturating_duration_since(one.requested) < self.bounds.window;
+        if own.iter().filter(open).count() >= self.bounds.pending
+            || own.iter().filter(lately).count() >= self.bounds.requests
+        {
+            return Err(Refused::Limit(Limit::Approvals));
+        }
+        self.of_task.entry(subject.task).or_default().insert(id);
+        let approval = Approval {
+            id,
+            subject,
+            jury,
+            evaluation,
+            state: ApprovalState::Pending,
+            requested_at: wall,
+            expires_at: wall + self.bounds.wait,
+            approved_until: None,
+            votes: Vec::new(),
+            requested: now,
+            expires: now + self.bounds.wait,
+        };
+        Ok((self.all.entry(id).insert_entry(approval).into_mut(), true))
+    }
+
+    /// Takes an answer. `shown` is the operation that the person saw.
+    ///
+    /// # Errors
+    /// [`ApprovalError`]; nothing has changed then.
+    pub fn vote(
+        &mut self,
+        id: ApprovalId,
+        person: Person<'_>,
+        shown: Option<[u8; 32]>,
+        vote: Vote,
+        now: Instant,
+    ) -> Result<&Approval, ApprovalError> {
+        self.settle(now);
+        let good = self.bounds.good;
+        let approval = self.all.get_mut(&id).ok_or(ApprovalError::Unknown)?;
+        if approval.state != ApprovalState::Pending {
+            return Err(ApprovalError::State(approval.state));
+        }
+        if shown != approval.subject.operation {
+            return Err(ApprovalError::Other);
+        }
+        approval.admits(person)?;
+        let (approve, at) = (vote.approve, vote.at);
+        approval.votes.push(Vote { by: person.name.to_owned(), ..vote });
+        let enough =
+            approval.votes.len() >= usize::try_from(approval.jury.quorum.max(1)).unwrap_or(usize::MAX);
+        if !approve {
+            approval.state = ApprovalState::Denied;
+        } else if enough {
+            approval.state = ApprovalState::Approved(now + good);
+            approval.approved_until = Some(at + good);
+        }
+        Ok(approval)
+    }
+
+    /// Uses an approval for exactly what it is for. It is gone then, whatever comes of it.
+    ///
+    /// # Errors
+    /// [`ApprovalError`]; it is as it was then.
+    pub fn spend(
+        &mut self,
+        id: ApprovalId,
+        subject: &Subject,
+        now: Instant,
+    ) -> Result<&Approval, ApprovalError> {
+        self.settle(now);
+        let approval = self.all.get_mut(&id).ok_or(ApprovalError::Unknown)?;
+        // Not even whether it exists is anybody's business but its task's.
+        if approval.subject.task != subject.task {
+            return Err(ApprovalError::Unknown);
+        }
+        if approval.subject != *subject {
+            return Err(ApprovalError::Other);
+        }
+        match approval.state {
+            ApprovalState::Approved(_) => approval.state = ApprovalState::Used,
+            state => return Err(ApprovalError::State(state)),
+        }
+        Ok(approval)
+    }
+
+    /// The task has ended: whatever was asked or allowed for it is void. The answer is what was open.
+    pub fn end_task(&mut self, task: TaskId) -> Vec<ApprovalId> {
+        let own = self.of_task.get(&task).into_iter().flatten();
+        let mut open = Vec::new();
+        for id in own {
+            let Some(approval) = self.all.get_mut(id) else { continue };
+            if matches!(approval.state, ApprovalState::Pending | ApprovalState::Approved(_)) {
+                approval.state = ApprovalState::Cancelled;
+                open.push(*id);
+            }
+        }
+        open
+    }
+
+    /// What has run out since it was called last.
+    pub fn settle(&mut self, now: Instant) -> Vec<ApprovalId> {
+        let mut ran_out = Vec::new();
+        for approval in self.all.values_mut() {
+            let over = match approval.state {
+                ApprovalState::Pending => approval.expires <= now,
+                ApprovalState::Approved(until) => until <= now,
+                _ => false,
+            };
+            if over {
+                approval.state = ApprovalState::Expired;
+                ran_out.push(approval.id);
+            }
+        }
+        let memory = self.bounds.memory;
+        self.all.retain(|_, one| {
+            let open = matches!(one.state, ApprovalState::Pending | ApprovalState::Approved(_));
+            open || now.saturating_duration_since(one.requested) < memory
+        });
+        self.of_task.retain(|_, ids| {
+            ids.retain(|id| self.all.contains_key(id));
+            !ids.is_empty()
+        });
+        ran_out
+    }
+}
+
+impl Approval {
+    fn admits(&self, person: Person<'_>) -> Result<(), ApprovalError> {
+        if self.jury.not.as_deref() == Some(person.name) {
+            return Err(ApprovalError::OwnWork);
+        }
+        if !self.jury.groups.is_subset(person.groups) {
+            return Err(ApprovalError::NotInGroups);
+        }
+        if self.votes.iter().any(|vote| vote.by == person.name) {
+            return Err(ApprovalError::Twice);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+#[path = "approval_tests.rs"]
+mod tests;
