@@ -40,7 +40,11 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        Self { book: Approvals::default(), start: SystemClock.monotonic(), oncall: groups(&["oncall", "staff"]) }
+        Self {
+            book: Approvals::default(),
+            start: SystemClock.monotonic(),
+            oncall: groups(&["oncall", "staff"]),
+        }
     }
 
     fn at(&self, seconds: u64) -> Instant {
