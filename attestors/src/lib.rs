@@ -26,6 +26,7 @@ mod selector;
 mod set;
 mod socket;
 pub mod sys;
+mod systemd;
 mod target;
 #[cfg(test)]
 mod testing;
@@ -54,3 +55,4 @@ pub use scope::{CgroupScope, Cgroups, ScopeError};
 pub use seccomp::{SeccompError, deny_what_is_never_needed};
 pub use selector::{Selector, Strength, strength_of};
 pub use set::{AttestError, AttestSettings, AttestorSet};
+pub use systemd::Systemd;

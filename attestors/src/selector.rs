@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::kubernetes;
+use crate::{kubernetes, systemd};
 
 /// How hard it is for an unprivileged process to get a selector that it was not given.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -76,6 +76,7 @@ pub fn strength_of(kind: &str, key: &str) -> Strength {
         ("unix", "uid" | "user" | "gid" | "group" | "supplementary_gid" | "supplementary_group")
         | ("cgroup", "path") => Strength::Kernel,
         ("k8s", key) if kubernetes::gives(key) => Strength::Controller,
+        ("systemd", key) if systemd::vouches(key) => Strength::Controller,
         _ => Strength::Advisory,
     }
 }
@@ -97,6 +98,7 @@ mod tests {
             ("cgroup", "delegated_path"),
             ("process", "no_new_privs"),
             ("launch", "sha256"),
+            ("systemd", "user_id"),
             ("new", "uid"),
         ] {
             assert_eq!(strength_of(kind, key), Strength::Advisory, "{kind}:{key}");

@@ -1,11 +1,12 @@
 //! Puts the agent together, runs it, drains it.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use mayfly_attestors::kubernetes::Kubernetes;
 use mayfly_attestors::{
     AttestSettings as AttestorSettings, AttestorSet, Backend, ExecMode, ExecWatch, Host, MeasureLimits,
-    Measurer, WorkerCommand,
+    Measurer, Systemd, WorkerCommand,
 };
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
@@ -26,7 +27,7 @@ use crate::api::wire::budget::Rate;
 use crate::audit::{self, Event};
 use crate::authority::{Authorities, AuthorityKind, Custody, JwsAuthority};
 use crate::clock::{Clock, SystemClock, unix_seconds};
-use crate::config::{Config, Storage};
+use crate::config::{self, Config, Storage};
 use crate::federation::{self, Federation};
 use crate::issue::wit::Recipe;
 use crate::ledger::Row;
@@ -199,7 +200,7 @@ fn warn_of_own_uid(host: &Host) {
 
 /// In the order of the agent's fields.
 fn sockets(config: &Config) -> [Socket; 3] {
-    let socket = |role, path: &std::path::Path, access| Socket {
+    let socket = |role, path: &Path, access| Socket {
         role,
         path: path.to_owned(),
         access,
@@ -352,11 +353,22 @@ fn start_workloads(
 /// Whoever is asked beside the machine itself.
 fn backends(config: &Config, kubernetes: Option<&Kubernetes>) -> Vec<Box<dyn Backend>> {
     let mut backends = kubernetes.map(Kubernetes::backends).unwrap_or_default();
+    backends.extend(systemd(&config.attest.systemd));
     backends.extend(config.attest.plugins.iter().map(|plugin| {
         let plugin = Plugin::new(plugin.kind, plugin.socket.clone(), plugin.deadline);
         Box::new(plugin) as Box<dyn Backend>
     }));
     backends
+}
+
+/// Units, where systemd runs the machine. A bus that does not answer is asked again with each process.
+fn systemd(settings: &config::SystemdSettings) -> Option<Box<dyn Backend>> {
+    let on = match settings.enabled {
+        config::Enabled::On => true,
+        config::Enabled::Off => false,
+        config::Enabled::Auto => Path::new("/run/systemd/system").is_dir(),
+    };
+    on.then(|| Box::new(Systemd::new(settings.bus.clone())) as Box<dyn Backend>)
 }
 
 fn attest_settings(config: &Config) -> AttestorSettings {

@@ -12,6 +12,7 @@ mod resolve;
 mod sds;
 mod settings;
 mod show;
+mod systemd;
 mod upstream;
 mod web;
 mod wit;
@@ -31,6 +32,7 @@ pub use self::settings::{
     LimitSettings, Passphrase, RevocationSettings, ShutdownSettings, SocketSettings, Storage, X509KeyType,
     X509Settings,
 };
+pub use self::systemd::SystemdSettings;
 pub use self::upstream::UpstreamSettings;
 pub use self::web::{BundleEndpointSettings, BundleSettings, EndpointProfile, HttpSettings};
 pub use self::wit::{WitKeyType, WitSettings};

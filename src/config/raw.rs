@@ -11,6 +11,7 @@ use super::policy::RawPolicy;
 use super::probes::RawProbes;
 use super::sds::RawSds;
 use super::settings::{JwtKeyType, X509KeyType};
+use super::systemd::RawSystemd;
 use super::upstream::RawUpstream;
 use super::web::RawWeb;
 use super::wit::RawWit;
@@ -100,6 +101,7 @@ pub(super) struct RawAttest {
     pub(super) burst: Option<Found<i64>>,
     pub(super) in_flight: Option<Found<i64>>,
     pub(super) kubernetes: RawKubernetes,
+    pub(super) systemd: RawSystemd,
     pub(super) plugins: Vec<RawPlugin>,
 }
 
@@ -184,6 +186,7 @@ impl RawAttest {
             burst: table.integer("burst"),
             in_flight: table.integer("in_flight"),
             kubernetes: table.section("kubernetes", RawKubernetes::read),
+            systemd: table.section("systemd", RawSystemd::read),
             plugins: table.tables("plugin", RawPlugin::read).unwrap_or_default(),
         }
     }

@@ -265,6 +265,7 @@ fn attest(raw: RawAttest, problems: &mut Problems) -> AttestSettings {
         burst: count(raw.burst, 1..=100_000, 100, problems),
         in_flight: count(raw.in_flight, 1..=1024, 4, problems),
         kubernetes: raw.kubernetes.resolve(problems),
+        systemd: raw.systemd.resolve(),
         plugins: super::plugin::resolve(raw.plugins, problems),
     }
 }

@@ -9,6 +9,7 @@ use super::plugin::PluginSettings;
 use super::policy::PolicyFrom;
 use super::probes::ProbeSettings;
 use super::sds::SdsSettings;
+use super::systemd::SystemdSettings;
 use super::upstream::UpstreamSettings;
 use super::web::{BundleEndpointSettings, BundleSettings, HttpSettings};
 use super::wit::WitSettings;
@@ -179,6 +180,8 @@ pub struct AttestSettings {
     pub in_flight: u32,
     /// `[attest.kubernetes]`
     pub kubernetes: KubernetesSettings,
+    /// `[attest.systemd]`
+    pub systemd: SystemdSettings,
     /// `[[attest.plugin]]`
     pub plugins: Vec<PluginSettings>,
 }

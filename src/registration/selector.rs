@@ -214,6 +214,10 @@ enum Form {
     /// Any text: never part of an identity.
     Text,
     ContainerType,
+    /// A uid, a colon and a name.
+    UserUnit,
+    /// Given for the record: nothing that an entry could ask for.
+    AuditOnly,
 }
 
 impl Form {
@@ -235,6 +239,10 @@ impl Form {
                 value.len() == 64 && value.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
             }
             Self::True => value == "true",
+            Self::UserUnit => {
+                value.split_once(':').is_some_and(|(uid, unit)| Self::Number.fits(uid) && !unit.is_empty())
+            }
+            Self::AuditOnly => false,
         }
     }
 
@@ -249,6 +257,10 @@ impl Form {
             Self::Pair => "two parts with a colon between them, such as `app:web`",
             Self::Text => "a text",
             Self::ContainerType => "`init`, `main` or `ephemeral`",
+            Self::UserUnit => "a uid, a colon and a unit of that user's manager, such as `1000:app.service`",
+            Self::AuditOnly => {
+                "nothing that an entry can know: it is new with every start, and is given for the record"
+            }
         }
     }
 }
@@ -288,6 +300,12 @@ const KNOWN: &[(&str, &str, Form)] = &[
     ("k8s", "container-name", Form::Name),
     ("k8s", "container-image", Form::Text),
     ("k8s", "container-type", Form::ContainerType),
+    ("systemd", "id", Form::Name),
+    ("systemd", "slice", Form::Name),
+    ("systemd", "fragment_path", Form::Path),
+    ("systemd", "main", Form::True),
+    ("systemd", "user_id", Form::UserUnit),
+    ("systemd", "invocation_id", Form::AuditOnly),
 ];
 
 /// Attestors write `%` and bytes that do not print as `%XX`.
@@ -396,6 +414,28 @@ mod tests {
         {
             assert!(matches!(SelectorPattern::parse(text), Err(SelectorError::Value(_))), "{text}");
         }
+    }
+
+    #[test]
+    fn units_can_be_asked_for_but_not_one_start_of_them() {
+        for text in [
+            "systemd:id:web@7.service",
+            "systemd:slice:system.slice",
+            "systemd:fragment_path:/etc/systemd/system/web.service",
+            "systemd:main:true",
+        ] {
+            let pattern = SelectorPattern::parse(text).unwrap();
+            assert_eq!((pattern.to_string().as_str(), pattern.strength()), (text, Strength::Controller));
+        }
+        assert_eq!(
+            SelectorPattern::parse("systemd:user_id:1000:app.service").unwrap().strength(),
+            Strength::Advisory
+        );
+        for text in ["systemd:user_id:app.service", "systemd:user_id:01:a.service", "systemd:main:false"] {
+            assert!(matches!(SelectorPattern::parse(text), Err(SelectorError::Value(_))), "{text}");
+        }
+        let refused = SelectorPattern::parse("systemd:invocation_id:00ff").unwrap_err().to_string();
+        assert!(refused.contains("new with every start"), "{refused}");
     }
 
     #[test]

@@ -132,6 +132,109 @@ def it_starts_as_its_own_user_and_serves():
     assert "CapEff:\t0000000000080000" in status and "NoNewPrivs:\t1" in status and "Seccomp:\t2" in status, status
 
 
+UNITS = """
+[[entries]]
+spiffe_id = "spiffe://example.org/unit/web"
+selectors = ["systemd:id:web.service", "systemd:slice:system.slice", "systemd:main:true"]
+[[entries]]
+spiffe_id = "spiffe://example.org/unit/other"
+selectors = ["systemd:id:other.service", "systemd:fragment_path:/etc/systemd/system/other.service"]
+[[entries]]
+spiffe_id = "spiffe://example.org/unit/payments"
+selectors = ["systemd:id:payments.service"]
+"""
+HOLD = "[Service]\nType=exec\nExecStart=/usr/bin/mayfly fetch x509 --hold --wait=20s\n"
+
+
+def property_of(unit, name):
+    return MACHINE.do("systemctl", "show", unit, f"--property={name}", "--value").stdout.strip()
+
+
+def identities(pid):
+    return sorted(row["spiffe_id"] for row in leases()["leases"] if str(row["pid"]) == str(pid))
+
+
+def selectors_of(pid):
+    shown = MACHINE.do("mayfly", "explain", "--pid", pid).stdout
+    return {word for word in shown.split() if word.startswith("systemd:")}
+
+
+def a_unit_is_what_its_manager_says():
+    MACHINE.put("/etc/mayfly/entries.d/units.toml", UNITS)
+    for unit in ["web", "other"]:
+        MACHINE.put(f"/etc/systemd/system/{unit}.service", HOLD)
+    MACHINE.do("systemctl", "daemon-reload")
+    MACHINE.do("systemctl", "start", "web", "other")
+    pids = {unit: property_of(unit, "MainPID") for unit in ["web", "other"]}
+    for unit, pid in pids.items():
+        expected = sorted(["spiffe://example.org/root", f"spiffe://example.org/unit/{unit}"])
+        until(f"the identities of {unit}", lambda: identities(pid) == expected)
+    starts = []
+    for _ in range(2):
+        pid = property_of("web", "MainPID")
+        start = property_of("web", "InvocationID")
+        assert selectors_of(pid) == {
+            "systemd:id:web.service",
+            "systemd:slice:system.slice",
+            "systemd:main:true",
+            "systemd:fragment_path:/etc/systemd/system/web.service",
+            f"systemd:invocation_id:{start}",
+        }, MACHINE.do("mayfly", "explain", "--pid", pid).stdout
+        starts.append(start)
+        MACHINE.do("systemctl", "kill", "--signal=KILL", "web")
+        until("what web had is revoked", lambda: not identities(pid))
+        MACHINE.do("systemctl", "restart", "web")
+    assert starts[0] != starts[1], starts
+    # Who is in no unit of this machine is told so, and has no selectors of one.
+    shell = holder()
+    pid = next(row["pid"] for row in leases()["leases"] if str(row["pid"]) not in set(pids.values()) | {
+        property_of("web", "MainPID")})
+    assert selectors_of(str(pid)) == set()
+    end(shell)
+
+
+def c04_a_directory_with_a_units_name_is_no_unit():
+    """A process in a subtree that it may shape names a cgroup like another unit, and moves there."""
+    script = (
+        "own=$(sed -n 's/^0:://p' /proc/self/cgroup); top=/sys/fs/cgroup; "
+        "[ -d $top$own ] || { own=$(sed -n 's/^[0-9]*:name=systemd://p' /proc/self/cgroup); top=/sys/fs/cgroup/systemd; }; "
+        "mkdir $top$own/payments.service && echo $$ > $top$own/payments.service/cgroup.procs && "
+        "exec /usr/bin/mayfly fetch x509 --hold --wait=60s"
+    )
+    MACHINE.do("sh", "-c", "getent passwd eve || useradd -u 1234 eve")
+    command = ["systemd-run", "--unit=eve", "--uid=1234", "-p", "Delegate=yes", "sh", "-c", script]
+    MACHINE.do(*command)
+    until("it is where it wants to be", lambda: "payments.service" in cgroup_of("eve"))
+    pid = property_of("eve", "MainPID")
+    assert "systemd:id:eve.service" in selectors_of(pid), MACHINE.do("mayfly", "explain", "--pid", pid).stdout
+    assert "systemd:id:payments.service" not in selectors_of(pid) and identities(pid) == []
+    MACHINE.do("systemctl", "stop", "eve")
+
+
+def cgroup_of(unit):
+    shown = MACHINE.do("cat", f"/proc/{property_of(unit, 'MainPID')}/cgroup", check=False)
+    return shown.stdout
+
+
+def without_a_bus_nobody_is_told_that_he_has_nothing():
+    MACHINE.put("/etc/mayfly/entries.d/root.toml", "entries = []\n")
+    MACHINE.do("systemctl", "stop", "dbus.socket", "dbus.service")
+    MACHINE.put("/etc/systemd/system/late.service", HOLD)
+    late = '[[entries]]\nspiffe_id = "spiffe://example.org/unit/late"\nselectors = ["systemd:id:late.service"]\n'
+    MACHINE.put("/etc/mayfly/entries.d/late.toml", late)
+    # Without a bus systemctl speaks to systemd itself.
+    MACHINE.do("systemctl", "daemon-reload")
+    MACHINE.do("systemctl", "start", "late")
+    pid = property_of("late", "MainPID")
+    shown = until("its explanation", lambda: MACHINE.do("mayfly", "explain", "--pid", pid).stdout)
+    assert "system bus" in shown or "system_bus_socket" in shown, shown
+    assert identities(pid) == [] and property_of("late", "ActiveState") == "active", "it waits, and was not refused"
+    MACHINE.do("systemctl", "start", "dbus.socket")
+    until("it is served when the bus is back", lambda: identities(pid) == ["spiffe://example.org/unit/late"])
+    MACHINE.do("systemctl", "stop", "web", "other", "late")
+    MACHINE.put("/etc/mayfly/entries.d/root.toml", ENTRY)
+
+
 def main_pid():
     return MACHINE.show("MainPID")
 
@@ -302,6 +405,9 @@ try:
             the_package_is_built_twice_alike,
             it_installs_and_waits_for_its_configuration,
             it_starts_as_its_own_user_and_serves,
+            a_unit_is_what_its_manager_says,
+            c04_a_directory_with_a_units_name_is_no_unit,
+            without_a_bus_nobody_is_told_that_he_has_nothing,
             a_restart_refuses_nobody_loses_no_lease_and_finds_the_dead,
             after_a_kill_systemd_starts_it_again_with_everything,
             the_watchdog_is_fed,
