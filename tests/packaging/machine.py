@@ -156,7 +156,7 @@ def identities(pid):
 
 def selectors_of(pid):
     shown = MACHINE.do("mayfly", "explain", "--pid", pid).stdout
-    return {word for word in shown.split() if word.startswith("systemd:")}
+    return {line.split()[0] for line in shown.splitlines() if line.startswith("systemd:")}
 
 
 def a_unit_is_what_its_manager_says():
@@ -196,14 +196,14 @@ def a_unit_is_what_its_manager_says():
 def c04_a_directory_with_a_units_name_is_no_unit():
     """A process in a subtree that it may shape names a cgroup like another unit, and moves there."""
     script = (
-        "own=$(sed -n 's/^0:://p' /proc/self/cgroup); top=/sys/fs/cgroup; "
-        "[ -d $top$own ] || { own=$(sed -n 's/^[0-9]*:name=systemd://p' /proc/self/cgroup); top=/sys/fs/cgroup/systemd; }; "
+        "own=$(sed -n 's/^0:://p' /proc/self/cgroup); top=/sys/fs/cgroup; [ ! -d $top/unified ] || top=$top/unified; "
         "mkdir $top$own/payments.service && echo $$ > $top$own/payments.service/cgroup.procs && "
         "exec /usr/bin/mayfly fetch x509 --hold --wait=60s"
     )
     MACHINE.do("sh", "-c", "getent passwd eve || useradd -u 1234 eve")
-    command = ["systemd-run", "--unit=eve", "--uid=1234", "-p", "Delegate=yes", "sh", "-c", script]
-    MACHINE.do(*command)
+    # In a file: systemd would expand the shell's variables.
+    MACHINE.put("/usr/local/bin/eve", script)
+    MACHINE.do("systemd-run", "--unit=eve", "--uid=1234", "-p", "Delegate=yes", "sh", "/usr/local/bin/eve")
     until("it is where it wants to be", lambda: "payments.service" in cgroup_of("eve"))
     pid = property_of("eve", "MainPID")
     assert "systemd:id:eve.service" in selectors_of(pid), MACHINE.do("mayfly", "explain", "--pid", pid).stdout
