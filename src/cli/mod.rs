@@ -22,6 +22,7 @@ mod follow;
 mod healthcheck;
 mod lease;
 mod ledger;
+mod policy;
 mod prepare;
 mod render;
 mod run;
@@ -164,6 +165,9 @@ enum Local {
     Audit(audit::Args),
     /// Check a configuration file
     Config(config::Args),
+    /// Check, test and explain policies
+    #[command(subcommand)]
+    Policy(policy::Policy),
     /// Recover from a lost ledger
     Ledger(ledger::Args),
     /// Give the agent its directories on a Kubernetes node (as root, before it starts)
@@ -214,6 +218,7 @@ impl Local {
             Self::Agent(args) => Ok(agent::run(args)),
             Self::Audit(args) => audit::run(&args, context),
             Self::Config(args) => config::run(&args, context),
+            Self::Policy(what) => policy::run(what, context),
             Self::Ledger(args) => ledger::run(&args, context),
             Self::PrepareHost(args) => prepare::run(&args, context),
             Self::Completions(args) => completions::run(&args, context),

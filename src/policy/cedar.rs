@@ -25,12 +25,9 @@ use self::notes::Notes;
 use self::parse::Rule;
 use super::{
     Action, ApprovalFacts, ApprovalNeeded, Binding, Catalogue, Finding, Kind, Object, Obligations, Question,
-    Reason, UserFacts, Verdict,
+    Reason, SCHEMA, UserFacts, Verdict,
 };
 use crate::diag::{Problem, Problems};
-
-/// The schema as it is written.
-pub(super) const SCHEMA: &str = include_str!("cedar/schema.cedarschema");
 
 /// Policies, ready to be asked.
 #[derive(Debug)]
@@ -238,6 +235,14 @@ impl Rules {
     /// Whether some policy speaks of ancestors, so that they must be looked up.
     pub(super) fn is_about_ancestors(&self) -> bool {
         self.by_id.values().any(|rule| rule.text.contains("ancestor"))
+    }
+}
+
+impl Rules {
+    /// Whether some policy speaks of selectors or of the program's hash, so that every attestor must be waited for.
+    pub(super) fn is_about_selectors(&self) -> bool {
+        let says = |rule: &Rule| rule.text.contains("selectors") || rule.text.contains("exe_sha256");
+        self.by_id.values().any(says)
     }
 }
 

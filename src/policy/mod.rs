@@ -9,6 +9,7 @@
 //! The [`Catalogue`] says what there is to decide about: targets, agents, task templates, people. It is read from the
 //! same directory as the policies and changes with them in one step, so that a decision never sees half of a reload.
 
+mod cases;
 mod catalogue;
 #[cfg(feature = "cedar")]
 mod cedar;
@@ -20,8 +21,10 @@ mod lint;
 mod permit;
 mod question;
 mod set;
+mod sketch;
 mod source;
 
+pub use self::cases::{Broken, Case, parse_cases};
 pub use self::catalogue::{
     Agent, Allowed, Catalogue, Ceilings, Filled, IdPattern, MAX_CREDENTIAL_TTL, MAX_TASK_TTL, Operation,
     Param, ParamError, ParamType, Person, Target, TargetKind, Template, TemplateDetail, parse_catalogue,
@@ -40,7 +43,11 @@ pub use self::question::{
 #[cfg(feature = "cedar")]
 use self::set::Finding;
 pub use self::set::{Fetchable, PolicySet};
+pub use self::sketch::{ApprovalSketch, ProcessSketch, Sketch, TaskSketch};
 pub use self::source::{MAX_POLICY_BYTES, PolicySource, check_policies, is_policy_file};
+
+/// The schema that policies are held to, as it is written.
+pub const SCHEMA: &str = include_str!("cedar/schema.cedarschema");
 
 /// A moment as people and logs read it.
 fn shown_time(at: std::time::SystemTime) -> String {

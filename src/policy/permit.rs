@@ -15,6 +15,17 @@ pub enum Kind {
     Wit,
 }
 
+impl Kind {
+    /// The word for it in policies: `x509`, `jwt`, `wit`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::X509 => "x509",
+            Self::Jwt => "jwt",
+            Self::Wit => "wit",
+        }
+    }
+}
+
 /// Proof that policy allowed exactly this issuance. Not `Clone`: one permit, one credential.
 #[derive(Debug)]
 #[must_use = "a permit that is not spent issues nothing"]

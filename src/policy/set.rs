@@ -2,7 +2,7 @@
 
 #[cfg(feature = "cedar")]
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::digest::{Context, SHA256};
 
@@ -55,6 +55,9 @@ pub struct Fetchable {
 impl Fetchable {
     /// In every form: what a matched entry is worth without a policy set.
     pub const ALL: Self = Self { x509: true, jwt: true, wit: true };
+
+    /// In none.
+    pub const NONE: Self = Self { x509: false, jwt: false, wit: false };
 
     /// Whether it may be given at all.
     pub fn any(self) -> bool {
@@ -158,11 +161,12 @@ impl PolicySet {
         Explanation::without_policies(decision)
     }
 
-    /// In which forms the Workload API may give this identity now.
+    /// In which forms the Workload API may give this identity now, with those lifetimes.
     pub fn fetchable(
         &self,
         workload: &WorkloadFacts,
         identity: &IdentityFacts,
+        ttl: impl Fn(Kind) -> Duration,
         now: SystemTime,
     ) -> Fetchable {
         if !self.is_loaded() {
@@ -170,7 +174,7 @@ impl PolicySet {
         }
         let question = |kind| {
             let identity = IdentityFacts { kind, ..identity.clone() };
-            Question::fetch(workload.clone(), identity, std::time::Duration::ZERO, now)
+            Question::fetch(workload.clone(), identity, ttl(kind), now)
         };
         let allowed = |kind| self.find(&question(kind)).verdict == Verdict::Allow;
         Fetchable {
@@ -195,6 +199,14 @@ impl PolicySet {
     pub fn is_about_ancestors(&self) -> bool {
         #[cfg(feature = "cedar")]
         return self.rules.as_ref().is_some_and(|rules| rules.is_about_ancestors());
+        #[cfg(not(feature = "cedar"))]
+        false
+    }
+
+    /// Whether some policy speaks of what only attestors that may be slow can tell, so that they must be waited for.
+    pub fn is_about_selectors(&self) -> bool {
+        #[cfg(feature = "cedar")]
+        return self.rules.as_ref().is_some_and(|rules| rules.is_about_selectors());
         #[cfg(not(feature = "cedar"))]
         false
     }

@@ -39,19 +39,20 @@ impl PolicySource {
     }
 }
 
-/// Makes a set of drafts on somebody's desk, files or directories: whose they are is not looked at.
+/// Makes a set of drafts on somebody's desk, files or directories: whose they are is not looked at. `own`: the only trust
+/// domain that agents can be in, where it is known.
 ///
 /// # Errors
 /// Every mistake of every file.
-pub fn check_policies(paths: &[PathBuf]) -> Result<PolicySet, Problems> {
+pub fn check_policies(paths: &[PathBuf], own: Option<&TrustDomain>) -> Result<PolicySet, Problems> {
     let (files, mut problems) = fileset::read_drafts(paths, &RULES);
     if !problems.is_empty() {
-        if let Err(more) = PolicySet::parse(&files, None) {
+        if let Err(more) = PolicySet::parse(&files, own) {
             problems.append(more);
         }
         return problems.into_result(None);
     }
-    PolicySet::parse(&files, None)
+    PolicySet::parse(&files, own)
 }
 
 /// Whether a file of that name belongs to a policy set.

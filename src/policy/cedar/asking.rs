@@ -12,8 +12,8 @@ use time::macros::format_description;
 
 use crate::clock::unix_millis;
 use crate::policy::{
-    Action, ApprovalFacts, Catalogue, IdentityFacts, Kind, Object, Principal, Question, Reason, Target,
-    TaskFacts, UserFacts, WorkloadFacts,
+    Action, ApprovalFacts, Catalogue, IdentityFacts, Object, Principal, Question, Reason, Target, TaskFacts,
+    UserFacts, WorkloadFacts,
 };
 
 /// The names of entity types, parsed once.
@@ -156,14 +156,9 @@ impl Types {
         catalogue: &Catalogue,
     ) -> Result<(Entity, Vec<EntityUid>), Reason> {
         let IdentityFacts { spiffe_id, kind, audiences, entry } = identity;
-        let kind = match kind {
-            Kind::X509 => "x509",
-            Kind::Jwt => "jwt",
-            Kind::Wit => "wit",
-        };
         let attributes = [
             ("spiffe_id", string(spiffe_id.as_str())),
-            ("kind", string(kind)),
+            ("kind", string(kind.as_str())),
             ("audiences", strings(audiences)),
             ("entry", string(entry.as_str())),
         ];

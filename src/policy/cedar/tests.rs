@@ -312,10 +312,14 @@ fn what_the_workload_api_gives_is_decided_form_by_form() {
     assert_eq!(fetch(path, Kind::X509, &[]), Verdict::Allow);
     assert_eq!(fetch(path, Kind::Jwt, &["https://wiki.example.org"]), Verdict::Allow);
     assert_eq!(fetch(path, Kind::Jwt, &["https://wiki.example.org", "b"]), Verdict::Deny);
-    let fetchable = |path| set.fetchable(&workload(path), &identity(path, Kind::X509, &[]), now());
+    let fetchable =
+        |path| set.fetchable(&workload(path), &identity(path, Kind::X509, &[]), |_| Duration::ZERO, now());
     assert!(fetchable(path).x509 && fetchable(path).jwt && fetchable(path).wit);
     assert!(!fetchable("agent/plan").any());
-    assert!(PolicySet::none().fetchable(&workload("x"), &identity("x", Kind::X509, &[]), now()).any());
+    let nothing = PolicySet::none();
+    assert!(
+        nothing.fetchable(&workload("x"), &identity("x", Kind::X509, &[]), |_| Duration::ZERO, now()).any()
+    );
     let bound = set_of(&POLICIES.replace("@id(\"may-fetch\")", "@id(\"may-fetch\") @binding(\"mtls\")"));
     let kinds = [Kind::X509, Kind::Jwt, Kind::Wit].map(|kind| {
         let identity = identity(path, kind, &["https://wiki.example.org"]);

@@ -29,6 +29,7 @@ const CATALOGUE: &str = include_str!("catalogue.toml");
 
 #[cfg(test)]
 mod tests {
+    #[cfg(feature = "cedar")]
     use super::*;
 
     #[cfg(feature = "cedar")]
