@@ -15,8 +15,9 @@ use super::status::{BadRequest, of_refusal};
 use super::{authorities, facts};
 use crate::audit::{self, Event};
 use crate::ledger::{Row, State};
+use crate::policy::Explanation;
 use crate::registration::{Entry, Identity};
-use crate::workload::{LeaseFilter, Target, Workloads};
+use crate::workload::{Fetched, LeaseFilter, Target, Workloads};
 
 /// Answers `Status`; made by the composition root, which knows every part.
 pub type StatusSource = Arc<dyn Fn() -> proto::StatusResponse + Send + Sync>;
@@ -168,7 +169,7 @@ impl Admin for AdminService {
             process: facts::of_process(pid),
             selectors: selectors.collect(),
             attestors: attestors.collect(),
-            matches: explained.identities.iter().map(matched).collect(),
+            matches: explained.identities.iter().map(|one| matched(one, &explained.policy)).collect(),
             near_misses: near_misses.collect(),
             posture: explained.posture.iter().map(ToString::to_string).collect(),
         }))
@@ -183,11 +184,24 @@ fn outcome(outcome: &Outcome) -> String {
     }
 }
 
-fn matched(identity: &Identity) -> proto::ExplainMatch {
+fn decided(fetched: &Fetched) -> proto::ExplainPolicy {
+    let Explanation { decision, changes, .. } = &fetched.explanation;
+    let result = if fetched.for_some_audience { "per audience" } else { decision.verdict.as_str() };
+    proto::ExplainPolicy {
+        form: fetched.kind.as_str().to_owned(),
+        result: result.to_owned(),
+        reason: decision.reason.as_str().to_owned(),
+        policy_ids: decision.policy_ids.clone(),
+        changes: if fetched.for_some_audience { Vec::new() } else { changes.clone() },
+    }
+}
+
+fn matched(identity: &Identity, policy: &[Fetched]) -> proto::ExplainMatch {
     proto::ExplainMatch {
         entry_id: identity.entry.id.to_string(),
         spiffe_id: identity.spiffe_id.to_string(),
         because: identity.because.clone(),
+        policy: policy.iter().filter(|one| one.entry == identity.entry.id).map(decided).collect(),
     }
 }
 

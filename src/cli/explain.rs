@@ -1,6 +1,6 @@
 //! `mayfly explain --pid N`: what a process would get, and what it just misses.
 
-use mayfly_proto::admin::{ExplainRequest, ExplainResponse, ProcessFacts};
+use mayfly_proto::admin::{ExplainPolicy, ExplainRequest, ExplainResponse, ProcessFacts};
 use serde::Serialize;
 
 use super::Context;
@@ -69,6 +69,17 @@ struct MatchJson {
     entry_id: String,
     spiffe_id: String,
     because: Vec<String>,
+    policy: Vec<PolicyJson>,
+}
+
+/// What policy makes of one form of an identity.
+#[derive(Serialize)]
+struct PolicyJson {
+    form: String,
+    result: String,
+    reason: String,
+    policy_ids: Vec<String>,
+    changes: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -119,7 +130,12 @@ fn json(found: ExplainResponse) -> Answer {
             })
             .collect(),
         matches: matches
-            .map(|m| MatchJson { entry_id: m.entry_id, spiffe_id: m.spiffe_id, because: m.because })
+            .map(|m| MatchJson {
+                entry_id: m.entry_id,
+                spiffe_id: m.spiffe_id,
+                because: m.because,
+                policy: m.policy.into_iter().map(policy_json).collect(),
+            })
             .collect(),
         near_misses: misses
             .map(|m| MissJson {
@@ -131,6 +147,32 @@ fn json(found: ExplainResponse) -> Answer {
             .collect(),
         posture: found.posture,
     }
+}
+
+fn policy_json(policy: ExplainPolicy) -> PolicyJson {
+    PolicyJson {
+        form: policy.form,
+        result: policy.result,
+        reason: policy.reason,
+        policy_ids: policy.policy_ids,
+        changes: policy.changes,
+    }
+}
+
+/// `policy gives it as x509 (allowed by fetch)`, or what would have to change.
+fn policy_lines(policy: &ExplainPolicy) -> Vec<String> {
+    let form = cell(&policy.form);
+    if policy.result == "per audience" {
+        return vec![format!("  policy decides each {form} by its audience")];
+    }
+    let does = if policy.result == "allow" { "gives" } else { "does not give" };
+    let mut why = cell(&policy.reason);
+    if !policy.policy_ids.is_empty() {
+        why = format!("{why}: {}", cell(&policy.policy_ids.join(", ")));
+    }
+    let mut lines = vec![format!("  policy {does} it as {form} ({why})")];
+    lines.extend(policy.changes.iter().map(|change| format!("    to be allowed: {}", cell(change))));
+    lines
 }
 
 fn text(pid: u32, found: &ExplainResponse) -> Vec<String> {
@@ -167,6 +209,7 @@ fn text(pid: u32, found: &ExplainResponse) -> Vec<String> {
     for m in &found.matches {
         lines.push(format!("gets {}  (entry {})", cell(&m.spiffe_id), cell(&m.entry_id)));
         lines.push(format!("  because {}", cell(&m.because.join(" and "))));
+        lines.extend(m.policy.iter().flat_map(policy_lines));
     }
     for miss in &found.near_misses {
         lines.push(format!("misses {}  (entry {})", cell(&miss.spiffe_id), cell(&miss.entry_id)));
@@ -211,6 +254,20 @@ mod tests {
                 entry_id: "run".into(),
                 spiffe_id: "spiffe://example.org/run".into(),
                 because: vec!["unix:uid:1000".into()],
+                policy: vec![
+                    ExplainPolicy {
+                        form: "x509".into(),
+                        result: "deny".into(),
+                        reason: "forbidden".into(),
+                        policy_ids: vec!["no-certificates".into()],
+                        changes: vec!["`no-certificates` must not apply".into()],
+                    },
+                    ExplainPolicy {
+                        form: "jwt".into(),
+                        result: "per audience".into(),
+                        ..ExplainPolicy::default()
+                    },
+                ],
             }],
             near_misses: vec![NearMiss {
                 entry_id: "web".into(),
@@ -239,6 +296,9 @@ SELECTOR       STRENGTH
 unix:uid:1000  kernel
 gets spiffe://example.org/run  (entry run)
   because unix:uid:1000
+  policy does not give it as x509 (forbidden: no-certificates)
+    to be allowed: `no-certificates` must not apply
+  policy decides each jwt by its audience
 misses spiffe://example.org/web  (entry web)
   lacks unix:path:/usr/bin/web
   until 2026-01-01 has passed

@@ -1,5 +1,6 @@
 //! The state machine itself.
 
+mod closing;
 mod ending;
 mod forms;
 mod renewing;
@@ -44,6 +45,8 @@ struct Workload {
     flights: BTreeSet<Ticket>,
     listeners: Forms<usize>,
     holds: usize,
+    /// What policy does not give, whatever entry says so.
+    closed: Forms<BTreeSet<EntryId>>,
     barred: BTreeSet<EntryId>,
     barred_all: bool,
 }
@@ -52,6 +55,8 @@ struct Workload {
 struct Lease {
     workload: WorkloadId,
     entry: EntryId,
+    /// Of what is kept in slots; `None` for what is made on demand.
+    form: Option<Form>,
     ends: Ends,
 }
 
@@ -196,7 +201,7 @@ impl Core {
             return Completion::RevokedAtBirth(cause, vec![revoke]);
         }
         let mut actions = Vec::new();
-        self.remember(workload, flight.entry.clone(), lease, ends);
+        self.remember(workload, flight.entry.clone(), flight.fills, lease, ends);
         if let Some(form) = flight.fills {
             if let Some(slot) = self.slot_mut(workload, &flight.entry, form) {
                 let renew_at = jitter.renew_at(now, ends);
@@ -231,10 +236,18 @@ impl Core {
         actions
     }
 
-    /// Takes over a lease that an earlier run of the agent issued to a process that still lives.
-    pub fn adopt(&mut self, workload: WorkloadId, entry: EntryId, lease: LeaseId, ends: Ends) {
+    /// Takes over a lease that an earlier run of the agent issued to a process that still lives; `form` where it is of
+    /// what is kept in slots.
+    pub fn adopt(
+        &mut self,
+        workload: WorkloadId,
+        entry: EntryId,
+        form: Option<Form>,
+        lease: LeaseId,
+        ends: Ends,
+    ) {
         self.admit(workload);
-        self.remember(workload, entry, lease, ends);
+        self.remember(workload, entry, form, lease, ends);
     }
 
     /// The earliest moment at which [`Core::on_timeout`] has something to do.
@@ -262,7 +275,9 @@ impl Core {
         let due: Vec<_> = state
             .slots
             .iter()
-            .filter(|(form, ..)| *state.listeners.get(*form) > 0)
+            .filter(|(form, entry, _)| {
+                *state.listeners.get(*form) > 0 && !state.closed.get(*form).contains(*entry)
+            })
             .filter_map(|(form, entry, slot)| Some((form, entry.clone(), slot.due(now)?, slot.is_valid(now))))
             .collect();
         for (form, entry, at, renewal) in due {
@@ -304,10 +319,17 @@ impl Core {
         Some(flight)
     }
 
-    fn remember(&mut self, workload: WorkloadId, entry: EntryId, lease: LeaseId, ends: Ends) {
+    fn remember(
+        &mut self,
+        workload: WorkloadId,
+        entry: EntryId,
+        form: Option<Form>,
+        lease: LeaseId,
+        ends: Ends,
+    ) {
         if let Some(state) = self.workloads.get_mut(&workload) {
             state.leases.insert(lease);
-            self.leases.insert(lease, Lease { workload, entry, ends });
+            self.leases.insert(lease, Lease { workload, entry, form, ends });
             self.timers.set(Timer::Expiry(lease), ends);
         }
     }

@@ -10,6 +10,8 @@
 //! 3. A slot has at most one issuance in flight, and none while nobody listens for its form.
 //! 4. Nothing is issued for a workload that has ended or an entry it does not hold.
 
+#[cfg(test)]
+mod closing_tests;
 mod core;
 #[cfg(test)]
 mod simulation;
@@ -72,6 +74,8 @@ pub enum Cause {
     EntryWithdrawn,
     /// An operator said so; binds until the process restarts.
     Operator,
+    /// Policy does not give it any more.
+    Policy,
     /// The issuance failed after its lease was written down.
     Aborted,
 }

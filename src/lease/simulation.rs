@@ -555,7 +555,7 @@ mod tests {
         let now = start();
         let mut core = Core::default();
         let lease = LeaseId::from_bytes([1; 16]);
-        core.adopt(WorkloadId(1), entry(0), lease, now + TTL);
+        core.adopt(WorkloadId(1), entry(0), None, lease, now + TTL);
         let actions = core.set_entries(WorkloadId(1), &[], Cause::NoLongerMatches, now);
         assert!(matches!(&actions[0], Action::Revoke { leases, .. } if *leases == [lease]), "{actions:?}");
     }

@@ -425,7 +425,8 @@ mod tests {
                 "facts_changed",
                 "task_ended",
                 "pod_deleted",
-                "used"
+                "used",
+                "policy",
             ]
         );
     }

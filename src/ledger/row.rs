@@ -124,6 +124,8 @@ pub enum Reason {
     PodDeleted,
     /// It was good for one use, and was used.
     Used,
+    /// Policy does not give it any more.
+    Policy,
 }
 
 impl Kind {
@@ -140,7 +142,7 @@ impl Kind {
 
 impl Reason {
     /// Every reason, in the order of its code in the ledger.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Exited,
         Self::WatchLost,
         Self::ExecMismatch,
@@ -155,6 +157,7 @@ impl Reason {
         Self::TaskEnded,
         Self::PodDeleted,
         Self::Used,
+        Self::Policy,
     ];
 
     /// The stable name.
@@ -174,6 +177,7 @@ impl Reason {
             Self::TaskEnded => "task_ended",
             Self::PodDeleted => "pod_deleted",
             Self::Used => "used",
+            Self::Policy => "policy",
         }
     }
 }

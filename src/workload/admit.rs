@@ -188,7 +188,7 @@ impl Workloads {
 impl Shared {
     /// Whether the entries in force ask for more than this attestation looked at.
     pub(super) fn is_too_shallow(&self, attestation: &Attestation) -> bool {
-        let asks_deeper = attestation.depth() != Depth::Full && self.entries().depth() == Depth::Full;
+        let asks_deeper = attestation.depth() != Depth::Full && self.depth() == Depth::Full;
         asks_deeper || self.was_too_hasty(attestation)
     }
 
@@ -296,8 +296,7 @@ impl Shared {
             return Err(Refusal::WatchLost);
         }
         self.parts.manager.keep_process(process);
-        let wanted = state.members.get(&id).map(Member::wanted).unwrap_or_default();
-        let actions = state.core.set_entries(id, &wanted, Cause::NoLongerMatches, now);
+        let actions = self.hold_matched(state, id, Cause::NoLongerMatches, now);
         self.perform(state, actions, now);
         Ok(id)
     }
@@ -341,8 +340,7 @@ impl Shared {
         member.identities = identities;
         // A suspicion is not lifted here: it may be about something newer than this attestation.
         member.checked_for = None;
-        let wanted = member.wanted();
-        let actions = state.core.set_entries(id, &wanted, cause, now);
+        let actions = self.hold_matched(state, id, cause, now);
         self.perform(state, actions, now);
         state.show(id, now);
     }
@@ -406,6 +404,7 @@ pub(super) fn member(
         identities,
         x509: Shelf::new(first),
         wit: None,
+        fetch: None,
         connections: Vec::new(),
         suspect: false,
         stale: false,

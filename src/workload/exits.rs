@@ -146,6 +146,7 @@ fn reason(cause: Cause) -> Reason {
         Cause::PodDeleted => Reason::PodDeleted,
         Cause::CredentialsChanged => Reason::CredentialsChanged,
         Cause::EntryWithdrawn => Reason::EntryWithdrawn,
+        Cause::Policy => Reason::Policy,
         Cause::Operator => Reason::Operator,
         Cause::Aborted => Reason::IssueAborted,
     }
@@ -158,6 +159,7 @@ fn initiator(cause: Cause) -> Initiator {
             Initiator::Attestation
         }
         Cause::EntryWithdrawn => Initiator::Entries,
+        Cause::Policy => Initiator::Policy,
         Cause::Operator => Initiator::Operator,
         Cause::Aborted => Initiator::Agent,
     }

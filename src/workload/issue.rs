@@ -241,7 +241,7 @@ impl Shared {
             entry: entry.id.clone(),
             spiffe_id: identity.spiffe_id.clone(),
             kind: Kind::X509,
-            ttl: entry.terms.x509_ttl.unwrap_or(self.settings.x509_ttl),
+            ttl: self.ttl_of(Kind::X509, identity),
             audience: Vec::new(),
             allowed_audiences: None,
             dns_names: entry.terms.dns_names.clone(),

@@ -13,7 +13,7 @@ use crate::issue;
 use crate::issue::jwt::{JwtSvid, MintedJwt};
 use crate::lease::{Completion, Jitter, Ticket, WorkloadId};
 use crate::ledger::{Committed, Row};
-use crate::policy::{Kind, PermitRequest};
+use crate::policy::{Kind, PermitRequest, PolicySet};
 use crate::registration::Identity;
 
 struct Draft {
@@ -46,10 +46,11 @@ impl Workloads {
         if chosen.is_empty() {
             return Err(Refusal::NotEntitled);
         }
+        let all = wanted.is_none();
         let (send, answer) = oneshot::channel();
         let (shared, admission, audience) = (Arc::clone(&self.0), admission.clone(), audience.to_vec());
         self.0.spawn(async move {
-            let issued = shared.issue_jwts(&admission, &chosen, &audience).await;
+            let issued = shared.issue_jwts(&admission, &chosen, &audience, all).await;
             if let Err(Ok(unclaimed)) = send.send(issued) {
                 shared.withdraw(unclaimed.iter().map(|svid| svid.id));
             }
@@ -65,20 +66,28 @@ impl Shared {
         admission: &Admission,
         chosen: &[Identity],
         audience: &[String],
+        all: bool,
     ) -> Result<Vec<JwtSvid>, Refusal> {
+        // Looked at before anything is decided: a set that comes in between is told from it at the release.
+        let set = self.parts.policy.in_force();
         let mut drafts = Vec::with_capacity(chosen.len());
         for identity in chosen {
             match self.draft(admission, identity, audience) {
                 Ok(draft) => drafts.push(draft),
+                // Who asks for all of its identities gets those that policy gives.
+                Err(Refusal::NotEntitled) if all && set.is_loaded() => {}
                 Err(refusal) => {
                     self.discard(drafts, false);
                     return Err(refusal);
                 }
             }
         }
+        if drafts.is_empty() {
+            return Err(Refusal::NotEntitled);
+        }
         let written = drafts.iter().map(Draft::record).collect();
         match self.write_down(written).await {
-            Ok(committed) => self.release_jwts(admission.id(), drafts, &committed),
+            Ok(committed) => self.release_jwts(admission.id(), drafts, &committed, &set),
             Err((refusal, written)) => {
                 self.discard(drafts, written);
                 Err(refusal)
@@ -125,7 +134,7 @@ impl Shared {
             entry: entry.id.clone(),
             spiffe_id: identity.spiffe_id.clone(),
             kind: Kind::Jwt,
-            ttl: entry.terms.jwt_ttl.unwrap_or(self.settings.jwt_ttl),
+            ttl: self.ttl_of(Kind::Jwt, identity),
             audience: audience.to_vec(),
             allowed_audiences: entry.terms.jwt_audiences.as_ref().map(|a| a.iter().cloned().collect()),
             dns_names: Vec::new(),
@@ -145,6 +154,7 @@ impl Shared {
         id: WorkloadId,
         drafts: Vec<Draft>,
         committed: &Committed,
+        decided_by: &Arc<PolicySet>,
     ) -> Result<Vec<JwtSvid>, Refusal> {
         failpoint::hit("issue.before_release");
         let same = |d: &Draft| self.verify_closely(&d.subject.process, &d.subject.attestation);
@@ -157,6 +167,14 @@ impl Shared {
         let mut released = Vec::with_capacity(drafts.len());
         let mut refused = false;
         let mut state = self.lock();
+        // A reload looks at every lease under this lock, and these are none yet.
+        let set = self.parts.policy.in_force();
+        let gone = |draft: &Draft| !self.gives_token(&set, &state, id, &draft.row);
+        if !Arc::ptr_eq(&set, decided_by) && drafts.iter().any(gone) {
+            drop(state);
+            self.discard(drafts, true);
+            return Err(Refusal::NotEntitled);
+        }
         for Draft { ticket, minted, row, .. } in drafts {
             let (lease, ends) = (row.id, now + remaining(&row, wall));
             state.add_row(row);

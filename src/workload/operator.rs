@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use mayfly_attestors::{AttestError, Attestation, PinError, Process};
 
+use super::guard::Fetched;
 use super::revoker::Initiator;
 use super::{PublishedCrl, Refusal, Workloads, lock};
 use crate::id::LeaseId;
@@ -56,6 +57,8 @@ pub struct Explained {
     pub near_misses: Vec<NearMiss>,
     /// What is odd about the process, by its stable names.
     pub posture: Vec<&'static str>,
+    /// What policy makes of each identity; empty without a policy set.
+    pub policy: Vec<Fetched>,
 }
 
 impl Workloads {
@@ -181,7 +184,10 @@ impl Workloads {
         let facts = matching::Facts::from(&attestation);
         let near_misses = matching::near_misses(&entries, facts, self.0.parts.clock.wall());
         let posture = self.0.posture(&process, &attestation);
-        Ok(Explained { attestation, identities, near_misses, posture })
+        let now = self.0.parts.clock.monotonic();
+        let who = |identity: &Identity| self.0.facts(&process, &attestation, now, identity);
+        let policy = self.0.explain_fetch(&identities, who);
+        Ok(Explained { attestation, identities, near_misses, posture, policy })
     }
 }
 

@@ -1,4 +1,4 @@
-//! Entries come, go, change, and end at their date: every live workload is matched again.
+//! Entries and policies come, go, change, and end at their date: every live workload is matched and decided again.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -9,15 +9,19 @@ use crate::lease::{Cause, WorkloadId};
 use crate::registration::EntrySet;
 
 impl Workloads {
-    /// Follows the entries until the drain starts.
+    /// Follows the entries and the policies until the drain starts.
     pub async fn follow_entries(self, mut drain: Watch) {
-        let mut entries = self.entries();
+        let (mut entries, mut policies) = (self.entries(), self.0.parts.policy.follow());
         loop {
             let set = Arc::clone(&entries.borrow_and_update());
+            let policy = Arc::clone(&policies.borrow_and_update());
             self.0.match_all_again();
-            let next_end = next_end(&set, self.0.parts.clock.wall());
+            let now = self.0.parts.clock.wall();
+            let policy_end = policy.next_end(now).and_then(|end| end.duration_since(now).ok());
+            let next_end = next_end(&set, now).into_iter().chain(policy_end.map(soon_after)).min();
             tokio::select! {
                 changed = entries.changed() => if changed.is_err() { return },
+                changed = policies.changed() => if changed.is_err() { return },
                 () = wait(next_end) => {}
                 () = drain.stopping() => return,
             }
@@ -38,7 +42,11 @@ fn next_end(set: &EntrySet, now: SystemTime) -> Option<Duration> {
         .filter_map(|entry| entry.conditions.until?.duration_since(now).ok())
         .filter(|left| !left.is_zero())
         .min()
-        .map(|left| left.min(Duration::from_secs(86_400)) + Duration::from_millis(1))
+        .map(soon_after)
+}
+
+fn soon_after(left: Duration) -> Duration {
+    left.min(Duration::from_secs(86_400)) + Duration::from_millis(1)
 }
 
 impl Shared {
@@ -59,9 +67,8 @@ impl Shared {
         let Some(member) = state.members.get_mut(&id) else { return false };
         let shallow = self.is_too_shallow(&member.attestation);
         member.identities = self.match_held(&member.attestation, &member.identities);
-        let wanted = member.wanted();
         let now = self.parts.clock.monotonic();
-        let actions = state.core.set_entries(id, &wanted, Cause::EntryWithdrawn, now);
+        let actions = self.hold_matched(state, id, Cause::EntryWithdrawn, now);
         self.perform(state, actions, now);
         state.show(id, now);
         shallow

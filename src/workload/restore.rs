@@ -11,7 +11,7 @@ use mayfly_attestors::{AttestError, Attestation, PinError, Process, ProcessKey, 
 use super::admit::member;
 use super::issue::remaining;
 use super::revoker::Initiator;
-use super::state::{Member, State};
+use super::state::State;
 use super::{Shared, Workloads};
 use crate::clock::unix_seconds;
 use crate::id::SpiffeId;
@@ -173,14 +173,14 @@ impl Shared {
     fn take_over(self: &Arc<Self>, state: &mut State, id: WorkloadId, key: ProcessKey, rows: Vec<Row>) {
         let (now, wall) = (self.parts.clock.monotonic(), self.parts.clock.wall());
         for row in rows {
-            state.core.adopt(id, row.entry.clone(), row.id, now + remaining(&row, wall));
+            let form = super::guard::form_of(&row);
+            state.core.adopt(id, row.entry.clone(), form, row.id, now + remaining(&row, wall));
             state.add_row(row);
         }
         // A lease that was live when the agent died in the middle of an operator's order.
         let actions = state.apply_bars(id, key);
         self.perform(state, actions, now);
-        let wanted = state.members.get(&id).map(Member::wanted).unwrap_or_default();
-        let actions = state.core.set_entries(id, &wanted, Cause::NoLongerMatches, now);
+        let actions = self.hold_matched(state, id, Cause::NoLongerMatches, now);
         self.perform(state, actions, now);
     }
 

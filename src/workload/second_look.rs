@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use mayfly_attestors::{AttestError, Attestation, Process, failpoint};
 
 use super::issue::Doubt;
-use super::state::Member;
 use super::{Connection, Shared, State};
 use crate::audit;
 use crate::lease::{Cause, WorkloadId};
@@ -165,9 +164,8 @@ impl Shared {
         self.note_cut(process, audit::Cut::ExecMismatch);
         let now = self.parts.clock.monotonic();
         let mut state = self.lock();
-        let wanted = state.members.get(&id).map(Member::wanted).unwrap_or_default();
         let mut actions = state.core.set_entries(id, &[], Cause::NoLongerMatches, now);
-        actions.extend(state.core.set_entries(id, &wanted, Cause::NoLongerMatches, now));
+        actions.extend(self.hold_matched(&mut state, id, Cause::NoLongerMatches, now));
         self.perform(&mut state, actions, now);
     }
 

@@ -31,11 +31,14 @@ pub(super) struct Shown<T = X509Svid> {
     pub(super) view: View<T>,
     /// Of the entries it holds.
     pub(super) federates_with: FederatesWith,
+    /// In whatever form.
+    pub(super) has_identity: bool,
 }
 
 impl<T> From<View<T>> for Shown<T> {
     fn from(view: View<T>) -> Self {
-        Self { view, federates_with: FederatesWith::default() }
+        let has_identity = !matches!(view, View::NoIdentity | View::Ended);
+        Self { view, federates_with: FederatesWith::default(), has_identity }
     }
 }
 
@@ -50,7 +53,7 @@ pub(super) struct Shelf<T> {
 impl<T> Shelf<T> {
     /// An empty one, for a workload whose entries name those trust domains.
     pub(super) fn new(federates_with: FederatesWith) -> Self {
-        let first = Shown { view: View::Pending, federates_with };
+        let first = Shown { view: View::Pending, federates_with, has_identity: true };
         Self { svids: HashMap::new(), view: watch::Sender::new(first), failing: false }
     }
 
@@ -95,6 +98,7 @@ impl<T> Shelf<T> {
         identities: &[Identity],
         shown: &[(EntryId, Option<LeaseId>)],
         federates_with: &FederatesWith,
+        has_identity: bool,
     ) {
         let current: HashMap<&EntryId, LeaseId> =
             shown.iter().filter_map(|(entry, lease)| Some((entry, (*lease)?))).collect();
@@ -116,9 +120,11 @@ impl<T> Shelf<T> {
             View::Pending
         };
         self.view.send_if_modified(|seen| {
-            let news = !seen.view.same_as(&next) || seen.federates_with != *federates_with;
+            let news = !seen.view.same_as(&next)
+                || seen.federates_with != *federates_with
+                || seen.has_identity != has_identity;
             if news {
-                *seen = Shown { view: next, federates_with: Arc::clone(federates_with) };
+                *seen = Shown { view: next, federates_with: Arc::clone(federates_with), has_identity };
             }
             news
         });

@@ -3,7 +3,7 @@
 //! Silence takes nothing away: who might match if the attestor answered is told to try again, and who has an identity
 //! keeps what the unchanged facts earned. It gives nothing either. Both are decided in [`crate::registration::unknown`].
 
-use mayfly_attestors::{AttestError, Attestation, Interest, Process};
+use mayfly_attestors::{AttestError, Attestation, Depth, Interest, Process};
 
 use super::Shared;
 use super::state::{Member, State};
@@ -30,15 +30,21 @@ struct Needs<'a>(&'a Shared);
 
 impl Interest for Needs<'_> {
     fn needs_more(&self, so_far: &Attestation) -> bool {
-        self.0.open_entry(so_far).is_some()
+        self.0.open_entry(so_far).is_some() || self.0.parts.policy.in_force().is_about_selectors()
     }
 }
 
 impl Shared {
     /// As deep as the entries in force ask; what they do not ask for could change no match, and nobody waits for it.
     pub(super) async fn attest_for_entries(&self, process: &Process) -> Result<Attestation, AttestError> {
-        let depth = self.entries().depth();
+        let depth = self.depth();
         self.parts.attestors.attest_for(process, depth, &Needs(self)).await
+    }
+
+    /// How far the entries and policies in force look.
+    pub(super) fn depth(&self) -> Depth {
+        let is_deep = self.parts.policy.in_force().is_about_ancestors();
+        if is_deep { Depth::Full } else { self.entries().depth() }
     }
 
     pub(super) fn entries(&self) -> std::sync::Arc<EntrySet> {
@@ -52,7 +58,9 @@ impl Shared {
 
     /// Whether the entries in force ask for more than this attestation waited for.
     pub(super) fn was_too_hasty(&self, attestation: &Attestation) -> bool {
-        attestation.is_hasty() && self.open_entry(attestation).is_some()
+        let asks =
+            || self.open_entry(attestation).is_some() || self.parts.policy.in_force().is_about_selectors();
+        attestation.is_hasty() && asks()
     }
 
     /// Why nobody can say what the process is entitled to; `None` when it is decided.

@@ -16,6 +16,7 @@ use crate::issue::wit::WitSvid;
 use crate::issue::x509::X509Svid;
 use crate::lease::{Core, Form, Wanted, WorkloadId};
 use crate::ledger::{Kind, Row};
+use crate::policy::Fetchable;
 use crate::registration::{Identity, Terms};
 use crate::trust::FederatesWith;
 
@@ -48,6 +49,8 @@ pub(super) struct Member {
     pub(super) x509: Shelf<X509Svid>,
     /// Made for the first who asks: most workloads have none.
     pub(super) wit: Option<Box<Shelf<WitSvid>>>,
+    /// In which forms policy gives each identity; `None` without a policy set.
+    pub(super) fetch: Option<Vec<(EntryId, Fetchable)>>,
     pub(super) connections: Vec<Weak<dyn Connection>>,
     /// Being looked at again: nothing is pushed meanwhile.
     pub(super) suspect: bool,
@@ -72,6 +75,12 @@ impl std::fmt::Debug for Member {
 impl Member {
     pub(super) fn identity(&self, entry: &EntryId) -> Option<&Identity> {
         self.identities.iter().find(|i| i.entry.id == *entry)
+    }
+
+    /// In which forms policy gives the identity of that entry.
+    pub(super) fn may_fetch(&self, entry: &EntryId) -> Fetchable {
+        let Some(decided) = &self.fetch else { return Fetchable::ALL };
+        decided.iter().find(|(of, _)| of == entry).map_or(Fetchable::NONE, |(_, may)| *may)
     }
 
     pub(super) fn wanted(&self) -> Vec<Wanted> {
@@ -218,11 +227,14 @@ impl State {
     pub(super) fn show(&mut self, id: WorkloadId, now: Instant) {
         let Some(member) = self.members.get_mut(&id) else { return };
         let held = self.core.held(id);
-        let federates_with = federates_with(member.identities.iter().filter(|i| held.contains(&i.entry.id)));
+        let given = |i: &&Identity| held.contains(&i.entry.id) && member.may_fetch(&i.entry.id).any();
+        let given: Vec<&Identity> = member.identities.iter().filter(given).collect();
+        let (has_identity, federates_with) = (!given.is_empty(), federates_with(given));
         let x509 = self.core.shown(id, Form::X509, now);
-        member.x509.show(&member.identities, &x509, &federates_with);
+        member.x509.show(&member.identities, &x509, &federates_with, has_identity);
         if let Some(wit) = &mut member.wit {
-            wit.show(&member.identities, &self.core.shown(id, Form::Wit, now), &federates_with);
+            let shown = self.core.shown(id, Form::Wit, now);
+            wit.show(&member.identities, &shown, &federates_with, has_identity);
         }
     }
 }

@@ -190,7 +190,7 @@ impl Attendance {
     pub fn now(&mut self) -> Option<TrustView> {
         let trust = Arc::clone(&self.trust.borrow_and_update());
         let seen = self.view.borrow_and_update();
-        let ended = matches!(seen.view, View::NoIdentity | View::Ended);
+        let ended = matches!(seen.view, View::Ended) || !seen.has_identity;
         (!ended).then(|| TrustView::new(trust, Arc::clone(&seen.federates_with)))
     }
 

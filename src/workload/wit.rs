@@ -15,7 +15,7 @@ impl Shared {
             entry: entry.id.clone(),
             spiffe_id: identity.spiffe_id.clone(),
             kind: Kind::Wit,
-            ttl: entry.terms.wit_ttl.unwrap_or(self.settings.wit_ttl),
+            ttl: self.ttl_of(Kind::Wit, identity),
             audience: Vec::new(),
             allowed_audiences: None,
             dns_names: Vec::new(),

@@ -464,7 +464,7 @@ pub struct AttestorAnswer {
     #[prost(string, repeated, tag = "5")]
     pub notes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ExplainMatch {
     #[prost(string, tag = "1")]
     pub entry_id: ::prost::alloc::string::String,
@@ -472,6 +472,25 @@ pub struct ExplainMatch {
     pub spiffe_id: ::prost::alloc::string::String,
     #[prost(string, repeated, tag = "3")]
     pub because: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// What policy makes of it, one row a form; none without a policy set.
+    #[prost(message, repeated, tag = "4")]
+    pub policy: ::prost::alloc::vec::Vec<ExplainPolicy>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ExplainPolicy {
+    /// `x509`, `jwt` or `wit`.
+    #[prost(string, tag = "1")]
+    pub form: ::prost::alloc::string::String,
+    /// `allow`, `deny`, or for a JWT-SVID `per audience`: each token is decided by itself.
+    #[prost(string, tag = "2")]
+    pub result: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub reason: ::prost::alloc::string::String,
+    #[prost(string, repeated, tag = "4")]
+    pub policy_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// What would have to change, for people.
+    #[prost(string, repeated, tag = "5")]
+    pub changes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct NearMiss {

@@ -1,3 +1,5 @@
+//! The commands, as they are run: on a desk with policies, a catalogue and cases.
+
 use super::super::testing::{Ran, empty_env, run};
 use super::*;
 

@@ -1,6 +1,6 @@
 //! Taking back from a workload that lives: by an operator, or because a credential never arrived.
 
-use super::{Core, Lease, Timer};
+use super::Core;
 use crate::id::{EntryId, LeaseId};
 use crate::lease::{Action, Cause, WorkloadId};
 
@@ -43,14 +43,8 @@ impl Core {
 
     /// Takes back one lease that never reached its holder; the entry stays.
     pub fn withdraw(&mut self, lease: LeaseId) -> Vec<Action> {
-        let Some(Lease { workload, entry, .. }) = self.leases.remove(&lease) else { return Vec::new() };
-        self.timers.cancel(&Timer::Expiry(lease));
-        if let Some(state) = self.workloads.get_mut(&workload) {
-            state.leases.remove(&lease);
-            state.slots.of_entry_mut(&entry).for_each(|slot| {
-                slot.current.take_if(|c| c.lease == lease);
-            });
-        }
+        let Some(workload) = self.leases.get(&lease).map(|found| found.workload) else { return Vec::new() };
+        self.drop_lease(workload, lease);
         vec![Action::Revoke { workload, leases: vec![lease], cause: Cause::Aborted }]
     }
 

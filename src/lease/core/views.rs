@@ -35,12 +35,14 @@ impl Core {
         })
     }
 
-    /// Current and still valid lease of that form for each entry held, in entry order; `None` where there is none.
+    /// Current and still valid lease of that form for each entry held whose identity may be had in it, in entry order;
+    /// `None` where there is none.
     pub fn shown(&self, workload: WorkloadId, form: Form, now: Instant) -> Vec<(EntryId, Option<LeaseId>)> {
         let Some(state) = self.workloads.get(&workload) else { return Vec::new() };
         let lease = |slot: &Slot| slot.current.filter(|_| slot.is_valid(now)).map(|c| c.lease);
         let current = |entry| state.slots.get(form).get(entry).and_then(lease);
-        state.slots.x509.keys().map(|entry| (entry.clone(), current(entry))).collect()
+        let open = state.slots.x509.keys().filter(|entry| !state.closed.get(form).contains(*entry));
+        open.map(|entry| (entry.clone(), current(entry))).collect()
     }
 
     /// The entries that the workload holds: matched, and not taken by an operator.
