@@ -11,11 +11,14 @@ mod checkpoint;
 mod counts;
 mod event;
 mod line;
+mod query;
+mod read;
 mod sink;
 mod tail;
 mod tally;
 mod task;
 mod text;
+mod timeline;
 mod verify;
 mod writer;
 
@@ -28,10 +31,15 @@ pub use self::chain::{Flaw, Head};
 pub use self::checkpoint::Checkpoints;
 pub use self::counts::Counted;
 pub use self::event::{Agent, Credential, Cut, Decision, Event, Revocation, TokenPrint};
+pub use self::query::Query;
+pub use self::read::{Reading, read};
 pub use self::tail::{Filter, TailOptions, human, tail};
 pub use self::tally::{Tally, times};
 pub use self::task::{ApprovalFacts, ApprovalStep, PolicyDecision, TaskEnd, TaskFacts, TaskStep, UserPrint};
 pub use self::text::visible;
+pub use self::timeline::{
+    Moment, Said, SaidAgent, SaidApproval, SaidCredential, SaidDecision, TaskLife, Timeline,
+};
 pub use self::verify::{BadLine, Expected, Summary, VerifyError, verify, verify_with};
 
 use std::collections::VecDeque;

@@ -83,11 +83,14 @@ pub fn human(line: &str) -> String {
 
 impl Filter {
     fn wants(&self, line: &str) -> bool {
-        if self.event.is_none() && self.spiffe_id.is_none() && self.pid.is_none() && self.credential.is_none()
-        {
-            return true;
-        }
-        let Ok(value) = serde_json::from_str::<Value>(line) else { return false };
+        self.is_empty() || serde_json::from_str(line).is_ok_and(|value| self.wants_value(&value))
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.event.is_none() && self.spiffe_id.is_none() && self.pid.is_none() && self.credential.is_none()
+    }
+
+    pub(super) fn wants_value(&self, value: &Value) -> bool {
         let text = |pointer: &str| value.pointer(pointer).and_then(Value::as_str);
         let event = self.event.as_deref().is_none_or(|wanted| {
             let rest = text("/event").and_then(|event| event.strip_prefix(wanted));
@@ -192,7 +195,7 @@ impl News {
 }
 
 /// What [`human`] shows of a line, in this order.
-const SHOWN: [(&str, &str); 17] = [
+const SHOWN: [(&str, &str); 22] = [
     ("spiffe_id", "/agent/spiffe_id"),
     ("pid", "/agent/pid"),
     ("uid", "/agent/uid"),
@@ -200,8 +203,13 @@ const SHOWN: [(&str, &str); 17] = [
     ("jti", "/credential/jti"),
     ("entry", "/credential/entry"),
     ("ttl", "/credential/ttl"),
+    ("task", "/task/id"),
     ("phase", "/decision/phase"),
+    ("action", "/decision/action"),
+    ("target", "/decision/target"),
     ("reason", "/decision/reason"),
+    ("action", "/approval/action"),
+    ("target", "/approval/target"),
     ("reason", "/revocation/reason"),
     ("initiator", "/revocation/initiator"),
     ("latency_ms", "/revocation/latency_ms"),

@@ -70,6 +70,17 @@ pub(super) fn every_event() -> Vec<Event> {
     events
 }
 
+/// One line of each, all written in the first second of 1970.
+pub(super) fn every_line() -> Vec<Vec<u8>> {
+    let mut head = Head::default();
+    let line = |event: Event| {
+        let mut line = Vec::new();
+        super::line::append(&origin(), &mut head, from_unix_seconds(1), &event, &mut line);
+        line
+    };
+    every_event().into_iter().map(line).collect()
+}
+
 fn at(millis: u64) -> Option<SystemTime> {
     Some(from_unix_seconds(1_790_000_000) + Duration::from_millis(millis))
 }
@@ -262,6 +273,49 @@ fn task_events() -> Vec<Event> {
         Event::CredentialIssue { agent: agent.clone(), credential: Credential::of(&access) },
         Event::Task { step: TaskStep::Ended, agent, task: ended, decision: None, end: Some(end) },
     ]
+}
+
+/// A root, a child that joins it and wants to write, and the end of both.
+pub(crate) fn task_story() -> Vec<Event> {
+    let events = task_events();
+    let [Event::Task { agent, task, .. }, ..] = events.as_slice() else { return Vec::new() };
+    let planner = Agent { spiffe_id: Some("spiffe://example.org/agent/planner".to_owned()), ..agent.clone() };
+    let root = Box::new(TaskFacts {
+        id: task.root,
+        parent: None,
+        depth: 0,
+        purpose: "look around\n\u{1b}[31m".to_owned(),
+        chain: task.chain.iter().take(1).cloned().collect(),
+        user: None,
+        ..(**task).clone()
+    });
+    let begin = Event::Task {
+        step: TaskStep::Begin,
+        agent: planner.clone(),
+        task: root.clone(),
+        decision: None,
+        end: None,
+    };
+    let mut story = vec![begin];
+    story.extend(
+        events.into_iter().filter(|event| !matches!(event, Event::Task { step: TaskStep::Ended, .. })),
+    );
+    let end = TaskEnd {
+        reason: "process_exit",
+        initiator: "kernel".to_owned(),
+        credentials: 7,
+        descendants: 2,
+        latency: Duration::from_micros(4_200),
+    };
+    let ended = Box::new(TaskFacts { state: "ended", ..*root });
+    story.push(Event::Task {
+        step: TaskStep::Ended,
+        agent: planner,
+        task: ended,
+        decision: None,
+        end: Some(end),
+    });
+    story
 }
 
 /// Keeps lines in memory and fails when told to.

@@ -119,7 +119,7 @@ pub fn verify_with(
     }
 }
 
-fn step(state: &mut Option<Summary>, text: &[u8]) -> Result<(Head, Link), Flaw> {
+pub(super) fn step(state: &mut Option<Summary>, text: &[u8]) -> Result<(Head, Link), Flaw> {
     let link = match state {
         Some(summary) => {
             let link = summary.head.follow(text)?;
@@ -149,7 +149,7 @@ pub(super) fn read_line(reader: &mut impl BufRead, line: &mut Vec<u8>) -> io::Re
 }
 
 /// The agent's longest lines are some 100 KiB.
-const MAX_LINE_BYTES: u64 = 1 << 20;
+pub(super) const MAX_LINE_BYTES: u64 = 1 << 20;
 
 #[cfg(test)]
 mod tests {

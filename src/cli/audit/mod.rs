@@ -1,4 +1,8 @@
-//! `mayfly audit tail|verify`: the hash-chained log, read from its file.
+//! `mayfly audit tail|verify|query|task`: the hash-chained log, read from its file.
+
+mod ask;
+mod history;
+mod words;
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -9,7 +13,7 @@ use super::Context;
 use super::args::OutputArgs;
 use super::failure::Failure;
 use super::render::{count, hex};
-use crate::audit::{self, Checkpoints, Expected, Filter, Head, TailOptions};
+use crate::audit::{self, Checkpoints, Expected, Filter, Head, Reading, TailOptions};
 use crate::authority::JwtBundle;
 use crate::exit::Exit;
 
@@ -46,6 +50,12 @@ enum What {
     /// Check the whole hash chain
     #[command(after_help = VERIFY_EXAMPLES)]
     Verify(Verify),
+    /// Find events by agent, target, action and time
+    #[command(after_help = ask::EXAMPLES)]
+    Query(ask::Args),
+    /// Print the life of a task and of all below it: who, what, why, decided, issued, taken back
+    #[command(after_help = history::EXAMPLES)]
+    Task(history::Args),
 }
 
 #[derive(clap::Args, Debug)]
@@ -108,6 +118,8 @@ pub(super) fn run(args: &Args, context: &mut Context) -> Result<Exit, Failure> {
     match &args.what {
         What::Tail(args) => tail(args, context),
         What::Verify(args) => verify(args, context),
+        What::Query(args) => ask::run(args, context),
+        What::Task(args) => history::run(args, context),
     }
 }
 
@@ -160,6 +172,42 @@ fn verify(args: &Verify, context: &mut Context) -> Result<Exit, Failure> {
         context.console.line(&format!("the log itself says that {lost} could not be written"))?;
     }
     Ok(Exit::Ok)
+}
+
+/// Reads the whole log.
+fn opened(
+    files: &[PathBuf],
+    keys: Option<&JwtBundle>,
+    each: &mut dyn FnMut(&str, bool),
+) -> Result<Reading, Failure> {
+    let files: Vec<&Path> = files.iter().map(PathBuf::as_path).collect();
+    audit::read(&files, keys, each).map_err(|error| Failure::failed(error.to_string()))
+}
+
+/// What the answer is worth: said on standard error, and by the exit code.
+fn outcome(reading: &Reading, context: &mut Context) -> Result<Exit, Failure> {
+    if reading.first > 1 {
+        let first = reading.first;
+        context
+            .console
+            .note(&format!("the log given begins with line number {first}: what was before is not in it"));
+    }
+    if reading.lost > 0 {
+        let lost = count(reading.lost, "event", "events");
+        context.console.note(&format!("the log itself says that {lost} could not be written"));
+    }
+    if reading.unfinished {
+        context.console.note("the last line was being written and is left out");
+    }
+    match &reading.flaw {
+        None => Ok(Exit::Ok),
+        Some(flaw) => {
+            let proven = reading.head.seq;
+            Err(Failure::failed(format!("the chain is broken: {flaw}")).hint(format!(
+                "only lines up to number {proven} are proven; compare the rest with a copy kept elsewhere"
+            )))
+        }
+    }
 }
 
 fn keys(path: &Path) -> Result<JwtBundle, Failure> {
@@ -255,5 +303,104 @@ mod tests {
         let ran = audit(&["tail", "--event", "agent.start", "--output", "json"], &path).await;
         assert_eq!(ran.json()["event"], "agent.start");
         assert_eq!(audit(&["tail"], Path::new("/nonexistent")).await.exit, Exit::Failed);
+    }
+
+    /// A root with a child: begun, decided, issued, ended.
+    async fn task_log(path: &Path) {
+        let settings = LogSettings {
+            path: Some(path.to_owned()),
+            node: "n".into(),
+            boot_id: BootId::from_bytes([1; 16]),
+        };
+        let log = Log::open(settings, Arc::new(SystemClock)).expect("open");
+        log.record(audit::testing::task_story()).await.expect("record");
+    }
+
+    const ROOT: &str = "tsk_01040G2081040G2081040G2081";
+
+    #[tokio::test]
+    async fn the_life_of_a_task_and_of_those_below_it_can_be_read() {
+        let dir = data_dir();
+        let path = dir.path().join("audit.jsonl");
+        task_log(&path).await;
+        let ran = audit(&["task", ROOT], &path).await;
+        assert_eq!(ran.exit, Exit::Ok, "{ran:?}");
+        let expected = [
+            "agent     spiffe://example.org/agent/planner",
+            "begins: spiffe://example.org/agent/planner, pid 4242",
+            "takes up its parent's offer: spiffe://example.org/agent/fetcher",
+            "denied unless people approve (approval_required): write on wiki",
+            "purpose   \"look around\\n\\u{1b}[31m\" (the agent's own words)",
+            "ended     process_exit, by kernel; 7 credentials and 2 tasks below with it",
+        ];
+        for part in expected {
+            assert!(ran.out.contains(part), "{part} is not in\n{}", ran.out);
+        }
+        assert!(ran.out.lines().any(|line| line.starts_with("1.1  tsk_")), "{}", ran.out);
+        assert!(!ran.out.contains('\u{1b}'));
+        let only = audit(&["task", "--only", ROOT], &path).await;
+        assert!(only.exit == Exit::Ok && !only.out.contains("fetcher,"), "{}", only.out);
+        let ran = audit(&["task", "--output", "json", ROOT], &path).await.json();
+        assert_eq!((&ran["tasks"][1]["place"], &ran["tasks"][1]["parent"]), (&"1.1".into(), &ROOT.into()));
+        assert_eq!(ran["events"].as_array().expect("events").len(), 5);
+        assert_eq!(
+            (&ran["events"][0]["proven"], &ran["log"]["flaw"]),
+            (&true.into(), &serde_json::Value::Null)
+        );
+    }
+
+    #[tokio::test]
+    async fn a_timeline_of_a_broken_log_says_from_where_on_it_is_unproven_and_fails() {
+        let dir = data_dir();
+        let path = dir.path().join("audit.jsonl");
+        task_log(&path).await;
+        let text = std::fs::read_to_string(&path).expect("read");
+        std::fs::write(&path, text.replace("approval_required", "approval_approved")).expect("write");
+        let ran = audit(&["task", ROOT], &path).await;
+        assert_eq!(ran.exit, Exit::Failed);
+        assert!(
+            ran.err.contains("the chain is broken") && ran.err.contains("audit.jsonl:3: changed"),
+            "{}",
+            ran.err
+        );
+        let unproven: Vec<bool> = ran
+            .out
+            .lines()
+            .skip_while(|line| !line.starts_with("TIME"))
+            .skip(1)
+            .map(|line| line.contains("UNPROVEN: "))
+            .collect();
+        assert_eq!(unproven, [false, false, true, true, true], "{}", ran.out);
+        let ran = audit(&["query", "--action", "write"], &path).await;
+        assert_eq!(ran.exit, Exit::Failed);
+        let marked: Vec<bool> = ran.out.lines().map(|line| line.starts_with("UNPROVEN ")).collect();
+        assert_eq!(marked, [false, true], "{}", ran.out);
+        let ran = audit(&["query", "--event", "task.begin"], &path).await;
+        assert_eq!(ran.exit, Exit::Failed, "what is not shown is broken as well");
+    }
+
+    #[tokio::test]
+    async fn a_query_takes_times_of_both_kinds_and_says_when_nothing_fits() {
+        let dir = data_dir();
+        let path = dir.path().join("audit.jsonl");
+        task_log(&path).await;
+        let lines = |ran: &Ran| ran.out.lines().count();
+        let all = audit(&["query", "--since", "1h"], &path).await;
+        assert_eq!((all.exit, lines(&all)), (Exit::Ok, 5), "{all:?}");
+        let none = audit(&["query", "--until", "1h"], &path).await;
+        assert_eq!((none.exit, none.out.as_str()), (Exit::Ok, ""));
+        assert!(none.err.contains("none of 5 lines fits"), "{}", none.err);
+        let old = audit(&["query", "--until", "2020-01-01T00:00:00Z"], &path).await;
+        assert_eq!(lines(&old), 0);
+        let denied =
+            audit(&["query", "--result", "requestable", "--target", "wiki", "--output", "json"], &path).await;
+        assert_eq!(denied.json()["decision"]["action"], "write");
+        for wrong in [["query", "--since", "yesterday"], ["query", "--result", "maybe"]] {
+            assert_eq!(audit(&wrong, &path).await.exit, Exit::Usage, "{wrong:?}");
+        }
+        assert_eq!(audit(&["task", "tsk_1"], &path).await.exit, Exit::Usage);
+        let other = audit(&["task", "tsk_7ZZZZZZZZZZZZZZZZZZZZZZZZZ"], &path).await;
+        assert_eq!(other.exit, Exit::Failed);
+        assert!(other.err.contains("nothing in this log is of tsk_7ZZ"), "{}", other.err);
     }
 }

@@ -1,0 +1,135 @@
+//! Which lines of the log somebody asks for.
+
+use std::time::SystemTime;
+
+use serde_json::Value;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::tail::Filter;
+
+/// All that is set must hold; an empty query wants every line.
+#[derive(Clone, Debug, Default)]
+pub struct Query {
+    /// Event, process and credential.
+    pub filter: Filter,
+    /// The identity that acted; with `/*` at its end, every one below it.
+    pub agent: Option<String>,
+    /// The target of a decision or an approval, or the audience of a credential.
+    pub target: Option<String>,
+    /// The action class of a decision or an approval.
+    pub action: Option<String>,
+    /// `allow`, `deny` or `requestable`.
+    pub result: Option<String>,
+    /// The task, this one alone.
+    pub task: Option<String>,
+    /// Not before.
+    pub since: Option<SystemTime>,
+    /// Before.
+    pub until: Option<SystemTime>,
+}
+
+impl Query {
+    /// Whether the line is asked for. What cannot be read as a line of the log is only by an empty query.
+    pub fn wants(&self, line: &str) -> bool {
+        let Ok(value) = serde_json::from_str::<Value>(line) else { return self.is_empty() };
+        let text = |pointer: &str| value.pointer(pointer).and_then(Value::as_str);
+        let is_one_of = |wanted: Option<&String>, pointers: &[&str]| {
+            wanted.is_none_or(|wanted| pointers.iter().any(|pointer| text(pointer) == Some(wanted.as_str())))
+        };
+        self.filter.wants_value(&value)
+            && self.agent.as_deref().is_none_or(|agent| is_agent(agent, text("/agent/spiffe_id")))
+            && (is_one_of(self.target.as_ref(), &["/decision/target", "/approval/target"])
+                || self.target.as_deref().is_some_and(|target| has_audience(&value, target)))
+            && is_one_of(self.action.as_ref(), &["/decision/action", "/approval/action"])
+            && is_one_of(self.result.as_ref(), &["/decision/result"])
+            && is_one_of(self.task.as_ref(), &["/task/id"])
+            && self.covers(text("/ts"))
+    }
+
+    fn is_empty(&self) -> bool {
+        let texts = [&self.agent, &self.target, &self.action, &self.result, &self.task];
+        self.filter.is_empty()
+            && texts.iter().all(|text| text.is_none())
+            && self.since.is_none()
+            && self.until.is_none()
+    }
+
+    fn covers(&self, ts: Option<&str>) -> bool {
+        if self.since.is_none() && self.until.is_none() {
+            return true;
+        }
+        let at = ts.and_then(|ts| OffsetDateTime::parse(ts, &Rfc3339).ok()).map(SystemTime::from);
+        at.is_some_and(|at| {
+            self.since.is_none_or(|since| at >= since) && self.until.is_none_or(|until| at < until)
+        })
+    }
+}
+
+fn is_agent(wanted: &str, found: Option<&str>) -> bool {
+    let below = wanted.strip_suffix('*').filter(|prefix| prefix.ends_with('/'));
+    found.is_some_and(|found| below.map_or(found == wanted, |prefix| found.starts_with(prefix)))
+}
+
+fn has_audience(value: &Value, target: &str) -> bool {
+    let audience = value.pointer("/credential/aud").and_then(Value::as_array);
+    audience.is_some_and(|audience| audience.iter().any(|one| one.as_str() == Some(target)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::testing::every_line;
+    use super::*;
+    use crate::clock::from_unix_seconds;
+
+    /// The events that fit; every line of the log under test is of 1970-01-01T00:00:01Z.
+    fn found(query: &Query) -> Vec<String> {
+        let lines = every_line().into_iter().map(|line| String::from_utf8(line).unwrap());
+        let event =
+            |line: &str| serde_json::from_str::<Value>(line).unwrap()["event"].as_str().unwrap().to_owned();
+        lines.filter(|line| query.wants(line)).map(|line| event(&line)).collect()
+    }
+
+    fn some(text: &str) -> Option<String> {
+        Some(text.to_owned())
+    }
+
+    #[test]
+    fn a_query_finds_by_agent_target_action_and_result() {
+        let fetcher = some("spiffe://example.org/agent/fetcher");
+        assert_eq!(found(&Query { agent: fetcher.clone(), ..Query::default() }).len(), 4);
+        assert_eq!(
+            found(&Query { agent: some("spiffe://example.org/agent/*"), ..Query::default() }).len(),
+            4
+        );
+        assert_eq!(found(&Query { agent: some("spiffe://example.org/age*"), ..Query::default() }).len(), 0);
+        let decided =
+            found(&Query { target: some("wiki"), action: some("write"), agent: fetcher, ..Query::default() });
+        assert_eq!(decided, ["task.join", "decision.requestable"]);
+        let asked = Query { result: some("requestable"), ..Query::default() };
+        assert_eq!(found(&asked), ["decision.requestable"]);
+        let audience = found(&Query { target: some("db"), ..Query::default() });
+        assert!(audience.contains(&"credential.renew".to_owned()), "{audience:?}");
+    }
+
+    #[test]
+    fn a_query_finds_by_task_and_by_time() {
+        let task = crate::id::TaskId::from_bytes([2; 16]).to_string();
+        let of_task = found(&Query { task: Some(task), ..Query::default() });
+        assert_eq!(of_task, ["task.join", "decision.requestable", "credential.issue", "task.ended"]);
+        let all = every_line().len();
+        let span = |since, until| found(&Query { since, until, ..Query::default() }).len();
+        let (before, at) = (Some(from_unix_seconds(0)), Some(from_unix_seconds(1)));
+        let after = at.map(|at| at + Duration::from_nanos(1));
+        assert_eq!((span(before, after), span(at, None), span(None, after)), (all, all, all));
+        assert_eq!((span(after, None), span(None, at)), (0, 0), "the beginning counts, the end does not");
+    }
+
+    #[test]
+    fn what_is_no_line_is_only_found_by_asking_for_everything() {
+        assert!(Query::default().wants("rubbish"));
+        assert!(!Query { action: some("write"), ..Query::default() }.wants("rubbish"));
+    }
+}

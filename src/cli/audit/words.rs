@@ -1,0 +1,215 @@
+//! One event of a task in one sentence.
+
+use crate::audit::{Said, SaidAgent, SaidApproval, SaidCredential, SaidDecision};
+
+use super::super::render::count;
+
+/// What happened. The task itself is named beside it.
+pub(super) fn what(said: &Said) -> String {
+    let sentence = match said.event.as_str() {
+        "task.begin" => join([some("begins:"), who(said), until(said), policy(said)]),
+        "task.delegate" => join([some("offers a part of itself"), until(said), policy(said)]),
+        "task.join" => join([some("takes up its parent's offer:"), who(said), until(said), policy(said)]),
+        "task.renew" => join([some("asks for more time"), until(said), policy(said)]),
+        "task.suspend" => join([some("is suspended"), reason(said)]),
+        "task.resume" => join([some("goes on"), reason(said)]),
+        "task.ended" => format!("ends: {}", end_of(said)),
+        event => match event.split_once('.') {
+            Some(("decision", _)) => join([policy(said)]),
+            Some(("credential", step)) => credential(step, said),
+            Some(("approval", step)) => {
+                said.approval.as_ref().map(|approval| asked(step, approval)).unwrap_or_default()
+            }
+            _ => String::new(),
+        },
+    };
+    if sentence.is_empty() { said.event.clone() } else { sentence }
+}
+
+/// `process_exit, by kernel, at 2026-…; 7 credentials and 2 tasks below ended with it, in 4.2 ms`.
+pub(super) fn ended(last: &Said) -> String {
+    format!("{}, at {}", end_of(last), short(&last.ts))
+}
+
+/// `pid 42, uid 1000, cgroup /a, executable sha256 ab12…`.
+pub(super) fn process(agent: &SaidAgent) -> String {
+    let mut parts = vec![format!("pid {}", agent.pid), format!("uid {}", agent.uid)];
+    parts.extend(agent.cgroup.as_ref().map(|cgroup| format!("cgroup {cgroup}")));
+    parts.extend(agent.exe_sha256.as_ref().map(|sha256| format!("executable sha256 {sha256}")));
+    parts.join(", ")
+}
+
+/// To the millisecond.
+pub(super) fn short(ts: &str) -> String {
+    match ts.split_once('.') {
+        Some((whole, rest)) if rest.len() >= 4 => format!("{whole}.{}Z", rest.get(..3).unwrap_or_default()),
+        _ => ts.to_owned(),
+    }
+}
+
+fn end_of(said: &Said) -> String {
+    let Some(end) = &said.revocation else { return "no reason recorded".to_owned() };
+    let tasks = end
+        .descendants
+        .map_or_else(String::new, |n| format!(" and {}", count(n, "task below", "tasks below")));
+    let credentials = count(end.credentials, "credential", "credentials");
+    format!("{}, by {}; {credentials}{tasks} with it, in {} ms", end.reason, end.initiator, end.latency_ms)
+}
+
+fn credential(step: &str, said: &Said) -> String {
+    let Some(credential) = &said.credential else { return String::new() };
+    let name = named(credential);
+    match step {
+        "issue" => format!("gets {name}, for {} s", credential.ttl),
+        "renew" => format!("gets {name} in place of one that runs out, for {} s", credential.ttl),
+        "expire" => format!("{name} ran out"),
+        "revoke" => match &said.revocation {
+            Some(end) => {
+                format!("loses {name}: {}, by {}, in {} ms", end.reason, end.initiator, end.latency_ms)
+            }
+            None => format!("loses {name}"),
+        },
+        "reuse_after_end" => join([some("ALARM: used after its end:"), some(&name), reason(said)]),
+        _ => String::new(),
+    }
+}
+
+fn named(credential: &SaidCredential) -> String {
+    let name = credential.jti.as_ref().or(credential.serial.as_ref()).map_or("?", String::as_str);
+    match credential.aud.as_slice() {
+        [] => format!("{} {name}", credential.format),
+        audience => format!("{} {name} for {}", credential.format, audience.join(" ")),
+    }
+}
+
+fn asked(step: &str, approval: &SaidApproval) -> String {
+    let wanted = format!("{} on {} ({})", approval.action, approval.target, approval.id);
+    let by = approval.by.as_ref().map_or_else(String::new, |by| format!(" by {by}"));
+    let why = approval.reason.as_ref().map_or_else(String::new, |why| format!(", {why:?}"));
+    let until = approval.until.as_ref().map_or_else(String::new, |until| format!(", until {}", short(until)));
+    match step {
+        "requested" => format!("asks people for {wanted}"),
+        "granted" => format!("approved{by}: {wanted}{why}{until}"),
+        "denied" => format!("not approved{by}: {wanted}{why}"),
+        "expired" => format!("the approval ran out: {wanted}"),
+        "used" => format!("uses up the approval: {wanted}"),
+        _ => String::new(),
+    }
+}
+
+/// `allowed: read on wiki (tool get_page) when asked at issue; policies kb-read; evl_…`.
+fn policy(said: &Said) -> Option<String> {
+    said.decision.as_ref().map(decided)
+}
+
+fn decided(decision: &SaidDecision) -> String {
+    let verdict = match decision.result.as_str() {
+        "allow" => "allowed".to_owned(),
+        "requestable" => format!("denied unless people approve ({})", decision.reason),
+        _ => format!("denied ({})", decision.reason),
+    };
+    let mut out = format!("{verdict}, at {}", decision.phase);
+    if let Some(action) = &decision.action {
+        let target = decision.target.as_deref().unwrap_or("?");
+        out = format!("{verdict}: {action} on {target}, at {}", decision.phase);
+    }
+    for (label, text) in [("tool", &decision.tool), ("evaluation", &decision.evaluation_id)] {
+        out.extend(text.iter().map(|text| format!("; {label} {text}")));
+    }
+    for (label, list) in [("policies", &decision.policy_ids), ("obligations", &decision.obligations)] {
+        if !list.is_empty() {
+            out = format!("{out}; {label} {}", list.join(", "));
+        }
+    }
+    out
+}
+
+fn who(said: &Said) -> Option<String> {
+    let agent = said.agent.as_ref()?;
+    let name = agent.spiffe_id.as_deref().unwrap_or("no identity");
+    Some(format!("{name}, pid {}, uid {}", agent.pid, agent.uid))
+}
+
+fn until(said: &Said) -> Option<String> {
+    let deadline = said.task.as_ref()?.deadline.as_ref()?;
+    Some(format!("until {}", short(deadline)))
+}
+
+fn reason(said: &Said) -> Option<String> {
+    let text = said.detail.as_ref()?.get("reason")?.as_str()?;
+    Some(text.to_owned())
+}
+
+fn some(text: &str) -> Option<String> {
+    Some(text.to_owned())
+}
+
+/// What there is, a comma between, none after a colon.
+fn join<const N: usize>(parts: [Option<String>; N]) -> String {
+    parts.into_iter().flatten().fold(String::new(), |mut out, part| {
+        let gap = if out.is_empty() {
+            ""
+        } else if out.ends_with(':') {
+            " "
+        } else {
+            ", "
+        };
+        out.push_str(gap);
+        out.push_str(&part);
+        out
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(json: &str) -> Said {
+        serde_json::from_str(json).unwrap()
+    }
+
+    #[test]
+    fn a_denial_that_people_can_lift_says_what_was_wanted_and_who_decided() {
+        let line = r#"{"event":"decision.requestable","decision":{"result":"requestable","phase":"issue",
+            "reason":"approval_required","evaluation_id":"evl_1","action":"write","target":"wiki",
+            "tool":"edit","policy_ids":["writes-need-human"]}}"#;
+        assert_eq!(
+            what(&said(line)),
+            "denied unless people approve (approval_required): write on wiki, at issue; tool edit; \
+             evaluation evl_1; policies writes-need-human"
+        );
+    }
+
+    #[test]
+    fn an_approval_says_who_and_until_when() {
+        let line = r#"{"event":"approval.granted","approval":{"id":"apr_1","action":"write","target":"wiki",
+            "by":"uid:1000 (bob)","reason":"looks right","until":"2026-09-21T14:18:20Z"}}"#;
+        let expected =
+            "approved by uid:1000 (bob): write on wiki (apr_1), \"looks right\", until 2026-09-21T14:18:20Z";
+        assert_eq!(what(&said(line)), expected);
+    }
+
+    #[test]
+    fn an_end_says_what_it_took_along() {
+        let line = r#"{"ts":"T","event":"task.ended","revocation":{"reason":"process_exit","initiator":"kernel",
+            "credentials":7,"descendants":1,"latency_ms":4.2}}"#;
+        let end = "process_exit, by kernel; 7 credentials and 1 task below with it, in 4.2 ms";
+        assert_eq!(what(&said(line)), format!("ends: {end}"));
+        assert_eq!(ended(&said(line)), format!("{end}, at T"));
+    }
+
+    #[test]
+    fn a_credential_is_named_with_its_audience() {
+        let line = r#"{"event":"credential.issue","credential":{"format":"at+jwt","jti":"ab","aud":["wiki"],"ttl":300}}"#;
+        assert_eq!(what(&said(line)), "gets at+jwt ab for wiki, for 300 s");
+        let line = r#"{"event":"credential.reuse_after_end","credential":{"format":"at+jwt","jti":"ab"},
+            "detail":{"reason":"task_ended, introspection"}}"#;
+        assert_eq!(what(&said(line)), "ALARM: used after its end: at+jwt ab, task_ended, introspection");
+    }
+
+    #[test]
+    fn what_is_not_known_is_shown_by_its_name() {
+        assert_eq!(what(&said(r#"{"event":"task.something_new"}"#)), "task.something_new");
+        assert_eq!(what(&said(r#"{"event":"credential.issue"}"#)), "credential.issue");
+    }
+}
