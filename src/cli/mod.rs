@@ -14,6 +14,7 @@ mod completions;
 mod config;
 mod demo;
 mod entry;
+mod evidence;
 mod explain;
 mod failure;
 mod federate;
@@ -26,6 +27,7 @@ mod policy;
 mod prepare;
 mod render;
 mod run;
+mod selftest;
 mod show;
 mod status;
 mod sync;
@@ -146,6 +148,14 @@ enum Client {
     /// The demo's child
     #[command(hide = true)]
     DemoWorkload(demo::WorkloadArgs),
+    /// Try to break what the agent promises, and say what held
+    Selftest(selftest::Args),
+    /// Holds credentials for the self-test
+    #[command(hide = true)]
+    SelftestHolder(selftest::HolderArgs),
+    /// Goes on with a connection that is not its own
+    #[command(hide = true)]
+    SelftestHeir(selftest::HeirArgs),
 }
 
 #[derive(clap::Subcommand, Debug)]
@@ -208,6 +218,9 @@ impl Client {
             Self::Healthcheck(args) => healthcheck::run(args, context).await,
             Self::Demo(args) => demo::run(args, context).await,
             Self::DemoWorkload(args) => demo::run_workload(args, context).await,
+            Self::Selftest(args) => selftest::run(args, context).await,
+            Self::SelftestHolder(args) => selftest::run_holder(args, context).await,
+            Self::SelftestHeir(args) => selftest::run_heir(args, context).await,
         }
     }
 }

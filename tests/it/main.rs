@@ -35,6 +35,8 @@ mod run;
 #[cfg(test)]
 mod sds;
 #[cfg(test)]
+mod selftest;
+#[cfg(test)]
 mod startup;
 #[cfg(test)]
 mod support;

@@ -132,10 +132,15 @@ impl Target {
 
     /// Connects once.
     pub(crate) async fn connect(&self) -> Result<Connection, ConnectError> {
+        handshake(self.path()?, self.open().await?).await
+    }
+
+    /// Opens a checked stream and says nothing on it.
+    pub(crate) async fn open(&self) -> Result<UnixStream, ConnectError> {
         let path = self.path()?;
         let stream = open(path).await?;
         self.check_owner(path, &stream)?;
-        handshake(path, stream).await
+        Ok(stream)
     }
 
     /// The uid of whoever called `listen`, from the kernel.
@@ -183,6 +188,11 @@ impl Connection {
     pub(crate) fn health(&self) -> HealthClient<InterceptedService<Channel, SpiffeHeader>> {
         HealthClient::new(self.channel.clone())
     }
+}
+
+/// Speaks on a stream that somebody else opened.
+pub(crate) async fn inherited(stream: UnixStream) -> Result<Connection, ConnectError> {
+    handshake(Path::new("an inherited connection"), stream).await
 }
 
 /// Puts `workload.spiffe.io: true` on every call (WEP-06).

@@ -20,6 +20,7 @@ use crate::exit::Exit;
 
 use self::process::Running;
 use self::report::Report;
+pub(super) use self::report::Stopwatch;
 use self::story::{Stage, story};
 pub(super) use self::workload::{WorkloadArgs, run_workload};
 
@@ -92,7 +93,7 @@ async fn ready(
     report: &mut Report,
     context: &mut Context,
 ) -> Result<(), Failure> {
-    let watch = report::Stopwatch::start();
+    let watch = Stopwatch::start();
     let attempt = async |connection: super::client::Connection| {
         let request = tonic_health::pb::HealthCheckRequest { service: String::new() };
         answer(connection.health().check(request)).await.map(drop)

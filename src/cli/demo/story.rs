@@ -6,24 +6,19 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use mayfly_proto::admin::StatusRequest;
-use mayfly_proto::workload::{ValidateJwtsvidRequest, X509BundlesRequest, X509BundlesResponse};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use serde::Deserialize;
-use tonic::Streaming;
 
 use super::super::client::{Connection, Target, answer};
+use super::super::evidence::{Crls, Held, judge, judgement, unseen};
 use super::super::failure::Failure;
 use super::super::show::as_u64;
 use super::super::status::LatencyJson;
-use super::super::x509::{Crl, read_crl};
 use super::super::{Context, render, status};
 use super::report::{Report, Stopwatch};
 use super::workload::{JWT, TOKEN, X509};
-use crate::clock::{Clock, SystemClock};
-use crate::exit::Exit;
-use crate::id::SpiffeId;
-use crate::verify::{PeerError, RevocationPolicy, Role, Trust};
+use crate::verify::PeerError;
 
 /// Who the child's token is for.
 pub(crate) const AUDIENCE: &str = "demo.mayfly";
@@ -36,16 +31,6 @@ pub(crate) struct Stage {
     pub(crate) held: PathBuf,
     /// The longest any step may take.
     pub(crate) patience: Duration,
-}
-
-/// What the child holds, read from its files.
-#[derive(Clone, Debug)]
-struct Held {
-    spiffe_id: String,
-    serial: String,
-    not_after: String,
-    chain: Vec<Bytes>,
-    bundle: Vec<Bytes>,
 }
 
 #[derive(Deserialize)]
@@ -92,7 +77,7 @@ pub(crate) async fn story(
     let path = stage.held.join(JWT).join(TOKEN);
     let token = std::fs::read_to_string(&path).map_err(|error| Failure::file("read", &path, &error))?;
     let watch = Stopwatch::start();
-    if judge(&connection, &token).await?.is_some() {
+    if judge(&connection, AUDIENCE, &token).await?.is_some() {
         return Err(unseen("a token of the living child that is accepted"));
     }
     report.step(context, "token", Some(watch.micros()), "the child's JWT is accepted".to_owned())?;
@@ -119,7 +104,7 @@ async fn die(
     let (refused, listed) = tokio::join!(
         stage.within("the token's refusal", async {
             loop {
-                if let Some(why) = judge(connection, token).await? {
+                if let Some(why) = judge(connection, AUDIENCE, token).await? {
                     return Ok((why, watch.micros()));
                 }
                 tokio::time::sleep(Duration::from_micros(200)).await;
@@ -167,61 +152,6 @@ async fn figures(admin: &Connection) -> Result<Vec<LatencyJson>, Failure> {
     }
 }
 
-/// `None` = accepted, else why it is refused.
-async fn judge(connection: &Connection, token: &str) -> Result<Option<String>, Failure> {
-    let request = ValidateJwtsvidRequest { audience: AUDIENCE.to_owned(), svid: token.to_owned() };
-    match answer(connection.workload().validate_jwtsvid(request)).await {
-        Ok(_) => Ok(None),
-        Err(failure) if failure.exit == Exit::Failed => Ok(Some(failure.message)),
-        Err(failure) => Err(failure),
-    }
-}
-
-/// Why a TLS server of the same trust domain that reads the lists refuses the child's certificate; `None`: it is good.
-fn judgement(held: &Held, crls: &[Crl]) -> Result<Option<PeerError>, Failure> {
-    let odd = |error: &dyn std::error::Error| Failure::failed(error.to_string());
-    let id: SpiffeId = held.spiffe_id.parse().map_err(|error| odd(&error))?;
-    let mut trust = Trust::new();
-    let mut authorities = held.bundle.iter();
-    authorities
-        .try_for_each(|der| trust.add_authority(id.trust_domain(), der))
-        .map_err(|error| odd(&error))?;
-    crls.iter().try_for_each(|crl| trust.add_list(&crl.der)).map_err(|error| odd(&error))?;
-    let chain: Vec<_> = held.chain.iter().map(|der| CertificateDer::from(der.as_ref())).collect();
-    Ok(trust.verify(&chain, Role::Client, RevocationPolicy::strict(), SystemClock.wall()).err())
-}
-
-/// The revocation lists as a subscriber of the bundle stream gets them.
-struct Crls {
-    stream: Streaming<X509BundlesResponse>,
-    now: Vec<Crl>,
-}
-
-impl Crls {
-    async fn open(connection: &Connection) -> Result<Self, Failure> {
-        let mut workload = connection.workload();
-        let stream = answer(workload.fetch_x509_bundles(X509BundlesRequest {})).await?.into_inner();
-        let mut crls = Self { stream, now: Vec::new() };
-        crls.next().await?;
-        Ok(crls)
-    }
-
-    async fn next(&mut self) -> Result<(), Failure> {
-        let message = self.stream.message().await?;
-        let message = message.ok_or_else(|| unseen("a bundle stream that stays open"))?;
-        self.now = message.crl.iter().map(read_crl).collect::<Result<_, _>>()?;
-        Ok(())
-    }
-
-    fn with(&self, serial: &str) -> Option<&Crl> {
-        self.now.iter().find(|crl| crl.revoked.contains_key(serial))
-    }
-
-    fn lists(&self, serial: &str) -> bool {
-        self.with(serial).is_some()
-    }
-}
-
 /// Waits until the child's files say so.
 async fn held(stage: &Stage, enough: impl Fn(&Held) -> bool) -> Result<Held, Failure> {
     loop {
@@ -262,14 +192,10 @@ impl Stage {
     }
 }
 
-fn unseen(what: &str) -> Failure {
-    Failure::failed(format!("not observed: {what}"))
-}
-
 #[cfg(test)]
 mod tests {
     use mayfly_proto::admin::{Latency, StatusResponse};
-    use mayfly_proto::workload::{Jwtsvid, JwtsvidResponse, ValidateJwtsvidResponse};
+    use mayfly_proto::workload::{Jwtsvid, JwtsvidResponse, ValidateJwtsvidResponse, X509BundlesResponse};
     use serde_json::json;
 
     use super::super::super::client::{ClientArgs, Which};
