@@ -6,20 +6,11 @@ use std::time::SystemTime;
 use tokio::sync::watch;
 
 use super::permit::{Denied, Permit, PermitRequest, check};
-use super::{Decision, EvaluationId, IdentityFacts, PolicySet, Question, WorkloadFacts};
+use super::{Action, Decision, EvaluationId, IdentityFacts, PolicySet, Question, WorkloadFacts};
 
 /// Decides by the set in force. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Engine(Arc<watch::Sender<Arc<PolicySet>>>);
-
-/// A permit, and the decision it rests on.
-#[derive(Debug)]
-pub struct Granted {
-    /// Buys one credential.
-    pub permit: Permit,
-    /// For the record, and for its obligations.
-    pub decision: Decision,
-}
 
 impl Engine {
     /// An engine without a policy set.
@@ -90,28 +81,58 @@ impl Engine {
     pub fn permit_own(&self, request: PermitRequest) -> Result<Permit, Denied> {
         check(request).map(Permit::of)
     }
+}
 
-    /// Trades a task's request for a permit: policy decides, and the lifetime is at most what it allows. Without a
-    /// policy set there is none.
+impl Engine {
+    /// Trades a task's request for a permit: policy decides about each action that the credential would be for, all by
+    /// one set, and the lifetime is at most what it allows. With `all`, one no is a no; else what is denied is left
+    /// out. Without a policy set there is none.
     ///
     /// # Errors
-    /// The decision, when it is not a plain yes.
-    pub fn permit_for_task(
+    /// The decisions, when they leave nothing, or not all.
+    pub fn permit_for_actions(
         &self,
         request: PermitRequest,
-        question: &Question,
-    ) -> Result<Granted, Box<Refused>> {
-        let decision = self.decide(question);
-        let refuse = |denied| Box::new(Refused { denied, decision: decision.clone() });
-        let mut request = check(request).map_err(refuse)?;
-        if !decision.is_allowed() {
-            return Err(refuse(Denied::Policy));
+        questions: &[Question],
+        all: bool,
+    ) -> Result<GrantedActions, Box<RefusedActions>> {
+        let set = self.in_force();
+        let decided = questions.iter().map(|asked| (asked.action, set.decide(asked, new_evaluation())));
+        let (allowed, denied): (Vec<_>, Vec<_>) = decided.partition(|(_, decision)| decision.is_allowed());
+        if allowed.is_empty() || all && !denied.is_empty() {
+            return Err(Box::new(RefusedActions { denied: Denied::Policy, allowed, refused: denied }));
         }
-        if let Some(most) = decision.obligations.max_ttl {
-            request.ttl = request.ttl.min(most);
+        let most = allowed.iter().filter_map(|(_, decision)| decision.obligations.max_ttl).min();
+        match check(request) {
+            Ok(mut request) => {
+                request.ttl = most.map_or(request.ttl, |most| request.ttl.min(most));
+                Ok(GrantedActions { permit: Permit::of(request), allowed, denied })
+            }
+            Err(why) => Err(Box::new(RefusedActions { denied: why, allowed, refused: denied })),
         }
-        Ok(Granted { permit: Permit::of(request), decision })
     }
+}
+
+/// A permit, and the decisions it rests on.
+#[derive(Debug)]
+pub struct GrantedActions {
+    /// Buys one credential.
+    pub permit: Permit,
+    /// What it may be for; never empty.
+    pub allowed: Vec<(Action, Decision)>,
+    /// What it may not be for.
+    pub denied: Vec<(Action, Decision)>,
+}
+
+/// Why a task got no permit for several actions.
+#[derive(Debug)]
+pub struct RefusedActions {
+    /// Which door is shut.
+    pub denied: Denied,
+    /// What policy would have allowed.
+    pub allowed: Vec<(Action, Decision)>,
+    /// What it did not.
+    pub refused: Vec<(Action, Decision)>,
 }
 
 /// Why the Workload API gives something to nobody, or not to this one.
@@ -121,15 +142,6 @@ pub struct NotGiven {
     pub denied: Denied,
     /// What policy said, where it was asked.
     pub decision: Option<Decision>,
-}
-
-/// Why a task got no permit.
-#[derive(Debug)]
-pub struct Refused {
-    /// Which door is shut.
-    pub denied: Denied,
-    /// What policy said; a plain yes when something else was in the way.
-    pub decision: Decision,
 }
 
 impl Default for Engine {
@@ -180,7 +192,7 @@ mod tests {
             audiences: 0,
         };
         let (object, ttl) = (Object::Target("wiki".to_owned()), Duration::from_secs(300));
-        Question::of_task(workload, crate::policy::Action::Read, object, Phase::Issue, task, ttl, now)
+        Question::of_task(workload, Action::Read, object, Phase::Issue, task, ttl, now)
     }
 
     #[test]
@@ -199,8 +211,8 @@ mod tests {
             dns_names: Vec::new(),
             hint: String::new(),
         };
-        let refused = engine.permit_for_task(request, &question()).unwrap_err();
-        assert_eq!((refused.denied, refused.decision.verdict), (Denied::Policy, Verdict::Deny));
+        let refused = engine.permit_for_actions(request, &[question()], true).unwrap_err();
+        assert_eq!((refused.denied, refused.refused[0].1.verdict), (Denied::Policy, Verdict::Deny));
     }
 
     #[test]

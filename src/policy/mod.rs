@@ -32,7 +32,7 @@ pub use self::catalogue::{
 pub use self::decision::{
     ApprovalNeeded, Binding, Decision, EvaluationId, Log, Obligations, PolicyVersion, Reason, Verdict,
 };
-pub use self::engine::{Engine, Granted, NotGiven, Refused};
+pub use self::engine::{Engine, GrantedActions, NotGiven, RefusedActions};
 pub use self::explanation::{Considered, Explanation};
 pub use self::lint::Lint;
 pub use self::permit::{Denied, Grant, Kind, Permit, PermitRequest};

@@ -16,8 +16,10 @@ pub mod approval;
 pub mod grant;
 pub mod journal;
 pub mod limits;
+mod operation;
 pub mod place;
 mod tree;
+mod wish;
 
 #[cfg(test)]
 mod simulation;
@@ -31,7 +33,9 @@ use mayfly_attestors::ProcessKey;
 
 pub use self::grant::{Access, Detail, DetailError, Exceeds, Grants, Only, RawDetail};
 pub use self::limits::{Bounds, Cost, Limit, Limits, Usage};
+pub use self::operation::{Operation, OperationError, scope};
 pub use self::tree::{Cascade, Ended, Flight, Landing, NewOffer, NewTask, Offer, Repeat, Tree};
+pub use self::wish::{Bound, Wish};
 
 use crate::id::{EntryId, LeaseId, SpiffeId, TaskId};
 use crate::lease::WorkloadId;
