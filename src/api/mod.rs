@@ -22,6 +22,7 @@ pub mod sds;
 pub mod seats;
 pub mod serve;
 mod status;
+mod tasks;
 #[cfg(test)]
 mod testkit;
 mod validate;

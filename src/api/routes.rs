@@ -6,6 +6,7 @@ use mayfly_proto::DESCRIPTORS;
 use mayfly_proto::admin::admin_server::AdminServer;
 use mayfly_proto::admin::bundles_server::BundlesServer;
 use mayfly_proto::identity::identity_server::IdentityServer;
+use mayfly_proto::task::task_api_server::TaskApiServer;
 use mayfly_proto::workload::spiffe_workload_api_server::SpiffeWorkloadApiServer;
 use mayfly_proto::xds::envoy::service::secret::v3::secret_discovery_service_server::SecretDiscoveryServiceServer;
 use tonic::service::Routes;
@@ -17,6 +18,7 @@ use super::admin::{AdminService, StatusSource};
 use super::bundles::BundleService;
 use super::identity::IdentityService;
 use super::sds::{self, Sds, SdsService};
+use super::tasks::TaskService;
 use super::workload::WorkloadService;
 use crate::audit;
 use crate::clock::Clock;
@@ -45,9 +47,19 @@ pub fn public(
     let workload = WorkloadService::new(gate.clone(), Arc::clone(clock), drain.clone(), max_audiences);
     let identity = IdentityService::new(gate.clone(), drain.clone());
     let (reporter, health) = tonic_health::server::health_reporter();
-    let names = ["SpiffeWorkloadAPI", "mayfly.identity.v1.Identity", SDS, "grpc.health.v1.Health"];
+    let names = [
+        "SpiffeWorkloadAPI",
+        "mayfly.identity.v1.Identity",
+        "mayfly.task.v1.TaskAPI",
+        SDS,
+        "grpc.health.v1.Health",
+    ];
     let routes =
         Routes::new(SpiffeWorkloadApiServer::new(workload).max_decoding_message_size(MAX_REQUEST_BYTES))
+            .add_service(
+                TaskApiServer::new(TaskService::new(gate.clone()))
+                    .max_decoding_message_size(MAX_REQUEST_BYTES),
+            )
             .add_service(IdentityServer::new(identity).max_decoding_message_size(MAX_REQUEST_BYTES))
             .add_service(
                 SecretDiscoveryServiceServer::new(secrets).max_decoding_message_size(sds::MAX_REQUEST_BYTES),

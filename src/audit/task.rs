@@ -84,6 +84,8 @@ pub struct PolicyDecision {
     pub target: String,
     /// The MCP tool, if it was one.
     pub tool: Option<String>,
+    /// SHA-256 of the operation in canonical form, hex, if it was named.
+    pub args_hash: Option<String>,
     /// Those that decided.
     pub policy_ids: Vec<String>,
     /// The set that was asked.

@@ -244,6 +244,7 @@ fn task_events() -> Vec<Event> {
         action: "write",
         target: "wiki".to_owned(),
         tool: Some("edit_page".to_owned()),
+        args_hash: Some("34".repeat(32)),
         policy_ids: vec!["writes-need-human".to_owned()],
         policy_version: Some("ef".repeat(32)),
         reason: "approval_required",

@@ -84,6 +84,11 @@ impl Engine {
 }
 
 impl Engine {
+    /// A name for one evaluation, for whoever asks a set that he holds.
+    pub fn new_evaluation() -> EvaluationId {
+        new_evaluation()
+    }
+
     /// Trades a task's request for a permit: policy decides about each action that the credential would be for, all by
     /// one set, and the lifetime is at most what it allows. With `all`, one no is a no; else what is denied is left
     /// out. Without a policy set there is none.

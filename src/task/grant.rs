@@ -8,6 +8,7 @@
 use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use super::Action;
 use super::place::{Location, PathPattern, PlaceError};
@@ -63,6 +64,28 @@ pub struct RawDetail {
     pub methods: Vec<String>,
     /// See [`Detail::paths`].
     pub paths: Vec<String>,
+}
+
+impl RawDetail {
+    /// As RFC 9396 has it: a member that sets no limit is left out.
+    pub fn to_json(&self) -> Value {
+        let mut members = Map::new();
+        members.insert("type".to_owned(), self.kind.clone().into());
+        let lists = [
+            ("locations", &self.locations),
+            ("actions", &self.actions),
+            ("datatypes", &self.datatypes),
+            ("tools", &self.tools),
+            ("methods", &self.methods),
+            ("paths", &self.paths),
+        ];
+        let named = lists.into_iter().filter(|(_, list)| !list.is_empty());
+        members.extend(named.map(|(name, list)| (name.to_owned(), list.clone().into())));
+        if !self.identifier.is_empty() {
+            members.insert("identifier".to_owned(), self.identifier.clone().into());
+        }
+        Value::Object(members)
+    }
 }
 
 /// What is wrong with a detail: the field, and why.

@@ -30,6 +30,7 @@ impl Shared {
     /// Ends a workload: refuses in memory, ends its streams, cuts its connections, hands the rest on.
     pub(super) fn end(self: &Arc<Self>, id: WorkloadId, cause: Cause, seen: Instant) {
         let mut state = self.lock();
+        self.end_tasks_of(&mut state, id, seen);
         let actions = state.core.end(id, cause);
         self.perform_seen(&mut state, actions, seen);
         let Some(member) = state.remove(id) else { return };

@@ -205,7 +205,7 @@ impl Shared {
     }
 
     /// Gives a ticket back. `written` is the row when the ledger has it already: it is revoked.
-    fn abandon_jwt(self: &Arc<Self>, ticket: Ticket, written: Option<Row>) {
+    pub(super) fn abandon_jwt(self: &Arc<Self>, ticket: Ticket, written: Option<Row>) {
         let now = self.parts.clock.monotonic();
         let mut state = self.lock();
         let lease = written.as_ref().map(|row| row.id);
@@ -217,7 +217,7 @@ impl Shared {
     }
 
     /// Revokes leases whose credentials never reached their process.
-    fn withdraw(self: &Arc<Self>, leases: impl Iterator<Item = LeaseId>) {
+    pub(super) fn withdraw(self: &Arc<Self>, leases: impl Iterator<Item = LeaseId>) {
         let now = self.parts.clock.monotonic();
         let mut state = self.lock();
         for lease in leases {

@@ -37,6 +37,7 @@ mod silence;
 mod state;
 mod status_list;
 mod subscribe;
+mod tasks;
 mod timer;
 mod wit;
 
@@ -60,6 +61,9 @@ pub use self::shelf::View;
 pub use self::silence::Silence;
 pub use self::status_list::SignedList;
 pub use self::subscribe::{Attendance, Subscription};
+pub use self::tasks::{
+    Ask, Authorized, Begin, Form, Issued, Proof, TaskCredential, TaskError, TaskSummary, TaskView,
+};
 
 use self::revoker::Job;
 use self::state::State;

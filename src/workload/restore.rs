@@ -68,8 +68,14 @@ impl Workloads {
     pub async fn restore(&self, rows: Vec<Row>, kept: &Pidfds) -> Restored {
         failpoint::hit("restore.before");
         self.0.restore_lists(&rows);
+        // No task outlives a restart, and nothing outlives its task.
+        let of_task = |row: &Row| row.task.is_some() && row.state == RowState::Live;
+        let (ended, rows): (Vec<Row>, Vec<Row>) = rows.into_iter().partition(of_task);
+        let mut restored = Restored { revoked: ended.len(), ..Restored::default() };
+        if !ended.is_empty() {
+            self.refuse_gone(ended).await;
+        }
         let mut pending = self.0.read_past(rows);
-        let mut restored = Restored::default();
         loop {
             let looked = stream::iter(pending).map(|(key, live)| self.0.adopt(key, live, kept));
             let outcomes: Vec<Outcome> = looked.buffer_unordered(AT_ONCE).collect().await;

@@ -11,6 +11,7 @@ use super::Connection;
 use super::bars::Standing;
 use super::news::NewsLog;
 use super::shelf::Shelf;
+use super::tasks::Tasks;
 use crate::id::{EntryId, LeaseId};
 use crate::issue::wit::WitSvid;
 use crate::issue::x509::X509Svid;
@@ -39,6 +40,7 @@ pub(super) struct State {
     pub(super) given: HashMap<u64, Vec<LeaseId>>,
     next_stream: u64,
     pub(super) news: NewsLog,
+    pub(super) tasks: Tasks,
 }
 
 pub(super) struct Member {
@@ -216,6 +218,7 @@ impl State {
 
     pub(super) fn take_row(&mut self, lease: LeaseId) -> Option<Row> {
         let row = self.rows.remove(&lease)?;
+        self.tasks.lease_gone(lease);
         one_less(&mut self.leases_by_uid, &row.uid);
         if row.kind == Kind::Jwt {
             one_less(&mut self.jwts, &row.process);

@@ -26,7 +26,9 @@ impl Shared {
         if !actions.is_empty() {
             self.perform(&mut state, actions, now);
         }
-        let wait = state.core.deadline().map_or(IDLE, |at| at.saturating_duration_since(now).min(IDLE));
+        self.end_overdue_tasks(&mut state, now);
+        let next = state.core.deadline().into_iter().chain(state.tasks.tree.deadline()).min();
+        let wait = next.map_or(IDLE, |at| at.saturating_duration_since(now).min(IDLE));
         state.timer_at = Some(now + wait);
         if wait.is_zero() {
             return;

@@ -41,6 +41,8 @@ mod startup;
 #[cfg(test)]
 mod support;
 #[cfg(test)]
+mod tasks;
+#[cfg(test)]
 mod two_domains;
 #[cfg(test)]
 mod upstream;

@@ -46,6 +46,8 @@ pub(super) struct PolicyPart {
     target: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     tool: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    args_hash: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     policy_ids: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -97,6 +99,7 @@ impl From<&PolicyDecision> for PolicyPart {
             action: Some(decision.action),
             target: Some(capped(&decision.target)),
             tool: decision.tool.as_deref().map(capped),
+            args_hash: decision.args_hash.clone(),
             policy_ids: first(decision.policy_ids.iter()),
             policy_version: decision.policy_version.as_deref().map(capped),
             obligations: first(decision.obligations.iter()),

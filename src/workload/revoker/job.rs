@@ -63,7 +63,7 @@ pub(in crate::workload) enum Initiator {
 }
 
 impl Initiator {
-    pub(super) fn as_str(self) -> &'static str {
+    pub(in crate::workload) fn as_str(self) -> &'static str {
         match self {
             Self::Kernel => "kernel",
             Self::Attestation => "attestation",

@@ -1,0 +1,123 @@
+//! Errors of tasks: a gRPC code, and a `google.rpc.ErrorInfo` that a program can read.
+
+use std::collections::HashMap;
+
+use mayfly_proto::ErrorInfo;
+use prost::Message as _;
+use tonic::{Code, Status};
+
+use crate::policy::{Decision, Verdict};
+use crate::task::{Refused, Standing};
+use crate::workload::{Refusal, TaskError};
+
+/// Who names the reasons.
+const DOMAIN: &str = "mayfly.task.v1";
+
+/// `google.rpc.Status` with its details: what travels in `grpc-status-details-bin`.
+#[derive(Clone, PartialEq, prost::Message)]
+struct RichStatus {
+    #[prost(int32, tag = "1")]
+    code: i32,
+    #[prost(string, tag = "2")]
+    message: String,
+    #[prost(message, repeated, tag = "3")]
+    details: Vec<prost_types::Any>,
+}
+
+/// A request that is wrong in itself, and where.
+pub(super) fn malformed(field: &str) -> Status {
+    let message = format!("`{field}` is missing or malformed");
+    reason(Code::InvalidArgument, "malformed", &message, &[("field", field)])
+}
+
+/// A status with its reason.
+pub(super) fn reason(code: Code, reason: &str, message: &str, metadata: &[(&str, &str)]) -> Status {
+    let metadata: HashMap<String, String> =
+        metadata.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    let info = ErrorInfo { reason: reason.to_owned(), domain: DOMAIN.to_owned(), metadata };
+    let any = prost_types::Any {
+        type_url: "type.googleapis.com/google.rpc.ErrorInfo".to_owned(),
+        value: info.encode_to_vec(),
+    };
+    let status = RichStatus { code: code.into(), message: message.to_owned(), details: vec![any] };
+    Status::with_details(code, message, status.encode_to_vec().into())
+}
+
+/// What the caller learns.
+pub(super) fn of_error(error: TaskError) -> Status {
+    match error {
+        TaskError::Malformed(field) => malformed(&field),
+        TaskError::Refused(refused) => of_refused(&refused),
+        TaskError::Denied(decision) => of_decision(&decision),
+        TaskError::Unbound(decision) => {
+            let id = decision.evaluation_id.to_string();
+            let message = "this target takes only credentials that are bound to a key of yours";
+            reason(Code::FailedPrecondition, "binding_required", message, &[("evaluation_id", &id)])
+        }
+        TaskError::Workload(refusal) => of_refusal(&refusal),
+    }
+}
+
+fn of_decision(decision: &Decision) -> Status {
+    let id = decision.evaluation_id.to_string();
+    let metadata = [("evaluation_id", id.as_str())];
+    match decision.verdict {
+        Verdict::Requestable => {
+            let message = "people would have to allow this";
+            reason(Code::FailedPrecondition, "approval_required", message, &metadata)
+        }
+        Verdict::Deny | Verdict::Allow => {
+            let message = "policy does not allow this: an operator finds out why by the evaluation id";
+            reason(Code::PermissionDenied, "policy_denied", message, &metadata)
+        }
+    }
+}
+
+fn of_refused(refused: &Refused) -> Status {
+    let message = refused.to_string();
+    let (code, word) = match refused {
+        Refused::NoSuchTask | Refused::NoSuchDelegation => (Code::NotFound, "no_such_task"),
+        // Whether a task exists is nobody's business who is not in it.
+        Refused::NotInTask => (Code::PermissionDenied, "not_in_task"),
+        Refused::NotYours => (Code::PermissionDenied, "not_yours"),
+        Refused::DelegationUsed => (Code::FailedPrecondition, "delegation_used"),
+        Refused::Ended(_) => (Code::FailedPrecondition, "task_ended"),
+        Refused::Suspended(_) => (Code::FailedPrecondition, "suspended"),
+        Refused::Pending => (Code::FailedPrecondition, "pending_approval"),
+        Refused::Exceeds(_) => (Code::PermissionDenied, "exceeds_parent"),
+        Refused::NotGranted => (Code::PermissionDenied, "not_granted"),
+        Refused::Limit(limit) => {
+            return reason(Code::ResourceExhausted, &format!("limit_{}", limit.as_str()), &message, &[]);
+        }
+        Refused::Conflict => (Code::AlreadyExists, "idempotency_conflict"),
+        Refused::NotIsolated => (Code::FailedPrecondition, "scope_unavailable"),
+    };
+    reason(code, word, &message, &[])
+}
+
+fn of_refusal(refusal: &Refusal) -> Status {
+    let word = match refusal {
+        Refusal::Exited | Refusal::CredentialsChanged => Some("not_attested"),
+        Refusal::NotEntitled => Some("not_granted"),
+        Refusal::TooManyLeases => Some("limit_calls"),
+        _ => None,
+    };
+    let status = super::super::status::of_refusal(refusal);
+    match word {
+        Some("limit_calls") => reason(Code::ResourceExhausted, "limit_calls", status.message(), &[]),
+        Some(word) => reason(status.code(), word, status.message(), &[]),
+        None => status,
+    }
+}
+
+/// The word for a standing, as `Task.reason` has it.
+pub(super) fn standing(standing: Standing) -> (i32, String) {
+    use mayfly_proto::task::TaskState;
+    let (state, why) = match standing {
+        Standing::Pending => (TaskState::PendingApproval, ""),
+        Standing::Active => (TaskState::Active, ""),
+        Standing::Suspended(why) => (TaskState::Suspended, why.as_str()),
+        Standing::Ended(why) => (TaskState::Ended, why.as_str()),
+    };
+    (state.into(), why.to_owned())
+}

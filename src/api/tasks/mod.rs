@@ -1,0 +1,195 @@
+//! `mayfly.task.v1.TaskAPI` on the public socket, for whoever is attested and matched.
+
+mod errors;
+mod wire;
+
+use std::time::Duration;
+
+use mayfly_proto::task as proto;
+use mayfly_proto::task::task_api_server::TaskApi;
+use tonic::{Request, Response, Status};
+
+use self::errors::{malformed, of_error, reason};
+use super::admission::{Admitted, Gate};
+use super::workload::Messages;
+use crate::id::TaskId;
+use crate::policy::Action;
+use crate::task::Ending;
+use crate::workload::{Ask, Form, Proof, TaskError};
+
+/// Serves tasks.
+pub struct TaskService {
+    gate: Gate,
+}
+
+impl std::fmt::Debug for TaskService {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TaskService").finish_non_exhaustive()
+    }
+}
+
+impl TaskService {
+    /// A service behind `gate`.
+    pub fn new(gate: Gate) -> Self {
+        Self { gate }
+    }
+
+    async fn admit<T>(&self, request: &Request<T>, method: &'static str) -> Result<Admitted, Status> {
+        self.gate.call(request, method)?.admit().await
+    }
+}
+
+#[tonic::async_trait]
+impl TaskApi for TaskService {
+    type WatchStream = Messages<proto::TaskEvent>;
+
+    async fn begin(&self, request: Request<proto::BeginRequest>) -> Result<Response<proto::Task>, Status> {
+        let admitted = self.admit(&request, "Begin").await?;
+        let begin = wire::begin(request.into_inner())?;
+        let begun = self.gate.workloads().begin_task(admitted.admission(), begin).await;
+        begun.map(|view| Response::new(wire::task(&view))).map_err(of_error)
+    }
+
+    async fn get(&self, request: Request<proto::GetTaskRequest>) -> Result<Response<proto::Task>, Status> {
+        let admitted = self.admit(&request, "Get").await?;
+        let id = task_id(&request.get_ref().task_id)?;
+        let found = self.gate.workloads().task(id, admitted.admission());
+        found.map(|view| Response::new(wire::task(&view))).map_err(of_error)
+    }
+
+    async fn authorize(
+        &self,
+        request: Request<proto::AuthorizeRequest>,
+    ) -> Result<Response<proto::Decision>, Status> {
+        let admitted = self.admit(&request, "Authorize").await?;
+        let asked = request.into_inner();
+        let action = asked.action.parse::<Action>().ok().filter(|action| action.is_on_target());
+        let ask = Ask {
+            task: task_id(&asked.task_id)?,
+            form: None,
+            target: asked.target,
+            details: Vec::new(),
+            action: Some(action.ok_or_else(|| malformed("action"))?),
+            ttl: wire::duration("ttl", asked.ttl)?,
+            proof: None,
+            operation: wire::operation(asked.operation)?,
+        };
+        let said = self.gate.workloads().authorize(admitted.admission(), ask).await;
+        said.map(|said| Response::new(wire::decision(&said.decision))).map_err(of_error)
+    }
+
+    async fn issue(
+        &self,
+        request: Request<proto::IssueRequest>,
+    ) -> Result<Response<proto::Credential>, Status> {
+        let admitted = self.admit(&request, "Issue").await?;
+        let asked = request.into_inner();
+        let task = task_id(&asked.task_id)?;
+        let ask = ask(asked, task)?;
+        let form = ask.form.unwrap_or(Form::Access);
+        let workloads = self.gate.workloads();
+        let issued = workloads.issue_for_task(admitted.admission(), ask).await.map_err(of_error)?;
+        Ok(Response::new(wire::credential(&issued, form, task, &workloads.trust().borrow())))
+    }
+
+    async fn end(&self, request: Request<proto::EndRequest>) -> Result<Response<proto::TaskSummary>, Status> {
+        let admitted = self.admit(&request, "End").await?;
+        let asked = request.get_ref();
+        let ending = match asked.reason.as_str() {
+            "" | "completed" => Ending::Completed,
+            "failed" => Ending::Failed,
+            _ => return Err(malformed("reason")),
+        };
+        let ended =
+            self.gate.workloads().end_task(task_id(&asked.task_id)?, admitted.admission(), ending).await;
+        ended.map(|summary| Response::new(wire::summary(&summary))).map_err(of_error)
+    }
+
+    async fn delegate(
+        &self,
+        _request: Request<proto::DelegateRequest>,
+    ) -> Result<Response<proto::Delegation>, Status> {
+        Err(not_here())
+    }
+
+    async fn join(&self, _request: Request<proto::JoinRequest>) -> Result<Response<proto::Task>, Status> {
+        Err(not_here())
+    }
+
+    async fn renew(&self, _request: Request<proto::RenewRequest>) -> Result<Response<proto::Task>, Status> {
+        Err(not_here())
+    }
+
+    async fn watch(
+        &self,
+        _request: Request<proto::WatchRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        Err(not_here())
+    }
+}
+
+fn not_here() -> Status {
+    Status::unimplemented("this version of the agent does not serve this call")
+}
+
+fn task_id(text: &str) -> Result<TaskId, Status> {
+    text.parse().map_err(|_not_a_name| malformed("task_id"))
+}
+
+/// What is asked for, if it is for one audience.
+fn ask(asked: proto::IssueRequest, task: TaskId) -> Result<Ask, Status> {
+    let form = match asked.format() {
+        proto::Format::AccessToken => Form::Access,
+        proto::Format::JwtSvid => Form::Jwt,
+        proto::Format::X509Svid => Form::X509,
+        proto::Format::WitSvid => Form::Wit,
+        proto::Format::Unspecified => return Err(malformed("format")),
+    };
+    let [audience] = asked.audience.as_slice() else {
+        return Err(match asked.audience.len() {
+            0 => malformed("audience"),
+            _ => reason(
+                tonic::Code::InvalidArgument,
+                "one_audience_per_credential",
+                "a credential is for one audience: ask for one after the other, each is decided by itself",
+                &[],
+            ),
+        });
+    };
+    if !asked.approval_id.is_empty() {
+        return Err(malformed("approval_id"));
+    }
+    let proof = match asked.binding {
+        None => None,
+        Some(proto::issue_request::Binding::Jkt(thumbprint)) => {
+            Some(Proof::Jkt(wire::thumbprint(&thumbprint).ok_or_else(|| malformed("jkt"))?))
+        }
+        Some(proto::issue_request::Binding::X509CredentialId(id)) => {
+            Some(Proof::Certificate(id.parse().map_err(|_not_a_name| malformed("x509_credential_id"))?))
+        }
+    };
+    let audience = audience.clone();
+    if audience.is_empty() {
+        return Err(malformed("audience"));
+    }
+    let ttl = wire::duration("ttl", asked.ttl)?;
+    if ttl.is_some_and(|ttl| ttl < Duration::from_secs(1)) {
+        return Err(malformed("ttl"));
+    }
+    Ok(Ask {
+        task,
+        form: Some(form),
+        target: audience,
+        details: wire::details(&asked.details)?,
+        action: None,
+        ttl,
+        proof,
+        operation: wire::operation(asked.operation)?,
+    })
+}
+
+impl From<TaskError> for Status {
+    fn from(error: TaskError) -> Self {
+        of_error(error)
+    }
+}

@@ -1,0 +1,313 @@
+//! Between the wire's types and ours.
+
+use std::time::{Duration, SystemTime};
+
+use aws_lc_rs::digest::{SHA256, digest};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use bytes::Bytes;
+use mayfly_proto::task as proto;
+use prost::Message as _;
+use prost_types::Timestamp;
+use tonic::{Code, Status};
+
+use super::errors::{malformed, reason, standing};
+use crate::id::{SpiffeId, TaskId};
+use crate::policy::Decision;
+use crate::task::{Detail, Grants, Limits, Operation, RawDetail, Scope};
+use crate::trust::TrustSnapshot;
+use crate::workload::{Begin, Form, Issued, TaskCredential, TaskSummary, TaskView};
+
+/// A task to begin.
+pub(super) fn begin(asked: proto::BeginRequest) -> Result<Begin, Status> {
+    if !asked.on_behalf_of.is_empty() {
+        let message = "this agent knows no issuer of users' tokens, so that nobody's can be verified";
+        return Err(reason(Code::PermissionDenied, "user_not_verified", message, &[]));
+    }
+    if asked.process_scope() == proto::Scope::Cgroup {
+        let message =
+            "this agent holds tasks by one process: leave `process_scope` open, or say SCOPE_PROCESS";
+        return Err(reason(Code::FailedPrecondition, "scope_unavailable", message, &[]));
+    }
+    let mut same = asked.clone();
+    let key = match std::mem::take(&mut same.idempotency_key) {
+        key if key.is_empty() => None,
+        key if key.len() > MAX_KEY_BYTES => return Err(malformed("idempotency_key")),
+        key => Some((key, print(&same))),
+    };
+    let spiffe_id = match asked.spiffe_id.as_str() {
+        "" => None,
+        text => Some(SpiffeId::parse(text.as_bytes()).map_err(|_not_one| malformed("spiffe_id"))?),
+    };
+    let details = details(&asked.details)?;
+    if details.is_empty() && asked.template.is_empty() {
+        return Err(malformed("details"));
+    }
+    Ok(Begin {
+        purpose: asked.purpose,
+        template: Some(asked.template).filter(|name| !name.is_empty()),
+        params: asked.params.into_iter().collect(),
+        details,
+        life: duration("ttl", asked.ttl)?,
+        limits: limits(asked.limits.as_ref())?,
+        spiffe_id,
+        require_isolated: asked.require_isolated,
+        key,
+    })
+}
+
+/// Digest of a request without its key. Maps have no order on the wire.
+fn print(request: &proto::BeginRequest) -> [u8; 32] {
+    let mut params: Vec<_> = request.params.iter().collect();
+    params.sort();
+    let plain = proto::BeginRequest { params: std::collections::HashMap::new(), ..request.clone() };
+    let text = format!("{params:?}");
+    let bytes = [plain.encode_to_vec(), text.into_bytes()].concat();
+    digest(&SHA256, &bytes).as_ref().first_chunk().copied().unwrap_or_default()
+}
+
+/// Details as they were asked for.
+pub(super) fn details(asked: &[proto::AuthorizationDetail]) -> Result<Vec<Detail>, Status> {
+    let read = |(at, detail): (usize, &proto::AuthorizationDetail)| {
+        let raw = RawDetail {
+            kind: detail.r#type.clone(),
+            locations: detail.locations.clone(),
+            actions: detail.actions.clone(),
+            datatypes: detail.datatypes.clone(),
+            identifier: detail.identifier.clone(),
+            tools: detail.tools.clone(),
+            methods: detail.methods.clone(),
+            paths: detail.paths.clone(),
+        };
+        Detail::read(&raw).map_err(|wrong| {
+            let field = format!("details[{at}]");
+            let message = format!("{field}: {wrong}");
+            reason(Code::InvalidArgument, "malformed", &message, &[("field", &field)])
+        })
+    };
+    asked.iter().enumerate().map(read).collect()
+}
+
+/// The operation, if one was named.
+pub(super) fn operation(asked: Option<proto::Operation>) -> Result<Option<Operation>, Status> {
+    use proto::operation::Kind;
+    let Some(kind) = asked.map(|asked| asked.kind) else { return Ok(None) };
+    let read = match kind.ok_or_else(|| malformed("operation"))? {
+        Kind::Http(call) => {
+            Operation::http(&call.method, &call.host, &call.path, call.bytes, &call.body_sha256)
+        }
+        Kind::Mcp(call) => Operation::mcp(&call.server, &call.tool, &call.arguments),
+        Kind::Sql(call) => Operation::sql(&call.db, &call.role, &call.statement_sha256),
+    };
+    let wrong = |wrong: crate::task::OperationError| {
+        let field = format!("operation.{}", wrong.0);
+        reason(Code::InvalidArgument, "malformed", &wrong.to_string(), &[("field", &field)])
+    };
+    read.map(Some).map_err(wrong)
+}
+
+/// A length of time that is one.
+pub(super) fn duration(
+    field: &str,
+    asked: Option<prost_types::Duration>,
+) -> Result<Option<Duration>, Status> {
+    let Some(asked) = asked else { return Ok(None) };
+    let length = Duration::try_from(asked).map_err(|_negative| malformed(field))?;
+    if length.is_zero() { Err(malformed(field)) } else { Ok(Some(length)) }
+}
+
+/// RFC 7638 with SHA-256: 32 bytes, in the one way to write them.
+pub(super) fn thumbprint(text: &str) -> Option<String> {
+    let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
+    (bytes.len() == 32).then(|| text.to_owned())
+}
+
+fn limits(asked: Option<&proto::Limits>) -> Result<Limits, Status> {
+    let Some(asked) = asked else { return Ok(Limits::default()) };
+    let some = |n: u64| (n > 0).then_some(n);
+    Ok(Limits {
+        calls: some(asked.max_calls),
+        bytes: some(asked.max_bytes),
+        cost_microusd: some(asked.max_cost_microusd),
+        children: (asked.max_children > 0).then_some(asked.max_children),
+        depth: (asked.max_depth > 0).then_some(asked.max_depth),
+        idle: duration("limits.idle", asked.idle)?,
+    })
+}
+
+/// A task as it is.
+pub(super) fn task(view: &TaskView) -> proto::Task {
+    let task = &view.task;
+    let charter = &task.charter;
+    let (state, why) = standing(task.standing);
+    let scope = match task.seat.scope {
+        Scope::Process => proto::Scope::Process,
+        Scope::Cgroup { .. } => proto::Scope::Cgroup,
+    };
+    proto::Task {
+        id: task.id.to_string(),
+        root: task.root.to_string(),
+        parent: task.parent.map(|parent| parent.to_string()).unwrap_or_default(),
+        depth: task.depth,
+        spiffe_id: charter.spiffe_id.to_string(),
+        chain: view.chain.iter().map(ToString::to_string).collect(),
+        purpose: charter.purpose.clone(),
+        template: charter.template.clone().unwrap_or_default(),
+        params: charter.params.clone().into_iter().collect(),
+        details: grants(&charter.grants),
+        limits: Some(shown_limits(&charter.limits)),
+        used: Some(proto::Usage {
+            calls: task.used.calls,
+            bytes: task.used.bytes,
+            cost_microusd: task.used.cost_microusd,
+            children: task.children_ever,
+            denials: task.denials,
+            audiences: count(task.audiences.len()),
+        }),
+        state,
+        reason: why,
+        begun_at: Some(timestamp(task.begun_at)),
+        deadline: Some(timestamp(view.deadline)),
+        latest_deadline: Some(timestamp(view.latest)),
+        process_scope: scope.into(),
+        isolated: view.isolated,
+        require_isolated: charter.require_isolated,
+        instance: task.seat.instance(),
+        pid: task.seat.process.pid,
+        uid: task.seat.uid,
+        on_behalf_of: charter
+            .user
+            .as_ref()
+            .map(|user| proto::OnBehalfOf { iss: user.iss.clone(), sub: user.sub.clone() }),
+        live_credentials: count(task.leases.len()),
+        live_children: count(task.children.len()),
+        evaluation_id: charter.evaluation.clone(),
+        policy_version: charter.policy_version.clone(),
+        ended_at: task.ended_at.map(timestamp),
+    }
+}
+
+/// What an end did.
+pub(super) fn summary(summary: &TaskSummary) -> proto::TaskSummary {
+    let task = task(&summary.view);
+    proto::TaskSummary {
+        task_id: task.id,
+        reason: task.reason,
+        tasks: count(summary.tasks),
+        credentials: count(summary.credentials),
+        micros: u64::try_from(summary.took.as_micros()).unwrap_or(u64::MAX),
+        used: task.used,
+    }
+}
+
+/// A decision as a caller may see it: not by which policies.
+pub(super) fn decision(decision: &Decision) -> proto::Decision {
+    let obligations = &decision.obligations;
+    let one = |kind: &str, name: &str, value: String| proto::Obligation {
+        id: format!("{}/{kind}", decision.evaluation_id),
+        r#type: kind.to_owned(),
+        properties: [(name.to_owned(), value)].into(),
+    };
+    let ttl = obligations.max_ttl.map(|most| one("max_ttl", "seconds", most.as_secs().to_string()));
+    let binding = obligations.binding.map(|binding| one("binding", "binding", binding.as_str().to_owned()));
+    let log = obligations.log.iter().map(|log| one("log", "what", log.as_str().to_owned()));
+    proto::Decision {
+        allow: decision.is_allowed(),
+        evaluation_id: decision.evaluation_id.to_string(),
+        policy_ids: Vec::new(),
+        policy_version: decision.policy_version.map(|version| version.to_string()).unwrap_or_default(),
+        reason: decision.code().to_owned(),
+        access_request: None,
+        obligations: ttl.into_iter().chain(binding).chain(log).collect(),
+        max_ttl: obligations.max_ttl.and_then(|most| most.try_into().ok()),
+    }
+}
+
+/// A credential, with what belongs to it.
+pub(super) fn credential(
+    issued: &Issued,
+    form: Form,
+    task: TaskId,
+    trust: &TrustSnapshot,
+) -> proto::Credential {
+    let format = match form {
+        Form::Access => proto::Format::AccessToken,
+        Form::Jwt => proto::Format::JwtSvid,
+        Form::X509 => proto::Format::X509Svid,
+        Form::Wit => proto::Format::WitSvid,
+    };
+    let carried = if form == Form::Access { grants(&issued.grants) } else { Vec::new() };
+    let mut credential = proto::Credential {
+        id: issued.credential.lease().to_string(),
+        format: format.into(),
+        task_id: task.to_string(),
+        audience: issued.audience.clone(),
+        details: carried,
+        decision: Some(decision(&issued.decision)),
+        ..proto::Credential::default()
+    };
+    let (spiffe_id, from, until) = match &issued.credential {
+        TaskCredential::Access(one) => {
+            credential.token.clone_from(&one.token);
+            (&one.spiffe_id, one.issued_at, one.not_after)
+        }
+        TaskCredential::Jwt(one) => {
+            credential.token.clone_from(&one.token);
+            (&one.spiffe_id, one.issued_at, one.not_after)
+        }
+        TaskCredential::Wit(one) => {
+            credential.token.clone_from(&one.token);
+            credential.private_key = Bytes::copy_from_slice(one.key.expose());
+            (&one.spiffe_id, one.issued_at, one.not_after)
+        }
+        TaskCredential::X509(one) => {
+            credential.x509_svid = one.chain.clone();
+            credential.private_key = Bytes::copy_from_slice(one.key.expose());
+            credential.bundle = trust.x509_bundle().clone();
+            (&one.spiffe_id, one.not_before, one.not_after)
+        }
+    };
+    credential.spiffe_id = spiffe_id.to_string();
+    credential.issued_at = Some(timestamp(from));
+    credential.expires_at = Some(timestamp(until));
+    credential
+}
+
+fn grants(grants: &Grants) -> Vec<proto::AuthorizationDetail> {
+    let shown = |detail: &Detail| {
+        let RawDetail { kind, locations, actions, datatypes, identifier, tools, methods, paths } =
+            detail.raw();
+        proto::AuthorizationDetail {
+            r#type: kind,
+            locations,
+            actions,
+            datatypes,
+            identifier,
+            tools,
+            methods,
+            paths,
+        }
+    };
+    grants.details().iter().map(shown).collect()
+}
+
+fn shown_limits(limits: &Limits) -> proto::Limits {
+    proto::Limits {
+        max_calls: limits.calls.unwrap_or_default(),
+        max_bytes: limits.bytes.unwrap_or_default(),
+        max_cost_microusd: limits.cost_microusd.unwrap_or_default(),
+        max_children: limits.children.unwrap_or_default(),
+        max_depth: limits.depth.unwrap_or_default(),
+        idle: limits.idle.and_then(|idle| idle.try_into().ok()),
+    }
+}
+
+fn timestamp(at: SystemTime) -> Timestamp {
+    Timestamp::from(at)
+}
+
+fn count(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}
+
+const MAX_KEY_BYTES: usize = 128;

@@ -1,0 +1,299 @@
+//! Tasks: what an agent may do is decided for each credential, and ends with the task. The calling process is the
+//! agent; the resource server's side is the introspection socket.
+
+use std::path::PathBuf;
+
+use hyper_util::rt::TokioIo;
+use mayfly_harness::{Agent, Plan, files, until};
+use mayfly_proto::ErrorInfo;
+use mayfly_proto::task as proto;
+use mayfly_proto::task::task_api_client::TaskApiClient;
+use prost::Message as _;
+use serde_json::Value;
+use tokio::net::UnixStream;
+use tokio::runtime::Runtime;
+use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::{Code, Request, Status};
+
+use crate::http::local;
+use crate::support::{client, own_uid};
+
+const POLICY: &str = r#"
+@id("fetch") permit(principal, action == Mayfly::Action::"fetch", resource);
+@id("begin") permit(principal, action == Mayfly::Action::"begin", resource);
+@id("read") @max_ttl("60") permit(principal, action == Mayfly::Action::"read", resource);
+@id("write") permit(principal, action == Mayfly::Action::"write", resource);
+@id("writes-need-a-person") @requires_approval("oncall")
+forbid(principal, action == Mayfly::Action::"write", resource)
+unless { context has approval && context.approval.quorum >= 1 };
+"#;
+
+const CATALOGUE: &str = r#"
+[[agents]]
+spiffe_id = "spiffe://example.org/**"
+groups = ["researchers"]
+owner = "docs"
+templates = ["*"]
+
+[[targets]]
+name = "wiki"
+audience = "https://wiki.example.org"
+data_class = "internal"
+groups = ["kb"]
+owner = "docs"
+binding = "none"
+location = "https://wiki.example.org/api"
+
+[[targets]]
+name = "vault"
+audience = "https://vault.example.org"
+data_class = "secret"
+groups = ["kb"]
+owner = "docs"
+binding = "mtls"
+location = "https://vault.example.org"
+
+[[people]]
+name = "bob"
+uids = ["4711"]
+groups = ["oncall"]
+"#;
+
+const WIKI: &str = "https://wiki.example.org";
+const VAULT: &str = "https://vault.example.org";
+
+struct World {
+    agent: Agent,
+    runtime: Runtime,
+}
+
+fn dir(agent: &Agent) -> PathBuf {
+    agent.dir().join("policy.d")
+}
+
+fn world() -> World {
+    let mut agent = Plan::for_uids(&[own_uid()]).prepare();
+    std::fs::create_dir(dir(&agent)).unwrap();
+    let table = format!("\n[policy]\ndir = {:?}\n[wit]\nenabled = true\n", dir(&agent));
+    agent.plan().settings += &table;
+    agent.write_config();
+    files::replace(&dir(&agent).join("a.cedar"), POLICY.as_bytes(), 0o644);
+    files::replace(&dir(&agent).join("b.toml"), CATALOGUE.as_bytes(), 0o644);
+    agent.launch();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    World { agent, runtime }
+}
+
+fn headed<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.metadata_mut().insert("workload.spiffe.io", "true".parse().unwrap());
+    request
+}
+
+fn detail(location: &str, actions: &[&str]) -> proto::AuthorizationDetail {
+    proto::AuthorizationDetail {
+        r#type: "urn:mayfly:rar:target-access".to_owned(),
+        locations: vec![location.to_owned()],
+        actions: actions.iter().map(|&action| action.to_owned()).collect(),
+        ..Default::default()
+    }
+}
+
+/// The reason that a program reads.
+fn reason(status: &Status) -> String {
+    #[derive(Clone, PartialEq, prost::Message)]
+    struct Rich {
+        #[prost(message, repeated, tag = "3")]
+        details: Vec<prost_types::Any>,
+    }
+    let rich = Rich::decode(status.details()).unwrap();
+    let info = rich.details.first().map(|any| ErrorInfo::decode(any.value.as_slice()).unwrap());
+    info.map(|info| info.reason).unwrap_or_default()
+}
+
+impl World {
+    async fn client(&self) -> TaskApiClient<Channel> {
+        let path = self.agent.public();
+        let connector = tower::service_fn(move |_: Uri| {
+            let path = path.clone();
+            async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(path).await?)) }
+        });
+        let channel = Endpoint::from_static("http://localhost").connect_with_connector(connector).await;
+        TaskApiClient::new(channel.unwrap())
+    }
+
+    fn begin(&self, request: proto::BeginRequest) -> Result<proto::Task, Status> {
+        self.runtime.block_on(async { self.client().await.begin(headed(request)).await }).map(tonic::Response::into_inner)
+    }
+
+    fn begun(&self) -> proto::Task {
+        let details = vec![detail(&format!("{WIKI}/api"), &["read", "write"]), detail(VAULT, &["read"])];
+        let request =
+            proto::BeginRequest { purpose: "summarise".to_owned(), details, ..Default::default() };
+        self.begin(request).unwrap()
+    }
+
+    fn issue(&self, request: proto::IssueRequest) -> Result<proto::Credential, Status> {
+        self.runtime.block_on(async { self.client().await.issue(headed(request)).await }).map(tonic::Response::into_inner)
+    }
+
+    fn end(&self, task: &proto::Task) -> Result<proto::TaskSummary, Status> {
+        let request = proto::EndRequest { task_id: task.id.clone(), ..Default::default() };
+        self.runtime.block_on(async { self.client().await.end(headed(request)).await }).map(tonic::Response::into_inner)
+    }
+
+    fn introspect(&self, token: &str) -> Value {
+        local(&self.agent, "/introspect", &["-d", &format!("token={token}")]).json()
+    }
+}
+
+fn wanted(task: &proto::Task, format: proto::Format, audience: &[&str]) -> proto::IssueRequest {
+    proto::IssueRequest {
+        task_id: task.id.clone(),
+        format: format.into(),
+        audience: audience.iter().map(|&one| one.to_owned()).collect(),
+        ..Default::default()
+    }
+}
+
+#[test]
+fn a_credential_is_for_one_audience_says_what_it_is_for_and_ends_with_its_task() {
+    let world = world();
+    let task = world.begun();
+    assert_eq!((task.state(), task.isolated), (proto::TaskState::Active, false));
+    let both = world.issue(wanted(&task, proto::Format::AccessToken, &[WIKI, VAULT])).unwrap_err();
+    assert_eq!((both.code(), reason(&both).as_str()), (Code::InvalidArgument, "one_audience_per_credential"));
+    let one = world.issue(wanted(&task, proto::Format::AccessToken, &[WIKI])).unwrap();
+    let other = world.issue(wanted(&task, proto::Format::AccessToken, &[WIKI])).unwrap();
+    assert_ne!(one.id, other.id, "never the same twice");
+    let said = world.introspect(&one.token);
+    assert_eq!(said["active"], true);
+    assert_eq!((said["aud"].as_str(), said["scope"].as_str()), (Some(WIKI), Some("read")), "the write needs a person");
+    assert_eq!(said["urn:mayfly:task"]["id"], task.id.as_str());
+    assert_eq!(said["authorization_details"][0]["actions"], serde_json::json!(["read"]));
+    let life = said["exp"].as_u64().unwrap() - said["iat"].as_u64().unwrap();
+    assert!(life <= 70, "policy allows a minute, and everything is backdated: {life}");
+    let summary = world.end(&task).unwrap();
+    assert_eq!((summary.tasks, summary.credentials, summary.reason.as_str()), (1, 2, "completed"));
+    assert_eq!(world.introspect(&one.token), serde_json::json!({"active": false}));
+    world.agent.audited(&["credential.reuse_after_end", "task_ended, introspection", &one.id]);
+    let late = world.issue(wanted(&task, proto::Format::AccessToken, &[WIKI])).unwrap_err();
+    assert_eq!((late.code(), reason(&late).as_str()), (Code::FailedPrecondition, "task_ended"));
+    world.agent.audited(&["task.ended", "\"credentials\":2", &task.id]);
+    world.agent.audited(&["decision.allow", "\"action\":\"read\"", "summarise"]);
+}
+
+#[test]
+fn h04_each_form_passes_only_for_what_it_is() {
+    let world = world();
+    let task = world.begun();
+    let only_read = || vec![detail(&format!("{WIKI}/api"), &["read"])];
+    let ask = |format| {
+        let request = proto::IssueRequest { details: only_read(), ..wanted(&task, format, &[WIKI]) };
+        world.issue(request).unwrap()
+    };
+    let access = ask(proto::Format::AccessToken);
+    let jwt = ask(proto::Format::JwtSvid);
+    let wit = ask(proto::Format::WitSvid);
+    let x509 = ask(proto::Format::X509Svid);
+    assert!(!x509.x509_svid.is_empty() && !x509.private_key.is_empty() && !x509.bundle.is_empty());
+    let mut svids = client(&world.agent);
+    assert_eq!(svids.validate(WIKI, &access.token).unwrap_err().code, 3);
+    assert_eq!(svids.validate(WIKI, &wit.token).unwrap_err().code, 3);
+    assert!(svids.validate(WIKI, &jwt.token).is_ok());
+    assert_eq!(world.introspect(&wit.token)["active"], false);
+    let flat = world.introspect(&jwt.token);
+    assert_eq!((flat["active"].as_bool(), flat["mayfly_task"].as_str()), (Some(true), Some(task.id.as_str())));
+    assert!(flat.get("act").is_none() && flat["mayfly_action_class"] == "read");
+    world.end(&task).unwrap();
+    assert_eq!(svids.validate(WIKI, &jwt.token).unwrap_err().code, 3, "ended with its task");
+    assert_eq!(world.introspect(&jwt.token)["active"], false);
+}
+
+#[test]
+fn what_is_not_granted_not_allowed_or_not_bound_is_not_issued() {
+    let world = world();
+    let task = world.begun();
+    let refused = |request| {
+        let status = world.issue(request).unwrap_err();
+        (status.code(), reason(&status))
+    };
+    let of = |details, audience: &str| proto::IssueRequest {
+        details,
+        ..wanted(&task, proto::Format::AccessToken, &[audience])
+    };
+    let write = of(vec![detail(&format!("{WIKI}/api"), &["write"])], WIKI);
+    assert_eq!(refused(write), (Code::FailedPrecondition, "approval_required".to_owned()));
+    let delete = of(vec![detail(&format!("{WIKI}/api"), &["delete"])], WIKI);
+    assert_eq!(refused(delete), (Code::PermissionDenied, "not_granted".to_owned()));
+    let elsewhere = of(Vec::new(), "https://payroll.example.org");
+    assert_eq!(refused(elsewhere), (Code::PermissionDenied, "policy_denied".to_owned()));
+    assert_eq!(refused(of(Vec::new(), VAULT)), (Code::FailedPrecondition, "binding_required".to_owned()));
+    let x509 = world.issue(wanted(&task, proto::Format::X509Svid, &[VAULT])).unwrap();
+    let bound = proto::IssueRequest {
+        binding: Some(proto::issue_request::Binding::X509CredentialId(x509.id.clone())),
+        ..of(Vec::new(), VAULT)
+    };
+    let bound = world.issue(bound).unwrap();
+    assert!(world.introspect(&bound.token)["cnf"]["x5t#S256"].is_string());
+    world.agent.audited(&["decision.requestable", "writes-need-a-person"]);
+    // A task of somebody else, and none at all, look the same from outside.
+    let foreign = proto::Task { id: "tsk_01K6000000000000000000000A".to_owned(), ..task };
+    assert_eq!(
+        refused(wanted(&foreign, proto::Format::AccessToken, &[WIKI])),
+        (Code::NotFound, "no_such_task".to_owned())
+    );
+}
+
+#[test]
+fn a_policy_edited_in_the_middle_of_a_task_bites_at_the_next_call() {
+    let world = world();
+    let task = world.begun();
+    assert!(world.issue(wanted(&task, proto::Format::AccessToken, &[WIKI])).is_ok());
+    let closed = POLICY.replace("@id(\"read\") @max_ttl(\"60\") permit", "@id(\"read\") forbid");
+    files::replace(&dir(&world.agent).join("a.cedar"), closed.as_bytes(), 0o644);
+    let denied = until("the new set bites", || {
+        world.issue(wanted(&task, proto::Format::AccessToken, &[WIKI])).err()
+    });
+    assert_eq!((denied.code(), reason(&denied).as_str()), (Code::PermissionDenied, "policy_denied"));
+}
+
+#[test]
+fn budgets_are_spent_and_a_repeated_begin_is_the_same_task() {
+    let world = world();
+    let request = proto::BeginRequest {
+        details: vec![detail(&format!("{WIKI}/api"), &["read"])],
+        limits: Some(proto::Limits { max_calls: 2, ..Default::default() }),
+        idempotency_key: "k".to_owned(),
+        ..Default::default()
+    };
+    let task = world.begin(request.clone()).unwrap();
+    assert_eq!(world.begin(request.clone()).unwrap().id, task.id);
+    let other = proto::BeginRequest { purpose: "else".to_owned(), ..request };
+    assert_eq!(reason(&world.begin(other).unwrap_err()), "idempotency_conflict");
+    for _ in 0..2 {
+        world.issue(wanted(&task, proto::Format::AccessToken, &[WIKI])).unwrap();
+    }
+    let over = world.issue(wanted(&task, proto::Format::AccessToken, &[WIKI])).unwrap_err();
+    assert_eq!((over.code(), reason(&over).as_str()), (Code::ResourceExhausted, "limit_calls"));
+}
+
+#[test]
+fn no_credential_of_a_task_outlives_a_restart_or_its_deadline() {
+    let mut world = world();
+    let brief = proto::BeginRequest {
+        details: vec![detail(&format!("{WIKI}/api"), &["read"])],
+        ttl: Some(prost_types::Duration { seconds: 2, nanos: 0 }),
+        ..Default::default()
+    };
+    let brief = world.begin(brief).unwrap();
+    let short = world.issue(wanted(&brief, proto::Format::AccessToken, &[WIKI])).unwrap();
+    let task = world.begun();
+    let token = world.issue(wanted(&task, proto::Format::AccessToken, &[WIKI])).unwrap();
+    until("the deadline", || (world.introspect(&short.token)["active"] == false).then_some(()));
+    world.agent.audited(&["task.ended", "\"reason\":\"deadline\""]);
+    assert_eq!(world.introspect(&token.token)["active"], true);
+    world.agent.kill();
+    world.agent.launch();
+    assert_eq!(world.introspect(&token.token)["active"], false);
+}
