@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 
 use hyper_util::rt::TokioIo;
+use mayfly_harness::peers::python;
 use mayfly_harness::{Agent, Plan, files, until};
 use mayfly_proto::ErrorInfo;
 use mayfly_proto::task as proto;
@@ -123,23 +124,28 @@ impl World {
     }
 
     fn begin(&self, request: proto::BeginRequest) -> Result<proto::Task, Status> {
-        self.runtime.block_on(async { self.client().await.begin(headed(request)).await }).map(tonic::Response::into_inner)
+        self.runtime
+            .block_on(async { self.client().await.begin(headed(request)).await })
+            .map(tonic::Response::into_inner)
     }
 
     fn begun(&self) -> proto::Task {
         let details = vec![detail(&format!("{WIKI}/api"), &["read", "write"]), detail(VAULT, &["read"])];
-        let request =
-            proto::BeginRequest { purpose: "summarise".to_owned(), details, ..Default::default() };
+        let request = proto::BeginRequest { purpose: "summarise".to_owned(), details, ..Default::default() };
         self.begin(request).unwrap()
     }
 
     fn issue(&self, request: proto::IssueRequest) -> Result<proto::Credential, Status> {
-        self.runtime.block_on(async { self.client().await.issue(headed(request)).await }).map(tonic::Response::into_inner)
+        self.runtime
+            .block_on(async { self.client().await.issue(headed(request)).await })
+            .map(tonic::Response::into_inner)
     }
 
     fn end(&self, task: &proto::Task) -> Result<proto::TaskSummary, Status> {
         let request = proto::EndRequest { task_id: task.id.clone(), ..Default::default() };
-        self.runtime.block_on(async { self.client().await.end(headed(request)).await }).map(tonic::Response::into_inner)
+        self.runtime
+            .block_on(async { self.client().await.end(headed(request)).await })
+            .map(tonic::Response::into_inner)
     }
 
     fn introspect(&self, token: &str) -> Value {
@@ -168,7 +174,11 @@ fn a_credential_is_for_one_audience_says_what_it_is_for_and_ends_with_its_task()
     assert_ne!(one.id, other.id, "never the same twice");
     let said = world.introspect(&one.token);
     assert_eq!(said["active"], true);
-    assert_eq!((said["aud"].as_str(), said["scope"].as_str()), (Some(WIKI), Some("read")), "the write needs a person");
+    assert_eq!(
+        (said["aud"].as_str(), said["scope"].as_str()),
+        (Some(WIKI), Some("read")),
+        "the write needs a person"
+    );
     assert_eq!(said["urn:mayfly:task"]["id"], task.id.as_str());
     assert_eq!(said["authorization_details"][0]["actions"], serde_json::json!(["read"]));
     let life = said["exp"].as_u64().unwrap() - said["iat"].as_u64().unwrap();
@@ -203,7 +213,10 @@ fn h04_each_form_passes_only_for_what_it_is() {
     assert!(svids.validate(WIKI, &jwt.token).is_ok());
     assert_eq!(world.introspect(&wit.token)["active"], false);
     let flat = world.introspect(&jwt.token);
-    assert_eq!((flat["active"].as_bool(), flat["mayfly_task"].as_str()), (Some(true), Some(task.id.as_str())));
+    assert_eq!(
+        (flat["active"].as_bool(), flat["mayfly_task"].as_str()),
+        (Some(true), Some(task.id.as_str()))
+    );
     assert!(flat.get("act").is_none() && flat["mayfly_action_class"] == "read");
     world.end(&task).unwrap();
     assert_eq!(svids.validate(WIKI, &jwt.token).unwrap_err().code, 3, "ended with its task");
@@ -252,9 +265,8 @@ fn a_policy_edited_in_the_middle_of_a_task_bites_at_the_next_call() {
     assert!(world.issue(wanted(&task, proto::Format::AccessToken, &[WIKI])).is_ok());
     let closed = POLICY.replace("@id(\"read\") @max_ttl(\"60\") permit", "@id(\"read\") forbid");
     files::replace(&dir(&world.agent).join("a.cedar"), closed.as_bytes(), 0o644);
-    let denied = until("the new set bites", || {
-        world.issue(wanted(&task, proto::Format::AccessToken, &[WIKI])).err()
-    });
+    let denied =
+        until("the new set bites", || world.issue(wanted(&task, proto::Format::AccessToken, &[WIKI])).err());
     assert_eq!((denied.code(), reason(&denied).as_str()), (Code::PermissionDenied, "policy_denied"));
 }
 
@@ -296,4 +308,45 @@ fn no_credential_of_a_task_outlives_a_restart_or_its_deadline() {
     world.agent.kill();
     world.agent.launch();
     assert_eq!(world.introspect(&token.token)["active"], false);
+}
+
+/// A stock library checks the signature, the type, the issuer and the audience by the published keys; introspection
+/// says the rest.
+#[test]
+fn a_resource_server_with_a_stock_library_takes_a_token_until_its_task_ends() {
+    const PROGRAM: &str = "
+import sys
+sys.path.insert(0, sys.argv[1])
+import resource_server as example
+checker = example.Checker(example.AgentHttp(sys.argv[2]), sys.argv[3], sys.argv[4], sys.argv[5])
+try:
+    checker.check(sys.argv[8], sys.argv[6], sys.argv[7])
+    print(200)
+except example.Refused as refused:
+    print(refused.status)
+";
+    let world = world();
+    let task = world.begun();
+    let token = world.issue(wanted(&task, proto::Format::AccessToken, &[WIKI])).unwrap().token;
+    let jwt = world.issue(wanted(&task, proto::Format::JwtSvid, &[WIKI])).unwrap().token;
+    let issuer = world.introspect(&token)["iss"].as_str().unwrap().to_owned();
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/examples/agents");
+    let socket = world.agent.dir().join("http/http.sock");
+    let ask = |audience: &str, method: &str, path: &str, token: &str| {
+        let output = std::process::Command::new(python())
+            .args(["-c", PROGRAM, example])
+            .arg(&socket)
+            .args([&issuer, audience, "https://wiki.example.org/api", method, path, token])
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        text
+    };
+    assert_eq!(ask(WIKI, "GET", "/pages/7", &token), "200");
+    assert_eq!(ask(WIKI, "POST", "/pages/7", &token), "403", "it is for reading");
+    assert_eq!(ask("https://vault.example.org", "GET", "/pages/7", &token), "401", "another audience");
+    assert_eq!(ask(WIKI, "GET", "/pages/7", &jwt), "401", "an SVID is no access token");
+    world.end(&task).unwrap();
+    assert_eq!(ask(WIKI, "GET", "/pages/7", &token), "401");
 }

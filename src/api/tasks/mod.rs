@@ -18,7 +18,7 @@ use crate::task::Ending;
 use crate::workload::{Ask, Form, Proof, TaskError};
 
 /// Serves tasks.
-pub struct TaskService {
+pub(super) struct TaskService {
     gate: Gate,
 }
 
@@ -30,7 +30,7 @@ impl std::fmt::Debug for TaskService {
 
 impl TaskService {
     /// A service behind `gate`.
-    pub fn new(gate: Gate) -> Self {
+    pub(super) fn new(gate: Gate) -> Self {
         Self { gate }
     }
 

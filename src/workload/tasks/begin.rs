@@ -103,7 +103,7 @@ impl Workloads {
             let (now, wall) = (shared.parts.clock.monotonic(), shared.parts.clock.wall());
             let mut state = shared.lock();
             let cascade = state.tasks.tree.end(id, Ending::Failed, now, wall);
-            shared.carry_out(&mut state, cascade, Initiator::Agent, now, None);
+            shared.carry_out(&mut state, &cascade, Initiator::Agent, now, None);
             return Err(crate::workload::Refusal::Audit(error).into());
         }
         Ok(view)

@@ -111,6 +111,9 @@ struct Decided {
     granted: GrantedActions,
 }
 
+/// Why nothing was decided, or what: and in which task, if it is the caller's.
+type NotDecided = (TaskError, Option<TaskView>);
+
 /// A credential that nobody may see yet.
 enum Shut {
     Access(Minted<AccessToken>),
@@ -125,7 +128,7 @@ impl Workloads {
     /// # Errors
     /// [`TaskError`]: nothing was decided. A no is no error.
     pub async fn authorize(&self, admission: &Admission, ask: Ask) -> Result<Authorized, TaskError> {
-        let decided = self.0.decide(admission, &ask);
+        let decided = self.0.decide(admission, &ask).map_err(|refused| *refused);
         let (view, name, decision) = match decided {
             Ok(Decided { view, target, granted, .. }) => {
                 let (action, decision) = first(granted.allowed)?;
@@ -168,7 +171,8 @@ impl Shared {
         self.lock().tasks.spend_rate(ask.task, now)?;
         let decided = match self.decide(admission, &ask) {
             Ok(decided) => decided,
-            Err((error, view)) => {
+            Err(refused) => {
+                let (error, view) = *refused;
                 self.note_task_denial(&error, view.as_ref(), &ask);
                 return Err(error);
             }
@@ -210,15 +214,18 @@ impl Shared {
 
     /// Everything that has to be a yes, in order: the caller's right to the task, the task's standing, its grants,
     /// policy. Beside an error is the task, if it is the caller's.
-    fn decide(&self, admission: &Admission, ask: &Ask) -> Result<Decided, (TaskError, Option<TaskView>)> {
+    fn decide(&self, admission: &Admission, ask: &Ask) -> Result<Decided, Box<NotDecided>> {
         let (now, wall) = (self.parts.clock.monotonic(), self.parts.clock.wall());
         let view = {
             let mut state = self.lock();
             let entered = state.tasks.tree.enter(ask.task, &caller(admission), now);
-            entered.map_err(|refused| (refused.into(), None))?;
-            state.tasks.view(ask.task, now, wall).ok_or((Refused::NoSuchTask.into(), None))?
+            entered.map_err(|refused| Box::new((refused.into(), None)))?;
+            state
+                .tasks
+                .view(ask.task, now, wall)
+                .ok_or_else(|| Box::new((Refused::NoSuchTask.into(), None)))?
         };
-        self.decide_in(admission, ask, &view).map_err(|error| (error, Some(view)))
+        self.decide_in(admission, ask, &view).map_err(|error| Box::new((error, Some(view))))
     }
 
     fn decide_in(&self, admission: &Admission, ask: &Ask, view: &TaskView) -> Result<Decided, TaskError> {

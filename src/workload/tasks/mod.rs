@@ -211,7 +211,7 @@ impl Workloads {
             }
             let cascade = state.tasks.tree.end(id, ending, now, wall);
             let counts = (cascade.ended.len(), cascade.leases().count());
-            self.0.carry_out(&mut state, cascade, Initiator::Holder, now, None);
+            self.0.carry_out(&mut state, &cascade, Initiator::Holder, now, None);
             let view = state.tasks.view(id, now, wall).ok_or(Refused::NoSuchTask)?;
             (counts.0, counts.1, view)
         };
@@ -231,14 +231,14 @@ impl Shared {
     pub(super) fn end_tasks_of(self: &Arc<Self>, state: &mut State, id: WorkloadId, seen: Instant) {
         let wall = self.parts.clock.wall();
         let cascade = state.tasks.tree.end_holder(id, Ending::ProcessExit, seen, wall);
-        self.carry_out(state, cascade, Initiator::Kernel, seen, Some(id));
+        self.carry_out(state, &cascade, Initiator::Kernel, seen, Some(id));
     }
 
     /// Ends the tasks whose time is over.
     pub(super) fn end_overdue_tasks(self: &Arc<Self>, state: &mut State, now: Instant) {
         let wall = self.parts.clock.wall();
         for cascade in state.tasks.tree.on_timeout(now, wall) {
-            self.carry_out(state, cascade, Initiator::Agent, now, None);
+            self.carry_out(state, &cascade, Initiator::Agent, now, None);
         }
     }
 
@@ -247,7 +247,7 @@ impl Shared {
     pub(super) fn carry_out(
         self: &Arc<Self>,
         state: &mut State,
-        cascade: Cascade,
+        cascade: &Cascade,
         initiator: Initiator,
         seen: Instant,
         gone: Option<WorkloadId>,
