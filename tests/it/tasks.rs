@@ -310,6 +310,25 @@ fn no_credential_of_a_task_outlives_a_restart_or_its_deadline() {
     assert_eq!(world.introspect(&token.token)["active"], false);
 }
 
+/// H10, K07: nothing of a task outlives the process that held it, and another process cannot act as the task.
+#[test]
+fn h10_k07_what_a_killed_agent_held_is_refused_everywhere_and_recorded_when_shown() {
+    let world = world();
+    let mut holder = client(&world.agent);
+    let (task, token) = holder.task(&format!("{WIKI}/api"), WIKI).unwrap();
+    assert_eq!(world.introspect(&token)["active"], true);
+    let stolen = proto::Task { id: task.clone(), ..Default::default() };
+    let refused = world.issue(wanted(&stolen, proto::Format::AccessToken, &[WIKI])).unwrap_err();
+    assert_eq!((refused.code(), reason(&refused).as_str()), (Code::PermissionDenied, "not_in_task"));
+    holder.kill();
+    until("the token is refused", || (world.introspect(&token)["active"] == false).then_some(()));
+    world.agent.audited(&["task.ended", "\"reason\":\"process_exit\"", &task]);
+    world.agent.audited(&["credential.revoke", "task_ended", &task]);
+    world.agent.audited(&["credential.reuse_after_end", &task]);
+    let gone = world.issue(wanted(&stolen, proto::Format::AccessToken, &[WIKI])).unwrap_err();
+    assert_eq!(reason(&gone), "not_in_task");
+}
+
 /// A stock library checks the signature, the type, the issuer and the audience by the published keys; introspection
 /// says the rest.
 #[test]

@@ -167,8 +167,6 @@ impl Workloads {
 impl Shared {
     async fn issue_for_task(self: &Arc<Self>, admission: &Admission, ask: Ask) -> Result<Issued, TaskError> {
         let form = ask.form.ok_or_else(|| TaskError::Malformed("format".to_owned()))?;
-        let now = self.parts.clock.monotonic();
-        self.lock().tasks.spend_rate(ask.task, now)?;
         let decided = match self.decide(admission, &ask) {
             Ok(decided) => decided,
             Err(refused) => {
@@ -220,6 +218,10 @@ impl Shared {
             let mut state = self.lock();
             let entered = state.tasks.tree.enter(ask.task, &caller(admission), now);
             entered.map_err(|refused| Box::new((refused.into(), None)))?;
+            if ask.form.is_some() {
+                let room = state.tasks.spend_rate(ask.task, now);
+                room.map_err(|refused| Box::new((refused.into(), None)))?;
+            }
             state
                 .tasks
                 .view(ask.task, now, wall)

@@ -355,6 +355,21 @@ impl Holder {
             .collect())
     }
 
+    /// Begins a task that may read at a location, and asks for an access token for an audience there: the task's name,
+    /// and the token.
+    ///
+    /// # Errors
+    /// The status.
+    pub fn task(&mut self, location: &str, audience: &str) -> Result<(String, String), Refusal> {
+        self.order(&json!({"do": "task", "location": location, "audience": audience}));
+        let event = self.expect("task");
+        if event["token"].is_string() {
+            Ok((text(&event, "task"), text(&event, "token")))
+        } else {
+            Err(refusal(&event))
+        }
+    }
+
     /// Opens the WIT-SVID stream, for all identities when `spiffe_id` is empty, and returns its first message.
     ///
     /// # Errors

@@ -4,6 +4,8 @@
 use std::path::{Path, PathBuf};
 
 use hyper_util::rt::TokioIo;
+use mayfly_proto::task::task_api_client::TaskApiClient;
+use mayfly_proto::task::{AuthorizationDetail, BeginRequest, Format, IssueRequest};
 use mayfly_proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 use mayfly_proto::workload::{
     JwtsvidRequest, JwtsvidResponse, ValidateJwtsvidRequest, ValidateJwtsvidResponse, WitBundlesRequest,
@@ -21,6 +23,7 @@ const HEADER: &str = "workload.spiffe.io";
 #[derive(Clone, Debug)]
 pub struct Client {
     api: SpiffeWorkloadApiClient<Channel>,
+    tasks: TaskApiClient<Channel>,
 }
 
 impl Client {
@@ -35,7 +38,32 @@ impl Client {
             async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(path).await?)) }
         });
         let channel = Endpoint::from_static("http://localhost").connect_with_connector(connector).await?;
-        Ok(Self { api: SpiffeWorkloadApiClient::new(channel) })
+        let tasks = TaskApiClient::new(channel.clone());
+        Ok(Self { api: SpiffeWorkloadApiClient::new(channel), tasks })
+    }
+
+    /// Begins a task that may read at a location, and asks for one access token for an audience there: the task's
+    /// name, and the token.
+    ///
+    /// # Errors
+    /// The status of either call.
+    pub async fn task(&self, location: String, audience: String) -> Result<(String, String), Status> {
+        let detail = AuthorizationDetail {
+            r#type: "urn:mayfly:rar:target-access".to_owned(),
+            locations: vec![location],
+            actions: vec!["read".to_owned()],
+            ..Default::default()
+        };
+        let begin = BeginRequest { details: vec![detail], ..Default::default() };
+        let task = self.tasks.clone().begin(with_header(begin)).await?.into_inner();
+        let issue = IssueRequest {
+            task_id: task.id.clone(),
+            format: Format::AccessToken.into(),
+            audience: vec![audience],
+            ..Default::default()
+        };
+        let credential = self.tasks.clone().issue(with_header(issue)).await?.into_inner();
+        Ok((task.id, credential.token))
     }
 
     /// `FetchX509SVID`.

@@ -83,6 +83,7 @@ impl Holder {
             "jwt_begin" => self.jwt_begin().await,
             "jwt_cancel" => self.jwt_cancel().await,
             "validate" => self.validate(order).await,
+            "task" => self.task(order).await,
             "follow" => self.follow(order).await,
             "setresuid" => become_uid(order),
             "exec" => exec(order),
@@ -143,6 +144,14 @@ impl Holder {
                 json!({"event": "jwt", "svids": tokens})
             }
             Err(status) => ended("jwt", Some(&status)),
+        })
+    }
+
+    async fn task(&mut self, order: &Value) -> Result<Value> {
+        let text = |name: &str| order.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
+        Ok(match self.client().await?.task(text("location"), text("audience")).await {
+            Ok((task, token)) => json!({"event": "task", "task": task, "token": token}),
+            Err(status) => ended("task", Some(&status)),
         })
     }
 
