@@ -31,6 +31,7 @@ mod selftest;
 mod show;
 mod status;
 mod sync;
+mod task;
 #[cfg(test)]
 mod testing;
 mod validate;
@@ -139,6 +140,9 @@ enum Client {
     /// Run a program as what it is launched with: measured files, a clean environment
     #[command(after_help = run::EXAMPLES)]
     Run(run::Args),
+    /// Show tasks, or end them. Not shown: no agent serves the operators' calls (`TaskAdmin`) yet
+    #[command(hide = true)]
+    Task(task::Args),
     /// Say whether the agent serves, for probes
     #[command(after_help = healthcheck::EXAMPLES)]
     Healthcheck(healthcheck::Args),
@@ -215,6 +219,7 @@ impl Client {
             Self::Status(args) => status::run(args, context).await,
             Self::Sync(args) => sync::run(args, context).await,
             Self::Run(args) => run::run(args, context).await,
+            Self::Task(args) => task::run(args, context).await,
             Self::Healthcheck(args) => healthcheck::run(args, context).await,
             Self::Demo(args) => demo::run(args, context).await,
             Self::DemoWorkload(args) => demo::run_workload(args, context).await,

@@ -27,6 +27,10 @@ pub(crate) struct Env {
     pub(crate) admin: Option<OsString>,
     /// `MAYFLY_SERVER_UID`.
     pub(crate) server_uid: Option<OsString>,
+    /// `MAYFLY_TASK`: the task that this process works in.
+    pub(crate) task: Option<OsString>,
+    /// Whether standard output is a terminal.
+    pub(crate) is_terminal: bool,
     /// `XDG_RUNTIME_DIR`.
     pub(crate) runtime_dir: Option<PathBuf>,
     /// Own effective uid.
@@ -44,6 +48,8 @@ impl Env {
             public: std::env::var_os(Which::Public.variable()),
             admin: std::env::var_os(Which::Admin.variable()),
             server_uid: std::env::var_os("MAYFLY_SERVER_UID"),
+            task: std::env::var_os("MAYFLY_TASK"),
+            is_terminal: io::IsTerminal::is_terminal(&io::stdout()),
             runtime_dir: std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|p| p.is_absolute()),
             uid: rustix::process::geteuid().as_raw(),
             run: PathBuf::from("/run/mayfly"),

@@ -15,6 +15,8 @@ use hyper_util::rt::TokioIo;
 use mayfly_proto::admin::admin_client::AdminClient;
 use mayfly_proto::admin::bundles_client::BundlesClient;
 use mayfly_proto::identity::identity_client::IdentityClient;
+use mayfly_proto::task::task_admin_client::TaskAdminClient;
+use mayfly_proto::task::task_api_client::TaskApiClient;
 use mayfly_proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 use tokio::net::UnixStream;
 use tonic::metadata::MetadataValue;
@@ -182,6 +184,16 @@ impl Connection {
     /// Bundles of other trust domains; only on the admin socket.
     pub(crate) fn bundles(&self) -> BundlesClient<InterceptedService<Channel, SpiffeHeader>> {
         BundlesClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_MAX)
+    }
+
+    /// A process's own tasks.
+    pub(crate) fn tasks(&self) -> TaskApiClient<InterceptedService<Channel, SpiffeHeader>> {
+        TaskApiClient::new(self.channel.clone())
+    }
+
+    /// Everybody's tasks; only on the admin socket.
+    pub(crate) fn task_admin(&self) -> TaskAdminClient<InterceptedService<Channel, SpiffeHeader>> {
+        TaskAdminClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_MAX)
     }
 
     /// gRPC health.

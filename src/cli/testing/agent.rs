@@ -10,6 +10,9 @@ use mayfly_proto::admin::admin_server::{Admin, AdminServer};
 use mayfly_proto::admin::{self as adm};
 use mayfly_proto::identity::identity_server::{Identity, IdentityServer};
 use mayfly_proto::identity::{AwaitIdentityRequest, WhoAmIRequest, WhoAmIResponse};
+use mayfly_proto::task::task_admin_server::TaskAdminServer;
+use mayfly_proto::task::task_api_server::TaskApiServer;
+use mayfly_proto::task::{Task, TaskSummary};
 use mayfly_proto::workload::spiffe_workload_api_server::{SpiffeWorkloadApi, SpiffeWorkloadApiServer};
 use mayfly_proto::workload::*;
 use tokio::net::UnixListener;
@@ -21,8 +24,8 @@ use tonic::{Request, Response, Status};
 use super::{Ran, empty_env, run};
 use crate::cli::client::Env;
 
-type Answer<T> = Result<T, Status>;
-type Streamed<T> = Pin<Box<dyn Stream<Item = Answer<T>> + Send>>;
+pub(super) type Answer<T> = Result<T, Status>;
+pub(super) type Streamed<T> = Pin<Box<dyn Stream<Item = Answer<T>> + Send>>;
 
 /// What the stand-in answers. Each is "no identity issued" or empty until a test says otherwise.
 #[derive(Debug)]
@@ -43,6 +46,8 @@ pub(crate) struct Script {
     pub(crate) order: Mutex<Answer<adm::OrderAuthorityResponse>>,
     pub(crate) ordered: Mutex<Vec<adm::OrderAuthorityRequest>>,
     pub(crate) explain: Mutex<Answer<adm::ExplainResponse>>,
+    pub(crate) tasks: watch::Sender<Answer<Vec<Task>>>,
+    pub(crate) summary: Mutex<Answer<TaskSummary>>,
     /// Every request's `workload.spiffe.io` values, and requests as debug text.
     pub(crate) seen: Mutex<Vec<(Vec<String>, String)>>,
 }
@@ -81,6 +86,8 @@ impl Agent {
             order: Mutex::new(Ok(adm::OrderAuthorityResponse::default())),
             ordered: Mutex::default(),
             explain: Mutex::new(Ok(adm::ExplainResponse::default())),
+            tasks: watch::Sender::new(Ok(Vec::new())),
+            summary: Mutex::new(Ok(TaskSummary::default())),
             seen: Mutex::default(),
         });
         let mut agent = Self { script, socket, dir, runtime: None };
@@ -106,6 +113,8 @@ impl Agent {
             .add_service(SpiffeWorkloadApiServer::from_arc(script()))
             .add_service(IdentityServer::from_arc(script()))
             .add_service(AdminServer::from_arc(script()))
+            .add_service(TaskApiServer::from_arc(script()))
+            .add_service(TaskAdminServer::from_arc(script()))
             .add_service(health);
         runtime.spawn(async move {
             reporter.set_service_status("", tonic_health::ServingStatus::Serving).await;
@@ -159,14 +168,14 @@ impl Script {
         drop(self.wit.send_replace(Ok(svids)));
     }
 
-    fn note<T: std::fmt::Debug>(&self, request: &Request<T>) {
+    pub(super) fn note<T: std::fmt::Debug>(&self, request: &Request<T>) {
         let header = request.metadata().get_all("workload.spiffe.io").iter();
         let header = header.map(|value| value.to_str().expect("text").to_owned()).collect();
         self.seen.lock().expect("lock").push((header, format!("{:?}", request.get_ref())));
     }
 }
 
-fn get<T: Clone>(slot: &Mutex<Answer<T>>) -> Answer<Response<T>> {
+pub(super) fn get<T: Clone>(slot: &Mutex<Answer<T>>) -> Answer<Response<T>> {
     slot.lock().expect("lock").clone().map(Response::new)
 }
 

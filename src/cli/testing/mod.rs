@@ -2,6 +2,7 @@
 
 pub(crate) mod agent;
 pub(crate) mod pki;
+mod tasks;
 pub(crate) mod wits;
 
 use std::io::{self, Write};
