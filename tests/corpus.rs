@@ -20,6 +20,9 @@ mod jwt;
 #[path = "fuzz/checks/origin.rs"]
 mod origin;
 #[cfg(test)]
+#[path = "fuzz/checks/policy.rs"]
+mod policy;
+#[cfg(test)]
 #[path = "fuzz/checks/spiffe_id.rs"]
 mod spiffe_id;
 #[cfg(test)]
@@ -33,7 +36,7 @@ mod wit;
 mod corpus {
     use std::path::Path;
 
-    use super::{authority, bundle, config, entries, jwt, origin, spiffe_id, watch, wit};
+    use super::{authority, bundle, config, entries, jwt, origin, policy, spiffe_id, watch, wit};
 
     /// Runs the check over each file of the corpus `name`.
     fn replay(name: &str, check: fn(&[u8])) {
@@ -71,6 +74,11 @@ mod corpus {
     #[test]
     fn kept_configurations_pass() {
         replay("config", config::check);
+    }
+
+    #[test]
+    fn kept_policies_catalogues_and_cases_pass() {
+        replay("policy", policy::check);
     }
 
     #[test]

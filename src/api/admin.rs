@@ -111,6 +111,22 @@ impl Admin for AdminService {
         }))
     }
 
+    async fn freeze(
+        &self,
+        request: Request<proto::FreezeRequest>,
+    ) -> Result<Response<proto::FreezeResponse>, Status> {
+        let (_, caller, order) = request.into_parts();
+        super::freeze::freeze(&self.workloads, &caller, order).map(Response::new)
+    }
+
+    async fn thaw(
+        &self,
+        request: Request<proto::ThawRequest>,
+    ) -> Result<Response<proto::ThawResponse>, Status> {
+        let (_, caller, order) = request.into_parts();
+        super::freeze::thaw(&self.workloads, &caller, &order).map(Response::new)
+    }
+
     async fn list_entries(
         &self,
         _request: Request<proto::ListEntriesRequest>,

@@ -7,6 +7,7 @@ pub mod bind;
 pub mod bundles;
 mod closer;
 pub mod facts;
+mod freeze;
 pub mod guard;
 pub mod health;
 pub mod identity;

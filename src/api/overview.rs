@@ -107,6 +107,7 @@ impl Sources {
         all.extend(self.federation.concerns());
         all.extend(self.unknown_domains());
         all.extend(self.kubernetes());
+        all.extend(self.frozen());
         all
     }
 
@@ -131,6 +132,17 @@ impl Sources {
             }
             SourceState::Starting(_) | SourceState::InSync => None,
         }
+    }
+
+    /// What the kill switch holds.
+    fn frozen(&self) -> Vec<String> {
+        let freezes = self.workloads.freezes();
+        let flag = freezes.is_flagged().then(|| "frozen: everything, by the flag file".to_owned());
+        let orders = freezes.iter().map(|(what, freeze)| {
+            let why = if freeze.reason.is_empty() { String::new() } else { format!(": {}", freeze.reason) };
+            format!("frozen: {what}, by {}{why}", freeze.by)
+        });
+        flag.into_iter().chain(orders).collect()
     }
 
     /// What is amiss with the upstream, unless it has become a concern of its own.

@@ -335,6 +335,7 @@ fn start_workloads(
         wit_ttl: config.wit.ttl,
         wit: Recipe { key: storage::wit_key_type(config), issuer: config.wit.issuer.clone() },
         status_list_uri: config.status_list_uri.clone(),
+        freezes: super::policy::freezes_file(config),
         leases_per_uid: wide(config.limits.live_leases_per_uid),
         jwt_leases_per_workload: wide(config.limits.jwt_leases_per_workload),
     };

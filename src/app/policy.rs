@@ -1,7 +1,7 @@
 //! Loads the policy set, and loads it again when its directory changes or the operator says so. A bad set never
 //! replaces a good one; it is said loudly, in the log, in the audit log and in `mayfly status`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -9,10 +9,12 @@ use arc_swap::ArcSwap;
 use super::StartError;
 use super::follow::{Kept, Told};
 use crate::audit::Event;
-use crate::config::{Config, PolicyFrom};
+use crate::config::{Config, PolicyFrom, Storage};
 use crate::diag::Problems;
-use crate::fileset::{IsMember, Mount};
-use crate::policy::{Engine, PolicySet, PolicySource, is_policy_file};
+use crate::drain::Watch;
+use crate::fileset::{self, IsMember, Mount};
+use crate::policy::{Engine, PolicySet, PolicySource, is_policy_file, load_freezes};
+use crate::workload::Workloads;
 
 /// The policy set in force and where it comes from.
 pub(super) struct Policies {
@@ -50,7 +52,12 @@ impl Policies {
             Some(source) => source.directory().display().to_string(),
             None => "--dev".to_owned(),
         };
-        Ok(Self { source, name, engine: Engine::of(set), last_error: Arc::default() })
+        let engine = Engine::of(set).flagged_by(&flag_file(config));
+        if let Some(path) = freezes_file(config) {
+            let kept = load_freezes(&path).map_err(StartError::Config)?;
+            engine.change_freezes(|freezes| *freezes = kept);
+        }
+        Ok(Self { source, name, engine, last_error: Arc::default() })
     }
 
     /// Decides by the set in force.
@@ -67,6 +74,48 @@ impl Policies {
         loaded(&self.name, &self.engine.in_force())
     }
 }
+
+/// Where it is written down what is frozen.
+pub(super) fn freezes_file(config: &Config) -> Option<PathBuf> {
+    match &config.storage {
+        Storage::Disk(dir) => Some(dir.join("freezes.json")),
+        Storage::Memory => None,
+    }
+}
+
+/// The kill switch for when nothing else works: beside the directory of the admin socket.
+fn flag_file(config: &Config) -> PathBuf {
+    let admin = config.sockets.admin.parent().unwrap_or_else(|| Path::new("/"));
+    admin.parent().unwrap_or(admin).join(FLAG)
+}
+
+fn is_flag(name: &[u8]) -> bool {
+    name == FLAG.as_bytes()
+}
+
+/// Hears of the flag file as it comes and goes, so that the record says so though nobody asks for anything.
+pub(super) async fn follow_flag(config: Config, workloads: Workloads, mut drain: Watch) {
+    let flag = flag_file(&config);
+    let Some(dir) = flag.parent() else { return };
+    let mut watch = fileset::watch(dir, is_flag)
+        .inspect_err(|error| tracing::warn!(%error, "the flag file is only seen when something is asked for"))
+        .ok();
+    loop {
+        workloads.look_at_flag();
+        let changed = async {
+            match &mut watch {
+                Some(watch) => watch.changed().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            heard = changed => if heard.is_none() { return },
+            () = drain.stopping() => return,
+        }
+    }
+}
+
+const FLAG: &str = "FREEZE";
 
 fn loaded(source: &str, set: &PolicySet) -> Option<Event> {
     let count = |n| u64::try_from(n).unwrap_or(u64::MAX);

@@ -137,6 +137,7 @@ impl Agent {
         let reload = vec![entries.trigger(), policies.trigger()];
         tasks.spawn(entries.run());
         tasks.spawn(policies.run());
+        tasks.spawn(super::policy::follow_flag(self.config.clone(), self.workloads.clone(), watch.clone()));
         tasks.spawn(self.workloads.clone().follow_entries(watch.clone()));
         tasks.spawn(self.workloads.clone().know_own_program());
         tasks.spawn(self.federation.clone().run(watch.clone()));

@@ -239,6 +239,28 @@ pub enum Event {
         /// What was asked for.
         approval: Box<ApprovalFacts>,
     },
+    /// Something was frozen: nothing is decided in its favour.
+    Freeze {
+        /// The operator's process; `None`: the flag file.
+        by: Option<Agent>,
+        /// What.
+        what: String,
+        /// Why.
+        reason: String,
+        /// What was given is taken back, too.
+        revoke: bool,
+    },
+    /// Something that was frozen goes on.
+    Thaw {
+        /// The operator's process; `None`: the flag file.
+        by: Option<Agent>,
+        /// What.
+        what: String,
+        /// Why.
+        reason: String,
+        /// Another person must say the same first.
+        needs_another: bool,
+    },
     /// Where the chain was: whoever keeps this line elsewhere can tell later whether lines were cut off.
     Checkpoint {
         /// The chain's end when this was made.

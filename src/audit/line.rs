@@ -210,10 +210,8 @@ impl Body {
                 let detail = Detail::Admin { target: capped(target), credentials: *credentials };
                 Self { detail: Some(detail), ..of(by) }
             }
-            Event::BundleOrder { by, order, trust_domain, sequence } => {
-                let trust_domain = trust_domain.to_string();
-                let detail = Detail::Bundle { order, trust_domain, sequence: *sequence };
-                Self { detail: Some(detail), ..by.as_ref().map_or_else(Self::default, of) }
+            Event::BundleOrder { by, .. } | Event::Freeze { by, .. } | Event::Thaw { by, .. } => {
+                Self { detail: event.detail(), ..by.as_ref().map_or_else(Self::default, of) }
             }
             other => other.detail().map_or_else(Self::default, with),
         }
@@ -358,6 +356,8 @@ fn name_and_severity(event: &Event) -> (&'static str, &'static str) {
         Event::Decided { decision, .. } if decision.result == "allow" => (task::decided(decision), INFO),
         Event::Decided { decision, .. } => (task::decided(decision), WARNING),
         Event::Approval { step, .. } => (task::approved(*step), NOTICE),
+        Event::Freeze { .. } => ("freeze", CRITICAL),
+        Event::Thaw { .. } => ("thaw", NOTICE),
         Event::Checkpoint { .. } => ("audit.checkpoint", INFO),
         Event::Recovered { .. } => ("audit.recovered", WARNING),
         Event::Gap { .. } => ("audit.gap", CRITICAL),

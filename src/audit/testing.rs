@@ -52,6 +52,18 @@ pub(super) fn every_event() -> Vec<Event> {
         credential: Credential::of(&row(3, 1_790_000_900)),
         seen: "task_ended, introspection".to_owned(),
     });
+    events.push(Event::Freeze {
+        by: Some(bare()),
+        what: "agent spiffe://example.org/web".to_owned(),
+        reason: "incident 4711".to_owned(),
+        revoke: true,
+    });
+    events.push(Event::Thaw {
+        by: None,
+        what: "everything".to_owned(),
+        reason: "the flag file".to_owned(),
+        needs_another: false,
+    });
     events.push(Event::Approval {
         step: ApprovalStep::Granted,
         agent: bare(),

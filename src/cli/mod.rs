@@ -20,6 +20,7 @@ mod failure;
 mod federate;
 mod fetch;
 mod follow;
+mod freeze;
 mod healthcheck;
 mod lease;
 mod ledger;
@@ -118,6 +119,12 @@ enum Client {
     /// Say what another process would get, and what it just misses (operators)
     #[command(after_help = explain::EXAMPLES)]
     Explain(explain::Args),
+    /// Freeze everything, an agent, a task or a target: nothing is issued to it any more (operators)
+    #[command(after_help = freeze::FREEZE_EXAMPLES)]
+    Freeze(freeze::Freeze),
+    /// Let what was frozen go on (operators)
+    #[command(after_help = freeze::THAW_EXAMPLES)]
+    Thaw(freeze::Thaw),
     /// List or revoke leases (operators)
     Lease(lease::Args),
     /// Show the signing authorities, or take a step of their lives (operators)
@@ -210,6 +217,8 @@ impl Client {
             Self::Validate(args) => validate::run(args, context).await,
             Self::Whoami(args) => whoami::run(args, context).await,
             Self::Explain(args) => explain::run(args, context).await,
+            Self::Freeze(args) => freeze::freeze(args, context).await,
+            Self::Thaw(args) => freeze::thaw(args, context).await,
             Self::Lease(args) => lease::run(args, context).await,
             Self::Authority(args) => authority::run(args, context).await,
             Self::Entry(Entry::Check(args)) => entry::check(&args, context),

@@ -35,6 +35,7 @@ impl Decision {
         match self.verdict {
             Verdict::Allow => "allowed",
             Verdict::Requestable => "approval_required",
+            Verdict::Deny if self.reason == Reason::Frozen => "frozen",
             Verdict::Deny => "policy_denied",
         }
     }
@@ -87,6 +88,8 @@ pub enum Reason {
     EvaluationError,
     /// Obligations cannot be kept together, or not by what was asked for.
     Obligations,
+    /// An operator has frozen it.
+    Frozen,
     /// The question does not fit itself: our mistake.
     Malformed,
 }
@@ -106,6 +109,7 @@ impl Reason {
             Self::TemplateNotAllowed => "template_not_allowed",
             Self::EvaluationError => "evaluation_error",
             Self::Obligations => "conflicting_obligations",
+            Self::Frozen => "frozen",
             Self::Malformed => "malformed_question",
         }
     }

@@ -1,16 +1,23 @@
 //! Holds the policy set in force. Handlers ask it; a reload puts another set in its place in one step.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use tokio::sync::watch;
 
 use super::permit::{Denied, Permit, PermitRequest, check};
-use super::{Action, Decision, EvaluationId, IdentityFacts, PolicySet, Question, WorkloadFacts};
+use super::{
+    Action, Decision, EvaluationId, Freezes, IdentityFacts, PolicySet, Question, Reason, WorkloadFacts,
+};
 
 /// Decides by the set in force. Clones share it.
 #[derive(Clone, Debug)]
-pub struct Engine(Arc<watch::Sender<Arc<PolicySet>>>);
+pub struct Engine {
+    set: Arc<watch::Sender<Arc<PolicySet>>>,
+    /// As long as there is a file of that name, everything is frozen.
+    flag: Option<Arc<Path>>,
+}
 
 impl Engine {
     /// An engine without a policy set.
@@ -20,22 +27,49 @@ impl Engine {
 
     /// An engine with this set.
     pub fn of(set: PolicySet) -> Self {
-        Self(Arc::new(watch::Sender::new(Arc::new(set))))
+        Self { set: Arc::new(watch::Sender::new(Arc::new(set))), flag: None }
     }
 
-    /// Puts another set in force. What was decided before stays decided.
+    /// One that looks for a flag file before it decides anything.
+    #[must_use]
+    pub fn flagged_by(self, flag: &Path) -> Self {
+        Self { flag: Some(flag.into()), ..self }
+    }
+
+    /// Puts another set in force; what is frozen stays so. What was decided before stays decided.
     pub fn replace(&self, set: PolicySet) {
-        self.0.send_replace(Arc::new(set));
+        self.set.send_modify(|now| *now = Arc::new(set.with_freezes(now.freezes().clone())));
+    }
+
+    /// Changes what is frozen, in one step with everything that is decided from then on.
+    pub fn change_freezes<T: Default>(&self, change: impl FnOnce(&mut Freezes) -> T) -> T {
+        let mut answer = T::default();
+        self.set.send_if_modified(|now| {
+            let mut freezes = now.freezes().clone();
+            answer = change(&mut freezes);
+            let news = freezes != *now.freezes();
+            if news {
+                *now = Arc::new(PolicySet::clone(now).with_freezes(freezes));
+            }
+            news
+        });
+        answer
     }
 
     /// The set in force. Whoever asks it several questions about one matter takes it once and asks it all of them.
     pub fn in_force(&self) -> Arc<PolicySet> {
-        Arc::clone(&self.0.borrow())
+        if let Some(flag) = &self.flag {
+            let raised = is_raised(flag);
+            if self.set.borrow().freezes().is_flagged() != raised {
+                self.change_freezes(|freezes| freezes.set_flag(raised));
+            }
+        }
+        Arc::clone(&self.set.borrow())
     }
 
     /// Follows the set in force.
     pub fn follow(&self) -> watch::Receiver<Arc<PolicySet>> {
-        self.0.subscribe()
+        self.set.subscribe()
     }
 
     /// Decides one question.
@@ -57,7 +91,7 @@ impl Engine {
     ) -> Result<Permit, Box<NotGiven>> {
         let mut request = check(request).map_err(|denied| Box::new(NotGiven { denied, decision: None }))?;
         let set = self.in_force();
-        if set.is_loaded() {
+        if set.is_loaded() || !set.freezes().is_empty() {
             let identity = IdentityFacts {
                 spiffe_id: request.spiffe_id.clone(),
                 kind: request.kind,
@@ -66,7 +100,7 @@ impl Engine {
             };
             let question = Question::fetch(who(), identity, request.ttl, now);
             let decision = set.decide(&question, new_evaluation());
-            if !decision.is_allowed() {
+            if !decision.is_allowed() && (set.is_loaded() || decision.reason == Reason::Frozen) {
                 return Err(Box::new(NotGiven { denied: Denied::Policy, decision: Some(decision) }));
             }
             request.ttl = decision.obligations.max_ttl.map_or(request.ttl, |most| request.ttl.min(most));
@@ -155,6 +189,15 @@ impl Default for Engine {
     }
 }
 
+/// Whether there is a file of that name, whatever it is. What cannot be looked at counts as there.
+fn is_raised(flag: &Path) -> bool {
+    use std::io::ErrorKind::{NotADirectory, NotFound};
+    match std::fs::symlink_metadata(flag) {
+        Ok(_) => true,
+        Err(error) => !matches!(error.kind(), NotFound | NotADirectory),
+    }
+}
+
 /// A fresh name. Where there is no randomness the name says nothing, and the decision is what it is.
 pub(super) fn new_evaluation() -> EvaluationId {
     let mut bytes = [0; 16];
@@ -168,7 +211,7 @@ mod tests {
 
     use super::*;
     use crate::id::{EntryId, SpiffeId};
-    use crate::policy::{Kind, Object, Phase, PostureFacts, Reason, TaskFacts, Verdict};
+    use crate::policy::{Kind, Object, Phase, PostureFacts, TaskFacts, Verdict};
 
     fn question() -> Question {
         let now = UNIX_EPOCH + Duration::from_secs(1_800_000_000);
@@ -227,5 +270,62 @@ mod tests {
         assert_ne!(one.evaluation_id, two.evaluation_id);
         let text = one.evaluation_id.to_string();
         assert!(text.starts_with("evl_") && text.len() == 36, "{text}");
+    }
+
+    /// Reloads and freezes in any order: whoever asks sees one set whole, and what is frozen outlives every reload.
+    #[cfg(feature = "cedar")]
+    #[test]
+    fn no_history_of_reloads_and_freezes_is_ever_seen_half_applied() {
+        use crate::policy::{Freeze, Frozen};
+        let sets: Vec<PolicySet> = (0..4u8)
+            .map(|n| {
+                let name = format!("set-{n}");
+                let policy = format!("@id(\"{name}\")\npermit(principal, action, resource);");
+                let catalogue = format!(
+                    "[[targets]]\nname = \"wiki\"\naudience = \"urn:{name}\"\ndata_class = \"c\"\nowner = \"o\"\nbinding = \"none\"\n"
+                );
+                let files =
+                    [("a.cedar".to_owned(), policy.into_bytes()), ("c.toml".to_owned(), catalogue.into_bytes())];
+                PolicySet::parse(&files, None).unwrap_or_else(|found| panic!("{found}"))
+            })
+            .collect();
+        let engine = Engine::without_policy();
+        let over = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !over.load(std::sync::atomic::Ordering::Acquire) {
+                        let set = engine.in_force();
+                        let decision = set.decide(&question(), new_evaluation());
+                        assert_eq!(decision.policy_version, set.version());
+                        if decision.is_allowed() {
+                            let audience = &set.catalogue().target("wiki").unwrap().audience;
+                            assert_eq!(*audience, format!("urn:{}", decision.policy_ids[0]), "of one set");
+                        }
+                        assert_eq!(set.freezes().stops(&question()), decision.reason == Reason::Frozen);
+                    }
+                });
+            }
+            for round in 0..2_000usize {
+                engine.replace(sets[round % sets.len()].clone());
+                let frozen = round % 3 == 0;
+                engine.change_freezes(|freezes| {
+                    let what = Frozen::Target("wiki".to_owned());
+                    if frozen {
+                        let at = UNIX_EPOCH;
+                        freezes.freeze(
+                            what,
+                            Freeze { by: String::new(), reason: String::new(), at, revoke: false },
+                        );
+                    } else {
+                        freezes.thaw(&what, 0, UNIX_EPOCH);
+                    }
+                });
+                engine.replace(sets[(round + 1) % sets.len()].clone());
+                let reason = engine.decide(&question()).reason;
+                assert_eq!(reason == Reason::Frozen, frozen, "round {round}: {reason:?}");
+            }
+            over.store(true, std::sync::atomic::Ordering::Release);
+        });
     }
 }

@@ -17,6 +17,8 @@ mod decision;
 mod dev;
 mod engine;
 mod explanation;
+mod freeze;
+mod freeze_file;
 mod lint;
 mod permit;
 mod question;
@@ -34,6 +36,8 @@ pub use self::decision::{
 };
 pub use self::engine::{Engine, GrantedActions, NotGiven, RefusedActions};
 pub use self::explanation::{Considered, Explanation};
+pub use self::freeze::{Freeze, Freezes, Frozen, Thawed};
+pub use self::freeze_file::{load_freezes, store_freezes};
 pub use self::lint::Lint;
 pub use self::permit::{Denied, Grant, Kind, Permit, PermitRequest};
 pub use self::question::{

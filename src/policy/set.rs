@@ -1,6 +1,5 @@
 //! One policy set: policies and catalogue, read together, never changed afterwards.
 
-#[cfg(feature = "cedar")]
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -11,8 +10,8 @@ use super::cedar::Rules;
 use super::explanation::Explanation;
 use super::source::is_policies;
 use super::{
-    Catalogue, Decision, EvaluationId, IdentityFacts, Kind, Obligations, PolicyVersion, Question, Reason,
-    Verdict, WorkloadFacts, parse_catalogue,
+    Catalogue, Decision, EvaluationId, Freezes, IdentityFacts, Kind, Obligations, PolicyVersion, Question,
+    Reason, Verdict, WorkloadFacts, parse_catalogue,
 };
 use crate::diag::{Problem, Problems};
 use crate::id::TrustDomain;
@@ -22,6 +21,7 @@ use crate::id::TrustDomain;
 pub struct PolicySet {
     version: Option<PolicyVersion>,
     catalogue: Catalogue,
+    freezes: Arc<Freezes>,
     #[cfg(feature = "cedar")]
     rules: Option<Arc<Rules>>,
 }
@@ -105,7 +105,12 @@ impl PolicySet {
         mut problems: Problems,
     ) -> Result<Self, Problems> {
         let rules = Rules::load(policies, &mut problems).map(Arc::new);
-        problems.into_result(rules.map(|rules| Self { version, catalogue, rules: Some(rules) }))
+        problems.into_result(rules.map(|rules| Self {
+            version,
+            catalogue,
+            freezes: Arc::default(),
+            rules: Some(rules),
+        }))
     }
 
     #[cfg(not(feature = "cedar"))]
@@ -136,6 +141,22 @@ impl PolicySet {
         &self.catalogue
     }
 
+    /// What is frozen, whatever policies say.
+    pub fn freezes(&self) -> &Freezes {
+        &self.freezes
+    }
+
+    /// The same policies with other things frozen.
+    pub(super) fn with_freezes(self, freezes: Freezes) -> Self {
+        Self { freezes: Arc::new(freezes), ..self }
+    }
+
+    /// Whether what was given for such a question may stay: a freeze alone takes nothing back.
+    pub fn gives(&self, question: &Question) -> bool {
+        let permitted = !self.is_loaded() || self.ask_rules(question).verdict == Verdict::Allow;
+        permitted && !self.freezes.revokes(question)
+    }
+
     /// How many policies there are.
     pub fn policies(&self) -> usize {
         #[cfg(feature = "cedar")]
@@ -154,6 +175,11 @@ impl PolicySet {
     /// Decides, and says for operators what the policies that could have applied made of it.
     pub fn explain(&self, question: &Question, id: EvaluationId) -> Explanation {
         let decision = self.decide(question, id);
+        if decision.reason == Reason::Frozen {
+            let changes =
+                vec!["it must be thawed: `mayfly status` says what is frozen and by whom".to_owned()];
+            return Explanation { decision, considered: Vec::new(), changes };
+        }
         #[cfg(feature = "cedar")]
         if let Some(rules) = &self.rules {
             return rules.explain(&self.catalogue, question, decision);
@@ -169,14 +195,17 @@ impl PolicySet {
         ttl: impl Fn(Kind) -> Duration,
         now: SystemTime,
     ) -> Fetchable {
-        if !self.is_loaded() {
-            return Fetchable::ALL;
-        }
         let question = |kind| {
             let identity = IdentityFacts { kind, ..identity.clone() };
             Question::fetch(workload.clone(), identity, ttl(kind), now)
         };
-        let allowed = |kind| self.find(&question(kind)).verdict == Verdict::Allow;
+        if !self.freezes.is_empty() && self.freezes.revokes(&question(Kind::X509)) {
+            return Fetchable::NONE;
+        }
+        if !self.is_loaded() {
+            return Fetchable::ALL;
+        }
+        let allowed = |kind| self.ask_rules(&question(kind)).verdict == Verdict::Allow;
         Fetchable {
             x509: allowed(Kind::X509),
             jwt: self.may_give_tokens(&question(Kind::Jwt)),
@@ -221,6 +250,10 @@ impl PolicySet {
     }
 
     fn find(&self, question: &Question) -> Finding {
+        if self.freezes.stops(question) { Finding::deny(Reason::Frozen) } else { self.ask_rules(question) }
+    }
+
+    fn ask_rules(&self, question: &Question) -> Finding {
         #[cfg(feature = "cedar")]
         if let Some(rules) = &self.rules {
             return rules.decide(&self.catalogue, question);

@@ -35,13 +35,13 @@ impl Shared {
     ) -> Vec<Action> {
         let set = self.parts.policy.in_force();
         let Some(member) = state.members.get_mut(&id) else { return Vec::new() };
-        member.fetch = set.is_loaded().then(|| self.fetchable(&set, member));
+        member.fetch = is_guarded(&set).then(|| self.fetchable(&set, member));
         let closed = closed(member.fetch.as_deref().unwrap_or_default());
         let wanted = member.wanted();
         // First what is closed: an entry that is new must not be issued in a form that is not given.
         let mut actions = state.core.close(id, &closed, now);
         actions.extend(state.core.set_entries(id, &wanted, cause, now));
-        if set.is_loaded() {
+        if is_guarded(&set) {
             let lost = self.tokens_lost(&set, state, id);
             actions.extend(state.core.take_back(&lost, Cause::Policy, now));
         }
@@ -78,7 +78,7 @@ impl Shared {
     /// Whether policy gives a workload the JWT-SVID of that row. One whose identity it has not any more is not ours to
     /// judge: the core has taken it back.
     pub(super) fn gives_token(&self, set: &PolicySet, state: &State, id: WorkloadId, row: &Row) -> bool {
-        if !set.is_loaded() {
+        if !is_guarded(set) {
             return true;
         }
         let Some(member) = state.members.get(&id) else { return false };
@@ -88,7 +88,7 @@ impl Shared {
         let wanted = IdentityFacts { audiences, ..facts_of(identity, Kind::Jwt) };
         let question =
             Question::fetch(who, wanted, self.ttl_of(Kind::Jwt, identity), self.parts.clock.wall());
-        set.decide(&question, crate::policy::EvaluationId::from_random([0; 16])).is_allowed()
+        set.gives(&question)
     }
 }
 
@@ -139,6 +139,11 @@ impl Shared {
         })
         .collect()
     }
+}
+
+/// Whether anything could be in the way of what entries give.
+fn is_guarded(set: &PolicySet) -> bool {
+    set.is_loaded() || !set.freezes().is_empty()
 }
 
 fn facts_of(identity: &Identity, kind: Kind) -> IdentityFacts {

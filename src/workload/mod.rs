@@ -22,6 +22,7 @@ mod issue;
 mod issuers;
 mod jwt;
 mod keeper;
+mod kill_switch;
 mod launches;
 mod news;
 mod operator;
@@ -52,6 +53,7 @@ pub use self::denied::Denied;
 pub use self::give_back::{Claim, GivenBack};
 pub use self::guard::Fetched;
 pub use self::keeper::{Order, OrderError};
+pub use self::kill_switch::Frost;
 pub use self::launches::LaunchRefusal;
 pub use self::operator::{Explained, LeaseFilter, Revoked, Target};
 pub use self::pulse::Pulse;
@@ -148,6 +150,8 @@ pub struct Settings {
     pub wit: Recipe,
     /// Where verifiers find status lists; `None`: tokens name none.
     pub status_list_uri: Option<String>,
+    /// Where it is written down what is frozen; `None`: nowhere.
+    pub freezes: Option<std::path::PathBuf>,
     /// Live leases of one uid.
     pub leases_per_uid: usize,
     /// Live JWT leases of one process.
@@ -221,6 +225,10 @@ struct Shared {
     jobs: mpsc::Sender<Job>,
     at_disk: pulse::AtDisk,
     crl: watch::Receiver<Option<PublishedCrl>>,
+    /// One order to freeze or thaw at a time.
+    freezing: Mutex<()>,
+    /// Whether the record says that the flag file is there.
+    flag_told: Mutex<bool>,
     /// To the keeper, once there is one.
     orders: OnceLock<mpsc::Sender<keeper::Request>>,
     /// Where the authorities stand.
@@ -262,6 +270,8 @@ impl Workloads {
             jobs,
             at_disk,
             crl,
+            freezing: Mutex::default(),
+            flag_told: Mutex::default(),
             orders: OnceLock::new(),
             records: watch::Sender::new(Arc::from([])),
             upstream: watch::Sender::new(None),

@@ -7,6 +7,8 @@ mod entries;
 #[cfg(test)]
 mod federation;
 #[cfg(test)]
+mod freeze;
+#[cfg(test)]
 mod http;
 #[cfg(test)]
 mod interop_spiffe;

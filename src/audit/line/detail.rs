@@ -29,6 +29,15 @@ pub(super) enum Detail {
         removed: Names,
         changed: Names,
     },
+    Frozen {
+        what: String,
+        #[serde(skip_serializing_if = "String::is_empty")]
+        reason: String,
+        #[serde(skip_serializing_if = "is_false")]
+        revoke: bool,
+        #[serde(skip_serializing_if = "is_false")]
+        needs_another: bool,
+    },
     Policy {
         source: String,
         version: String,
@@ -149,6 +158,10 @@ impl Event {
             Self::Checkpoint { head, proof } => {
                 Detail::Checkpoint { seq: head.seq, head: head.hash_text(), proof: proof.clone() }
             }
+            Self::BundleOrder { order, trust_domain, sequence, .. } => {
+                Detail::Bundle { order, trust_domain: trust_domain.to_string(), sequence: *sequence }
+            }
+            Self::Freeze { .. } | Self::Thaw { .. } => self.frozen()?,
             Self::Recovered { cut_bytes, moved_to } => {
                 Detail::Recovered { cut_bytes: *cut_bytes, moved_to: moved_to.as_deref().map(capped) }
             }
@@ -166,6 +179,18 @@ impl Event {
             },
             _ => return None,
         })
+    }
+}
+
+impl Event {
+    /// What was frozen or thawed.
+    fn frozen(&self) -> Option<Detail> {
+        let (what, reason, revoke, needs_another) = match self {
+            Self::Freeze { what, reason, revoke, .. } => (what, reason, *revoke, false),
+            Self::Thaw { what, reason, needs_another, .. } => (what, reason, false, *needs_another),
+            _ => return None,
+        };
+        Some(Detail::Frozen { what: capped(what), reason: capped(reason), revoke, needs_another })
     }
 }
 

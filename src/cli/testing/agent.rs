@@ -304,6 +304,16 @@ impl Admin for Script {
         get(&self.revoke)
     }
 
+    async fn freeze(&self, request: Request<adm::FreezeRequest>) -> Answer<Response<adm::FreezeResponse>> {
+        self.note(&request);
+        Ok(Response::new(adm::FreezeResponse { credentials: 3 }))
+    }
+
+    async fn thaw(&self, request: Request<adm::ThawRequest>) -> Answer<Response<adm::ThawResponse>> {
+        self.note(&request);
+        Ok(Response::new(adm::ThawResponse { needs_another: true }))
+    }
+
     async fn list_entries(
         &self,
         request: Request<adm::ListEntriesRequest>,

@@ -144,6 +144,7 @@ fn changes(decision: &Decision, considered: &[Considered]) -> Vec<String> {
             vec!["name the template in `templates` of the `[[agents]]` that fits this SPIFFE ID".to_owned()]
         }
         Reason::NoPolicy => vec!["load a policy set".to_owned()],
+        Reason::Frozen => vec!["it must be thawed".to_owned()],
         Reason::Malformed if decision.verdict == Verdict::Allow => Vec::new(),
         Reason::Malformed => vec!["ask about something that this action is done to".to_owned()],
     }

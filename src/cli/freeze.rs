@@ -1,0 +1,158 @@
+//! `mayfly freeze` and `mayfly thaw`: the kill switch.
+
+use mayfly_proto::admin::frozen_thing::What;
+use mayfly_proto::admin::{FreezeRequest, FrozenThing, ThawRequest};
+
+use super::Context;
+use super::args::OutputArgs;
+use super::client::{ClientArgs, Target, Which, answer};
+use super::failure::Failure;
+use super::render::count;
+use crate::exit::Exit;
+
+pub(super) const FREEZE_EXAMPLES: &str = "\
+Examples:
+  mayfly freeze --agent spiffe://example.org/agent/a --reason 'incident 4711'
+  mayfly freeze --agent spiffe://example.org/agent/a --revoke      take back what it has, too
+  mayfly freeze --target payroll
+  mayfly freeze --all --revoke --reason 'incident 4711'
+
+Nothing is issued to, or decided in favour of, what is frozen, until it is thawed; a restart thaws nothing. `mayfly status`
+lists what is frozen. When nothing else works, a file named FREEZE beside the directory of the admin socket
+(/run/mayfly/FREEZE) freezes everything until it is removed.";
+
+pub(super) const THAW_EXAMPLES: &str = "\
+Examples:
+  mayfly thaw --agent spiffe://example.org/agent/a
+  mayfly thaw --all                                   two different users must say so within ten minutes";
+
+/// `mayfly freeze`
+#[derive(clap::Args, Debug)]
+pub(super) struct Freeze {
+    #[command(flatten)]
+    client: ClientArgs,
+    #[command(flatten)]
+    thing: Thing,
+    /// Why, for the record
+    #[arg(long, default_value = "")]
+    reason: String,
+    /// Revoke what was given, too
+    #[arg(long)]
+    revoke: bool,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+/// `mayfly thaw`
+#[derive(clap::Args, Debug)]
+pub(super) struct Thaw {
+    #[command(flatten)]
+    client: ClientArgs,
+    #[command(flatten)]
+    thing: Thing,
+    /// Why, for the record
+    #[arg(long, default_value = "")]
+    reason: String,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+/// What.
+#[derive(clap::Args, Debug)]
+#[group(required = true, multiple = false)]
+struct Thing {
+    /// Everything
+    #[arg(long)]
+    all: bool,
+    /// One agent, by its SPIFFE ID
+    #[arg(long, value_name = "SPIFFE_ID")]
+    agent: Option<String>,
+    /// One task and everything below it
+    #[arg(long, value_name = "TASK")]
+    task: Option<String>,
+    /// One target, for everybody
+    #[arg(long, value_name = "NAME")]
+    target: Option<String>,
+}
+
+#[derive(serde::Serialize)]
+struct FrozenJson {
+    frozen: String,
+    credentials: u32,
+    revoked: bool,
+}
+
+#[derive(serde::Serialize)]
+struct ThawedJson {
+    thawed: String,
+    needs_another: bool,
+}
+
+impl Thing {
+    /// How it is called, and as the agent knows it.
+    fn named(self) -> (String, FrozenThing) {
+        let Self { agent, task, target, .. } = self;
+        let (name, what) = match (agent, task, target) {
+            (Some(agent), ..) => (format!("agent {agent}"), What::SpiffeId(agent)),
+            (_, Some(task), _) => (format!("task {task}"), What::TaskId(task)),
+            (.., Some(target)) => (format!("target {target}"), What::Target(target)),
+            // One of the four is there: clap sees to it.
+            _ => ("everything".to_owned(), What::All(true)),
+        };
+        (name, FrozenThing { what: Some(what) })
+    }
+}
+
+pub(super) async fn freeze(args: Freeze, context: &mut Context) -> Result<Exit, Failure> {
+    let target = Target::resolve(&args.client, Which::Admin, &context.env)?;
+    let (name, thing) = args.thing.named();
+    let request = FreezeRequest { thing: Some(thing), reason: args.reason, revoke: args.revoke };
+    let connection = target.connect().await?;
+    let done = answer(connection.admin().freeze(request)).await?.into_inner();
+    if args.output.is_json() {
+        let json = FrozenJson { frozen: name, credentials: done.credentials, revoked: args.revoke };
+        context.console.json(&json)?;
+        return Ok(Exit::Ok);
+    }
+    let out = count(done.credentials.into(), "live credential", "live credentials");
+    let what_of = if args.revoke { "being revoked" } else { "still good until they expire" };
+    context.console.line(&format!("frozen: {} ({out}, {what_of})", super::render::cell(&name)))?;
+    Ok(Exit::Ok)
+}
+
+pub(super) async fn thaw(args: Thaw, context: &mut Context) -> Result<Exit, Failure> {
+    let target = Target::resolve(&args.client, Which::Admin, &context.env)?;
+    let (name, thing) = args.thing.named();
+    let connection = target.connect().await?;
+    let request = ThawRequest { thing: Some(thing), reason: args.reason };
+    let needs_another = answer(connection.admin().thaw(request)).await?.into_inner().needs_another;
+    if args.output.is_json() {
+        context.console.json(&ThawedJson { thawed: name, needs_another })?;
+    } else if needs_another {
+        context.console.line("noted: another user must say the same within ten minutes")?;
+    } else {
+        context.console.line(&format!("thawed: {}", super::render::cell(&name)))?;
+    }
+    Ok(Exit::Ok)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::agent::Agent;
+    use super::*;
+
+    #[tokio::test]
+    async fn exactly_one_thing_is_frozen_or_thawed() {
+        let agent = Agent::start();
+        let ran = agent.run(&["freeze", "--agent", "spiffe://example.org/a", "--revoke"]).await;
+        let want = "frozen: agent spiffe://example.org/a (3 live credentials, being revoked)\n";
+        assert_eq!((ran.exit, ran.out.as_str()), (Exit::Ok, want), "{ran:?}");
+        let ran = agent.run(&["thaw", "--all"]).await;
+        assert!(ran.out.starts_with("noted: another user"), "{ran:?}");
+        let json = agent.run(&["freeze", "--target", "wiki", "--output", "json"]).await.json();
+        assert_eq!((json["frozen"].as_str(), json["revoked"].as_bool()), (Some("target wiki"), Some(false)));
+        for wrong in [&["freeze"][..], &["freeze", "--all", "--task", "t"], &["thaw", "--revoke", "--all"]] {
+            assert_eq!(agent.run(wrong).await.exit, Exit::Usage, "{wrong:?}");
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! The kill switch: an operator freezes, and nothing is decided in favour of what is frozen until it is thawed. What goes
+//! through here holds in memory before it is written down, and is written down before it is answered.
+
+use std::io;
+
+use super::{Workloads, lock};
+use crate::audit::{self, Event};
+use crate::policy::{Freeze, Freezes, Frozen, Thawed, store_freezes};
+
+/// What a freeze did.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Frost {
+    /// Live credentials that it is about: taken back if that was asked for.
+    pub credentials: usize,
+}
+
+impl Workloads {
+    /// Everything that is frozen.
+    pub fn freezes(&self) -> Freezes {
+        self.policy().in_force().freezes().clone()
+    }
+
+    /// Freezes. `by` is the operator's process.
+    ///
+    /// # Errors
+    /// It holds in memory, and could not be written down: a restart would thaw it.
+    pub fn freeze(&self, what: Frozen, freeze: Freeze, by: audit::Agent) -> io::Result<Frost> {
+        let _one_at_a_time = lock(&self.0.freezing);
+        let credentials = self.0.lock().rows.values().filter(|row| concerns(&what, &row.spiffe_id)).count();
+        let event = Event::Freeze {
+            by: Some(by),
+            what: what.to_string(),
+            reason: freeze.reason.clone(),
+            revoke: freeze.revoke,
+        };
+        self.policy().change_freezes(|freezes| freezes.freeze(what, freeze));
+        self.0.parts.audit.note(vec![event]);
+        self.write_freezes()?;
+        Ok(Frost { credentials })
+    }
+
+    /// Lets something go on.
+    ///
+    /// # Errors
+    /// It could not be written down, and stays frozen.
+    pub fn thaw(&self, what: &Frozen, reason: &str, by: audit::Agent) -> io::Result<Thawed> {
+        let _one_at_a_time = lock(&self.0.freezing);
+        let (before, uid, now) = (self.freezes(), by.uid, self.0.parts.clock.wall());
+        let thawed = self.policy().change_freezes(|freezes| freezes.thaw(what, uid, now));
+        if thawed == Thawed::Done
+            && let Err(error) = self.write_freezes()
+        {
+            self.policy().change_freezes(|freezes| *freezes = before);
+            return Err(error);
+        }
+        if thawed != Thawed::Nothing {
+            let (what, needs_another) = (what.to_string(), thawed == Thawed::NeedsAnother);
+            let event = Event::Thaw { by: Some(by), what, reason: reason.to_owned(), needs_another };
+            self.0.parts.audit.note(vec![event]);
+        }
+        Ok(thawed)
+    }
+
+    /// Looks whether the flag file came or went, and records it.
+    pub fn look_at_flag(&self) {
+        let _one_at_a_time = lock(&self.0.freezing);
+        let flagged = self.policy().in_force().freezes().is_flagged();
+        let mut told = lock(&self.0.flag_told);
+        if std::mem::replace(&mut *told, flagged) == flagged {
+            return;
+        }
+        let (what, reason) = (Frozen::All.to_string(), "the flag file".to_owned());
+        let event = if flagged {
+            tracing::error!("everything is frozen by the flag file");
+            Event::Freeze { by: None, what, reason, revoke: false }
+        } else {
+            tracing::warn!("the flag file is gone: what is not frozen by order goes on");
+            Event::Thaw { by: None, what, reason, needs_another: false }
+        };
+        self.0.parts.audit.note(vec![event]);
+    }
+
+    fn write_freezes(&self) -> io::Result<()> {
+        match &self.0.settings.freezes {
+            Some(path) => store_freezes(path, &self.freezes()),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Whether an identity's credentials of the Workload API are concerned.
+fn concerns(what: &Frozen, spiffe_id: &str) -> bool {
+    match what {
+        Frozen::All => true,
+        Frozen::Agent(id) => id == spiffe_id,
+        Frozen::Task(_) | Frozen::Target(_) => false,
+    }
+}
