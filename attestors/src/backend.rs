@@ -43,6 +43,9 @@ pub trait Backend: Send + Sync + fmt::Debug {
 /// What [`Backend::attest`] resolves to.
 pub type BackendFuture<'a> = Pin<Box<dyn Future<Output = Result<Found, Silent>> + Send + 'a>>;
 
+/// What a back-end does in the background, until the agent ends.
+pub type BackendTask = Pin<Box<dyn Future<Output = ()> + Send>>;
+
 /// What changed behind the back of a back-end: whoever it is about is looked at again, and loses what it has no more.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum News {

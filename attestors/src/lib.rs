@@ -6,6 +6,7 @@
 mod attestation;
 mod backend;
 mod cgroup;
+mod docker;
 pub mod failpoint;
 mod foreign;
 mod gather;
@@ -35,7 +36,8 @@ mod ticks;
 mod unix;
 
 pub use attestation::{Answer, Attestation, Depth, Fingerprint, Gap, Outcome, Posture};
-pub use backend::{Backend, BackendFuture, Found, News, Silent, Subject, Tell};
+pub use backend::{Backend, BackendFuture, BackendTask, Found, News, Silent, Subject, Tell};
+pub use docker::{Docker, DockerSettings};
 pub use foreign::{ForeignError, ForeignType};
 pub use gather::{Everything, Interest};
 pub use host::{BootId, BootIdError, Features, Host, HostError};

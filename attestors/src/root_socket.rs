@@ -11,6 +11,9 @@ use std::path::{Component, Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat};
 use tokio::net::UnixStream;
 
+use crate::backend::Silent;
+use crate::process::is_want_of_ours;
+
 /// Why a socket is not used.
 #[derive(Debug, thiserror::Error)]
 pub enum RootSocketError {
@@ -29,6 +32,20 @@ pub enum RootSocketError {
     /// Another user serves it.
     #[error("{0} is served by uid {1}, not by root")]
     Server(PathBuf, u32),
+}
+
+impl RootSocketError {
+    /// Nobody is there: whoever would listen is not installed, or not running.
+    pub(crate) fn is_absence(&self) -> bool {
+        matches!(self, Self::Io(_, error) if error.kind() == io::ErrorKind::NotFound)
+    }
+
+    pub(crate) fn silent(&self) -> Silent {
+        match self {
+            Self::Io(_, error) if is_want_of_ours(error) => Silent::Descriptors,
+            error => error.to_string().into(),
+        }
+    }
 }
 
 /// Connects to a socket that root alone can have put there, and that root serves.
@@ -52,11 +69,12 @@ fn check(path: &Path) -> Result<(), RootSocketError> {
         return Err(RootSocketError::Path(path.to_owned()));
     };
     let mut here = PathBuf::from("/");
-    let mut dir = open(&here, None)?;
-    for part in parent.components().skip(1) {
+    let mut parts = parent.components().skip(1).peekable();
+    let mut dir = open(&here, None, parts.peek().is_none())?;
+    while let Some(part) = parts.next() {
         let Component::Normal(part) = part else { return Err(RootSocketError::Path(path.to_owned())) };
         here.push(part);
-        dir = open(&here, Some((&dir, Path::new(part))))?;
+        dir = open(&here, Some((&dir, Path::new(part))), parts.peek().is_none())?;
     }
     let stat = rustix::fs::statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW)
         .map_err(|errno| RootSocketError::Io(path.to_owned(), errno.into()))?;
@@ -67,14 +85,16 @@ fn check(path: &Path) -> Result<(), RootSocketError> {
     if stat.st_uid == 0 { Ok(()) } else { Err(RootSocketError::Owner(path.to_owned())) }
 }
 
-fn open(path: &Path, within: Option<(&OwnedFd, &Path)>) -> Result<OwnedFd, RootSocketError> {
+/// Above the socket's own directory there may be a sticky one (`/tmp`): nobody else removes there what is root's.
+fn open(path: &Path, within: Option<(&OwnedFd, &Path)>, last: bool) -> Result<OwnedFd, RootSocketError> {
     let failed = |errno: rustix::io::Errno| RootSocketError::Io(path.to_owned(), errno.into());
     let dir = match within {
         Some((parent, name)) => rustix::fs::openat(parent.as_fd(), name, DIRECTORY, Mode::empty()),
         None => rustix::fs::openat(CWD, path, DIRECTORY, Mode::empty()),
     };
     let dir = dir.map_err(failed)?;
-    let is_roots = |stat: Stat| stat.st_uid == 0 && stat.st_mode & 0o022 == 0;
+    let kept = |mode| mode & 0o022 == 0 || (!last && mode & 0o1000 != 0);
+    let is_roots = |stat: Stat| stat.st_uid == 0 && kept(stat.st_mode);
     if is_roots(rustix::fs::fstat(&dir).map_err(failed)?) {
         Ok(dir)
     } else {
@@ -130,6 +150,14 @@ mod tests {
         for bad in ["s", "/", "/run/../run/s", ""] {
             assert!(why(Path::new(bad)).await.contains("no absolute path"), "{bad}");
         }
+    }
+
+    #[tokio::test]
+    async fn c03_everybodys_sticky_directory_may_stand_above() {
+        let dir = tempfile::tempdir_in("/tmp").unwrap();
+        let path = dir.path().join("s");
+        let _listener = UnixListener::bind(&path).unwrap();
+        connect_to_root(&path).await.unwrap();
     }
 
     /// Root's socket, handed to a server of another user.

@@ -75,6 +75,7 @@ pub fn strength_of(kind: &str, key: &str) -> Strength {
     match (kind, key) {
         ("unix", "uid" | "user" | "gid" | "group" | "supplementary_gid" | "supplementary_group")
         | ("cgroup", "path") => Strength::Kernel,
+        ("docker", _) => Strength::Controller,
         ("k8s", key) if kubernetes::gives(key) => Strength::Controller,
         ("systemd", key) if systemd::vouches(key) => Strength::Controller,
         _ => Strength::Advisory,

@@ -133,6 +133,19 @@ impl AttestorSet {
         self
     }
 
+    /// The types of all selectors that it may give.
+    pub fn kinds(&self) -> Vec<&'static str> {
+        let own = ["unix", "cgroup", "process", "launch"].into_iter();
+        let mut kinds: Vec<&'static str> = own.chain(self.backends.iter().map(|one| one.kind())).collect();
+        kinds.dedup();
+        kinds
+    }
+
+    /// Whether selectors of that type come from a back-end.
+    pub fn asks(&self, kind: &str) -> bool {
+        self.backends.iter().any(|backend| backend.kind() == kind)
+    }
+
     /// The machine this set was made for.
     pub fn host(&self) -> &Arc<Host> {
         &self.host

@@ -188,6 +188,7 @@ impl Admin for AdminService {
             matches: explained.identities.iter().map(|one| matched(one, &explained.policy)).collect(),
             near_misses: near_misses.collect(),
             posture: explained.posture.iter().map(ToString::to_string).collect(),
+            origin: attestation.origin().to_string(),
         }))
     }
 }
@@ -195,7 +196,8 @@ impl Admin for AdminService {
 fn outcome(outcome: &Outcome) -> String {
     match outcome {
         Outcome::Answered(_) => "ok".to_owned(),
-        Outcome::InPart(_, why) | Outcome::Kept(_, why) | Outcome::Silent(why) => why.clone(),
+        Outcome::InPart(_, why) | Outcome::Silent(why) => why.clone(),
+        Outcome::Kept(_, why) => format!("kept: {why}"),
         Outcome::NotNeeded => "not needed".to_owned(),
     }
 }

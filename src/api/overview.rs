@@ -97,6 +97,8 @@ impl Sources {
             federation: self.federation.rows().iter().map(super::bundles::bundle).collect(),
             listeners: self.listeners.iter().map(listener).collect(),
             pods: self.kubernetes.as_ref().map(pods),
+            refused_origins: self.workloads.refused_origins().into_iter().map(refused_origin).collect(),
+            attestors: self.workloads.attestors().iter().map(ToString::to_string).collect(),
         }
     }
 
@@ -108,6 +110,7 @@ impl Sources {
         all.extend(self.unknown_domains());
         all.extend(self.kubernetes());
         all.extend(self.frozen());
+        all.extend(self.unasked_attestors());
         all
     }
 
@@ -167,6 +170,19 @@ impl Sources {
                 )
             })
             .collect()
+    }
+
+    /// Entries whose selectors no attestor gives that is switched on.
+    fn unasked_attestors(&self) -> Vec<String> {
+        let asked = self.workloads.attestors();
+        let entries = self.workloads.entries().borrow().clone();
+        let wanted =
+            entries.iter().flat_map(|entry| &entry.selectors).map(|selector| selector.kind_and_key().0);
+        let missing: BTreeSet<&str> = wanted.filter(|kind| !asked.contains(kind)).collect();
+        let told = missing.into_iter().map(|kind| {
+            format!("entries ask for `{kind}:…`, and that attestor is off, so they match nobody: see `[attest]` in docs/configuration.md")
+        });
+        told.collect()
     }
 
     fn authorities(&self) -> Vec<proto::Authority> {
@@ -238,6 +254,10 @@ fn pods(kubernetes: &Kubernetes) -> proto::Pods {
 
 fn listener(listener: &Listener) -> proto::Listener {
     proto::Listener { name: listener.name.clone(), address: listener.address.clone() }
+}
+
+fn refused_origin((reason, count): (&'static str, u64)) -> proto::RefusedOrigin {
+    proto::RefusedOrigin { reason: reason.to_owned(), count }
 }
 
 fn published(crl: &PublishedCrl) -> proto::Crl {

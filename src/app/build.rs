@@ -6,12 +6,13 @@ use std::sync::Arc;
 use mayfly_attestors::kubernetes::Kubernetes;
 use mayfly_attestors::{
     AttestSettings as AttestorSettings, AttestorSet, Backend, ExecMode, ExecWatch, Host, MeasureLimits,
-    Measurer, Systemd, WorkerCommand,
+    Measurer, WorkerCommand,
 };
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
 use super::StartError;
+use super::backends::Backends;
 use super::entries::Entries;
 use super::kubernetes;
 use super::policy::Policies;
@@ -21,13 +22,12 @@ use crate::api::launch::LaunchSocket;
 use crate::api::limits::AdmissionLimits;
 use crate::api::listener::{Access, Bound};
 use crate::api::overview::{Listener, Sources};
-use crate::api::plugin::Plugin;
 use crate::api::sds::Sds;
 use crate::api::wire::budget::Rate;
 use crate::audit::{self, Event};
 use crate::authority::{Authorities, AuthorityKind, Custody, JwsAuthority};
 use crate::clock::{Clock, SystemClock, unix_seconds};
-use crate::config::{self, Config, Storage};
+use crate::config::{Config, Storage};
 use crate::federation::{self, Federation};
 use crate::issue::wit::Recipe;
 use crate::ledger::Row;
@@ -53,6 +53,8 @@ pub(super) struct Agent {
     pub(super) federation: Federation,
     /// On a node of Kubernetes.
     pub(super) kubernetes: Option<Kubernetes>,
+    /// Taken when they begin to work.
+    pub(super) backends: Option<Backends>,
     /// Must live as long as the agent serves: dropping it ends the watch.
     pub(super) exec_watch: ExecWatch,
     pub(super) public: (Socket, Bound),
@@ -99,16 +101,16 @@ impl Agent {
         let [public, admin, http] = listen(&config, &host, &mut passed, &manager)?;
         let launch = LaunchSocket::bind(&config.sockets.public, host.features())?;
         note_authorities(&audit, &stored);
-        let rows = stored.rows.clone();
-        let authorities = Authorities::new(stored.authorities.clone());
+        let (rows, authorities) = (stored.rows.clone(), Authorities::new(stored.authorities.clone()));
         let (custody, stored) = stored.split();
         let trust =
             watch::Sender::new(Arc::new(TrustSnapshot::new(&config.trust_domain, &authorities.current())));
         let federation = open_federation(&config, &trust, &audit, &clock);
-        let kubernetes = kubernetes::build(&config.attest.kubernetes, |name| std::env::var(name).ok())?;
+        let kubernetes = kubernetes::build(&config.attest.kubernetes)?;
+        let mut backends = Backends::new(&config.attest, kubernetes.as_ref());
         let workloads = start_workloads(
             &config,
-            backends(&config, kubernetes.as_ref()),
+            backends.take(),
             &host,
             &clock,
             &readiness,
@@ -136,6 +138,7 @@ impl Agent {
             policies,
             federation,
             kubernetes,
+            backends: Some(backends),
             exec_watch,
             public,
             admin,
@@ -351,29 +354,13 @@ fn start_workloads(
     Ok(Workloads::start(parts, settings, revoker)?)
 }
 
-/// Whoever is asked beside the machine itself.
-fn backends(config: &Config, kubernetes: Option<&Kubernetes>) -> Vec<Box<dyn Backend>> {
-    let mut backends = kubernetes.map(Kubernetes::backends).unwrap_or_default();
-    backends.extend(systemd(&config.attest.systemd));
-    backends.extend(config.attest.plugins.iter().map(|plugin| {
-        let plugin = Plugin::new(plugin.kind, plugin.socket.clone(), plugin.deadline);
-        Box::new(plugin) as Box<dyn Backend>
-    }));
-    backends
-}
-
-/// Units, where systemd runs the machine. A bus that does not answer is asked again with each process.
-fn systemd(settings: &config::SystemdSettings) -> Option<Box<dyn Backend>> {
-    let on = match settings.enabled {
-        config::Enabled::On => true,
-        config::Enabled::Off => false,
-        config::Enabled::Auto => Path::new("/run/systemd/system").is_dir(),
-    };
-    on.then(|| Box::new(Systemd::new(settings.bus.clone())) as Box<dyn Backend>)
-}
-
 fn attest_settings(config: &Config) -> AttestorSettings {
-    AttestorSettings { deadline: config.attest.deadline, ..AttestorSettings::default() }
+    AttestorSettings {
+        deadline: config.attest.deadline,
+        cgroup_root: config.attest.cgroup.mount.clone(),
+        cgroup_prefix: config.attest.cgroup.prefix.clone(),
+        ..AttestorSettings::default()
+    }
 }
 
 fn measurer(config: &Config) -> Measurer {

@@ -15,7 +15,11 @@ use crate::workload::Workloads;
 ///
 /// # Errors
 /// When they must be and cannot; the text says what is missing.
-pub(super) fn build(
+pub(super) fn build(settings: &config::KubernetesSettings) -> Result<Option<Kubernetes>, StartError> {
+    build_in(settings, |name| std::env::var(name).ok())
+}
+
+fn build_in(
     settings: &config::KubernetesSettings,
     env: impl Fn(&str) -> Option<String>,
 ) -> Result<Option<Kubernetes>, StartError> {
@@ -131,16 +135,16 @@ mod tests {
     #[test]
     fn it_is_automatic_where_the_node_has_a_name_and_the_agent_an_account() {
         let token = settings("token_file = \"/proc/self/status\"");
-        let found = build(&token, env(&POD)).unwrap();
+        let found = build_in(&token, env(&POD)).unwrap();
         assert!(found.is_some());
         for without in 0..2 {
             let mut pairs = POD.to_vec();
             pairs.remove(without);
-            assert!(build(&token, env(&pairs)).unwrap().is_none(), "{pairs:?}");
+            assert!(build_in(&token, env(&pairs)).unwrap().is_none(), "{pairs:?}");
         }
-        assert!(build(&settings("token_file = \"/nowhere\""), env(&POD)).unwrap().is_none());
+        assert!(build_in(&settings("token_file = \"/nowhere\""), env(&POD)).unwrap().is_none());
         assert!(
-            build(&settings("enabled = \"off\"\ntoken_file = \"/proc/self/status\""), env(&POD))
+            build_in(&settings("enabled = \"off\"\ntoken_file = \"/proc/self/status\""), env(&POD))
                 .unwrap()
                 .is_none()
         );
@@ -149,7 +153,7 @@ mod tests {
     #[test]
     fn where_it_must_be_what_is_missing_is_said() {
         let refused = |text: &str, pairs: &[(&str, &str)]| {
-            build(&settings(&format!("enabled = \"on\"\n{text}")), env(pairs)).unwrap_err().to_string()
+            build_in(&settings(&format!("enabled = \"on\"\n{text}")), env(pairs)).unwrap_err().to_string()
         };
         assert!(refused("", &[]).contains("NODE_NAME"));
         assert!(refused("", &[("NODE_NAME", "A_B")]).contains("is no name of a node"));

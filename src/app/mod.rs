@@ -1,6 +1,7 @@
 //! The composition root: the only module that knows every other one. Parts are built inert, sockets are
 //! bound before anything starts, and one place starts it all.
 
+mod backends;
 mod banner;
 mod build;
 mod checkpoint;

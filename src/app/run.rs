@@ -125,7 +125,7 @@ impl Agent {
         let mut tasks = JoinSet::new();
         self.follow_concerns(&mut tasks, &watch);
         // Before the leases of the run before are looked at: their pods must be known for that.
-        self.follow_pods(&mut tasks, &watch);
+        self.follow_backends(&mut tasks, &watch);
         let restored = self.workloads.restore(std::mem::take(&mut self.rows), &self.pidfds).await;
         self.pidfds = Pidfds::default();
         self.manager.settle();
@@ -188,7 +188,10 @@ impl Agent {
         tasks.spawn(super::concerns::follow(self.readiness.clone(), ledger, audit, watch.clone()));
     }
 
-    fn follow_pods(&mut self, tasks: &mut JoinSet<()>, watch: &Watch) {
+    fn follow_backends(&mut self, tasks: &mut JoinSet<()>, watch: &Watch) {
+        if let Some(backends) = self.backends.take() {
+            backends.run(&self.workloads, tasks, watch);
+        }
         let Some(pods) = self.kubernetes.take() else { return };
         tasks.spawn(kubernetes::hold_until_synced(pods.clone(), self.readiness.clone(), watch.clone()));
         tasks.spawn(kubernetes::follow(pods, self.workloads.clone(), watch.clone()));

@@ -36,6 +36,7 @@ struct Answer {
     matches: Vec<MatchJson>,
     near_misses: Vec<MissJson>,
     posture: Vec<String>,
+    origin: String,
 }
 
 #[derive(Serialize)]
@@ -146,6 +147,7 @@ fn json(found: ExplainResponse) -> Answer {
             })
             .collect(),
         posture: found.posture,
+        origin: found.origin,
     }
 }
 
@@ -187,13 +189,18 @@ fn text(pid: u32, found: &ExplainResponse) -> Vec<String> {
         }
         None => lines.push(format!("process {pid}")),
     }
+    if !found.origin.is_empty() {
+        lines.push(format!("  kept in  {}", cell(&found.origin)));
+    }
     let mut attestors = Table::new(["ATTESTOR", "ANSWER", "SELECTORS", "TOOK"]);
     for a in &found.attestors {
         attestors.row([a.kind.clone(), a.outcome.clone(), a.selectors.to_string(), millis(a.micros)]);
     }
     lines.extend(attestors.lines());
     for a in &found.attestors {
-        lines.extend(a.notes.iter().map(|note| format!("  {} left out {}", cell(&a.kind), cell(note))));
+        // An attestor with nothing to say says why; otherwise notes are about what is missing beside the rest.
+        let word = if a.selectors == 0 { "says nothing:" } else { "left out" };
+        lines.extend(a.notes.iter().map(|note| format!("  {} {word} {}", cell(&a.kind), cell(note))));
     }
     if !found.posture.is_empty() {
         lines.push(format!("posture: {}", cell(&found.posture.join(", "))));
@@ -276,6 +283,7 @@ mod tests {
                 other: "until 2026-01-01 has passed".into(),
             }],
             posture: vec!["mixed_uid".into(), "exe_fs_not_trusted".into()],
+            origin: "docker 4f1e of pod 7 (burstable)".into(),
         });
         agent
     }
@@ -288,6 +296,7 @@ mod tests {
 process 42 (sh\\u{202e}evil)
   program  /bin/sh
   uid 1000, parent 1, since 2025-11-22T07:40:00Z, 2.0 MiB
+  kept in  docker 4f1e of pod 7 (burstable)
 ATTESTOR  ANSWER  SELECTORS  TOOK
 unix      ok      2          0.412 ms
   unix left out path: exe_fs_not_trusted
@@ -316,6 +325,7 @@ misses spiffe://example.org/web  (entry web)
         assert_eq!(json["attestors"][0]["micros"], 412);
         assert_eq!(json["attestors"][0]["notes"][0], "path: exe_fs_not_trusted");
         assert_eq!(json["posture"][0], "mixed_uid");
+        assert_eq!(json["origin"], "docker 4f1e of pod 7 (burstable)");
     }
 
     #[tokio::test]

@@ -52,6 +52,8 @@ struct Answer {
     sds: SdsJson,
     federation: Vec<bundle::BundleJson>,
     listeners: Vec<ListenerJson>,
+    refused_origins: Vec<RefusedJson>,
+    attestors: Vec<String>,
     pods: Option<PodsJson>,
     policy: Option<PolicyJson>,
 }
@@ -73,6 +75,13 @@ struct PodsJson {
     source: String,
     known: u64,
     waiting: u64,
+}
+
+/// Processes whose container was not told.
+#[derive(Serialize)]
+struct RefusedJson {
+    reason: String,
+    count: u64,
 }
 
 /// Envoy's secret discovery service since the agent started.
@@ -186,6 +195,7 @@ fn json(status: StatusResponse) -> Answer {
         bytes: crl.bytes,
     };
     let strengths = status.revocation_strengths.into_iter();
+    let refused = status.refused_origins.into_iter();
     Answer {
         version: status.version,
         trust_domain: status.trust_domain,
@@ -214,6 +224,8 @@ fn json(status: StatusResponse) -> Answer {
             .into_iter()
             .map(|l| ListenerJson { name: l.name, address: l.address })
             .collect(),
+        refused_origins: refused.map(|one| RefusedJson { reason: one.reason, count: one.count }).collect(),
+        attestors: status.attestors,
         pods: status.pods.map(|p| PodsJson { source: p.source, known: p.known, waiting: p.waiting }),
         policy: status.policy.map(|p| PolicyJson {
             version: p.version,
@@ -277,6 +289,7 @@ fn text(status: &StatusResponse) -> Vec<String> {
     let (resident, open) = (size(status.resident_bytes), status.open_descriptors);
     lines.push(format!("resources  {resident} resident, {}", count(open, "descriptor", "descriptors")));
     lines.push(format!("exec       {}", cell(&status.exec_watch)));
+    lines.extend(attestors(status));
     if !status.audit_path.is_empty() {
         lines.push(format!("audit      {}", cell(&status.audit_path)));
     }
@@ -313,6 +326,19 @@ fn text(status: &StatusResponse) -> Vec<String> {
     let strengths = status.revocation_strengths.iter();
     lines.extend(strengths.map(|s| format!("{}: {}", cell(&s.name), cell(&s.bound))));
     lines.extend(status.platform.iter().map(|fact| format!("platform: {}", cell(fact))));
+    lines
+}
+
+fn attestors(status: &StatusResponse) -> Vec<String> {
+    let mut lines = Vec::new();
+    if !status.attestors.is_empty() {
+        lines.push(format!("attestors  {}", cell(&status.attestors.join(", "))));
+    }
+    let refused = status.refused_origins.iter();
+    let refused: Vec<String> = refused.map(|one| format!("{} {}", one.count, cell(&one.reason))).collect();
+    if !refused.is_empty() {
+        lines.push(format!("containers not told: {}", refused.join(", ")));
+    }
     lines
 }
 
@@ -387,6 +413,8 @@ mod tests {
                 name: "http".into(),
                 address: "/run/mayfly/http/http.sock".into(),
             }],
+            refused_origins: vec![mayfly_proto::admin::RefusedOrigin { reason: "monitor".into(), count: 2 }],
+            attestors: vec!["unix".into(), "docker".into()],
             pods: Some(mayfly_proto::admin::Pods { source: "in sync".into(), known: 12, waiting: 1 }),
             policy: Some(rejected_policy()),
         });
@@ -406,6 +434,8 @@ entries    4
 policy     1 policy for 2 targets, version 0123456789ab
 resources  20.0 MiB resident, 40 descriptors
 exec       proc-connector
+attestors  unix, docker
+containers not told: 2 monitor
 audit      /var/lib/mayfly/audit.jsonl
 SDS        3 streams (1 waiting), 0 sent, 0 accepted, 1 refused, 0 withdrawn
   ! last refusal: no
@@ -436,6 +466,6 @@ platform: Linux 6.18, all features";
         assert_eq!(json["crl"]["next_update"], "1970-01-01T00:00:02Z");
         assert_eq!(json["authorities"][0]["not_after"], "2100-01-01T00:00:00Z");
         let keys = json.as_object().expect("object").len();
-        assert_eq!(keys, 25, "one for each field of the status message");
+        assert_eq!(keys, 27, "one for each field of the status message");
     }
 }

@@ -2,6 +2,7 @@
 //! only be valid ([`Config`]). Every mistake of both stages is in one report. Reference:
 //! `docs/configuration.md`.
 
+mod engines;
 mod federation;
 mod kubernetes;
 mod plugin;
@@ -19,6 +20,7 @@ mod wit;
 
 use std::path::Path;
 
+pub use self::engines::{CgroupSettings, DockerSettings};
 pub use self::federation::{EndpointUrl, FederationSettings, RemoteProfile, UrlError};
 pub use self::kubernetes::{Enabled, Ephemeral, KubernetesSettings, PodSource, node_name};
 pub use self::plugin::PluginSettings;

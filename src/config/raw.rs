@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::engines::{RawCgroup, RawDocker};
 use super::federation::RawFederation;
 use super::kubernetes::RawKubernetes;
 use super::plugin::RawPlugin;
@@ -100,6 +101,8 @@ pub(super) struct RawAttest {
     pub(super) per_second: Option<Found<i64>>,
     pub(super) burst: Option<Found<i64>>,
     pub(super) in_flight: Option<Found<i64>>,
+    pub(super) cgroup: RawCgroup,
+    pub(super) docker: RawDocker,
     pub(super) kubernetes: RawKubernetes,
     pub(super) systemd: RawSystemd,
     pub(super) plugins: Vec<RawPlugin>,
@@ -185,6 +188,8 @@ impl RawAttest {
             per_second: table.integer("per_second"),
             burst: table.integer("burst"),
             in_flight: table.integer("in_flight"),
+            cgroup: table.section("cgroup", RawCgroup::read),
+            docker: table.section("docker", RawDocker::read),
             kubernetes: table.section("kubernetes", RawKubernetes::read),
             systemd: table.section("systemd", RawSystemd::read),
             plugins: table.tables("plugin", RawPlugin::read).unwrap_or_default(),

@@ -264,6 +264,8 @@ fn attest(raw: RawAttest, problems: &mut Problems) -> AttestSettings {
         per_second: count(raw.per_second, 1..=100_000, 50, problems),
         burst: count(raw.burst, 1..=100_000, 100, problems),
         in_flight: count(raw.in_flight, 1..=1024, 4, problems),
+        cgroup: raw.cgroup.resolve(problems),
+        docker: raw.docker.resolve(problems),
         kubernetes: raw.kubernetes.resolve(problems),
         systemd: raw.systemd.resolve(),
         plugins: super::plugin::resolve(raw.plugins, problems),

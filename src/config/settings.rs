@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::engines::{CgroupSettings, DockerSettings};
 use super::federation::FederationSettings;
 use super::kubernetes::KubernetesSettings;
 use super::plugin::PluginSettings;
@@ -178,6 +179,10 @@ pub struct AttestSettings {
     pub burst: u32,
     /// Attestations of one uid that may run at the same time.
     pub in_flight: u32,
+    /// `[attest.cgroup]`
+    pub cgroup: CgroupSettings,
+    /// `[attest.docker]`
+    pub docker: DockerSettings,
     /// `[attest.kubernetes]`
     pub kubernetes: KubernetesSettings,
     /// `[attest.systemd]`

@@ -57,7 +57,7 @@ impl Config {
         writeln!(f, "hash_deadline = \"{}\"", Time(attest.hash_deadline))?;
         writeln!(f, "hash_max_bytes = {}\nper_second = {}", attest.hash_max_bytes, attest.per_second)?;
         writeln!(f, "burst = {}\nin_flight = {}", attest.burst, attest.in_flight)?;
-        write!(f, "{}{}", attest.kubernetes, attest.systemd)?;
+        write!(f, "{}{}{}{}", attest.cgroup, attest.docker, attest.kubernetes, attest.systemd)?;
         attest.plugins.iter().try_for_each(|plugin| write!(f, "{plugin}"))
     }
 

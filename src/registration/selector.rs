@@ -214,6 +214,10 @@ enum Form {
     /// Any text: never part of an identity.
     Text,
     ContainerType,
+    /// `NAME=VALUE`, or a name alone.
+    Variable,
+    /// `sha256:` and the hash.
+    Digest,
     /// A uid, a colon and a name.
     UserUnit,
     /// Given for the record: nothing that an entry could ask for.
@@ -242,6 +246,8 @@ impl Form {
             Self::UserUnit => {
                 value.split_once(':').is_some_and(|(uid, unit)| Self::Number.fits(uid) && !unit.is_empty())
             }
+            Self::Variable => value.split_once('=').is_none_or(|(name, _)| !name.is_empty()),
+            Self::Digest => value.strip_prefix("sha256:").is_some_and(|hex| Self::Sha256.fits(hex)),
             Self::AuditOnly => false,
         }
     }
@@ -257,6 +263,10 @@ impl Form {
             Self::Pair => "two parts with a colon between them, such as `app:web`",
             Self::Text => "a text",
             Self::ContainerType => "`init`, `main` or `ephemeral`",
+            Self::Variable => "the variable's name, `=` and its value, such as `ROLE=web`",
+            Self::Digest => {
+                "`sha256:` and 64 lower-case hex digits, as `docker inspect --format {{.Image}}` prints them"
+            }
             Self::UserUnit => "a uid, a colon and a unit of that user's manager, such as `1000:app.service`",
             Self::AuditOnly => {
                 "nothing that an entry can know: it is new with every start, and is given for the record"
@@ -284,6 +294,13 @@ const KNOWN: &[(&str, &str, Form)] = &[
     ("process", "ancestor_sha256", Form::Sha256),
     ("process", "no_new_privs", Form::True),
     ("process", "traced", Form::True),
+    ("docker", "label", Form::Pair),
+    ("docker", "env", Form::Variable),
+    ("docker", "image_id", Form::Name),
+    ("docker", "image_config_digest", Form::Digest),
+    ("docker", "name", Form::Name),
+    ("docker", "compose_project", Form::Name),
+    ("docker", "compose_service", Form::Name),
     ("k8s", "ns", Form::Name),
     ("k8s", "sa", Form::Name),
     ("k8s", "node-name", Form::Name),
@@ -412,6 +429,26 @@ mod tests {
         for text in
             ["k8s:pod-label:app", "k8s:pod-label::x", "k8s:pod-image-count:two", "k8s:container-type:sidecar"]
         {
+            assert!(matches!(SelectorPattern::parse(text), Err(SelectorError::Value(_))), "{text}");
+        }
+    }
+
+    #[test]
+    fn containers_can_be_asked_for_in_spires_words() {
+        let digest = format!("docker:image_config_digest:sha256:{HASH}");
+        for text in [
+            "docker:label:com.example.role:web",
+            "docker:label:empty:",
+            "docker:env:ROLE=web=1",
+            "docker:image_id:registry.example.org/web:1.2",
+            "docker:name:web-1",
+            &digest,
+        ] {
+            let pattern = SelectorPattern::parse(text).unwrap();
+            assert_eq!((pattern.to_string().as_str(), pattern.strength()), (text, Strength::Controller));
+        }
+        let bare = format!("docker:image_config_digest:{HASH}");
+        for text in ["docker:label:role", "docker:label::web", "docker:env:=x", &bare] {
             assert!(matches!(SelectorPattern::parse(text), Err(SelectorError::Value(_))), "{text}");
         }
     }

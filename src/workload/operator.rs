@@ -90,6 +90,16 @@ impl Workloads {
         self.0.crl.borrow().clone()
     }
 
+    /// The types of selectors that are looked for.
+    pub fn attestors(&self) -> Vec<&'static str> {
+        self.0.parts.attestors.kinds()
+    }
+
+    /// How often the container of a process was not told, and why; without those that never happened.
+    pub fn refused_origins(&self) -> Vec<(&'static str, u64)> {
+        self.0.parts.attestors.refused_origins().filter(|(_, count)| *count > 0).collect()
+    }
+
     /// How long each step of the revocations so far took.
     pub fn latencies(&self) -> [(Stage, StageFigures); 4] {
         lock(&self.0.timings).snapshot()

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use super::{Shared, State, Workloads};
 use crate::drain::Watch;
 use crate::lease::{Cause, WorkloadId};
-use crate::registration::EntrySet;
+use crate::registration::{Entry, EntrySet};
 
 impl Workloads {
     /// Follows the entries and the policies until the drain starts.
@@ -61,16 +61,28 @@ impl Shared {
         }
     }
 
-    /// Takes away at once what the entries no longer give; answers whether they ask for more than was looked at,
-    /// so that what they newly give may be missing.
+    /// Takes away at once what the entries no longer give; answers whether it must be looked at again for what they
+    /// newly give: they ask for more than was looked at, or for what a back-end said some time ago.
     fn match_again(self: &Arc<Self>, state: &mut State, id: WorkloadId) -> bool {
         let Some(member) = state.members.get_mut(&id) else { return false };
         let shallow = self.is_too_shallow(&member.attestation);
-        member.identities = self.match_held(&member.attestation, &member.identities);
+        let found = self.match_held(&member.attestation, &member.identities);
+        let (kept, gained): (Vec<_>, Vec<_>) = found.into_iter().partition(|identity| {
+            let had = member.identities.iter().any(|had| had.same_as(identity));
+            had || !self.rests_on_backend(&identity.entry)
+        });
+        member.identities = kept;
+        member.stale |= !gained.is_empty();
         let now = self.parts.clock.monotonic();
         let actions = self.hold_matched(state, id, Cause::EntryWithdrawn, now);
         self.perform(state, actions, now);
         state.show(id, now);
-        shallow
+        shallow || !gained.is_empty()
+    }
+
+    fn rests_on_backend(&self, entry: &Entry) -> bool {
+        let attestors = &self.parts.attestors;
+        let asked = entry.selectors.iter().map(|wanted| wanted.kind_and_key().0);
+        asked.chain(entry.spiffe_id.placeholders().map(|(kind, _)| kind)).any(|kind| attestors.asks(kind))
     }
 }

@@ -10,6 +10,8 @@ mod b_launch;
 #[cfg(test)]
 mod b_program;
 #[cfg(test)]
+mod c_containers;
+#[cfg(test)]
 mod d_life;
 #[cfg(test)]
 mod e_exhaustion;

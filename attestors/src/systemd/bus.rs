@@ -8,8 +8,8 @@ use zbus::connection::Builder;
 use zbus::{Connection, Error, Fd, Message, OwnedObjectPath, OwnedVariant, fdo};
 
 use crate::backend::Silent;
-use crate::process::{Process, is_want_of_ours};
-use crate::root_socket::{RootSocketError, connect_to_root};
+use crate::process::Process;
+use crate::root_socket::connect_to_root;
 
 /// What the manager knows of a process.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -67,10 +67,7 @@ impl Bus {
         if let Some(connection) = kept.as_ref() {
             return Ok((connection.clone(), false));
         }
-        let stream = connect_to_root(&self.socket).await.map_err(|error| match error {
-            RootSocketError::Io(_, source) if is_want_of_ours(&source) => Silent::Descriptors,
-            error => error.to_string().into(),
-        })?;
+        let stream = connect_to_root(&self.socket).await.map_err(|error| error.silent())?;
         let stream = stream.into_std().map_err(|error| Silent::of("system bus", &error))?;
         let builder = Builder::unix_stream(stream).method_timeout(PATIENCE);
         let connection = builder.build().await.map_err(|error| silent(&error))?;

@@ -181,6 +181,7 @@ async fn only_roots_own_bus_is_asked() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("bus");
     let _listener = tokio::net::UnixListener::bind(&path).unwrap();
+    std::os::unix::fs::chown(&path, Some(1000), None).unwrap();
     let process = Process::of_pid(&host(), std::process::id()).unwrap();
     let answer = Bus::new(path).unit_of(&process).await;
     assert!(matches!(&answer, Err(Silent::Because(why)) if why.contains("root")), "{answer:?}");

@@ -69,6 +69,12 @@ pub struct StatusResponse {
     /// Other trust domains.
     #[prost(message, repeated, tag = "41")]
     pub federation: ::prost::alloc::vec::Vec<FederatedBundle>,
+    /// Processes whose container was not told since the agent started, by reason; those that never happened are left out.
+    #[prost(message, repeated, tag = "42")]
+    pub refused_origins: ::prost::alloc::vec::Vec<RefusedOrigin>,
+    /// The attestors that are asked, in order.
+    #[prost(string, repeated, tag = "43")]
+    pub attestors: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     /// Only on a node of Kubernetes.
     #[prost(message, optional, tag = "50")]
     pub pods: ::core::option::Option<Pods>,
@@ -104,6 +110,14 @@ pub struct Pods {
     /// Attestations that wait for a pod or its containers to become known.
     #[prost(uint64, tag = "3")]
     pub waiting: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RefusedOrigin {
+    /// A stable word such as `delegated-to-user`.
+    #[prost(string, tag = "1")]
+    pub reason: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "2")]
+    pub count: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FederatedBundle {
@@ -472,6 +486,9 @@ pub struct ExplainResponse {
     /// What is odd about the process, in the words of the audit log, such as `mixed_uid`; empty is ordinary.
     #[prost(string, repeated, tag = "6")]
     pub posture: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Where the kernel keeps it: `host`, a container, or `refused: ` and why it is not told.
+    #[prost(string, tag = "7")]
+    pub origin: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ProcessFacts {
@@ -501,7 +518,7 @@ pub struct ExplainSelector {
 pub struct AttestorAnswer {
     #[prost(string, tag = "1")]
     pub kind: ::prost::alloc::string::String,
-    /// `ok`, or what went wrong.
+    /// `ok`, `not needed`, or what went wrong; `kept: ` before that while selectors of its last answer still stand.
     #[prost(string, tag = "2")]
     pub outcome: ::prost::alloc::string::String,
     #[prost(uint64, tag = "3")]

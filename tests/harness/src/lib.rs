@@ -6,6 +6,7 @@ pub mod admin;
 pub mod agent;
 pub mod cgroup;
 pub mod cluster;
+pub mod engine;
 pub mod envoy;
 pub mod files;
 pub mod foreign;
