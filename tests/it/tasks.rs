@@ -135,6 +135,12 @@ impl World {
         self.begin(request).unwrap()
     }
 
+    fn authorize(&self, request: proto::AuthorizeRequest) -> Result<proto::Decision, Status> {
+        self.runtime
+            .block_on(async { self.client().await.authorize(headed(request)).await })
+            .map(tonic::Response::into_inner)
+    }
+
     fn issue(&self, request: proto::IssueRequest) -> Result<proto::Credential, Status> {
         self.runtime
             .block_on(async { self.client().await.issue(headed(request)).await })
@@ -368,4 +374,25 @@ except example.Refused as refused:
     assert_eq!(ask(WIKI, "GET", "/pages/7", &jwt), "401", "an SVID is no access token");
     world.end(&task).unwrap();
     assert_eq!(ask(WIKI, "GET", "/pages/7", &token), "401");
+}
+
+/// A decision without a credential; what is asked for beyond that is refused and not passed over.
+#[test]
+fn an_action_is_decided_and_an_approval_that_nobody_gives_is_not_waited_for() {
+    let world = world();
+    let task = world.begun();
+    let ask = |action: &str| proto::AuthorizeRequest {
+        task_id: task.task_id.clone(),
+        action: action.to_owned(),
+        target: WIKI.to_owned(),
+        ..Default::default()
+    };
+    let read = world.authorize(ask("read")).unwrap();
+    assert!(read.allow && read.policy_ids.is_empty(), "{read:?}");
+    let write = world.authorize(ask("write")).unwrap();
+    assert_eq!((write.allow, write.reason.as_str()), (false, "approval_required"));
+    let waits = proto::AuthorizeRequest { request_approval: true, ..ask("write") };
+    assert_eq!(world.authorize(waits).unwrap_err().code(), Code::Unimplemented);
+    let shown = proto::AuthorizeRequest { approval_id: "a".to_owned(), ..ask("write") };
+    assert_eq!(world.authorize(shown).unwrap_err().code(), Code::InvalidArgument);
 }

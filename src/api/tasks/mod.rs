@@ -63,6 +63,13 @@ impl TaskApi for TaskService {
     ) -> Result<Response<proto::Decision>, Status> {
         let admitted = self.admit(&request, "Authorize").await?;
         let asked = request.into_inner();
+        if asked.request_approval {
+            // Nobody would be asked: to say so is better than to let a caller wait for it.
+            return Err(Status::unimplemented("this version of the agent asks nobody for approvals"));
+        }
+        if !asked.approval_id.is_empty() {
+            return Err(malformed("approval_id"));
+        }
         let action = asked.action.parse::<Action>().ok().filter(|action| action.is_on_target());
         let ask = Ask {
             task: task_id(&asked.task_id)?,
