@@ -109,7 +109,18 @@ mod corpus {
         names.sort();
         assert_eq!(
             names,
-            ["authority", "bundle", "config", "entries", "jwt", "origin", "spiffe_id", "watch", "wit"]
+            [
+                "authority",
+                "bundle",
+                "config",
+                "entries",
+                "jwt",
+                "origin",
+                "policy",
+                "spiffe_id",
+                "watch",
+                "wit"
+            ]
         );
     }
 }

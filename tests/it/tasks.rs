@@ -382,7 +382,7 @@ fn an_action_is_decided_and_an_approval_that_nobody_gives_is_not_waited_for() {
     let world = world();
     let task = world.begun();
     let ask = |action: &str| proto::AuthorizeRequest {
-        task_id: task.task_id.clone(),
+        task_id: task.id.clone(),
         action: action.to_owned(),
         target: WIKI.to_owned(),
         ..Default::default()

@@ -2,7 +2,7 @@
 //! `image_config_digest`, `name`, `compose_project`, `compose_service`, and `env:K=V` of variables that were allowed.
 //!
 //! Which container a process is in comes from its cgroup path ([`crate::origin`]); the engine only says what that
-//! container is. It is believed if the socket is root's ([`crate::trusted`]), if it answers about this very id, and if
+//! container is. It is believed if the socket is root's ([`crate::root_socket`]), if it answers about this very id, and if
 //! the first process of the container it speaks of is in that container's cgroup. Its answers are remembered while
 //! its events are heard, and not by time.
 
