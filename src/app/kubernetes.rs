@@ -6,7 +6,7 @@ use std::sync::Arc;
 use mayfly_attestors::kubernetes::{ApiServer, Kubernetes, KubernetesSettings, SourceSettings, SourceState};
 
 use super::StartError;
-use crate::config::{self, Enabled, Ephemeral, node_name};
+use crate::config::{self, Enabled, Ephemeral, PodSource, node_name};
 use crate::drain::Watch;
 use crate::ready::Readiness;
 use crate::workload::Workloads;
@@ -49,6 +49,29 @@ fn resolve(
             node_name(&name).map_err(|why| format!("NODE_NAME {why}"))?
         }
     };
+    let source = match settings.source {
+        PodSource::Api => SourceSettings::Api(api_server(settings, env)?),
+        PodSource::Kubelet => {
+            tracing::warn!(
+                "`attest.kubernetes.source = \"kubelet\"` is experimental: the kubelet's Pods API is not settled"
+            );
+            SourceSettings::Kubelet(settings.kubelet_socket.clone())
+        }
+    };
+    Ok(KubernetesSettings {
+        node,
+        source,
+        wait_pod: settings.wait_pod,
+        wait_status: settings.wait_status,
+        namespace_labels: settings.namespace_labels,
+        ephemeral: settings.ephemeral == Ephemeral::Attest,
+    })
+}
+
+fn api_server(
+    settings: &config::KubernetesSettings,
+    env: impl Fn(&str) -> Option<String>,
+) -> Result<ApiServer, String> {
     let address = match settings.server {
         Some(address) => address,
         None => server_in(env)?,
@@ -56,16 +79,7 @@ fn resolve(
     if !settings.token_file.exists() {
         return Err(format!("there is no token of a service account in {}", settings.token_file.display()));
     }
-    let server =
-        ApiServer { address, token_file: settings.token_file.clone(), ca_file: settings.ca_file.clone() };
-    Ok(KubernetesSettings {
-        node,
-        source: SourceSettings::Api(server),
-        wait_pod: settings.wait_pod,
-        wait_status: settings.wait_status,
-        namespace_labels: settings.namespace_labels,
-        ephemeral: settings.ephemeral == Ephemeral::Attest,
-    })
+    Ok(ApiServer { address, token_file: settings.token_file.clone(), ca_file: settings.ca_file.clone() })
 }
 
 /// Every pod is told the address of the API server's service.
@@ -170,11 +184,20 @@ mod tests {
         let found =
             resolve(&settings("server = \"https://[::1]:1\"\ntoken_file = \"/proc/self/status\""), env(&POD))
                 .unwrap();
-        let SourceSettings::Api(server) = found.source;
+        let SourceSettings::Api(server) = found.source else { panic!("{:?}", found.source) };
         assert_eq!(server.address, "[::1]:1".parse().unwrap());
         let v6 = [("NODE_NAME", "n"), ("KUBERNETES_SERVICE_HOST", "fd00::1")];
         let found = resolve(&settings("token_file = \"/proc/self/status\""), env(&v6)).unwrap();
-        let SourceSettings::Api(server) = found.source;
+        let SourceSettings::Api(server) = found.source else { panic!("{:?}", found.source) };
         assert_eq!(server.address, "[fd00::1]:443".parse().unwrap());
+    }
+
+    /// It needs neither an address nor an account.
+    #[test]
+    fn the_kubelet_is_asked_where_the_file_says_so() {
+        let node = [("NODE_NAME", "n")];
+        let found = resolve(&settings("source = \"kubelet\"\nkubelet_socket = \"/k\""), env(&node)).unwrap();
+        assert_eq!(found.source, SourceSettings::Kubelet("/k".into()));
+        assert!(resolve(&settings("source = \"kubelet\""), env(&[])).unwrap_err().contains("NODE_NAME"));
     }
 }

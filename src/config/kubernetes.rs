@@ -25,6 +25,8 @@ pub struct KubernetesSettings {
     pub token_file: PathBuf,
     /// Who vouches for the API server.
     pub ca_file: PathBuf,
+    /// The socket of the kubelet's Pods API.
+    pub kubelet_socket: PathBuf,
     /// How long a process may wait for its pod to become known.
     pub wait_pod: Duration,
     /// How long it may wait, after that, for its container to be reported.
@@ -51,6 +53,8 @@ pub enum Enabled {
 pub enum PodSource {
     /// The API server.
     Api,
+    /// The kubelet of this node. Experimental, as its Pods API is.
+    Kubelet,
 }
 
 /// What an ephemeral container gets.
@@ -69,7 +73,7 @@ impl Enabled {
 
 impl PodSource {
     /// Each with the word for it in the file.
-    pub const WORDS: [(&'static str, Self); 1] = [("api", Self::Api)];
+    pub const WORDS: [(&'static str, Self); 2] = [("api", Self::Api), ("kubelet", Self::Kubelet)];
 }
 
 impl Ephemeral {
@@ -86,6 +90,7 @@ pub(super) struct RawKubernetes {
     node_name: Option<Found<String>>,
     token_file: Option<Found<PathBuf>>,
     ca_file: Option<Found<PathBuf>>,
+    kubelet_socket: Option<Found<PathBuf>>,
     wait_pod: Option<Found<Duration>>,
     wait_status: Option<Found<Duration>>,
     namespace_labels: Option<Found<bool>>,
@@ -101,6 +106,7 @@ impl RawKubernetes {
             node_name: table.parsed("node_name", node_name),
             token_file: table.path("token_file"),
             ca_file: table.path("ca_file"),
+            kubelet_socket: table.path("kubelet_socket"),
             wait_pod: table.duration("wait_pod"),
             wait_status: table.duration("wait_status"),
             namespace_labels: table.boolean("namespace_labels"),
@@ -109,18 +115,27 @@ impl RawKubernetes {
     }
 
     pub(super) fn resolve(self, problems: &mut Problems) -> KubernetesSettings {
+        let source = self.source.map_or(PodSource::Api, |found| found.value);
+        if let Some(asked) = self.namespace_labels.as_ref().filter(|asked| asked.value)
+            && source == PodSource::Kubelet
+        {
+            problems.push(
+                asked.place.problem("needs `source = \"api\"`: the kubelet knows no labels of namespaces"),
+            );
+        }
         let mut wait = |found: Option<Found<Duration>>, default| {
             found.and_then(|found| found.within(&WAIT, problems)).unwrap_or(default)
         };
         KubernetesSettings {
+            source,
             wait_pod: wait(self.wait_pod, Duration::from_secs(5)),
             wait_status: wait(self.wait_status, Duration::from_secs(10)),
             enabled: self.enabled.map_or(Enabled::Auto, |found| found.value),
-            source: self.source.map_or(PodSource::Api, |found| found.value),
             server: self.server.map(|found| found.value),
             node_name: self.node_name.map(|found| found.value),
             token_file: self.token_file.map_or_else(|| PathBuf::from(TOKEN), |found| found.value),
             ca_file: self.ca_file.map_or_else(|| PathBuf::from(CA), |found| found.value),
+            kubelet_socket: self.kubelet_socket.map_or_else(|| PathBuf::from(KUBELET), |found| found.value),
             namespace_labels: self.namespace_labels.is_some_and(|found| found.value),
             ephemeral: self.ephemeral.map_or(Ephemeral::Deny, |found| found.value),
         }
@@ -134,6 +149,7 @@ impl fmt::Display for KubernetesSettings {
         self.server.iter().try_for_each(|address| writeln!(f, "server = \"https://{address}\""))?;
         self.node_name.iter().try_for_each(|name| writeln!(f, "node_name = \"{name}\""))?;
         writeln!(f, "token_file = {}\nca_file = {}", Quoted(&self.token_file), Quoted(&self.ca_file))?;
+        writeln!(f, "kubelet_socket = {}", Quoted(&self.kubelet_socket))?;
         writeln!(f, "wait_pod = \"{}\"\nwait_status = \"{}\"", Time(self.wait_pod), Time(self.wait_status))?;
         writeln!(f, "namespace_labels = {}", self.namespace_labels)?;
         writeln!(f, "ephemeral = \"{}\"", word(&Ephemeral::WORDS, self.ephemeral))
@@ -165,6 +181,7 @@ pub fn node_name(text: &str) -> Result<String, &'static str> {
 const WAIT: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(60);
 const TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
 const CA: &str = "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt";
+const KUBELET: &str = "/var/lib/kubelet/pods-api/pods-api.sock";
 
 #[cfg(test)]
 mod tests {
@@ -191,6 +208,14 @@ mod tests {
     }
 
     #[test]
+    fn the_kubelet_may_be_asked_instead() {
+        let found = load("source = \"kubelet\"").unwrap().attest.kubernetes;
+        assert_eq!((found.source, found.kubelet_socket), (PodSource::Kubelet, PathBuf::from(KUBELET)));
+        let config = load("source = \"kubelet\"\nkubelet_socket = \"/k\"").unwrap();
+        assert_eq!(from_text("again", config.to_string().as_bytes()).unwrap(), config);
+    }
+
+    #[test]
     fn mistakes_are_named_with_their_field() {
         for (text, expected) in [
             ("enabled = true", "attest.kubernetes.enabled: "),
@@ -205,6 +230,10 @@ mod tests {
             ("node_name = \"a..b\"", "attest.kubernetes.node_name:"),
             ("wait_pod = \"2m\"", "attest.kubernetes.wait_pod: is \"2m\""),
             ("source = \"nodes\"", "attest.kubernetes.source:"),
+            (
+                "source = \"kubelet\"\nnamespace_labels = true",
+                "attest.kubernetes.namespace_labels: needs `source = \"api\"`",
+            ),
             ("epehmeral = \"deny\"", "did you mean `ephemeral`?"),
         ] {
             let report = load(text).unwrap_err().to_string();

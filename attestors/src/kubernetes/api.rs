@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::client::{ApiServer, ClientError};
 use super::decode::{self, DecodeError, Event, Lines, Namespace, Object};
 use super::pod::Pod;
-use super::reflect::{Ask, End, Reflector, Version};
+use super::reflect::{Ask, End, Reflector, Version, dice};
 use super::store::{NAMESPACES, PODS, PodSource, Pods};
 use crate::ticks;
 
@@ -260,13 +260,6 @@ const OVER: Fault = Fault { end: End::Over, why: String::new(), retry_after: Non
 fn too_many<T: Collection>() -> Fault {
     let why = format!("more than {} of them, or than {MOST_PAGES} pages: this is not one node's", T::MOST);
     Fault { end: End::Garbled, why, retry_after: None }
-}
-
-/// A random number; a constant would only make agents come in step.
-fn dice() -> u32 {
-    let mut bytes = [0; 4];
-    aws_lc_rs::rand::fill(&mut bytes).ok();
-    u32::from_ne_bytes(bytes)
 }
 
 /// Versions and continue tokens are the server's words: everything but unreserved characters is escaped.

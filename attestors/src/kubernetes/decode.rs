@@ -179,7 +179,7 @@ impl Object for Pod {
             service_account: spec.service_account.unwrap_or_default(),
             node: spec.node.unwrap_or_default(),
             labels: labels(metadata.labels),
-            static_hash: static_hash(&annotations, &owners),
+            static_hash: static_hash(annotations.hash, annotations.mirror.is_some(), &owners),
             owners,
             containers: [
                 (Kind::Init, status.init),
@@ -206,11 +206,9 @@ impl Object for Namespace {
 
 /// Only the kubelet makes mirrors, and names its node as their owner. (Whoever may create pods may write the same
 /// annotations; then two pods claim one hash, and neither has it.)
-fn static_hash(annotations: &RawAnnotations, owners: &[Owner]) -> Option<Box<str>> {
+pub(super) fn static_hash(hash: Option<Box<str>>, is_mirror: bool, owners: &[Owner]) -> Option<Box<str>> {
     let of_node = matches!(owners, [owner] if &*owner.kind == "Node");
-    (annotations.mirror.is_some() && of_node)
-        .then(|| annotations.hash.clone())?
-        .filter(|hash| !hash.is_empty())
+    hash.filter(|hash| is_mirror && of_node && !hash.is_empty())
 }
 
 fn filled(text: Option<Box<str>>) -> Option<Box<str>> {

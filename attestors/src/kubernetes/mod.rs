@@ -12,6 +12,8 @@
 mod api;
 mod client;
 mod decode;
+mod feed;
+mod kubelet;
 mod pod;
 mod reflect;
 mod selectors;
@@ -19,6 +21,7 @@ mod store;
 mod table;
 mod waiting;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,6 +32,7 @@ pub use self::client::ApiServer;
 pub use self::store::SourceState;
 
 use self::api::ApiSource;
+use self::kubelet::KubeletSource;
 use self::store::{PodSource, Pods};
 use self::table::{Verdict, Wanted};
 use crate::backend::{Backend, BackendFuture, Found, Silent, Subject, Tell};
@@ -56,6 +60,8 @@ pub struct KubernetesSettings {
 pub enum SourceSettings {
     /// The API server.
     Api(ApiServer),
+    /// The kubelet of this node, by the socket of its Pods API. Experimental, as that API is.
+    Kubelet(PathBuf),
 }
 
 /// The pods of this node. Clones share them.
@@ -110,6 +116,7 @@ impl Kubernetes {
                 node: settings.node.as_str().into(),
                 namespace_labels: settings.namespace_labels,
             }),
+            SourceSettings::Kubelet(socket) => Box::new(KubeletSource { socket: socket.clone() }),
         };
         source.follow(Arc::clone(&self.pods))
     }
@@ -220,6 +227,7 @@ impl SourceSettings {
     fn name(&self) -> &'static str {
         match self {
             Self::Api(_) => "API server",
+            Self::Kubelet(_) => "kubelet",
         }
     }
 }

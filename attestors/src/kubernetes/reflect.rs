@@ -15,7 +15,13 @@ pub(crate) struct Reflector {
     last: Option<String>,
     /// The next list asks for the newest.
     newest: bool,
-    /// In a row, since a watch last lived.
+    /// Since a watch last lived.
+    backoff: Backoff,
+}
+
+/// How long to wait after failures in a row.
+#[derive(Debug, Default)]
+pub(crate) struct Backoff {
     failures: u32,
 }
 
@@ -100,17 +106,16 @@ impl Reflector {
 
     /// The watch has told of something up to this version.
     pub(crate) fn moved(&mut self, version: String) {
-        self.failures = 0;
+        self.backoff = Backoff::default();
         if !version.is_empty() {
             self.last = Some(version);
         }
     }
 
-    /// A request ended after `lived`. How long to wait before the next: a random part of a bound that doubles with
-    /// each failure, so that a thousand agents do not come back in step. `dice` is any number.
+    /// A request ended after `lived`. How long to wait before the next: see [`Backoff::next`].
     pub(crate) fn ended(&mut self, end: End, lived: Duration, dice: u32) -> Duration {
         if end == End::Over && lived >= SOUND {
-            self.failures = 0;
+            self.backoff = Backoff::default();
             return Duration::ZERO;
         }
         match (end, &self.phase) {
@@ -119,14 +124,29 @@ impl Reflector {
             (End::Failed | End::Over, Phase::List(..)) => self.phase = Phase::Start,
             (End::Failed | End::Over, _) => {}
         }
+        self.backoff.next(dice)
+    }
+}
+
+impl Backoff {
+    /// A random part of a bound that doubles with each failure, so that a thousand agents do not come back in step.
+    /// `dice` is any number.
+    pub(crate) fn next(&mut self, dice: u32) -> Duration {
         let bound = LEAST.saturating_mul(1 << self.failures.min(16)).min(MOST);
         self.failures = self.failures.saturating_add(1);
         bound.mul_f64(f64::from(dice) / f64::from(u32::MAX))
     }
 }
 
+/// A random number; a constant would only make agents come in step.
+pub(crate) fn dice() -> u32 {
+    let mut bytes = [0; 4];
+    aws_lc_rs::rand::fill(&mut bytes).ok();
+    u32::from_ne_bytes(bytes)
+}
+
 /// A watch that lived so long was no accident of this moment.
-const SOUND: Duration = Duration::from_secs(5);
+pub(crate) const SOUND: Duration = Duration::from_secs(5);
 const LEAST: Duration = Duration::from_millis(200);
 const MOST: Duration = Duration::from_secs(30);
 
