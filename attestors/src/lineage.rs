@@ -7,12 +7,14 @@
 //! pinned, and it is older than its child. An ancestor that cannot be measured is left out, with a note.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Instant;
 
 use crate::backend::{Found, Silent};
+use crate::host::Host;
 use crate::measure::{MeasureError, Measurer};
 use crate::process::procfs::Stat;
-use crate::process::{PinError, Pinned, ProcDir, Process};
+use crate::process::{PinError, Pinned, ProcDir, Process, ProcessKey};
 use crate::selector::Selector;
 use crate::target::{Exe, MOST_THREADS, Target};
 use crate::{failpoint, text, ticks};
@@ -79,7 +81,11 @@ impl Lineage {
             Err(error) => return left_out(&mut found.found, Silent::of("stat", &error)),
         };
         for _ in 0..self.ancestors {
-            let parent = match parent_of(target, &child) {
+            let parent = match parent_of(
+                target.process.host(),
+                child.dir.as_ref().unwrap_or(&target.dir),
+                &child.stat,
+            ) {
                 Ok(Some(parent)) => parent,
                 Ok(None) => return Ok(()),
                 Err(why) => return left_out(&mut found.found, why),
@@ -134,22 +140,42 @@ struct Link {
 
 /// Pins the parent. `None` at the top, or when the parent went meanwhile: its child then has another one, and the
 /// chain as it was is gone.
-fn parent_of(target: &Target<'_>, child: &Link) -> Result<Option<Pinned>, Silent> {
-    let number = child.stat.parent;
+fn parent_of(host: &Arc<Host>, child: &ProcDir, stat: &Stat) -> Result<Option<Pinned>, Silent> {
+    let number = stat.parent;
     if number == 0 {
         return Ok(None);
     }
-    let parent = match Process::of_number(target.process.host(), number) {
+    let parent = match Process::of_number(host, number) {
         Ok(parent) => parent,
         Err(PinError::Exited) => return Ok(None),
         Err(PinError::Descriptors) => return Err(Silent::Descriptors),
         Err(error) => return Err(format!("process {number}: {error}").into()),
     };
     // Asked after the parent was pinned: so the one that was pinned is the parent, or was when it was pinned.
-    match child.dir.as_ref().unwrap_or(&target.dir).stat() {
+    match child.stat() {
         Ok(still) if still.parent == number && parent.stat.start_time <= still.start_time => Ok(Some(parent)),
         Ok(_) => Ok(None),
         Err(error) => Err(Silent::of(&format!("a child of process {number}"), &error)),
+    }
+}
+
+impl Process {
+    /// Names of those that it descends from, nearest first, at most `limit`. Good to refuse by and for nothing else: a
+    /// process can arrange to have other parents, and what cannot be read ends the list.
+    pub fn ancestors(&self, limit: usize) -> Vec<ProcessKey> {
+        let mut found = Vec::new();
+        let Ok(mut dir) = ProcDir::open(self.host(), self.pid()) else { return found };
+        while found.len() < limit {
+            let Ok(stat) = dir.stat() else { break };
+            // The number may be another's by now.
+            if found.is_empty() && stat.start_time != self.key().start_time {
+                break;
+            }
+            let Ok(Some(parent)) = parent_of(self.host(), &dir, &stat) else { break };
+            found.push(parent.process.key());
+            dir = parent.dir;
+        }
+        found
     }
 }
 

@@ -10,7 +10,7 @@ use mayfly_proto::admin::admin_server::Admin;
 use tonic::{Request, Response, Status};
 
 use super::identity::{seconds, strength};
-use super::peer::Peer;
+use super::operator::operator;
 use super::status::{BadRequest, of_refusal};
 use super::{authorities, facts};
 use crate::audit::{self, Event};
@@ -88,7 +88,7 @@ impl Admin for AdminService {
         request: Request<proto::RevokeLeasesRequest>,
     ) -> Result<Response<proto::RevokeLeasesResponse>, Status> {
         use proto::revoke_leases_request::Target as Asked;
-        let peer = request.extensions().get::<Arc<Peer>>().cloned();
+        let by = operator(&self.workloads, request.extensions())?;
         let asked = request.into_inner();
         let target = match asked.target {
             Some(Asked::LeaseId(text)) => Target::Lease(text.parse().map_err(BadRequest::LeaseId)?),
@@ -97,12 +97,9 @@ impl Admin for AdminService {
             _ => return Err(BadRequest::Target.into()),
         };
         // Before it is carried out: an order that fails half-way is an order all the same.
-        if let Some(peer) = peer {
-            let by = audit::Agent::new(peer.process().key(), peer.process().uid());
-            let order = format!("{target:?}: {}", asked.reason);
-            let credentials = u64::try_from(self.workloads.count_matching(&target)).unwrap_or(u64::MAX);
-            self.audit.note(vec![Event::AdminRevoke { by, target: order, credentials }]);
-        }
+        let order = format!("{target:?}: {}", asked.reason);
+        let credentials = u64::try_from(self.workloads.count_matching(&target)).unwrap_or(u64::MAX);
+        self.audit.note(vec![Event::AdminRevoke { by, target: order, credentials }]);
         let revoked = self.workloads.revoke(&target).await;
         Ok(Response::new(proto::RevokeLeasesResponse {
             lease_ids: revoked.leases.iter().map(ToString::to_string).collect(),
@@ -147,9 +144,8 @@ impl Admin for AdminService {
         &self,
         request: Request<proto::OrderAuthorityRequest>,
     ) -> Result<Response<proto::OrderAuthorityResponse>, Status> {
-        let peer = request.extensions().get::<Arc<Peer>>().cloned();
-        let by = peer.map(|peer| audit::Agent::new(peer.process().key(), peer.process().uid()));
-        Ok(Response::new(authorities::order(&self.workloads, request.into_inner(), by).await?))
+        let by = operator(&self.workloads, request.extensions())?;
+        Ok(Response::new(authorities::order(&self.workloads, request.into_inner(), Some(by)).await?))
     }
 
     async fn explain(

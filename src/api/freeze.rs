@@ -1,13 +1,10 @@
 //! `Freeze` and `Thaw` of the admin service.
 
-use std::sync::Arc;
-
 use mayfly_proto::admin as proto;
 use mayfly_proto::admin::frozen_thing::What;
 use tonic::{Extensions, Status};
 
-use super::peer::Peer;
-use crate::audit;
+use super::operator::operator;
 use crate::clock::{Clock as _, SystemClock};
 use crate::id::SpiffeId;
 use crate::policy::{Freeze, Frozen, Thawed};
@@ -18,7 +15,7 @@ pub(super) fn freeze(
     caller: &Extensions,
     order: proto::FreezeRequest,
 ) -> Result<proto::FreezeResponse, Status> {
-    let (what, by) = (thing(order.thing)?, operator(caller)?);
+    let (what, by) = (thing(order.thing)?, operator(workloads, caller)?);
     let freeze = Freeze {
         by: format!("uid {}", by.uid),
         reason: reason(&order.reason)?,
@@ -34,7 +31,7 @@ pub(super) fn thaw(
     caller: &Extensions,
     order: &proto::ThawRequest,
 ) -> Result<proto::ThawResponse, Status> {
-    let (what, by) = (thing(order.thing.clone())?, operator(caller)?);
+    let (what, by) = (thing(order.thing.clone())?, operator(workloads, caller)?);
     let thawed = workloads.thaw(&what, &reason(&order.reason)?, by);
     match thawed.map_err(|error| unwritten("it stays frozen", &error))? {
         Thawed::Nothing => Err(Status::not_found(format!("{what} is not frozen by order"))),
@@ -68,12 +65,6 @@ fn thing(thing: Option<proto::FrozenThing>) -> Result<Frozen, Status> {
 
 fn reason(text: &str) -> Result<String, Status> {
     crate::diag::line(text).map_err(|why| Status::invalid_argument(format!("the reason {why}")))
-}
-
-/// Nobody freezes or thaws without a name for the record.
-fn operator(caller: &Extensions) -> Result<audit::Agent, Status> {
-    let peer = caller.get::<Arc<Peer>>().ok_or_else(|| Status::internal("the caller is not known"))?;
-    Ok(audit::Agent::new(peer.process().key(), peer.process().uid()))
 }
 
 fn unwritten(so: &str, error: &std::io::Error) -> Status {

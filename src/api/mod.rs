@@ -15,6 +15,7 @@ pub mod launch;
 pub mod limits;
 pub mod listener;
 pub mod metrics;
+mod operator;
 pub mod overview;
 pub mod peer;
 pub mod plugin;
@@ -23,6 +24,7 @@ pub mod sds;
 pub mod seats;
 pub mod serve;
 mod status;
+mod task_admin;
 mod tasks;
 #[cfg(test)]
 mod testkit;

@@ -6,6 +6,7 @@ use mayfly_proto::DESCRIPTORS;
 use mayfly_proto::admin::admin_server::AdminServer;
 use mayfly_proto::admin::bundles_server::BundlesServer;
 use mayfly_proto::identity::identity_server::IdentityServer;
+use mayfly_proto::task::task_admin_server::TaskAdminServer;
 use mayfly_proto::task::task_api_server::TaskApiServer;
 use mayfly_proto::workload::spiffe_workload_api_server::SpiffeWorkloadApiServer;
 use mayfly_proto::xds::envoy::service::secret::v3::secret_discovery_service_server::SecretDiscoveryServiceServer;
@@ -18,6 +19,7 @@ use super::admin::{AdminService, StatusSource};
 use super::bundles::BundleService;
 use super::identity::IdentityService;
 use super::sds::{self, Sds, SdsService};
+use super::task_admin::TaskAdminService;
 use super::tasks::TaskService;
 use super::workload::WorkloadService;
 use crate::audit;
@@ -79,10 +81,17 @@ pub fn admin(
 ) -> Result<(Routes, HealthReporter), ReflectionError> {
     let service = AdminService::new(workloads.clone(), audit.clone(), status);
     let (reporter, health) = tonic_health::server::health_reporter();
-    let names = ["mayfly.admin.v1.Admin", "mayfly.admin.v1.Bundles", "grpc.health.v1.Health"];
+    let names = [
+        "mayfly.admin.v1.Admin",
+        "mayfly.admin.v1.Bundles",
+        "mayfly.task.v1.TaskAdmin",
+        "grpc.health.v1.Health",
+    ];
+    let tasks = TaskAdminServer::new(TaskAdminService::new(workloads.clone()));
     let bundles = BundlesServer::new(BundleService::new(federation.clone()));
     let routes = Routes::new(AdminServer::new(service).max_decoding_message_size(MAX_REQUEST_BYTES))
         .add_service(bundles.max_decoding_message_size(MAX_BUNDLE_BYTES))
+        .add_service(tasks.max_decoding_message_size(MAX_REQUEST_BYTES))
         .add_service(health)
         .add_service(reflection(&names).build_v1()?)
         .add_service(reflection(&names).build_v1alpha()?);

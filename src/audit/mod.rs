@@ -15,6 +15,7 @@ mod query;
 mod read;
 mod sink;
 mod tail;
+mod tailing;
 mod tally;
 mod task;
 mod text;
@@ -34,6 +35,7 @@ pub use self::event::{Agent, Credential, Cut, Decision, Event, Revocation, Token
 pub use self::query::Query;
 pub use self::read::{Reading, read};
 pub use self::tail::{Filter, TailOptions, human, tail};
+pub use self::tailing::{NumberedLine, Tailing, TailingError};
 pub use self::tally::{Tally, times};
 pub use self::task::{ApprovalFacts, ApprovalStep, PolicyDecision, TaskEnd, TaskFacts, TaskStep, UserPrint};
 pub use self::text::visible;
@@ -44,7 +46,7 @@ pub use self::verify::{BadLine, Expected, Summary, VerifyError, verify, verify_w
 
 use std::collections::VecDeque;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
@@ -120,6 +122,7 @@ pub struct LogSettings {
 #[derive(Clone)]
 pub struct Log {
     thread: Arc<Worker<Job>>,
+    path: Option<Arc<Path>>,
     clock: Arc<dyn Clock>,
     health: watch::Receiver<Health>,
     head: watch::Receiver<Head>,
@@ -184,6 +187,12 @@ impl Log {
         *self.head.borrow()
     }
 
+    /// A reader of the lines, from the last ones on; `None` where nothing is written to a file.
+    pub fn tail(&self, options: TailOptions) -> Option<Tailing> {
+        let path = self.path.as_deref()?.to_owned();
+        Some(Tailing::new(path, self.head.clone(), options))
+    }
+
     /// Follows the log's health.
     pub fn health(&self) -> watch::Receiver<Health> {
         self.health.clone()
@@ -213,10 +222,12 @@ impl Log {
             attempts,
             stale: false,
         };
-        let path = settings.path.unwrap_or_default();
-        let thread = Worker::spawn("audit", jobs, move || writer.run())
-            .map_err(|source| LogOpenError::Io { path, source })?;
-        Ok(Self { thread: Arc::new(thread), clock, health, head, lost, counts: Arc::default() })
+        let path: Option<Arc<Path>> = settings.path.map(Into::into);
+        let thread = Worker::spawn("audit", jobs, move || writer.run()).map_err(|source| {
+            let path = path.as_deref().map(Path::to_owned).unwrap_or_default();
+            LogOpenError::Io { path, source }
+        })?;
+        Ok(Self { thread: Arc::new(thread), path, clock, health, head, lost, counts: Arc::default() })
     }
 
     fn stamped(&self, events: Vec<Event>) -> Vec<(SystemTime, Event)> {

@@ -16,14 +16,16 @@ use super::verify::read_line;
 /// Which lines are wanted; an empty filter wants all.
 #[derive(Clone, Debug, Default)]
 pub struct Filter {
-    /// The event, or its first part: `credential` matches `credential.issue`.
-    pub event: Option<String>,
+    /// One of these events, or of what comes before their dots: `credential` matches `credential.issue`; none: any.
+    pub events: Vec<String>,
     /// Exact SPIFFE ID.
     pub spiffe_id: Option<String>,
     /// Process number.
     pub pid: Option<u64>,
     /// Serial number or `jti`.
     pub credential: Option<String>,
+    /// The task, this one alone.
+    pub task: Option<String>,
 }
 
 /// What of the log is shown.
@@ -87,15 +89,17 @@ impl Filter {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.event.is_none() && self.spiffe_id.is_none() && self.pid.is_none() && self.credential.is_none()
+        let texts = [&self.spiffe_id, &self.credential, &self.task];
+        self.events.is_empty() && self.pid.is_none() && texts.iter().all(|text| text.is_none())
     }
 
     pub(super) fn wants_value(&self, value: &Value) -> bool {
         let text = |pointer: &str| value.pointer(pointer).and_then(Value::as_str);
-        let event = self.event.as_deref().is_none_or(|wanted| {
-            let rest = text("/event").and_then(|event| event.strip_prefix(wanted));
+        let is_event = |wanted: &String| {
+            let rest = text("/event").and_then(|event| event.strip_prefix(wanted.as_str()));
             rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-        });
+        };
+        let event = self.events.is_empty() || self.events.iter().any(is_event);
         let spiffe_id = self.spiffe_id.as_deref();
         let pid = value.pointer("/agent/pid").and_then(Value::as_u64);
         let names = [text("/credential/serial"), text("/credential/jti")];
@@ -103,23 +107,25 @@ impl Filter {
             && spiffe_id.is_none_or(|wanted| text("/agent/spiffe_id") == Some(wanted))
             && self.pid.is_none_or(|wanted| pid == Some(wanted))
             && self.credential.as_deref().is_none_or(|wanted| names.contains(&Some(wanted)))
+            && self.task.as_deref().is_none_or(|wanted| text("/task/id") == Some(wanted))
     }
 }
 
 /// An open log and how far it was read.
-struct Source {
+#[derive(Debug)]
+pub(super) struct Source {
     reader: BufReader<File>,
     inode: u64,
     at: u64,
 }
 
 impl Source {
-    fn open(path: &Path) -> io::Result<Self> {
+    pub(super) fn open(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
         Ok(Self { inode: file.metadata()?.ino(), reader: BufReader::new(file), at: 0 })
     }
 
-    fn show_first(
+    pub(super) fn show_first(
         &mut self,
         options: &TailOptions,
         each: &mut dyn FnMut(&str) -> ControlFlow<()>,
@@ -141,7 +147,7 @@ impl Source {
     }
 
     /// Shows the whole lines that are there; the beginning of an unfinished one is read again next time.
-    fn show_rest(
+    pub(super) fn show_rest(
         &mut self,
         filter: &Filter,
         each: &mut dyn FnMut(&str) -> ControlFlow<()>,
@@ -163,7 +169,7 @@ impl Source {
         Ok(ControlFlow::Continue(()))
     }
 
-    fn was_replaced(&self, path: &Path) -> bool {
+    pub(super) fn was_replaced(&self, path: &Path) -> bool {
         std::fs::metadata(path).is_ok_and(|meta| meta.ino() != self.inode)
     }
 }
@@ -256,7 +262,7 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), log().concat()).unwrap();
         let with = |filter| shown(file.path(), &TailOptions { filter, ..TailOptions::default() });
-        let event = |name: &str| Filter { event: Some(name.to_owned()), ..Filter::default() };
+        let event = |name: &str| Filter { events: vec![name.to_owned()], ..Filter::default() };
         assert_eq!(with(Filter::default()).len(), every_event().len());
         assert_eq!(with(event("credential")), [6, 7, 8, 9, 27, 30]);
         assert_eq!(with(event("credential.issue")), [6, 27]);

@@ -25,13 +25,13 @@ struct RichStatus {
 }
 
 /// A request that is wrong in itself, and where.
-pub(super) fn malformed(field: &str) -> Status {
+pub(in crate::api) fn malformed(field: &str) -> Status {
     let message = format!("`{field}` is missing or malformed");
     reason(Code::InvalidArgument, "malformed", &message, &[("field", field)])
 }
 
 /// A status with its reason.
-pub(super) fn reason(code: Code, reason: &str, message: &str, metadata: &[(&str, &str)]) -> Status {
+pub(in crate::api) fn reason(code: Code, reason: &str, message: &str, metadata: &[(&str, &str)]) -> Status {
     let metadata: HashMap<String, String> =
         metadata.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     let info = ErrorInfo { reason: reason.to_owned(), domain: DOMAIN.to_owned(), metadata };
@@ -44,7 +44,7 @@ pub(super) fn reason(code: Code, reason: &str, message: &str, metadata: &[(&str,
 }
 
 /// What the caller learns.
-pub(super) fn of_error(error: TaskError) -> Status {
+pub(in crate::api) fn of_error(error: TaskError) -> Status {
     match error {
         TaskError::Malformed(field) => malformed(&field),
         TaskError::Refused(refused) => of_refused(&refused),

@@ -1,7 +1,7 @@
 //! `mayfly.task.v1.TaskAPI` on the public socket, for whoever is attested and matched.
 
-mod errors;
-mod wire;
+pub(super) mod errors;
+pub(super) mod wire;
 
 use std::time::Duration;
 
@@ -139,7 +139,7 @@ fn not_here() -> Status {
     Status::unimplemented("this version of the agent does not serve this call")
 }
 
-fn task_id(text: &str) -> Result<TaskId, Status> {
+pub(super) fn task_id(text: &str) -> Result<TaskId, Status> {
     text.parse().map_err(|_not_a_name| malformed("task_id"))
 }
 

@@ -89,7 +89,7 @@ pub(super) fn details(asked: &[proto::AuthorizationDetail]) -> Result<Vec<Detail
 }
 
 /// The operation, if one was named.
-pub(super) fn operation(asked: Option<proto::Operation>) -> Result<Option<Operation>, Status> {
+pub(in crate::api) fn operation(asked: Option<proto::Operation>) -> Result<Option<Operation>, Status> {
     use proto::operation::Kind;
     let Some(kind) = asked.map(|asked| asked.kind) else { return Ok(None) };
     let read = match kind.ok_or_else(|| malformed("operation"))? {
@@ -107,7 +107,7 @@ pub(super) fn operation(asked: Option<proto::Operation>) -> Result<Option<Operat
 }
 
 /// A length of time that is one.
-pub(super) fn duration(
+pub(in crate::api) fn duration(
     field: &str,
     asked: Option<prost_types::Duration>,
 ) -> Result<Option<Duration>, Status> {
@@ -136,7 +136,7 @@ fn limits(asked: Option<&proto::Limits>) -> Result<Limits, Status> {
 }
 
 /// A task as it is.
-pub(super) fn task(view: &TaskView) -> proto::Task {
+pub(in crate::api) fn task(view: &TaskView) -> proto::Task {
     let task = &view.task;
     let charter = &task.charter;
     let (state, why) = standing(task.standing);
@@ -188,7 +188,7 @@ pub(super) fn task(view: &TaskView) -> proto::Task {
 }
 
 /// What an end did.
-pub(super) fn summary(summary: &TaskSummary) -> proto::TaskSummary {
+pub(in crate::api) fn summary(summary: &TaskSummary) -> proto::TaskSummary {
     let task = task(&summary.view);
     proto::TaskSummary {
         task_id: task.id,
@@ -201,7 +201,7 @@ pub(super) fn summary(summary: &TaskSummary) -> proto::TaskSummary {
 }
 
 /// A decision as a caller may see it: not by which policies.
-pub(super) fn decision(decision: &Decision) -> proto::Decision {
+pub(in crate::api) fn decision(decision: &Decision) -> proto::Decision {
     let obligations = &decision.obligations;
     let one = |kind: &str, name: &str, value: String| proto::Obligation {
         id: format!("{}/{kind}", decision.evaluation_id),

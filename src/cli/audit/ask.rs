@@ -90,10 +90,11 @@ pub(super) fn run(args: &Args, context: &mut Context) -> Result<Exit, Failure> {
 
 fn query(args: &Args) -> audit::Query {
     let filter = Filter {
-        event: args.event.clone(),
+        events: args.event.iter().cloned().collect(),
         spiffe_id: None,
         pid: args.pid,
         credential: args.credential.as_ref().map(|name| name.to_ascii_lowercase()),
+        task: None,
     };
     audit::Query {
         filter,

@@ -125,10 +125,11 @@ pub(super) fn run(args: &Args, context: &mut Context) -> Result<Exit, Failure> {
 
 fn tail(args: &Tail, context: &mut Context) -> Result<Exit, Failure> {
     let filter = Filter {
-        event: args.event.clone(),
+        events: args.event.iter().cloned().collect(),
         spiffe_id: args.spiffe_id.clone(),
         pid: args.pid,
         credential: args.credential.clone(),
+        task: None,
     };
     let options = TailOptions { last: Some(args.lines), follow: args.follow, filter };
     let mut shown = Ok(());

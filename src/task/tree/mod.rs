@@ -180,6 +180,18 @@ impl Tree {
         if line.iter().any(|task| task.seat.admits(caller)) { Ok(task) } else { Err(Refused::NotInTask) }
     }
 
+    /// Whether one of these can act as a live task.
+    pub fn seats_any(&self, callers: &[Caller]) -> bool {
+        let live = |task: &&Task| !matches!(task.standing, Standing::Ended(_));
+        let seated = |task: &Task| callers.iter().any(|caller| task.seat.admits(caller));
+        self.live > 0 && self.tasks.values().filter(live).any(seated)
+    }
+
+    /// Whether the task is the other one or below it.
+    pub fn is_within(&self, id: TaskId, top: TaskId) -> bool {
+        self.lineage(id).iter().any(|task| task.id == top)
+    }
+
     /// Whether nobody but the processes of this task can act as it, and they as no other.
     pub fn is_isolated(&self, id: TaskId) -> bool {
         let Some(task) = self.tasks.get(&id) else { return false };

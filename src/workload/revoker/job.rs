@@ -58,6 +58,8 @@ pub(in crate::workload) enum Initiator {
     Entries,
     Policy,
     Operator,
+    /// One of them, by uid.
+    OperatorUid(u32),
     Agent,
     Holder,
 }
@@ -69,9 +71,17 @@ impl Initiator {
             Self::Attestation => "attestation",
             Self::Entries => "entries",
             Self::Policy => "policy",
-            Self::Operator => "operator",
+            Self::Operator | Self::OperatorUid(_) => "operator",
             Self::Agent => "agent",
             Self::Holder => "holder",
+        }
+    }
+
+    /// The same, with the name where one is known.
+    pub(in crate::workload) fn named(self) -> String {
+        match self {
+            Self::OperatorUid(uid) => format!("operator uid {uid}"),
+            other => other.as_str().to_owned(),
         }
     }
 }

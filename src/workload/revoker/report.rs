@@ -80,7 +80,7 @@ impl Revoker {
         let in_crl = row.kind == Kind::X509;
         audit::Revocation {
             reason: job.reason,
-            initiator: job.initiator.as_str().to_owned(),
+            initiator: job.initiator.named(),
             credentials,
             exited: None,
             seen: at(job.seen),

@@ -6,6 +6,7 @@
 
 mod begin;
 mod issue;
+mod operator;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 pub use self::begin::Begin;
 pub use self::issue::{Ask, Authorized, Form, Issued, Proof, TaskCredential};
+pub use self::operator::TaskFilter;
 
 use super::revoker::Initiator;
 use super::state::State;
@@ -282,7 +284,7 @@ impl Shared {
                 decision: None,
                 end: Some(audit::TaskEnd {
                     reason: ended.ending.as_str(),
-                    initiator: initiator.as_str().to_owned(),
+                    initiator: initiator.named(),
                     credentials: count(if is_top { credentials } else { own }),
                     descendants: count(if is_top { descendants } else { 0 }),
                     latency: self.parts.clock.monotonic().saturating_duration_since(seen),

@@ -1,0 +1,125 @@
+//! `mayfly.task.v1.TaskAdmin`, on the admin socket only: what an operator asks and orders of tasks. Every method refuses
+//! a caller that is in a task itself.
+
+use futures_util::stream;
+use mayfly_proto::task as proto;
+use mayfly_proto::task::task_admin_server::TaskAdmin;
+use tonic::{Request, Response, Status};
+
+use super::operator::operator;
+use super::tasks::errors::{malformed, of_error};
+use super::tasks::{task_id, wire};
+use super::workload::Messages;
+use crate::id::SpiffeId;
+use crate::workload::{TaskFilter, Workloads};
+
+/// Serves operators.
+pub(super) struct TaskAdminService {
+    workloads: Workloads,
+}
+
+impl std::fmt::Debug for TaskAdminService {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TaskAdminService").finish_non_exhaustive()
+    }
+}
+
+impl TaskAdminService {
+    /// A service over the tasks of this node.
+    pub(super) fn new(workloads: Workloads) -> Self {
+        Self { workloads }
+    }
+}
+
+#[tonic::async_trait]
+impl TaskAdmin for TaskAdminService {
+    type ListStream = Messages<proto::Task>;
+    type TailAuditStream = Messages<proto::AuditEvent>;
+    type ListApprovalsStream = Messages<proto::Approval>;
+
+    async fn list(
+        &self,
+        request: Request<proto::ListTasksRequest>,
+    ) -> Result<Response<Self::ListStream>, Status> {
+        operator(&self.workloads, request.extensions())?;
+        let asked = request.into_inner();
+        let filter = filter(&asked)?;
+        if asked.follow {
+            return Err(not_here());
+        }
+        let tasks = self.workloads.tasks(&filter).map_err(of_error)?;
+        let tasks = tasks.into_iter().map(|view| Ok(wire::task(&view)));
+        Ok(Response::new(Box::pin(stream::iter(tasks.collect::<Vec<_>>()))))
+    }
+
+    async fn revoke(
+        &self,
+        request: Request<proto::RevokeTaskRequest>,
+    ) -> Result<Response<proto::TaskSummary>, Status> {
+        let by = operator(&self.workloads, request.extensions())?;
+        let asked = request.get_ref();
+        let reason = crate::diag::line(&asked.reason).map_err(|_why| malformed("reason"))?;
+        let ended = self.workloads.revoke_task(task_id(&asked.task_id)?, &reason, by).await;
+        ended.map(|summary| Response::new(wire::summary(&summary))).map_err(of_error)
+    }
+
+    async fn explain(
+        &self,
+        request: Request<proto::ExplainRequest>,
+    ) -> Result<Response<proto::Explanation>, Status> {
+        operator(&self.workloads, request.extensions())?;
+        Err(not_here())
+    }
+
+    async fn tail_audit(
+        &self,
+        request: Request<proto::TailAuditRequest>,
+    ) -> Result<Response<Self::TailAuditStream>, Status> {
+        operator(&self.workloads, request.extensions())?;
+        Err(not_here())
+    }
+
+    async fn list_approvals(
+        &self,
+        request: Request<proto::ListApprovalsRequest>,
+    ) -> Result<Response<Self::ListApprovalsStream>, Status> {
+        operator(&self.workloads, request.extensions())?;
+        Err(not_here())
+    }
+
+    async fn decide(
+        &self,
+        request: Request<proto::DecideRequest>,
+    ) -> Result<Response<proto::Approval>, Status> {
+        operator(&self.workloads, request.extensions())?;
+        Err(not_here())
+    }
+
+    async fn freeze(
+        &self,
+        request: Request<proto::FreezeRequest>,
+    ) -> Result<Response<proto::FreezeResult>, Status> {
+        operator(&self.workloads, request.extensions())?;
+        Err(not_here())
+    }
+
+    async fn thaw(
+        &self,
+        request: Request<proto::ThawRequest>,
+    ) -> Result<Response<proto::ThawResult>, Status> {
+        operator(&self.workloads, request.extensions())?;
+        Err(not_here())
+    }
+}
+
+fn not_here() -> Status {
+    Status::unimplemented("this version of the agent does not serve this call")
+}
+
+fn filter(asked: &proto::ListTasksRequest) -> Result<TaskFilter, Status> {
+    let top = (!asked.task_id.is_empty()).then(|| task_id(&asked.task_id)).transpose()?;
+    let spiffe_id = (!asked.spiffe_id.is_empty())
+        .then(|| SpiffeId::parse(asked.spiffe_id.as_bytes()).map_err(|_not_one| malformed("spiffe_id")))
+        .transpose()?;
+    Ok(TaskFilter { top, spiffe_id, include_ended: asked.include_ended })
+}
