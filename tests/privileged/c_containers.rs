@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use mayfly_harness::cgroup::PodGroup;
 use mayfly_harness::engine::{Contained, Engine, Kind};
 use mayfly_harness::holder::Who;
 use mayfly_harness::{Agent, Entry, Holder, Plan, until};
@@ -221,9 +222,8 @@ fn c11_a_hanging_engine_takes_nothing_and_gives_nothing() {
 }
 
 /// The name is the one thing about a container that changes, and the engine tells.
-#[test]
-fn a_renamed_container_loses_its_name_at_once() {
-    let engine = Engine::start(Kind::Docker);
+fn a_renamed_container_loses_its_name(kind: Kind) {
+    let engine = Engine::start(kind);
     engine.image("web");
     let agent = agent(
         &engine,
@@ -240,6 +240,48 @@ fn a_renamed_container_loses_its_name_at_once() {
     assert_eq!(after.svids[0].spiffe_id, "spiffe://example.org/other");
     watcher.sees("the certificate of the old name", &[before.svids[0].serial()]);
     agent.audited(&["credential.revoke", before.svids[0].serial(), "facts_changed"]);
+}
+
+#[test]
+fn a_container_that_docker_renames_loses_its_name_at_once() {
+    a_renamed_container_loses_its_name(Kind::Docker);
+}
+
+#[test]
+fn a_container_that_podman_renames_loses_its_name_at_once() {
+    a_renamed_container_loses_its_name(Kind::Podman);
+}
+
+/// Variables are often secrets: those that the operator names become selectors, and nobody is told of the others.
+fn only_named_variables_are_selectors(kind: Kind) {
+    let engine = Engine::start(kind);
+    engine.image("web");
+    let settings = format!("{WIDE}{}env_selectors = [\"ROLE\"]\n", engine.section());
+    let entries =
+        [entry("/front", &["docker:env:ROLE=front=1"]), entry("/secret", &["docker:env:TOKEN=hush"])];
+    let agent = Plan::with_entries(&entries_and_watcher(&entries)).settings(&settings).start();
+    let more = ["--env", "ROLE=front=1", "--env", "TOKEN=hush"];
+    let mut first = engine.contain(&agent, "first", "web", USER, &more);
+    assert_eq!(ids(&mut first.holder), ["spiffe://example.org/front"]);
+    let told = agent.admin().explain(first.pid).unwrap();
+    let env: Vec<&str> =
+        told.selectors.iter().map(|one| one.text.as_str()).filter(|text| text.contains(":env:")).collect();
+    assert_eq!(env, ["docker:env:ROLE=front=1"]);
+    assert!(!agent.log().contains("hush"), "a secret in the log");
+    let audit = agent.audit().into_iter().map(|line| line.to_string()).collect::<Vec<_>>().concat();
+    assert!(!audit.contains("hush"), "a secret in the audit log");
+    let mut second = engine.contain(&agent, "second", "web", USER, &["--env", "ROLE=back"]);
+    assert_eq!(second.holder.x509_refused().code, DENIED);
+}
+
+#[test]
+fn docker_tells_only_of_named_variables() {
+    only_named_variables_are_selectors(Kind::Docker);
+}
+
+#[test]
+fn podman_tells_only_of_named_variables() {
+    only_named_variables_are_selectors(Kind::Podman);
 }
 
 /// A restart of the agent while the engine is away: what was held is not refuted, and stays.
@@ -404,6 +446,34 @@ fn c11_a_lost_engine_gives_nothing_new_until_it_is_back() {
         other.next_x509().ok()
     });
     until("what is new", || (names(held.next_x509().unwrap()).len() == 3).then_some(()));
+}
+
+/// Threat C11: an engine that has lost one of its containers. The kernel says that the container exists, so that its word
+/// takes nothing, gives nothing, and is nobody's denial.
+#[test]
+fn c11_a_container_that_its_engine_does_not_know_is_no_answer() {
+    let (container, mut liar) = (Cgroup::make(0xC11_404), Liar::new());
+    container.begin();
+    liar.says(&container.id, "first", container.init.id());
+    let entries = [entry("/first", &["docker:name:first"]), entry("/plain", &[])];
+    let settings = format!("{SHORT}{}", liar.section());
+    let agent = Plan::with_entries(&entries_and_watcher(&entries)).settings(&settings).start();
+    let mut held = container.client(&agent);
+    let both = ["spiffe://example.org/first", "spiffe://example.org/plain"];
+    assert_eq!(sorted(ids(&mut held)), both);
+    // Another container is all that the engine knows now.
+    liar.says(&format!("{:064x}", 0x404), "other", container.init.id());
+    assert_eq!(container.client(&agent).x509_refused().code, UNAVAILABLE, "and not `/plain` alone");
+    agent.audited(&["attest_denied", "docker is silent", "sources_disagree", "none of that id"]);
+    for _ in 0..2 {
+        let names = held.next_x509().unwrap().svids.into_iter().map(|svid| svid.spiffe_id).collect();
+        assert_eq!(sorted(names), both, "no thinner than before");
+    }
+    // A path that names no engine may be of a container that is nobody's here.
+    let group = PodGroup::new();
+    let mut of_a_pod = Holder::start(&agent, USER);
+    group.take(of_a_pod.pid());
+    assert_eq!(ids(&mut of_a_pod), ["spiffe://example.org/plain"]);
 }
 
 fn sorted(mut names: Vec<String>) -> Vec<String> {

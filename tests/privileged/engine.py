@@ -1,4 +1,7 @@
-"""A container engine that says what it is told to say: engine.py SOCKET ID NAME PID."""
+"""A container engine that says what it is told to say: engine.py SOCKET ID NAME PID.
+
+It knows that one container and no other.
+"""
 
 import json
 import os
@@ -26,8 +29,12 @@ def serve(connection):
         connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
         connection.recv(1)
         return
-    body = json.dumps(ANSWER).encode() if "/containers/" in target else b"OK"
-    head = f"HTTP/1.1 200 OK\r\nApi-Version: 1.41\r\nContent-Length: {len(body)}\r\n\r\n"
+    body, status = b"OK", "200 OK"
+    if "/containers/" in target:
+        known = f"/containers/{container}/json" in target
+        answer = ANSWER if known else {"message": "No such container"}
+        body, status = json.dumps(answer).encode(), "200 OK" if known else "404 Not Found"
+    head = f"HTTP/1.1 {status}\r\nApi-Version: 1.41\r\nContent-Length: {len(body)}\r\n\r\n"
     connection.sendall(head.encode() + body)
     connection.close()
 

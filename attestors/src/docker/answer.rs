@@ -72,12 +72,6 @@ impl Inspected {
     /// Its selectors. `env` names the environment variables that may become some: the others may be secrets.
     pub(super) fn selectors(&self, env: &[String]) -> Found {
         let mut found = Found::default();
-        let labels = self.config.labels.iter().flatten();
-        for (key, value) in labels {
-            // A colon in the key would let one label pass for another.
-            let key = text::of_bytes(key.as_bytes()).replace(':', "%3A");
-            add(&mut found, "label", format!("{key}:{}", text::of_bytes(value.as_bytes())));
-        }
         let of_label = |name: &str| self.config.labels.as_ref().and_then(|labels| labels.get(name)).cloned();
         let name = self.name.strip_prefix('/').unwrap_or(&self.name).to_owned();
         for (key, value) in [
@@ -97,6 +91,12 @@ impl Inspected {
                 add(&mut found, "env", text::of_bytes(variable.as_bytes()));
             }
         }
+        // Last: there may be any number of them, and they push out nothing but each other.
+        for (key, value) in self.config.labels.iter().flatten() {
+            // A colon in the key would let one label pass for another.
+            let key = text::of_bytes(key.as_bytes()).replace(':', "%3A");
+            add(&mut found, "label", format!("{key}:{}", text::of_bytes(value.as_bytes())));
+        }
         found
     }
 }
@@ -106,7 +106,10 @@ fn add(found: &mut Found, key: &'static str, value: String) {
     if value.len() > MOST_BYTES {
         found.note(key, "one that is longer than a selector may be");
     } else if found.selectors.len() >= MOST_SELECTORS {
-        found.note(key, "more than a container may have");
+        // Once: there may be any number of them.
+        if !found.notes.iter().any(|note| note.ends_with(TOO_MANY)) {
+            found.note(key, TOO_MANY);
+        }
     } else {
         found.add("docker", key, value);
     }
@@ -157,6 +160,7 @@ impl Event {
 /// Longest value of a selector; with its kind and key it still fits what an entry may ask for.
 const MOST_BYTES: usize = 4000;
 const MOST_SELECTORS: usize = 512;
+const TOO_MANY: &str = "more than a container may have";
 
 #[cfg(test)]
 mod tests {
@@ -201,17 +205,17 @@ mod tests {
         assert_eq!(
             selectors(&answer(), &[]),
             [
+                "docker:image_id:registry.example.org/web:1.2",
+                &format!("docker:image_config_digest:sha256:{B}"),
+                "docker:name:web-1",
+                "docker:compose_project:shop",
+                "docker:compose_service:web",
                 "docker:label:a:b:c",
                 "docker:label:a%3Ab:c",
                 "docker:label:com.docker.compose.project:shop",
                 "docker:label:com.docker.compose.service:web",
                 "docker:label:empty:",
                 "docker:label:odd:x%1B[31m%25%0A",
-                "docker:image_id:registry.example.org/web:1.2",
-                &format!("docker:image_config_digest:sha256:{B}"),
-                "docker:name:web-1",
-                "docker:compose_project:shop",
-                "docker:compose_service:web",
             ]
         );
     }
@@ -266,6 +270,23 @@ mod tests {
     }
 
     #[test]
+    fn no_number_of_labels_pushes_out_what_the_engine_says_itself() {
+        let mut value = answer();
+        for n in 0..2 * MOST_SELECTORS {
+            // Before and after every other key, in the order of the alphabet.
+            value["Config"]["Labels"][format!("{}{n}", if n % 2 == 0 { "0" } else { "zz" })] = json!("x");
+        }
+        let (before, after) = (selectors(&answer(), &["ROLE"]), selectors(&value, &["ROLE"]));
+        assert_eq!(after.len(), MOST_SELECTORS);
+        let own = |all: &[String]| -> Vec<String> {
+            all.iter().filter(|one| !one.starts_with("docker:label:")).cloned().collect()
+        };
+        assert_eq!((own(&after).len(), own(&after)), (6, own(&before)));
+        let notes = read(&value).unwrap().selectors(&[]).notes;
+        assert_eq!(notes, ["label: more than a container may have"]);
+    }
+
+    #[test]
     fn events_of_both_engines_are_understood() {
         let said = |action: &str, id: &str| {
             let text =
@@ -294,7 +315,7 @@ mod tests {
             let one = |key: &str, value: &str| {
                 let mut all = answer();
                 all["Config"]["Labels"] = json!({ key: value });
-                selectors(&all, &[])[0].clone()
+                selectors(&all, &[]).into_iter().find(|one| one.starts_with("docker:label:"))
             };
             prop_assert_ne!(one(&a, &b), one(&c, &d));
         }

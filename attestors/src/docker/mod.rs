@@ -95,7 +95,7 @@ impl Backend for Docker {
             match engine.known(container.id).await {
                 Ok(known) => believe(subject, container, &known),
                 Err(why) => match why.as_ref() {
-                    NoAnswer::Unknown => Ok(Found::nothing("the engine knows no such container")),
+                    NoAnswer::Unknown => missing(container),
                     NoAnswer::Silent(Silent::Descriptors) => Err(Silent::Descriptors),
                     NoAnswer::Silent(Silent::Because(why)) => Err(why.clone().into()),
                 },
@@ -113,6 +113,23 @@ fn believe(subject: &Subject<'_>, container: &ContainerRef, known: &Known) -> Re
     }
     let init = known.init;
     Err(format!("sources_disagree (the engine's process {init} is not in the container's cgroup)").into())
+}
+
+/// C11: the kernel says that the container is there. An engine that does not know one of its own has lost it, or is not
+/// whole yet: nothing is concluded from that. Where the path names no engine, the container may be somebody else's.
+fn missing(container: &ContainerRef) -> Result<Found, Silent> {
+    match container.runtime {
+        Runtime::Docker | Runtime::Podman => {
+            let engine = container.runtime.as_str();
+            Err(format!(
+                "sources_disagree (the container is of {engine}, whose engine knows none of that id)"
+            )
+            .into())
+        }
+        Runtime::Unknown | Runtime::Containerd | Runtime::CriO => {
+            Ok(Found::nothing("the engine knows no such container"))
+        }
+    }
 }
 
 const KIND: &str = "docker";

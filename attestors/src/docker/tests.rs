@@ -10,7 +10,9 @@ use std::sync::{Arc, Mutex};
 use super::engine::Answer;
 use super::*;
 use crate::backend::News;
-use crate::origin::ContainerId;
+use crate::origin::{ContainerId, Hierarchies, View};
+use crate::process::Process;
+use crate::testing::host;
 
 const A: &str = "4f1e0c7b9a2d3e5f60718293a4b5c6d7e8f90a1b2c3d4e5f60718293a4b5c6d7";
 const B: &str = "bb9d1e2f3a4b5c6d7e8f90a1b2c3d4e5f60718293a4b5c6d7e8f90a1b2c3d4e5";
@@ -147,7 +149,7 @@ async fn c11_a_question_that_hangs_ends_with_those_who_wait_for_it() {
 }
 
 #[tokio::test]
-async fn what_is_no_answer_is_silence_and_a_missing_container_is_an_answer() {
+async fn what_is_no_answer_is_silence_and_a_missing_container_is_told_apart() {
     let fake = Fake::start();
     let engine = fake.engine();
     fake.be(Mood::Breaks);
@@ -160,6 +162,52 @@ async fn what_is_no_answer_is_silence_and_a_missing_container_is_an_answer() {
     assert_eq!(fake.asked(), before + 2, "it may have been about to be made");
     let nobody = Engine::new(Path::new("/run/mayfly-no-such.sock").into(), Vec::new());
     assert!(why(&nobody.known(id(A)).await).contains("No such file"));
+}
+
+/// What the attestor says of a process that the kernel keeps in container `A` of that runtime.
+async fn said(fake: &Fake, runtime: Runtime) -> Result<Found, String> {
+    let engine = || Some(fake.engine());
+    let docker = Docker { docker: engine(), podman: engine(), deadline: Duration::from_secs(5) };
+    let process = Process::of_pid(&host(), std::process::id()).unwrap();
+    let (view, hierarchies) =
+        (View::new(Some("/".into()), "".into()), Hierarchies::at(Path::new("/sys/fs/cgroup")));
+    let container = ContainerRef { runtime, id: id(A), pod: None, qos: None, root_owned: Vec::new() };
+    let origin = Origin::Container(container);
+    let subject =
+        Subject { process: &process, origin: &origin, cgroups: b"", view: &view, hierarchies: &hierarchies };
+    docker.attest(&subject).await.map_err(|silent| format!("{silent:?}"))
+}
+
+/// The kernel says that the container exists: its engine's "no such container" takes nothing from anybody.
+#[tokio::test]
+async fn c11_an_engine_that_does_not_know_its_own_container_is_silent() {
+    let fake = Fake::start();
+    fake.be(Mood::Missing);
+    for runtime in [Runtime::Docker, Runtime::Podman] {
+        let why = said(&fake, runtime).await.unwrap_err();
+        assert!(why.contains("sources_disagree") && why.contains(runtime.as_str()), "{why}");
+    }
+    // Somebody else's, as far as anybody knows.
+    let found = said(&fake, Runtime::Unknown).await.unwrap();
+    assert_eq!(
+        (found.selectors, found.notes),
+        (vec![], vec!["the engine knows no such container".to_owned()])
+    );
+    let before = fake.asked();
+    for runtime in [Runtime::Containerd, Runtime::CriO] {
+        assert!(said(&fake, runtime).await.unwrap().selectors.is_empty());
+    }
+    assert_eq!(fake.asked(), before, "another runtime's containers are no business of the engine's");
+}
+
+/// The fake's container has process 1 as its first, which is in another cgroup.
+#[tokio::test]
+async fn c05_an_engine_that_means_another_container_is_silent() {
+    let fake = Fake::start();
+    for runtime in [Runtime::Docker, Runtime::Podman, Runtime::Unknown] {
+        let why = said(&fake, runtime).await.unwrap_err();
+        assert!(why.contains("sources_disagree (the engine's process 1 is not in"), "{why}");
+    }
 }
 
 #[tokio::test]
