@@ -232,10 +232,15 @@ impl AttestorSet {
         Ok(fingerprint)
     }
 
+    /// Whether there is anybody to ask about containers.
+    pub fn tells_containers(&self) -> bool {
+        !self.backends.is_empty()
+    }
+
     /// The container that `process` is in now, if there is anybody to ask about containers and it is believed to be in
     /// one. Two reads of kernel memory.
     pub fn container_of(&self, process: &Process) -> Option<ContainerId> {
-        if self.backends.is_empty() {
+        if !self.tells_containers() {
             return None;
         }
         let cgroups = target::cgroup_text(process).ok()?;

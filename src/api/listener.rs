@@ -1,6 +1,6 @@
 //! The accept thread of one socket. It does little and never waits for anybody: count, pin, hand over. A
-//! flood costs it microseconds a connection; connections over the quota are closed before they are pinned;
-//! nobody is ever served unpinned.
+//! flood costs it microseconds a connection; connections over the quota are closed before they are pinned (where
+//! containers are told apart, right after: which one it is takes the process); nobody is ever served unpinned.
 //!
 //! When descriptors run out it stops accepting, gives its spare ones to the rest of the process, raises a
 //! concern and looks again ten times a second, or when a connection ends. Callers meanwhile wait in the
@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
+use mayfly_attestors::origin::ContainerId;
 use mayfly_attestors::{Host, PinError, Process};
 use nix::sys::socket::{getsockopt, sockopt};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
@@ -23,6 +24,7 @@ use super::bind::set_options;
 pub use super::bind::{Access, BindError, Bound, FileId};
 use super::closer::Closer;
 pub use super::guard::Accepted;
+use super::limits::Payer;
 use super::peer::Peer;
 pub use super::seats::{ConnectionLimits, Full};
 use super::seats::{Seat, Seats};
@@ -34,7 +36,7 @@ use crate::ready::Readiness;
 pub enum Refusal {
     /// Too many connections.
     Total,
-    /// Too many of this uid.
+    /// Too many of this uid, or of it in its container.
     Uid,
     /// Too many of this cgroup.
     Cgroup,
@@ -116,6 +118,8 @@ pub struct AcceptSettings {
     pub name: &'static str,
     /// How many connections.
     pub limits: ConnectionLimits,
+    /// Where containers are told apart: in which one a process is. Runs on the accept thread and must not block.
+    pub container_of: Option<ContainerOf>,
     /// For the rate of connections.
     pub clock: Arc<dyn Clock>,
     /// Where running out of descriptors is reported.
@@ -124,6 +128,9 @@ pub struct AcceptSettings {
     /// not block and should keep the first of each kind.
     pub on_refused: Box<dyn Fn(Refused) + Send>,
 }
+
+/// In which container a process is.
+pub type ContainerOf = Box<dyn Fn(&Process) -> Option<ContainerId> + Send>;
 
 impl std::fmt::Debug for AcceptSettings {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -351,12 +358,20 @@ impl Accepting {
     }
 
     fn seat_and_pin(&self, socket: &OwnedFd, uid: Option<u32>) -> Result<(Seat, Peer), Refusal> {
-        let mut seat =
-            self.shared.seats.take(uid.ok_or(Refusal::Exited)?, self.settings.clock.monotonic())?;
+        let uid = uid.ok_or(Refusal::Exited)?;
+        let mut seat = self.shared.seats.take(uid, self.settings.clock.monotonic())?;
+        let container_of = self.settings.container_of.as_ref();
+        if container_of.is_none() {
+            // Known before it is pinned.
+            seat.of(uid.into())?;
+        }
         if self.bound.is_passed() {
             set_options(socket.as_fd(), self.host.features()).or(Err(Refusal::Unsupported))?;
         }
         let process = Process::of_peer(&self.host, socket.as_fd())?;
+        if let Some(container_of) = container_of {
+            seat.of(Payer { uid, container: container_of(&process) })?;
+        }
         if let Some(cgroup) = process.cgroup_id() {
             seat.in_cgroup(cgroup)?;
         }

@@ -107,6 +107,7 @@ async fn a_caller_that_has_died_is_not_served() {
     let settings = AcceptSettings {
         name: "public",
         limits: ConnectionLimits::default(),
+        container_of: None,
         clock: Arc::new(SystemClock),
         readiness: Readiness::default(),
         on_refused: Box::new(|_| ()),
@@ -342,6 +343,7 @@ mod bind {
         let settings = AcceptSettings {
             name: "public",
             limits: ConnectionLimits::default(),
+            container_of: None,
             clock: Arc::new(SystemClock),
             readiness: Readiness::default(),
             on_refused: Box::new(|_| ()),

@@ -1,11 +1,14 @@
 //! How many connections there may be: in all, for each uid and for each cgroup, and how fast one uid may make
-//! them. A uid costs nothing to have (a user namespace brings 65,536 of them), hence the count by cgroup.
+//! them. A uid costs nothing to have (a user namespace brings 65,536 of them), hence the count by cgroup. Where
+//! containers are told apart each counts by itself, as it does for attestations: a node may hold a hundred pods of one
+//! uid, each with a stream that stays open.
 
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use super::limits::Payer;
 use super::wire::budget::{Bucket, Rate};
 
 /// Limits on open connections to one socket.
@@ -13,7 +16,7 @@ use super::wire::budget::{Bucket, Rate};
 pub struct ConnectionLimits {
     /// In all.
     pub total: usize,
-    /// Of one uid.
+    /// Of one uid, or of one uid in one container.
     pub per_uid: usize,
     /// Of the processes in one cgroup, where the kernel tells which that is.
     pub per_cgroup: usize,
@@ -40,7 +43,7 @@ impl Default for ConnectionLimits {
 pub enum Full {
     /// No more connections at all, or only root's are left.
     Total,
-    /// No more for this uid.
+    /// No more for this uid, or for it in this container.
     Uid,
     /// No more for this cgroup.
     Cgroup,
@@ -58,10 +61,10 @@ impl Seats {
         Self(Arc::new(Shared { limits, taken: Mutex::default(), on_free }))
     }
 
-    /// Counts one connection of `uid`, until the seat is dropped.
+    /// Counts one connection of `uid` in the whole, until the seat is dropped.
     ///
     /// # Errors
-    /// When a limit is reached.
+    /// When there are too many, or they come too fast.
     pub fn take(&self, uid: u32, now: Instant) -> Result<Seat, Full> {
         let limits = self.0.limits;
         let reserved = if uid == 0 { 0 } else { limits.reserved_for_root };
@@ -72,11 +75,8 @@ impl Seats {
         if !taken.may_come(uid, limits.rate, now) {
             return Err(Full::Rate);
         }
-        if !add(&mut taken.by_uid, uid, limits.per_uid) {
-            return Err(Full::Uid);
-        }
         taken.total += 1;
-        Ok(Seat { shared: Arc::clone(&self.0), uid, cgroup: None })
+        Ok(Seat { shared: Arc::clone(&self.0), payer: None, cgroup: None })
     }
 
     /// Open connections.
@@ -90,11 +90,26 @@ impl Seats {
 #[must_use]
 pub struct Seat {
     shared: Arc<Shared>,
-    uid: u32,
+    payer: Option<Payer>,
     cgroup: Option<u64>,
 }
 
 impl Seat {
+    /// Counts the connection for who made it.
+    ///
+    /// # Errors
+    /// When that limit is reached; the connection is then to be dropped.
+    pub fn of(&mut self, payer: Payer) -> Result<(), Full> {
+        if self.payer.is_some() {
+            return Ok(());
+        }
+        if !add(&mut self.shared.lock().by_payer, payer, self.shared.limits.per_uid) {
+            return Err(Full::Uid);
+        }
+        self.payer = Some(payer);
+        Ok(())
+    }
+
     /// Counts the connection in its cgroup too.
     ///
     /// # Errors
@@ -115,7 +130,9 @@ impl Drop for Seat {
     fn drop(&mut self) {
         let mut taken = self.shared.lock();
         taken.total = taken.total.saturating_sub(1);
-        subtract(&mut taken.by_uid, &self.uid);
+        if let Some(payer) = self.payer {
+            subtract(&mut taken.by_payer, &payer);
+        }
         if let Some(id) = self.cgroup {
             subtract(&mut taken.by_cgroup, &id);
         }
@@ -146,7 +163,7 @@ impl Shared {
 #[derive(Default)]
 struct Taken {
     total: usize,
-    by_uid: HashMap<u32, usize>,
+    by_payer: HashMap<Payer, usize>,
     by_cgroup: HashMap<u64, usize>,
     rates: HashMap<u32, Bucket>,
 }
@@ -193,6 +210,8 @@ mod tests {
 
     use proptest::prelude::*;
 
+    use mayfly_attestors::origin::ContainerId;
+
     use super::*;
 
     #[expect(clippy::disallowed_methods, reason = "any starting point will do")]
@@ -230,6 +249,30 @@ mod tests {
         Seats::new(limits, Box::new(|| ()))
     }
 
+    fn payer(uid: u32, container: Option<u8>) -> Payer {
+        let id = |n: u8| ContainerId::parse(format!("{n:02x}").repeat(32).as_bytes()).unwrap();
+        Payer { uid, container: container.map(id) }
+    }
+
+    /// 110 pods of one uid on one node.
+    #[test]
+    fn containers_of_one_uid_do_not_share_its_limit() {
+        let seats = seats(limits(999, 2, 9, 0));
+        let mut held = Vec::new();
+        for container in std::iter::once(None).chain((0..110).map(Some)) {
+            for _ in 0..2 {
+                let mut seat = seats.take(1000, start()).unwrap();
+                assert_eq!(seat.of(payer(1000, container)), Ok(()));
+                held.push(seat);
+            }
+            let mut third = seats.take(1000, start()).unwrap();
+            assert_eq!(third.of(payer(1000, container)), Err(Full::Uid));
+            assert_eq!(third.of(payer(1001, container)), Ok(()), "another user of it");
+        }
+        held.clear();
+        assert!(seats.0.lock().by_payer.is_empty());
+    }
+
     #[test]
     fn the_last_seats_are_roots() {
         let seats = seats(limits(5, 9, 9, 2));
@@ -259,20 +302,28 @@ mod tests {
 
     proptest! {
         #[test]
-        fn counts_match_the_seats_held(steps in prop::collection::vec((0..6_u32, 0..3_u64, any::<bool>()), 0..300)) {
+        fn counts_match_the_seats_held(
+            steps in prop::collection::vec((0..6_u32, prop::option::of(0..2_u8), 0..3_u64, any::<bool>()), 0..300)
+        ) {
             let seats = seats(limits(12, 4, 6, 3));
             let mut held: Vec<Seat> = Vec::new();
-            for (uid, cgroup, leaves) in steps {
+            for (uid, container, cgroup, leaves) in steps {
+                let payer = payer(uid, container);
                 if leaves && !held.is_empty() {
                     drop(held.swap_remove(uid as usize % held.len()));
-                } else if let Ok(mut seat) = seats.take(uid, start()) && seat.in_cgroup(cgroup).is_ok() {
+                } else if let Ok(mut seat) = seats.take(uid, start())
+                    && seat.of(payer).is_ok()
+                    && seat.in_cgroup(cgroup).is_ok()
+                {
                     held.push(seat);
                 }
                 let taken = seats.0.lock();
                 prop_assert_eq!(taken.total, held.len());
-                prop_assert!(held.iter().filter(|seat| seat.uid != 0).count() <= 9);
-                for (uid, count) in &taken.by_uid {
-                    prop_assert_eq!(held.iter().filter(|seat| seat.uid == *uid).count(), *count);
+                let is_roots = |seat: &&Seat| seat.payer.is_some_and(|payer| payer.uid == 0);
+                prop_assert!(held.iter().filter(|seat| !is_roots(seat)).count() <= 9);
+                prop_assert_eq!(taken.by_payer.values().sum::<usize>(), held.len());
+                for (payer, count) in &taken.by_payer {
+                    prop_assert_eq!(held.iter().filter(|seat| seat.payer == Some(*payer)).count(), *count);
                     prop_assert!((1..=4).contains(count));
                 }
                 for (cgroup, count) in &taken.by_cgroup {

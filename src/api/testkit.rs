@@ -67,6 +67,7 @@ impl Door {
         let settings = AcceptSettings {
             name: "public",
             limits,
+            container_of: None,
             clock: Arc::new(SystemClock),
             readiness: readiness.clone(),
             on_refused: Box::new(move |refused| sink.lock().unwrap().push(refused)),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use mayfly_attestors::{ExecWatch, Host};
+use mayfly_attestors::{ExecWatch, Host, Process};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tonic::service::Routes;
@@ -16,7 +16,7 @@ use super::sockets::{Guarded, Socket};
 use super::{StartError, banner, heart, kubernetes};
 use crate::api::launch::{LaunchParts, LaunchSocket, LaunchThread};
 use crate::api::limits::Admission as RateLimit;
-use crate::api::listener::{AcceptSettings, AcceptThread, Accepted, Bound, ConnectionLimits};
+use crate::api::listener::{AcceptSettings, AcceptThread, Accepted, Bound, ConnectionLimits, ContainerOf};
 use crate::api::metrics::Metrics;
 use crate::api::peer::{Cut, Peer};
 use crate::api::sds::Sds;
@@ -153,7 +153,8 @@ impl Agent {
         let launches = Some(serve_launches(self.launch, &self.workloads, &self.host)?);
         let mut running = Running { tasks, metrics, reload, cut_off, accepting, _exec_watch, launches };
         let (host, readiness, audit, manager) = (self.host, self.readiness, self.audit, self.manager);
-        let shared = Shared { host, readiness, audit, watch, manager };
+        let workloads = self.workloads.clone();
+        let shared = Shared { host, readiness, audit, watch, manager, workloads };
         let limits = limits(&self.config);
         running.serve(self.public, "public socket", public, connections(&self.config), limits, &shared)?;
         running.serve(self.admin, "admin socket", admin, ConnectionLimits::default(), limits, &shared)?;
@@ -205,6 +206,17 @@ struct Shared {
     audit: audit::Log,
     watch: Watch,
     manager: Manager,
+    workloads: Workloads,
+}
+
+impl Shared {
+    /// For counting connections, where there is anybody to ask about containers.
+    fn container_of(&self) -> Option<ContainerOf> {
+        let workloads = self.workloads.clone();
+        workloads
+            .tells_containers()
+            .then(|| Box::new(move |process: &Process| workloads.container_of(process)) as ContainerOf)
+    }
 }
 
 impl Running {
@@ -242,6 +254,7 @@ impl Running {
             limits,
             readiness: shared.readiness.clone(),
             on_refused: super::refused::recorder(shared.audit.clone(), Arc::clone(&shared.host)),
+            container_of: shared.container_of(),
             clock: Arc::new(SystemClock),
         };
         let file = bound.file_id();

@@ -160,6 +160,11 @@ impl Workloads {
         }
     }
 
+    /// Whether containers are told apart.
+    pub fn tells_containers(&self) -> bool {
+        self.0.parts.attestors.tells_containers()
+    }
+
     /// The container that a process is charged for, where containers are told apart.
     pub fn container_of(&self, process: &Process) -> Option<ContainerId> {
         self.0.parts.attestors.container_of(process)
