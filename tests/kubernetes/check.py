@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import tomllib
 import traceback
 
 import kubernetes_validate
@@ -149,13 +150,18 @@ def check_examples_mount_the_directory_read_only_and_never_the_socket():
 
 def check_what_cannot_be_is_refused_with_a_reason():
     good = ["--set", "trustDomain=example.org"]
+    host = good + ["--set", "security.level=host"]
     for values, words in [
         ([], "trustDomain"),
         (["--set", "trustDomain=Example.org"], "trustDomain"),
         (good + ["--set", "securty.level=exe"], "securty"),
         (good + ["--set", "security.level=root"], "level"),
         (good + ["--set", "security.hostPID=false"], "hostPID"),
-        (good + ["--set", "podSource=kubelet"], "podSource"),
+        (good + ["--set", "podSource=nodes"], "podSource"),
+        (good + ["--set", "podSource=kubelet"], "podSource=kubelet needs security.level=host"),
+        (good + ["--set", "podSource=kubelet,security.level=exe"], "podSource=kubelet needs security.level=host"),
+        (host + ["--set", "podSource=kubelet,kubernetes.namespaceLabels=true"], "namespaceLabels"),
+        (host + ["--set", "podSource=kubelet", "--set", "config=[attest.kubernetes]"], "attest.kubernetes"),
         (good + ["--set", "health.port=0"], "port"),
         (good + ["--set", "health.port=9988"], "each its own"),
         (good + ["--set", "socket.hostDir=/etc"], "hostDir"),
@@ -224,6 +230,62 @@ def check_roles_list_and_watch_and_each_verb_has_its_reason():
     for name in LEVELS:
         kinds = {item["kind"] for item in level(name)}
         assert not kinds & {"Role", "PodDisruptionBudget", "Secret"}, kinds
+
+
+def check_with_the_kubelet_as_source_there_is_no_right_and_no_token():
+    objects = rendered("--set", "trustDomain=example.org,security.level=host,podSource=kubelet")
+    kinds = {item["kind"] for item in objects}
+    assert not kinds & {"ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"}, kinds
+    volumes = {volume["name"]: volume for volume in pod_spec(objects)["volumes"]}
+    assert "token" not in volumes and volumes["pods-api"]["hostPath"] == {
+        "path": "/var/lib/kubelet/pods-api", "type": "Directory"}, volumes
+    mounts = {mount["name"]: mount for mount in containers(objects)[1]["volumeMounts"]}
+    assert mounts["pods-api"] == {
+        "name": "pods-api", "mountPath": "/var/lib/kubelet/pods-api", "readOnly": True}, mounts
+    assert "token" not in mounts
+    assert "pods-api" not in {mount["name"] for mount in containers(objects)[0]["volumeMounts"]}
+    assert one(objects, "NetworkPolicy")["spec"]["egress"] == []
+    config = one(objects, "ConfigMap", "mayfly")["data"]["mayfly.toml"]
+    assert 'source = "kubelet"' in config, config
+    # And where it is not the source nothing of the kubelet's is lent.
+    for name in LEVELS:
+        assert "pods-api" not in json.dumps(level(name)), name
+
+
+def check_the_examples_entries_are_good():
+    """Each against the configuration of the chart, and one with a mistake is found."""
+    with tempfile.TemporaryDirectory() as directory:
+        config = pathlib.Path(directory, "mayfly.toml")
+        config.write_text(one(level("minimal"), "ConfigMap", "mayfly")["data"]["mayfly.toml"])
+        config.chmod(0o644)
+        examples = sorted((ROOT / "deploy").rglob("entries.toml")) + sorted((ROOT / "deploy/debian/etc").rglob("*.toml"))
+        assert len(examples) >= 3, examples
+        for path in examples:
+            done = run(MAYFLY, "entry", "check", "--config", config, path)
+            assert done.returncode == 0, (path, done.stdout, done.stderr)
+        spoilt = pathlib.Path(directory, "entries.toml")
+        spoilt.write_text((EXAMPLES / "entries.toml").read_text().replace("k8s:sa:", "k8s:serviceaccount:"))
+        done = run(MAYFLY, "entry", "check", "--config", config, spoilt)
+        assert done.returncode == 10 and "serviceaccount" in done.stderr + done.stdout, (done.stdout, done.stderr)
+
+
+def check_the_examples_pods_are_those_of_their_entries():
+    """What each entry asks for is what a container of the example pods has."""
+    pods = []
+    for path in EXAMPLES.glob("*.yaml"):
+        for document in documents(path.read_text()):
+            template = document.get("spec", {}).get("template")
+            if template:
+                pods.append((document["metadata"]["namespace"], template))
+    for entry in tomllib.loads((EXAMPLES / "entries.toml").read_text())["entries"]:
+        wanted = set(entry["selectors"])
+        has = [
+            {f"k8s:ns:{namespace}", f"k8s:sa:{template['spec']['serviceAccountName']}",
+             f"k8s:container-name:{container['name']}", f"k8s:container-image:{container['image']}"}
+            | {f"k8s:pod-label:{key}:{value}" for key, value in template["metadata"]["labels"].items()}
+            for namespace, template in pods for container in template["spec"]["containers"]
+        ]
+        assert sum(wanted <= one for one in has) == 1, (entry["spiffe_id"], has)
 
 
 def check_probes_ask_the_health_port_by_grpc_and_live_is_not_ready():

@@ -28,6 +28,8 @@ mod http;
 #[cfg(test)]
 mod j_input;
 #[cfg(test)]
+mod kubelet;
+#[cfg(test)]
 mod kubernetes;
 #[cfg(test)]
 mod plugin;
@@ -35,6 +37,8 @@ mod plugin;
 mod restart;
 #[cfg(test)]
 mod revocation;
+#[cfg(test)]
+mod runc;
 #[cfg(test)]
 mod scale;
 #[cfg(test)]

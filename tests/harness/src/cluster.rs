@@ -129,9 +129,7 @@ impl Cluster {
     /// When they cannot be read.
     pub fn recorded() -> Self {
         let cluster = Self::start();
-        let list = include_str!("../../vectors/kubernetes/podlist.json");
-        let list: Value = serde_json::from_str(list).expect("recorded pods");
-        for pod in list["items"].as_array().expect("items") {
+        for pod in &recorded_pods() {
             cluster.put(pod);
         }
         cluster
@@ -282,6 +280,17 @@ impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
+}
+
+/// The pods of `tests/vectors/kubernetes`.
+///
+/// # Panics
+/// When they cannot be read.
+pub fn recorded_pods() -> Vec<Value> {
+    let list = include_str!("../../vectors/kubernetes/podlist.json");
+    let mut list: Value = serde_json::from_str(list).expect("recorded pods");
+    let Value::Array(pods) = list["items"].take() else { panic!("items") };
+    pods
 }
 
 /// A running pod with one container `app`, whose id is `container`; none while it is empty.

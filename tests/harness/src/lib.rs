@@ -11,6 +11,7 @@ pub mod envoy;
 pub mod files;
 pub mod foreign;
 pub mod holder;
+pub mod kubelet;
 pub mod manager;
 pub mod pause;
 pub mod peers;

@@ -46,6 +46,13 @@ listen = "0.0.0.0:{{ .Values.metrics.port }}"
 
 [log]
 format = "json"
+{{- if eq .Values.podSource "kubelet" }}
+
+[attest.kubernetes]
+enabled = "on"
+source = "kubelet"
+kubelet_socket = "/var/lib/kubelet/pods-api/pods-api.sock"
+{{- end }}
 {{- with .Values.config }}
 
 {{ . }}
