@@ -3,6 +3,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "measures real time")]
 
+mod attest;
 mod fan_out;
 mod http;
 mod starts;
@@ -59,6 +60,9 @@ fn main() -> Result<()> {
         }
         if wanted("storm") {
             all_at_once(if quick { 500 } else { room_for(10_000)? }).await?;
+        }
+        if wanted("attest") {
+            tokio::task::block_in_place(|| attest::measure(quick))?;
         }
         if wanted("http") {
             http::asking(quick).await?;
