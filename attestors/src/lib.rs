@@ -43,7 +43,7 @@ pub use gather::{Everything, Interest};
 pub use host::{BootId, BootIdError, Features, Host, HostError};
 pub use launch::{
     Code, LaunchClaim, LaunchError, Launches, MAX_BYTES as MAX_MEASURED_BYTES,
-    MAX_FILES as MAX_MEASURED_FILES, SealError, sealed_copy, sealed_digest,
+    MAX_FILES as MAX_MEASURED_FILES, ParentError, SealError, sealed_copy, sealed_digest,
 };
 pub use measure::{MeasureFigures, MeasureLimits, Measurer, WorkerCommand, measure_worker};
 pub use passed::{adopt_passed, inode_of_pidfd};

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use mayfly_attestors::Process;
 use tonic::{Request, Status};
 
 use super::limits::{Admission as RateLimit, AdmissionLimits, Payer, Ticket};
@@ -120,7 +121,11 @@ impl Call {
     }
 
     pub(super) async fn admit(&self) -> Result<Admitted, Status> {
-        let process = self.peer.process();
+        self.admit_as(self.peer.process()).await
+    }
+
+    /// As [`Call::admit`] for `process`, in whose stead the caller speaks. The connection ends with it.
+    pub(super) async fn admit_as(&self, process: &Arc<Process>) -> Result<Admitted, Status> {
         let connection: Arc<dyn Connection> = self.peer.clone();
         if !process.is_alive() {
             return Err(of_refusal(&Refusal::Exited));

@@ -13,6 +13,7 @@
 //! digests hold against other users, and are advice.
 
 mod code;
+mod parent;
 mod program;
 mod sealed;
 
@@ -35,6 +36,7 @@ use crate::{failpoint, text};
 
 pub use code::Code;
 pub(crate) use code::CodeMap;
+pub use parent::ParentError;
 pub(crate) use sealed::closes_at_once;
 pub use sealed::{MAX_BYTES, SealError, sealed_copy, sealed_digest};
 

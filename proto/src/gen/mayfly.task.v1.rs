@@ -102,6 +102,18 @@ pub struct BeginRequest {
     /// Refuse what is not isolated, here and in every task below.
     #[prost(bool, tag = "11")]
     pub require_isolated: bool,
+    /// Somebody who keeps the credentials of a caller that knows nothing of tasks.
+    #[prost(message, optional, tag = "12")]
+    pub keeper: ::core::option::Option<Keeper>,
+}
+/// The caller's direct parent at this moment, if it is the agent's own program (`mayfly run`) and of the same user;
+/// else the request is refused. It may ask for credentials for these audiences, renew, watch and end the task in the
+/// caller's stead, and nothing else.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Keeper {
+    /// At most 16.
+    #[prost(string, repeated, tag = "1")]
+    pub audiences: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Task {
@@ -249,6 +261,9 @@ pub struct JoinRequest {
     pub process_scope: i32,
     #[prost(string, tag = "3")]
     pub idempotency_key: ::prost::alloc::string::String,
+    /// As for a task that is begun.
+    #[prost(message, optional, tag = "4")]
+    pub keeper: ::core::option::Option<Keeper>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RenewRequest {

@@ -54,6 +54,10 @@ pub(in crate::api) fn of_error(error: TaskError) -> Status {
             let message = "this target takes only credentials that are bound to a key of yours";
             reason(Code::FailedPrecondition, "binding_required", message, &[("evaluation_id", &id)])
         }
+        TaskError::Keeper => {
+            let message = "your parent cannot keep your credentials: only `mayfly run` of this agent can";
+            reason(Code::PermissionDenied, "not_granted", message, &[])
+        }
         TaskError::Workload(refusal) => of_refusal(&refusal),
     }
 }

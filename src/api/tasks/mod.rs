@@ -15,7 +15,7 @@ use super::workload::Messages;
 use crate::id::TaskId;
 use crate::policy::Action;
 use crate::task::Ending;
-use crate::workload::{Ask, Form, Proof, TaskError};
+use crate::workload::{Ask, Errand, Form, Proof, TaskError};
 
 /// Serves tasks.
 pub(super) struct TaskService {
@@ -37,6 +37,21 @@ impl TaskService {
     async fn admit<T>(&self, request: &Request<T>, method: &'static str) -> Result<Admitted, Status> {
         self.gate.call(request, method)?.admit().await
     }
+
+    /// Admits the caller, or the process of the task that it keeps.
+    async fn admit_in<T>(
+        &self,
+        request: &Request<T>,
+        method: &'static str,
+        task: TaskId,
+        errand: Errand<'_>,
+    ) -> Result<Admitted, Status> {
+        let call = self.gate.call(request, method)?;
+        match self.gate.workloads().kept_by(&call.peer().process().key(), task, errand).map_err(of_error)? {
+            Some(process) => call.admit_as(&process).await,
+            None => call.admit().await,
+        }
+    }
 }
 
 #[tonic::async_trait]
@@ -51,8 +66,9 @@ impl TaskApi for TaskService {
     }
 
     async fn get(&self, request: Request<proto::GetTaskRequest>) -> Result<Response<proto::Task>, Status> {
-        let admitted = self.admit(&request, "Get").await?;
+        Gate::check_header(&request)?;
         let id = task_id(&request.get_ref().task_id)?;
+        let admitted = self.admit_in(&request, "Get", id, Errand::Tend).await?;
         let found = self.gate.workloads().task(id, admitted.admission());
         found.map(|view| Response::new(wire::task(&view))).map_err(of_error)
     }
@@ -89,10 +105,10 @@ impl TaskApi for TaskService {
         &self,
         request: Request<proto::IssueRequest>,
     ) -> Result<Response<proto::Credential>, Status> {
-        let admitted = self.admit(&request, "Issue").await?;
-        let asked = request.into_inner();
-        let task = task_id(&asked.task_id)?;
-        let ask = ask(asked, task)?;
+        Gate::check_header(&request)?;
+        let task = task_id(&request.get_ref().task_id)?;
+        let ask = ask(request.get_ref().clone(), task)?;
+        let admitted = self.admit_in(&request, "Issue", task, Errand::Issue(&ask.target)).await?;
         let form = ask.form.unwrap_or(Form::Access);
         let workloads = self.gate.workloads();
         let issued = workloads.issue_for_task(admitted.admission(), ask).await.map_err(of_error)?;
@@ -100,15 +116,16 @@ impl TaskApi for TaskService {
     }
 
     async fn end(&self, request: Request<proto::EndRequest>) -> Result<Response<proto::TaskSummary>, Status> {
-        let admitted = self.admit(&request, "End").await?;
+        Gate::check_header(&request)?;
         let asked = request.get_ref();
+        let task = task_id(&asked.task_id)?;
         let ending = match asked.reason.as_str() {
             "" | "completed" => Ending::Completed,
             "failed" => Ending::Failed,
             _ => return Err(malformed("reason")),
         };
-        let ended =
-            self.gate.workloads().end_task(task_id(&asked.task_id)?, admitted.admission(), ending).await;
+        let admitted = self.admit_in(&request, "End", task, Errand::Tend).await?;
+        let ended = self.gate.workloads().end_task(task, admitted.admission(), ending).await;
         ended.map(|summary| Response::new(wire::summary(&summary))).map_err(of_error)
     }
 

@@ -1,5 +1,6 @@
 //! Between the wire's types and ours.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::digest::{SHA256, digest};
@@ -16,7 +17,7 @@ use crate::id::{SpiffeId, TaskId};
 use crate::policy::Decision;
 use crate::task::{Detail, Grants, Limits, Operation, RawDetail, Scope};
 use crate::trust::TrustSnapshot;
-use crate::workload::{Begin, Form, Issued, TaskCredential, TaskSummary, TaskView};
+use crate::workload::{Begin, Form, Issued, MOST_AUDIENCES, TaskCredential, TaskSummary, TaskView};
 
 /// A task to begin.
 pub(super) fn begin(asked: proto::BeginRequest) -> Result<Begin, Status> {
@@ -52,8 +53,17 @@ pub(super) fn begin(asked: proto::BeginRequest) -> Result<Begin, Status> {
         limits: limits(asked.limits.as_ref())?,
         spiffe_id,
         require_isolated: asked.require_isolated,
+        keeper: asked.keeper.map(keeper).transpose()?,
         key,
     })
+}
+
+/// For which audiences somebody is to keep credentials.
+fn keeper(asked: proto::Keeper) -> Result<BTreeSet<String>, Status> {
+    let all = asked.audiences.len();
+    let named: BTreeSet<String> =
+        asked.audiences.into_iter().filter(|audience| !audience.is_empty()).collect();
+    if named.len() == all && all <= MOST_AUDIENCES { Ok(named) } else { Err(malformed("keeper.audiences")) }
 }
 
 /// Digest of a request without its key. Maps have no order on the wire.

@@ -17,6 +17,7 @@ use mayfly_attestors::{MAX_MEASURED_FILES, SealError, sealed_copy};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 
+use super::begin::{BeginError, begin};
 use super::environment::{self, Parted};
 use super::interpreter::{Copy, Unmeasurable, kind_of, rewrite};
 use super::launch::{Intent, LaunchError, announce};
@@ -53,6 +54,8 @@ enum Failure {
     Line(#[from] Unmeasurable),
     #[error("cannot prove what is being run: {0}")]
     Launch(#[from] LaunchError),
+    #[error(transparent)]
+    Task(#[from] BeginError),
 }
 
 /// Returns only when the program does not run.
@@ -81,9 +84,15 @@ fn become_program(arguments: &[OsString]) -> Result<std::convert::Infallible, Fa
     let copies = seal(&plan.measured)?;
     if copies.is_empty() {
         command.args(arguments);
+        if plan.task.is_some() {
+            unmeasured(&plan, &path);
+        }
     } else {
         command.envs(in_variables(&plan.measured, &copies)?);
         command.args(measured(&plan, program, &path, arguments, &copies)?);
+    }
+    if let Some(task) = &plan.task {
+        command.env("MAYFLY_TASK", begin(task)?);
     }
     let source = command.exec();
     drop(copies);
@@ -175,6 +184,26 @@ fn measured(
     let intent = Intent { program: (handle.as_fd(), path), files: copies, server_uid: plan.server_uid };
     announce(&plan.launch_socket, &intent)?;
     Ok(line)
+}
+
+/// Has the agent take this process for the program already, so that the task is the program's. Where that cannot be
+/// (a script without its interpreter, a kernel that tells of no exec) the agent sees `mayfly` until the exec: whoever
+/// has entries that look at the program gets no task then, and is told so.
+fn unmeasured(plan: &Plan, path: &Path) {
+    let announced = || -> Result<(), Box<dyn std::error::Error>> {
+        let mut begins = [0; 4];
+        File::open(path)?.read_exact(&mut begins)?;
+        if begins != *b"\x7fELF" {
+            return Err("it is a script".into());
+        }
+        let handle = rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+        let intent = Intent { program: (handle.as_fd(), path), files: &[], server_uid: plan.server_uid };
+        announce(&plan.launch_socket, &intent)?;
+        Ok(())
+    };
+    if let Err(why) = announced() {
+        tracing::debug!(why = why.to_string(), "the agent sees this launcher until the program runs");
+    }
 }
 
 fn in_variables(measured: &[Measured], copies: &[OwnedFd]) -> Result<Vec<(OsString, OsString)>, Failure> {

@@ -3,27 +3,37 @@
 //! Two processes: this one, which passes signals on and hands back the exit code, and a launcher
 //! ([`launcher`]), which becomes the program.
 
+mod begin;
 mod environment;
 mod interpreter;
+mod keep;
 mod launch;
 pub(super) mod launcher;
 mod plan;
 mod signals;
+mod tokens;
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::ExitStatus;
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use tokio::process::{Child, Command};
 
+use self::begin::{TaskPlan, Work};
 use self::environment::Reason;
+use self::keep::Keeper;
 use self::plan::{Measured, Plan, is_variable};
 use self::signals::Signals;
+use self::tokens::{Token, TokenDir};
 use super::Context;
 use super::client::{ClientArgs, Target, Which};
 use super::failure::Failure;
+use super::render::Console;
 use crate::exit::Exit;
 
 pub(super) const EXAMPLES: &str = "\
@@ -32,6 +42,7 @@ Examples:
   mayfly run --measure agent.js -- node agent.js                     the same for Node
   mayfly run --measure agent.py --measure MODEL=model.json -- python3 agent.py
   mayfly run --clean-env -- ./agent                                  without the caller's keys and sessions
+  mayfly run --task kb-summarise --token WIKI_TOKEN_FILE=https://wiki.example -- ./agent
 
 A measured file is copied, sealed and hashed; the program reads the copy. The agent gives the process
 `launch:sha256:…` for each, as long as it is this program, started once. Not covered: modules that the script
@@ -55,6 +66,30 @@ pub(super) struct Args {
     /// Let this variable through
     #[arg(long, value_name = "NAME")]
     keep_env: Vec<String>,
+    /// Begin a task of this template for the program; it ends with the program
+    #[arg(long, value_name = "TEMPLATE")]
+    task: Option<String>,
+    /// Join the task that was offered under this name (`dlg_…`), instead of beginning one
+    #[arg(long, value_name = "DELEGATION", conflicts_with_all = ["task", "purpose", "param", "task_ttl", "identity"])]
+    join: Option<String>,
+    /// What the task is for, in your own words: recorded, shown to approvers, never read by a machine
+    #[arg(long, value_name = "TEXT", requires = "task", default_value = "", hide_default_value = true)]
+    purpose: String,
+    /// What the template is to be filled with
+    #[arg(long, value_name = "NAME=VALUE", requires = "task", value_parser = param)]
+    param: Vec<(String, String)>,
+    /// How long the task may take, such as `2h` [default: what the agent says]
+    #[arg(long, value_name = "DURATION", requires = "task", value_parser = super::args::duration)]
+    task_ttl: Option<Duration>,
+    /// Which of the program's identities the task is begun with [default: its first]
+    #[arg(long, value_name = "SPIFFE-ID", requires = "task")]
+    identity: Option<String>,
+    /// Keep an access token of the task for this audience in a file, whose path the program finds in the variable
+    #[arg(long, value_name = "NAME=AUDIENCE", value_parser = Token::access)]
+    token: Vec<Token>,
+    /// The same with a JWT-SVID, for services that federate (`ANTHROPIC_IDENTITY_TOKEN_FILE=https://api.anthropic.com`)
+    #[arg(long, value_name = "NAME=AUDIENCE", value_parser = Token::jwt_svid)]
+    jwt_svid: Vec<Token>,
     /// The program and its arguments
     #[arg(last = true, required = true, value_name = "PROGRAM")]
     program: Vec<OsString>,
@@ -68,9 +103,20 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<Exit, Failu
         |what: &str, error: &dyn std::fmt::Display| Failure::new(NOT_RUN, format!("{what}: {error}"));
     // Before anything could have started a thread.
     let mut signals = signals::take_over().map_err(|error| failed("cannot take over signals", &error))?;
-    let plan = plan(&args, context)?;
+    let mut plan = plan(&args, context)?;
+    let keeper = keeper(&args, &mut plan, context)?;
     let mut child = start(&plan, &args.program).map_err(|error| failed("cannot start a process", &error))?;
-    let status = follow(&mut child, &mut signals).await;
+    let launcher = child.id();
+    let console = RefCell::new(&mut context.console);
+    let keeping = async {
+        match (&keeper, launcher) {
+            (Some(keeper), Some(launcher)) => {
+                keeper.keep(launcher, |words| console.borrow_mut().note(words)).await
+            }
+            _ => Ok(()),
+        }
+    };
+    let status = until_it_ends(follow(&mut child, &mut signals), keeping, &console).await;
     let status = status.map_err(|error| failed("the program is lost", &error))?;
     Ok(Exit::Passed(code(status)))
 }
@@ -101,6 +147,68 @@ fn plan(args: &Args, context: &mut Context) -> Result<Plan, Failure> {
         }
     }
     Ok(plan)
+}
+
+/// The task that was asked for, and who keeps its credentials.
+fn keeper(args: &Args, plan: &mut Plan, context: &Context) -> Result<Option<Keeper>, Failure> {
+    let work = match (&args.task, &args.join) {
+        (Some(template), _) => Work::Begin {
+            template: template.clone(),
+            purpose: args.purpose.clone(),
+            params: args.param.clone(),
+            ttl: args.task_ttl.map(|ttl| ttl.as_secs()),
+            spiffe_id: args.identity.clone(),
+        },
+        (None, Some(offer)) => Work::Join { offer: offer.clone() },
+        (None, None) if args.token.is_empty() && args.jwt_svid.is_empty() => return Ok(None),
+        (None, None) => {
+            return Err(Failure::usage("a token is a task's: name one with `--task TEMPLATE` or `--join`"));
+        }
+    };
+    let tokens: Vec<Token> = args.token.iter().chain(&args.jwt_svid).cloned().collect();
+    let names: BTreeSet<&str> = tokens.iter().map(|token| token.variable.as_str()).collect();
+    if names.len() < tokens.len() {
+        return Err(Failure::usage("two tokens want the same variable"));
+    }
+    let no_place = |error: std::io::Error| Failure::new(NOT_RUN, format!("cannot keep credentials: {error}"));
+    let target = Target::resolve(&args.client, Which::Public, &context.env)?;
+    let socket = target.path().map_err(|error| Failure { exit: NOT_RUN, ..error.into() })?.to_owned();
+    let server_uid = target.server_uid();
+    let audiences: BTreeSet<String> = tokens.iter().map(|token| token.audience.clone()).collect();
+    let dir = TokenDir::create(&context.env).map_err(no_place)?;
+    let keeper = Keeper::prepare(target, dir, tokens).map_err(no_place)?;
+    plan.set.extend(keeper.variables());
+    let audiences = audiences.into_iter().collect();
+    plan.task = Some(TaskPlan { socket, server_uid, work, audiences, keeper: keeper.socket() });
+    Ok(Some(keeper))
+}
+
+fn param(text: &str) -> Result<(String, String), String> {
+    let named = text.split_once('=').filter(|(name, _)| !name.is_empty());
+    named
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .ok_or_else(|| "write `NAME=VALUE`".to_owned())
+}
+
+/// What ends first is only ever the program's end that counts; why nothing is kept any more is told.
+async fn until_it_ends(
+    following: impl Future<Output = std::io::Result<ExitStatus>>,
+    keeping: impl Future<Output = Result<(), Failure>>,
+    console: &RefCell<&mut Console>,
+) -> std::io::Result<ExitStatus> {
+    tokio::pin!(following, keeping);
+    let mut is_kept = true;
+    loop {
+        tokio::select! {
+            status = &mut following => return status,
+            done = &mut keeping, if is_kept => {
+                is_kept = false;
+                if let Err(failure) = done {
+                    console.borrow_mut().note(&failure.message);
+                }
+            }
+        }
+    }
 }
 
 /// Names only: what they held is nobody's business.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::begin::TaskPlan;
 use super::environment::Policy;
 
 /// The word.
@@ -21,6 +22,8 @@ pub(super) struct Plan {
     pub(super) keep: Vec<String>,
     /// Variables of the loader that were taken away from the launcher and are the program's.
     pub(super) loader: Vec<(String, String)>,
+    /// The task to begin.
+    pub(super) task: Option<TaskPlan>,
     /// Variables that are new.
     pub(super) set: Vec<(String, String)>,
 }

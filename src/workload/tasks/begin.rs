@@ -1,6 +1,6 @@
 //! A task begins: what was asked for, no more than its template has, without what policy rules out for good.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,6 +38,8 @@ pub struct Begin {
     pub spiffe_id: Option<SpiffeId>,
     /// Refuse what is not isolated.
     pub require_isolated: bool,
+    /// For which audiences the caller's parent is to keep credentials; `None`: nobody is.
+    pub keeper: Option<BTreeSet<String>>,
     /// The idempotency key and the digest of the request, if there is one.
     pub key: Option<(String, [u8; 32])>,
 }
@@ -59,6 +61,9 @@ impl Workloads {
         let identity =
             admission.identities().iter().find(fits).ok_or(crate::workload::Refusal::NotEntitled)?;
         let who = self.facts(admission, &identity.entry.id).ok_or(crate::workload::Refusal::NotEntitled)?;
+        let keeper = begin.keeper.as_ref();
+        let keeper =
+            keeper.map(|audiences| shared.look_at_keeper(admission.process(), audiences)).transpose()?;
         let set = shared.parts.policy.in_force();
         let plan = Plan::of(set.catalogue(), &begin, shared.bounds_life())?;
         let id = shared.new_task_id()?;
@@ -85,7 +90,7 @@ impl Workloads {
             evaluation: decision.evaluation_id.to_string(),
             policy_version: decision.policy_version.map(|version| version.to_string()).unwrap_or_default(),
         };
-        let view = shared.seat_task(admission, id, charter, &plan, key)?;
+        let view = shared.seat_task(admission, id, charter, &plan, key, keeper)?;
         let began = Event::Task {
             step: TaskStep::Begin,
             agent: view.agent(),
@@ -166,7 +171,7 @@ fn ceilings(template: &Template) -> Limits {
 /// A template's grant as a detail. One that cannot be read, because of what it was filled with, grants nothing.
 fn read(catalogue: &Catalogue, detail: &TemplateDetail) -> Option<Detail> {
     let target = catalogue.target(&detail.target)?;
-    let list = |all: &std::collections::BTreeSet<String>| all.iter().cloned().collect();
+    let list = |all: &BTreeSet<String>| all.iter().cloned().collect();
     let locations = if detail.locations.is_empty() { vec![place(target)] } else { detail.locations.clone() };
     Detail::read(&RawDetail {
         kind: TARGET_ACCESS.to_owned(),
@@ -305,6 +310,7 @@ impl Shared {
         charter: Charter,
         plan: &Plan,
         key: Option<Key>,
+        keeper: Option<super::keeper::Keeper>,
     ) -> Result<TaskView, TaskError> {
         let process = admission.process();
         let (now, wall) = (self.parts.clock.monotonic(), self.parts.clock.wall());
@@ -320,6 +326,7 @@ impl Shared {
             return Err(crate::workload::Refusal::Exited.into());
         }
         state.tasks.tree.begin(new, now)?;
+        state.tasks.keepers.extend(keeper.map(|keeper| (id, keeper)));
         state.core.hold(admission.id());
         self.timer.notify_one();
         state.tasks.view(id, now, wall).ok_or(TaskError::Refused(Refused::NoSuchTask))

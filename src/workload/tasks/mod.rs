@@ -6,6 +6,7 @@
 
 mod begin;
 mod issue;
+mod keeper;
 mod operator;
 
 use std::collections::HashMap;
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 pub use self::begin::Begin;
 pub use self::issue::{Ask, Authorized, Form, Issued, Proof, TaskCredential};
+pub use self::keeper::{Errand, MOST_AUDIENCES};
 pub use self::operator::TaskFilter;
 
 use super::revoker::Initiator;
@@ -41,6 +43,9 @@ pub enum TaskError {
     /// Policy says yes to a credential that is bound to a key, and this one would not be.
     #[error("policy allows this only for a credential that is bound to a key")]
     Unbound(Box<Decision>),
+    /// A keeper was named, and the caller's parent is none.
+    #[error("the caller's parent cannot keep its credentials")]
+    Keeper,
     /// As for every workload.
     #[error(transparent)]
     Workload(#[from] Refusal),
@@ -54,11 +59,18 @@ pub(super) struct Tasks {
     rates: HashMap<TaskId, (Instant, u32)>,
     /// SHA-256 of the certificates of tasks, for tokens that are bound to them.
     certificates: HashMap<LeaseId, [u8; 32]>,
+    /// Who else may ask for credentials of a task.
+    keepers: HashMap<TaskId, keeper::Keeper>,
 }
 
 impl Default for Tasks {
     fn default() -> Self {
-        Self { tree: Tree::new(Bounds::default()), rates: HashMap::new(), certificates: HashMap::new() }
+        Self {
+            tree: Tree::new(Bounds::default()),
+            rates: HashMap::new(),
+            certificates: HashMap::new(),
+            keepers: HashMap::new(),
+        }
     }
 }
 
@@ -270,6 +282,7 @@ impl Shared {
         let mut events = Vec::with_capacity(cascade.ended.len());
         for (at, ended) in cascade.ended.iter().enumerate() {
             state.tasks.rates.remove(&ended.task);
+            state.tasks.keepers.remove(&ended.task);
             let Some(view) = state.tasks.view(ended.task, now, wall) else { continue };
             let holder = view.task.seat.holder;
             if gone != Some(holder) && state.core.unhold(holder) {

@@ -1,0 +1,81 @@
+//! Who keeps the credentials of a task whose program knows nothing of tasks: the `mayfly run` that started it
+//! (decision 0076).
+//!
+//! A keeper is the direct parent of the process that begins or joins, at that moment, runs the agent's own file and is
+//! of the same user. It calls in the stead of the task's process, which is attested each time as if it had called
+//! itself; and only for what it was named for.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use mayfly_attestors::{ParentError, Process, ProcessKey};
+
+use super::TaskError;
+use crate::id::TaskId;
+use crate::task::Refused;
+use crate::workload::{Refusal, Shared, Workloads};
+
+/// The most audiences that one keeper may be named for.
+pub const MOST_AUDIENCES: usize = 16;
+
+/// Proof that somebody may keep a task's credentials.
+#[derive(Clone, Debug)]
+pub(super) struct Keeper {
+    process: ProcessKey,
+    audiences: BTreeSet<String>,
+}
+
+/// What somebody wants to do in a task.
+#[derive(Clone, Copy, Debug)]
+pub enum Errand<'a> {
+    /// Ask for a credential for this audience.
+    Issue(&'a str),
+    /// Look at it, watch it, ask for more time for it, end it.
+    Tend,
+}
+
+impl Workloads {
+    /// The process in whose stead `caller` may do that, if it is the keeper of this task; `None` if it is not, and so
+    /// speaks for itself.
+    ///
+    /// # Errors
+    /// It is the keeper, and this is not for a keeper to do; or the task has ended.
+    pub fn kept_by(
+        &self,
+        caller: &ProcessKey,
+        task: TaskId,
+        errand: Errand<'_>,
+    ) -> Result<Option<Arc<Process>>, TaskError> {
+        let state = self.0.lock();
+        let Some(keeper) = state.tasks.keepers.get(&task).filter(|keeper| keeper.process == *caller) else {
+            return Ok(None);
+        };
+        if let Errand::Issue(audience) = errand
+            && !keeper.audiences.contains(audience)
+        {
+            return Err(Refused::NotGranted.into());
+        }
+        let kept = state.tasks.tree.get(task).ok_or(Refused::NoSuchTask)?;
+        let member = state.members.get(&kept.seat.holder);
+        member.map(|member| Some(Arc::clone(&member.process))).ok_or_else(|| Refusal::Exited.into())
+    }
+}
+
+impl Shared {
+    /// Looks at the parent of whoever begins or joins.
+    pub(super) fn look_at_keeper(
+        &self,
+        child: &Process,
+        audiences: &BTreeSet<String>,
+    ) -> Result<Keeper, TaskError> {
+        let parent = self.parts.attestors.launches().parent_of(child);
+        let parent = parent.map_err(|error| {
+            self.note_denied(child, "keeper", &error.to_string());
+            match error {
+                ParentError::Exited => TaskError::Workload(Refusal::Exited),
+                _ => TaskError::Keeper,
+            }
+        })?;
+        Ok(Keeper { process: parent.key(), audiences: audiences.clone() })
+    }
+}
