@@ -64,8 +64,8 @@ pub use self::silence::Silence;
 pub use self::status_list::SignedList;
 pub use self::subscribe::{Attendance, Subscription};
 pub use self::tasks::{
-    Ask, Authorized, Begin, Errand, Form, Issued, MOST_AUDIENCES, Proof, TaskCredential, TaskError, TaskFilter,
-    TaskSummary, TaskView,
+    Ask, Authorized, Begin, Errand, Form, Issued, MOST_AUDIENCES, Proof, TaskCredential, TaskError,
+    TaskFilter, TaskSummary, TaskView,
 };
 
 use self::revoker::Job;
