@@ -13,6 +13,7 @@ use super::begin::READY;
 use super::tokens::{RETRY, Token, TokenDir, renew_after};
 use crate::cli::client::{Connection, Target, answer};
 use crate::cli::failure::Failure;
+use crate::clock::{Clock as _, SystemClock};
 
 /// What is kept for one program.
 #[derive(Debug)]
@@ -83,7 +84,7 @@ impl Keeper {
     /// What becomes of a file that was not renewed: it stays while it is good for something, and is tried again while
     /// that could help.
     fn without(&self, old: Kept, not: &NotRenewed, note: &impl Fn(&str)) -> Option<Kept> {
-        if not.is_final || old.expires <= SystemTime::now() {
+        if not.is_final || old.expires <= SystemClock.wall() {
             self.dir.remove(&old.token);
             if not.is_final || !old.is_gone {
                 note(&format!("no token for {} any more: {}", old.token.audience, not.failure.message));
@@ -130,7 +131,7 @@ impl Keeper {
             failure: Failure::file("write", &self.dir.path_of(&token.variable), &error),
         })?;
         let at = |time: Option<prost_types::Timestamp>| time.and_then(|time| SystemTime::try_from(time).ok());
-        let now = SystemTime::now();
+        let now = SystemClock.wall();
         let expires = at(issued.expires_at).unwrap_or(now);
         let due = Instant::now() + renew_after(at(issued.issued_at).unwrap_or(now), expires);
         Ok(Kept { token: token.clone(), due, expires, is_gone: false })

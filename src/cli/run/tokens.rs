@@ -81,7 +81,7 @@ impl TokenDir {
 }
 
 fn is_in_memory(place: &Path) -> bool {
-    rustix::fs::statfs(place).is_ok_and(|found| [TMPFS, RAMFS].contains(&i64::from(found.f_type)))
+    rustix::fs::statfs(place).is_ok_and(|found| [TMPFS, RAMFS].contains(&found.f_type))
 }
 
 /// When to ask again for what was issued and expires then: at 80 % of its life, and never in a tight circle.

@@ -61,9 +61,6 @@ impl Workloads {
         let identity =
             admission.identities().iter().find(fits).ok_or(crate::workload::Refusal::NotEntitled)?;
         let who = self.facts(admission, &identity.entry.id).ok_or(crate::workload::Refusal::NotEntitled)?;
-        let keeper = begin.keeper.as_ref();
-        let keeper =
-            keeper.map(|audiences| shared.look_at_keeper(admission.process(), audiences)).transpose()?;
         let set = shared.parts.policy.in_force();
         let plan = Plan::of(set.catalogue(), &begin, shared.bounds_life())?;
         let id = shared.new_task_id()?;
@@ -90,7 +87,7 @@ impl Workloads {
             evaluation: decision.evaluation_id.to_string(),
             policy_version: decision.policy_version.map(|version| version.to_string()).unwrap_or_default(),
         };
-        let view = shared.seat_task(admission, id, charter, &plan, key, keeper)?;
+        let view = shared.seat_task(admission, id, charter, &plan, key, begin.keeper.as_ref())?;
         let began = Event::Task {
             step: TaskStep::Begin,
             agent: view.agent(),
@@ -310,9 +307,10 @@ impl Shared {
         charter: Charter,
         plan: &Plan,
         key: Option<Key>,
-        keeper: Option<super::keeper::Keeper>,
+        keeper: Option<&BTreeSet<String>>,
     ) -> Result<TaskView, TaskError> {
         let process = admission.process();
+        let keeper = keeper.map(|audiences| self.look_at_keeper(process, audiences)).transpose()?;
         let (now, wall) = (self.parts.clock.monotonic(), self.parts.clock.wall());
         let seat = Seat {
             holder: admission.id(),
