@@ -34,6 +34,7 @@ mod rotation_client;
 mod rotation_judges;
 #[cfg(test)]
 mod run;
+#[cfg(test)]
 mod run_task;
 #[cfg(test)]
 mod sds;
