@@ -5,6 +5,8 @@
 //! anybody is served.
 
 mod begin;
+mod explain;
+mod following;
 mod issue;
 mod keeper;
 mod operator;
@@ -14,6 +16,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 pub use self::begin::Begin;
+pub use self::explain::{AskAs, Explained};
+pub use self::following::TaskFollower;
 pub use self::issue::{Ask, Authorized, Form, Issued, Proof, TaskCredential};
 pub use self::keeper::{Errand, MOST_AUDIENCES};
 pub use self::operator::TaskFilter;
