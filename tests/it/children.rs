@@ -43,9 +43,11 @@ location = "https://wiki.example.org"
 [[templates]]
 name = "summarise"
 owner = "docs"
+[[templates.params]]
+name = "space"
+type = "name"
+[templates.ceilings]
 credential_ttl = "1m"
-[templates.params.space]
-type = "string"
 [[templates.details]]
 target = "wiki"
 actions = ["read"]
@@ -119,7 +121,10 @@ impl World {
     fn agent_of(&self, name: &str) -> Holder {
         let program = program(&self.agent, name);
         if !program.exists() {
-            files::install_as(&files::built("mayfly-holder"), &program);
+            // By another process: a test that forks just now would keep our descriptor, and the program from running.
+            let copied =
+                std::process::Command::new("cp").arg(files::built("mayfly-holder")).arg(&program).status();
+            assert!(copied.unwrap().success());
         }
         Who::uid(own_uid()).program(&program).start(&self.agent)
     }
