@@ -163,9 +163,9 @@ fn join(holder: &mut Holder, offer: &proto::Delegation) -> Result<proto::Task, T
 }
 
 /// The child that one agent hands to another.
-fn child(parent: &proto::Task, from: &mut Holder, to: (&mut Holder, &str), place: &str) -> proto::Task {
-    let offered = delegate(from, &offer(parent, to.1, place)).unwrap();
-    join(to.0, &offered).unwrap()
+fn child(parent: &proto::Task, from: &mut Holder, to: &mut Holder, name: &str, place: &str) -> proto::Task {
+    let offered = delegate(from, &offer(parent, name, place)).unwrap();
+    join(to, &offered).unwrap()
 }
 
 fn wanted(task: &proto::Task, format: proto::Format) -> proto::IssueRequest {
@@ -239,10 +239,10 @@ fn a_killed_root_takes_every_descendant_and_all_that_they_were_given_along() {
     let world = World::new();
     let (mut planner, mut ann, mut ben) = (world.planner(), world.ann(), world.ben());
     let root = begin(&mut planner);
-    let below = child(&root, &mut planner, (&mut ann, ANN), "/docs");
-    let deepest = child(&below, &mut ann, (&mut ben, BEN), "/docs/one");
+    let below = child(&root, &mut planner, &mut ann, ANN, "/docs");
+    let deepest = child(&below, &mut ann, &mut ben, BEN, "/docs/one");
     let access = [issue(&mut ann, &below).unwrap(), issue(&mut ben, &deepest).unwrap()];
-    let whole = child(&root, &mut planner, (&mut ben, BEN), "");
+    let whole = child(&root, &mut planner, &mut ben, BEN, "");
     let svid: proto::Credential = ben.task_call("Issue", &wanted(&whole, proto::Format::JwtSvid)).unwrap();
     assert!(access.iter().all(|one| world.is_active(&one.token)));
     assert!(ann.validate(WIKI, &svid.token).is_ok());
@@ -266,8 +266,8 @@ fn a_child_that_exits_ends_itself_and_what_is_below_and_nothing_else() {
     let world = World::new();
     let (mut planner, mut ann, mut ben) = (world.planner(), world.ann(), world.ben());
     let root = begin(&mut planner);
-    let below = child(&root, &mut planner, (&mut ann, ANN), "/docs");
-    let deepest = child(&below, &mut ann, (&mut ben, BEN), "/docs/one");
+    let below = child(&root, &mut planner, &mut ann, ANN, "/docs");
+    let deepest = child(&below, &mut ann, &mut ben, BEN, "/docs/one");
     let token = issue(&mut ben, &deepest).unwrap();
     let own = issue(&mut planner, &root).unwrap();
     ann.kill();
@@ -286,10 +286,8 @@ fn a_process_with_several_roots_ends_them_all_and_each_is_counted_by_itself() {
     let world = World::new();
     let (mut planner, mut ann) = (world.planner(), world.ann());
     let (one, other) = (begin(&mut planner), begin(&mut planner));
-    let children = [
-        child(&one, &mut planner, (&mut ann, ANN), "/a"),
-        child(&other, &mut planner, (&mut ann, ANN), "/b"),
-    ];
+    let children =
+        [child(&one, &mut planner, &mut ann, ANN, "/a"), child(&other, &mut planner, &mut ann, ANN, "/b")];
     issue(&mut planner, &one).unwrap();
     issue(&mut ann, &children[0]).unwrap();
     let last = issue(&mut ann, &children[1]).unwrap();
@@ -361,7 +359,7 @@ fn a_child_never_has_more_or_longer_than_its_parent() {
     assert_eq!(issue(&mut ann, &below).unwrap_err().reason, "limit_calls", "one budget for the tree");
     // A child's child is held to the child's.
     assert_eq!(delegate(&mut ann, &offer(&below, BEN, "")).unwrap_err().reason, "exceeds_parent");
-    let deeper = child(&below, &mut ann, (&mut ben, BEN), "/docs/one");
+    let deeper = child(&below, &mut ann, &mut ben, BEN, "/docs/one");
     assert_eq!(deeper.details[0].locations, [format!("{WIKI}/docs/one")]);
 }
 
@@ -500,8 +498,8 @@ fn whoever_loses_the_identity_of_a_task_loses_the_task_and_all_below_it() {
     let world = World::new();
     let (mut planner, mut ann, mut ben) = (world.planner(), world.ann(), world.ben());
     let root = begin(&mut planner);
-    let below = child(&root, &mut planner, (&mut ann, ANN), "/docs");
-    let deepest = child(&below, &mut ann, (&mut ben, BEN), "/docs/one");
+    let below = child(&root, &mut planner, &mut ann, ANN, "/docs");
+    let deepest = child(&below, &mut ann, &mut ben, BEN, "/docs/one");
     let (own, theirs) = (issue(&mut planner, &root).unwrap(), issue(&mut ben, &deepest).unwrap());
     let without_ann: Vec<Entry> =
         entries(&world.agent).into_iter().filter(|entry| entry.path != "/worker/ann").collect();
@@ -524,7 +522,7 @@ fn once_a_parent_has_ended_nothing_is_issued_to_a_child_that_was_asking_all_the_
     let world = World::new();
     let (mut planner, mut ann) = (world.planner(), world.ann());
     let root = begin(&mut planner);
-    let below = child(&root, &mut planner, (&mut ann, ANN), "/docs");
+    let below = child(&root, &mut planner, &mut ann, ANN, "/docs");
     ann.task_loop("Issue", &wanted(&below, proto::Format::AccessToken));
     let mut tokens: Vec<String> =
         (0..5).map(|_| ann.task_answer::<proto::Credential>().unwrap().token).collect();
