@@ -72,7 +72,7 @@ impl Decoder for Raw {
 /// The path of a method of the task API.
 fn task_method(name: &str) -> Result<PathAndQuery, Status> {
     let path = format!("/mayfly.task.v1.TaskAPI/{name}").parse();
-    path.map_err(|_| Status::internal("no method has such a name"))
+    path.map_err(|_not_one| Status::internal("no method has such a name"))
 }
 
 impl Client {
