@@ -154,8 +154,7 @@ impl Agent {
         let launches = Some(serve_launches(self.launch, &self.workloads, &self.host)?);
         let mut running = Running { tasks, metrics, reload, cut_off, accepting, _exec_watch, launches };
         let (host, readiness, audit, manager) = (self.host, self.readiness, self.audit, self.manager);
-        let workloads = self.workloads.clone();
-        let shared = Shared { host, readiness, audit, watch, manager, workloads };
+        let shared = Shared { host, readiness, audit, watch, manager, workloads: self.workloads.clone() };
         let limits = limits(&self.config);
         running.serve(self.public, "public socket", public, connections(&self.config), limits, &shared)?;
         running.serve(self.admin, "admin socket", admin, ConnectionLimits::default(), limits, &shared)?;

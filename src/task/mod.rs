@@ -34,7 +34,7 @@ use mayfly_attestors::ProcessKey;
 pub use self::grant::{Access, Detail, DetailError, Exceeds, Grants, Only, RawDetail};
 pub use self::limits::{Bounds, Cost, Limit, Limits, Usage};
 pub use self::operation::{Operation, OperationError, scope};
-pub use self::tree::{Cascade, Ended, Flight, Landing, NewOffer, NewTask, Offer, Repeat, Tree};
+pub use self::tree::{Cascade, Ended, Flight, Landing, NewOffer, NewTask, Offer, Repeat, Toll, Tree};
 pub use self::wish::{Bound, Wish};
 
 use crate::id::{EntryId, LeaseId, SpiffeId, TaskId};

@@ -9,8 +9,8 @@ use proptest::prelude::*;
 
 use super::tests::{any_detail, any_grants};
 use super::{
-    Access, Action, Bounds, Caller, Cascade, Charter, Cost, Detail, Ending, Flight, Grants, Landing, Limits,
-    NewOffer, NewTask, Refused, Scope, Seat, Standing, Task, Tree,
+    Access, Action, Bounds, Caller, Cascade, Charter, Cost, Detail, Ended, Ending, Flight, Grants, Key,
+    Landing, Limits, NewOffer, NewTask, Refused, Scope, Seat, Standing, Task, Tree,
 };
 use crate::clock::{Clock, SystemClock, from_unix_seconds};
 use crate::id::{DelegationId, EntryId, LeaseId, SpiffeId, TaskId};
@@ -370,6 +370,16 @@ impl Model {
             let held = self.live.iter().find(|(_, task)| **task == ended.task);
             prop_assert!(held.is_none(), "{held:?} survives its task");
         }
+        let tolls = cascade.tolls(|id| self.tree.get(id).and_then(|task| task.parent));
+        prop_assert_eq!(tolls.len(), cascade.ended.len());
+        for (ended, toll) in cascade.ended.iter().zip(tolls) {
+            let is_below = |other: &&Ended| {
+                self.tree.lineage(other.task).iter().skip(1).any(|above| above.id == ended.task)
+            };
+            let below: Vec<&Ended> = cascade.ended.iter().filter(is_below).collect();
+            let leases = below.iter().map(|other| other.leases.len()).sum::<usize>() + ended.leases.len();
+            prop_assert_eq!((toll.descendants, toll.credentials), (below.len(), leases));
+        }
         for (at, ended) in cascade.ended.iter().enumerate() {
             let parent = self.tree.get(ended.task).and_then(|task| task.parent);
             let later = cascade.ended.iter().skip(at + 1).any(|other| Some(other.task) == parent);
@@ -636,6 +646,55 @@ mod tests {
         let endings: Vec<_> = cascade.ended.iter().map(|e| (e.task, e.ending)).collect();
         assert_eq!(endings, [(parent, Ending::Completed), (child, Ending::ParentEnded)]);
         assert_eq!(joined(&mut model, late, 1, 3), Err(Refused::NoSuchDelegation));
+    }
+
+    /// Two equal requests that were both decided before either was seated.
+    #[test]
+    fn the_same_request_twice_at_once_is_one_task_and_one_offer() {
+        let mut model = Model::new(Bounds::default());
+        let (process, caller) = (model.process(0), Caller { process: model.process(0), cgroup: None });
+        let key = |digest| Some(Key { process, text: "k".to_owned(), digest: [digest; 32] });
+        let begin = |model: &mut Model, key| {
+            let id = TaskId::from_bytes(model.number());
+            let charter = Charter { grants: Grants::of(vec![detail()]), ..charter(0) };
+            let new = new_task(id, charter, model.seat(0, false), Some(600), model.wall);
+            model.tree.begin(NewTask { key, ..new }, model.now).map(|task| task.id)
+        };
+        let parent = begin(&mut model, key(1)).unwrap();
+        assert_eq!(begin(&mut model, key(1)), Ok(parent));
+        assert_eq!(begin(&mut model, key(2)), Err(Refused::Conflict));
+        assert_eq!(model.tree.live(), 1);
+        let key = |digest| Some(Key { process, text: "o".to_owned(), digest: [digest; 32] });
+        let offer = |model: &mut Model, key| {
+            let own = model.tree.get(parent).unwrap().charter.grants.clone();
+            let new = NewOffer {
+                id: DelegationId::from_bytes(model.number()),
+                parent,
+                charter: charter(1),
+                asked: own.details().to_vec(),
+                life: None,
+                drops_user: false,
+                key,
+            };
+            model.tree.offer(new, &own, &caller, model.now).map(|offer| offer.id)
+        };
+        let offered = offer(&mut model, key(1)).unwrap();
+        assert_eq!(offer(&mut model, key(1)), Ok(offered));
+        assert_eq!(offer(&mut model, key(2)), Err(Refused::Conflict));
+        assert_eq!(begin(&mut model, key(1)), Err(Refused::Conflict), "that was an offer");
+        assert_eq!(model.tree.offers().count(), 1);
+        let key = Some(Key { process: model.process(1), text: "j".to_owned(), digest: [1; 32] });
+        let join = |model: &mut Model, key| {
+            let id = TaskId::from_bytes(model.number());
+            let charter = Charter { grants: Grants::of(vec![detail()]), ..charter(1) };
+            let new = new_task(id, charter, model.seat(1, false), None, model.wall);
+            model.tree.join(offered, NewTask { key, ..new }, model.now).map(|task| task.id)
+        };
+        let child = join(&mut model, key.clone()).unwrap();
+        assert_eq!(join(&mut model, key), Ok(child));
+        assert_eq!(join(&mut model, None), Err(Refused::DelegationUsed));
+        assert_eq!(model.tree.take_back(offered), Some(child), "what has come of it");
+        assert_eq!(model.tree.live(), 2);
     }
 
     #[test]

@@ -53,6 +53,7 @@ impl Shared {
     }
 
     fn perform_seen(self: &Arc<Self>, state: &mut State, actions: Vec<Action>, seen: Instant) {
+        self.end_tasks_without_identity(state, &about(&actions), seen);
         let mut expired = Vec::new();
         let mut orders: BTreeMap<WorkloadId, Vec<Order>> = BTreeMap::new();
         for action in actions {
@@ -136,6 +137,19 @@ impl Shared {
     pub(super) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         self.parts.issuing.spawn(work);
     }
+}
+
+/// Whose identities may have changed, and by what.
+fn about(actions: &[Action]) -> BTreeMap<WorkloadId, Initiator> {
+    let mut about = BTreeMap::new();
+    for action in actions {
+        match action {
+            Action::Revoke { workload, cause, .. } => drop(about.insert(*workload, initiator(*cause))),
+            Action::Show { workload } => drop(about.entry(*workload).or_insert(Initiator::Agent)),
+            Action::Issue { .. } | Action::Expire { .. } => {}
+        }
+    }
+    about
 }
 
 fn reason(cause: Cause) -> Reason {

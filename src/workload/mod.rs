@@ -66,8 +66,9 @@ pub use self::silence::Silence;
 pub use self::status_list::SignedList;
 pub use self::subscribe::{Attendance, Subscription};
 pub use self::tasks::{
-    Ask, AskAs, Authorized, Begin, Errand, Explained as TaskExplained, Form, Issued, MOST_AUDIENCES, Proof,
-    TaskCredential, TaskError, TaskFilter, TaskFollower, TaskSummary, TaskView,
+    Ask, AskAs, Authorized, Begin, Delegate, Errand, Explained as TaskExplained, Form, Issued, Join,
+    MOST_AUDIENCES, OfferView, Proof, TaskCredential, TaskError, TaskFilter, TaskFollower, TaskSummary,
+    TaskView,
 };
 
 use self::revoker::Job;

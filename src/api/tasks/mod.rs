@@ -1,5 +1,6 @@
 //! `mayfly.task.v1.TaskAPI` on the public socket, for whoever is attested and matched.
 
+mod children;
 pub(super) mod errors;
 pub(super) mod wire;
 
@@ -131,13 +132,19 @@ impl TaskApi for TaskService {
 
     async fn delegate(
         &self,
-        _request: Request<proto::DelegateRequest>,
+        request: Request<proto::DelegateRequest>,
     ) -> Result<Response<proto::Delegation>, Status> {
-        Err(not_here())
+        let admitted = self.admit(&request, "Delegate").await?;
+        let asked = children::delegate(request.into_inner())?;
+        let offered = self.gate.workloads().delegate(admitted.admission(), asked).await;
+        offered.map(|view| Response::new(children::delegation(&view))).map_err(of_error)
     }
 
-    async fn join(&self, _request: Request<proto::JoinRequest>) -> Result<Response<proto::Task>, Status> {
-        Err(not_here())
+    async fn join(&self, request: Request<proto::JoinRequest>) -> Result<Response<proto::Task>, Status> {
+        let admitted = self.admit(&request, "Join").await?;
+        let asked = children::join(request.into_inner())?;
+        let joined = self.gate.workloads().join_task(admitted.admission(), asked).await;
+        joined.map(|view| Response::new(wire::task(&view))).map_err(of_error)
     }
 
     async fn renew(&self, _request: Request<proto::RenewRequest>) -> Result<Response<proto::Task>, Status> {

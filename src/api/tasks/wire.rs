@@ -1,6 +1,6 @@
 //! Between the wire's types and ours.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::digest::{SHA256, digest};
@@ -8,7 +8,6 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use mayfly_proto::task as proto;
-use prost::Message as _;
 use prost_types::Timestamp;
 use tonic::{Code, Status};
 
@@ -25,20 +24,13 @@ pub(super) fn begin(asked: proto::BeginRequest) -> Result<Begin, Status> {
         let message = "this agent knows no issuer of users' tokens, so that nobody's can be verified";
         return Err(reason(Code::PermissionDenied, "user_not_verified", message, &[]));
     }
-    if asked.process_scope() == proto::Scope::Cgroup {
-        let message =
-            "this agent holds tasks by one process: leave `process_scope` open, or say SCOPE_PROCESS";
-        return Err(reason(Code::FailedPrecondition, "scope_unavailable", message, &[]));
-    }
+    process_scope(asked.process_scope())?;
     let mut same = asked.clone();
-    let key = match std::mem::take(&mut same.idempotency_key) {
-        key if key.is_empty() => None,
-        key if key.len() > MAX_KEY_BYTES => return Err(malformed("idempotency_key")),
-        key => Some((key, print(&same))),
-    };
+    let (text, params) = (std::mem::take(&mut same.idempotency_key), std::mem::take(&mut same.params));
+    let key = key("Begin", text, &params, &same)?;
     let spiffe_id = match asked.spiffe_id.as_str() {
         "" => None,
-        text => Some(SpiffeId::parse(text.as_bytes()).map_err(|_not_one| malformed("spiffe_id"))?),
+        text => Some(spiffe_id(text)?),
     };
     let details = details(&asked.details)?;
     if details.is_empty() && asked.template.is_empty() {
@@ -59,21 +51,45 @@ pub(super) fn begin(asked: proto::BeginRequest) -> Result<Begin, Status> {
 }
 
 /// For which audiences somebody is to keep credentials.
-fn keeper(asked: proto::Keeper) -> Result<BTreeSet<String>, Status> {
+pub(super) fn keeper(asked: proto::Keeper) -> Result<BTreeSet<String>, Status> {
     let all = asked.audiences.len();
     let named: BTreeSet<String> =
         asked.audiences.into_iter().filter(|audience| !audience.is_empty()).collect();
     if named.len() == all && all <= MOST_AUDIENCES { Ok(named) } else { Err(malformed("keeper.audiences")) }
 }
 
-/// Digest of a request without its key. Maps have no order on the wire.
-fn print(request: &proto::BeginRequest) -> [u8; 32] {
-    let mut params: Vec<_> = request.params.iter().collect();
-    params.sort();
-    let plain = proto::BeginRequest { params: std::collections::HashMap::new(), ..request.clone() };
-    let text = format!("{params:?}");
-    let bytes = [plain.encode_to_vec(), text.into_bytes()].concat();
-    digest(&SHA256, &bytes).as_ref().first_chunk().copied().unwrap_or_default()
+/// A SPIFFE ID that is one.
+pub(super) fn spiffe_id(text: &str) -> Result<SpiffeId, Status> {
+    SpiffeId::parse(text.as_bytes()).map_err(|_not_one| malformed("spiffe_id"))
+}
+
+/// A task is held by one process here.
+pub(super) fn process_scope(asked: proto::Scope) -> Result<(), Status> {
+    if asked != proto::Scope::Cgroup {
+        return Ok(());
+    }
+    let message = "this agent holds tasks by one process: leave `process_scope` open, or say SCOPE_PROCESS";
+    Err(reason(Code::FailedPrecondition, "scope_unavailable", message, &[]))
+}
+
+/// An idempotency key, with the digest of the request: `rest` is what is left of it without key and `params`, since
+/// maps have no order on the wire. Requests of two methods may look the same there.
+pub(super) fn key(
+    method: &str,
+    text: String,
+    params: &HashMap<String, String>,
+    rest: &impl prost::Message,
+) -> Result<Option<(String, [u8; 32])>, Status> {
+    match text {
+        text if text.is_empty() => Ok(None),
+        text if text.len() > MAX_KEY_BYTES => Err(malformed("idempotency_key")),
+        text => {
+            let params: BTreeMap<_, _> = params.iter().collect();
+            let bytes = [format!("{method} {params:?} ").into_bytes(), rest.encode_to_vec()].concat();
+            let print = digest(&SHA256, &bytes).as_ref().first_chunk().copied().unwrap_or_default();
+            Ok(Some((text, print)))
+        }
+    }
 }
 
 /// Details as they were asked for.
@@ -132,7 +148,8 @@ pub(super) fn thumbprint(text: &str) -> Option<String> {
     (bytes.len() == 32).then(|| text.to_owned())
 }
 
-fn limits(asked: Option<&proto::Limits>) -> Result<Limits, Status> {
+/// Limits; 0 stands for none of one's own.
+pub(super) fn limits(asked: Option<&proto::Limits>) -> Result<Limits, Status> {
     let Some(asked) = asked else { return Ok(Limits::default()) };
     let some = |n: u64| (n > 0).then_some(n);
     Ok(Limits {
@@ -283,7 +300,8 @@ pub(super) fn credential(
     credential
 }
 
-fn grants(grants: &Grants) -> Vec<proto::AuthorizationDetail> {
+/// Details, as they go out.
+pub(super) fn grants(grants: &Grants) -> Vec<proto::AuthorizationDetail> {
     let shown = |detail: &Detail| {
         let RawDetail { kind, locations, actions, datatypes, identifier, tools, methods, paths } =
             detail.raw();
@@ -312,7 +330,8 @@ fn shown_limits(limits: &Limits) -> proto::Limits {
     }
 }
 
-fn timestamp(at: SystemTime) -> Timestamp {
+/// A moment.
+pub(super) fn timestamp(at: SystemTime) -> Timestamp {
     Timestamp::from(at)
 }
 

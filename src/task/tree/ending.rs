@@ -1,6 +1,6 @@
 //! Ends, and what comes before: suspension. An end takes everything below with it, in one step.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::{Repeat, Timer, Tree, wakes_at};
@@ -32,6 +32,15 @@ pub struct Ended {
     pub leases: Vec<LeaseId>,
 }
 
+/// What the end of one task has taken along.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Toll {
+    /// Tasks below it.
+    pub descendants: usize,
+    /// Credentials, its own and theirs.
+    pub credentials: usize,
+}
+
 impl Cascade {
     /// Whether nothing happened.
     pub fn is_empty(&self) -> bool {
@@ -41,6 +50,24 @@ impl Cascade {
     /// Every lease, top down.
     pub fn leases(&self) -> impl Iterator<Item = LeaseId> {
         self.ended.iter().flat_map(|ended| ended.leases.iter().copied())
+    }
+
+    /// For each that ended: how many of those below it did, and how many credentials they and it held.
+    pub fn tolls(&self, parent: impl Fn(TaskId) -> Option<TaskId>) -> Vec<Toll> {
+        let place: HashMap<TaskId, usize> =
+            self.ended.iter().enumerate().map(|(at, ended)| (ended.task, at)).collect();
+        let mut tolls: Vec<Toll> =
+            self.ended.iter().map(|ended| Toll { descendants: 0, credentials: ended.leases.len() }).collect();
+        // From the bottom up: each comes after the one above it.
+        for (at, ended) in self.ended.iter().enumerate().rev() {
+            let Some(own) = tolls.get(at).copied() else { continue };
+            let above = parent(ended.task).and_then(|parent| place.get(&parent)).filter(|above| **above < at);
+            if let Some(above) = above.and_then(|above| tolls.get_mut(*above)) {
+                above.descendants += own.descendants + 1;
+                above.credentials += own.credentials;
+            }
+        }
+        tolls
     }
 
     /// One after the other.
@@ -189,11 +216,7 @@ impl Tree {
 }
 
 /// Takes one name out of an index; whether it was the last of its place.
-fn take<K: Eq + std::hash::Hash>(
-    index: &mut std::collections::HashMap<K, BTreeSet<TaskId>>,
-    key: &K,
-    id: TaskId,
-) -> bool {
+fn take<K: Eq + std::hash::Hash>(index: &mut HashMap<K, BTreeSet<TaskId>>, key: &K, id: TaskId) -> bool {
     let Some(all) = index.get_mut(key) else { return false };
     all.remove(&id);
     let last = all.is_empty();

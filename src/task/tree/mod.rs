@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use mayfly_attestors::ProcessKey;
 
-pub use self::ending::{Cascade, Ended};
+pub use self::ending::{Cascade, Ended, Toll};
 pub use self::offers::{NewOffer, Offer};
 pub use self::spending::{Flight, Landing};
 
@@ -215,11 +215,26 @@ impl Tree {
         }
     }
 
-    /// Begins a root.
+    /// The task that an earlier request with the same key made.
+    ///
+    /// # Errors
+    /// [`Refused::Conflict`]: it was another request.
+    pub fn task_of_key(&self, key: Option<&Key>) -> Result<Option<TaskId>, Refused> {
+        match key.map(|key| self.repeated(key)).transpose()?.flatten() {
+            Some(Repeat::Task(id)) => Ok(Some(id)),
+            Some(Repeat::Offer(_)) => Err(Refused::Conflict),
+            None => Ok(None),
+        }
+    }
+
+    /// Begins a root. A repeated request begins nothing: the answer is the task that is there.
     ///
     /// # Errors
     /// [`Refused`]; nothing has changed then.
     pub fn begin(&mut self, new: NewTask, now: Instant) -> Result<&Task, Refused> {
+        if let Some(known) = self.task_of_key(new.key.as_ref())? {
+            return self.tasks.get(&known).ok_or(Refused::NoSuchTask);
+        }
         let Bounds { life, default_life, .. } = self.bounds;
         let wanted = new.life.unwrap_or(default_life);
         if wanted > life {

@@ -62,7 +62,19 @@ impl Tree {
         Ok(within(new, parent, parent.charter.grants.part(&new.asked)?))
     }
 
-    /// Makes an offer whose grants policy has cut.
+    /// The offer that an earlier request with the same key made.
+    ///
+    /// # Errors
+    /// [`Refused::Conflict`]: it was another request.
+    pub fn offer_of_key(&self, key: Option<&Key>) -> Result<Option<&Offer>, Refused> {
+        match key.map(|key| self.repeated(key)).transpose()?.flatten() {
+            Some(Repeat::Offer(id)) => Ok(self.offers.get(&id)),
+            Some(Repeat::Task(_)) => Err(Refused::Conflict),
+            None => Ok(None),
+        }
+    }
+
+    /// Makes an offer whose grants policy has cut. A repeated request makes none: the answer is the one that is there.
     ///
     /// # Errors
     /// [`Refused`]; nothing has changed then.
@@ -73,6 +85,9 @@ impl Tree {
         caller: &Caller,
         now: Instant,
     ) -> Result<&Offer, Refused> {
+        if let Some(known) = self.offer_of_key(new.key.as_ref())?.map(|offer| offer.id) {
+            return self.offers.get(&known).ok_or(Refused::NoSuchDelegation);
+        }
         let charter = self.part_of(&new, caller)?;
         let charter = Charter { grants: charter.grants.cap(cut), ..charter };
         if charter.grants.is_empty() {
@@ -131,11 +146,14 @@ impl Tree {
     }
 
     /// Takes up an offer: the charter of `new` is what [`Tree::part_offered`] said, cut by policy. The offer is used
-    /// then, whatever becomes of the task.
+    /// then, whatever becomes of the task. A repeated request takes up nothing: the answer is the task that is there.
     ///
     /// # Errors
     /// [`Refused`]; nothing has changed then.
     pub fn join(&mut self, id: DelegationId, mut new: NewTask, now: Instant) -> Result<&Task, Refused> {
+        if let Some(known) = self.task_of_key(new.key.as_ref())? {
+            return self.tasks.get(&known).ok_or(Refused::NoSuchTask);
+        }
         let (charter, deadline) = self.part_offered(id, &new.charter.spiffe_id, now)?;
         let grants = charter.grants.cap(&new.charter.grants);
         if grants.is_empty() {
@@ -152,6 +170,13 @@ impl Tree {
             offer.taken_by = Some(new.id);
         }
         Ok(self.insert(new, Some(&parent), times, now))
+    }
+
+    /// Takes an offer back, and says what has come of it already.
+    pub fn take_back(&mut self, id: DelegationId) -> Option<TaskId> {
+        let taken_by = self.offers.get(&id)?.taken_by;
+        self.forget_offer(id);
+        taken_by
     }
 
     /// Takes over an offer of an earlier run. Its parent must be here already.

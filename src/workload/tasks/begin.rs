@@ -4,20 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{TaskError, TaskView, caller};
+use super::plan::{DEFAULT_CREDENTIAL, Plan, ToBe, Wanted, unspent};
+use super::{TaskError, TaskView};
 use crate::audit::{Event, PolicyDecision, TaskStep};
-use crate::id::{SpiffeId, TaskId};
-use crate::policy::{
-    Action, Catalogue, Decision, Object, Phase, PolicySet, Question, Target, Template, TemplateDetail,
-    Verdict, WorkloadFacts,
-};
-use crate::task::grant::TARGET_ACCESS;
-use crate::task::place::Location;
-use crate::task::{
-    Charter, Detail, Ending, Grants, Key, Limit, Limits, NewTask, RawDetail, Refused, Repeat, Scope, Seat,
-};
+use crate::id::{DelegationId, SpiffeId, TaskId};
+use crate::policy::{Action, Decision, Engine, Object, Phase};
+use crate::registration::Identity;
+use crate::task::{Charter, Detail, Ending, Grants, Key, Limits, NewTask, Refused, Scope, Seat};
 use crate::workload::revoker::Initiator;
-use crate::workload::{Admission, Shared, Workloads};
+use crate::workload::state::State;
+use crate::workload::{Admission, Refusal, Shared, Workloads};
 
 /// What is asked for.
 #[derive(Clone, Debug)]
@@ -44,6 +40,18 @@ pub struct Begin {
     pub key: Option<(String, [u8; 32])>,
 }
 
+/// A task to be seated.
+pub(super) struct Newcomer {
+    pub(super) id: TaskId,
+    pub(super) charter: Charter,
+    pub(super) life: Option<Duration>,
+    pub(super) key: Option<Key>,
+    /// What it takes up; `None`: it is a root.
+    pub(super) offer: Option<DelegationId>,
+    /// For which audiences its holder's parent keeps credentials.
+    pub(super) keeper: Option<BTreeSet<String>>,
+}
+
 impl Workloads {
     /// Begins a task in the caller's name. A repeated request with the same key gives the same task again.
     ///
@@ -51,140 +59,80 @@ impl Workloads {
     /// [`TaskError`]; nothing has begun then.
     pub async fn begin_task(&self, admission: &Admission, begin: Begin) -> Result<TaskView, TaskError> {
         let shared = &self.0;
-        let key =
-            begin.key.clone().map(|(text, digest)| Key { process: admission.process().key(), text, digest });
+        let key = key_of(admission, begin.key.clone());
         if let Some(known) = shared.known_task(key.as_ref())? {
             return Ok(known);
         }
         let wanted = begin.spiffe_id.as_ref();
-        let fits = |one: &&crate::registration::Identity| wanted.is_none_or(|id| *id == one.spiffe_id);
-        let identity =
-            admission.identities().iter().find(fits).ok_or(crate::workload::Refusal::NotEntitled)?;
-        let who = self.facts(admission, &identity.entry.id).ok_or(crate::workload::Refusal::NotEntitled)?;
+        let fits = |one: &&Identity| wanted.is_none_or(|id| *id == one.spiffe_id);
+        let identity = admission.identities().iter().find(fits).ok_or(Refusal::NotEntitled)?;
+        let who = self.facts(admission, &identity.entry.id).ok_or(Refusal::NotEntitled)?;
         let set = shared.parts.policy.in_force();
-        let plan = Plan::of(set.catalogue(), &begin, shared.bounds_life())?;
-        let id = shared.new_task_id()?;
-        let decision = shared.decide_begin(&set, &who, id, &begin, &plan);
+        let (default_life, most) = shared.bounds_life();
+        let wanted = Wanted { life: Some(begin.life.unwrap_or(default_life)), ..begin.wanted() };
+        let plan = Plan::of(set.catalogue(), &wanted, most)?;
+        let life = plan.life.unwrap_or(default_life);
+        let (id, now) = (shared.new_task_id()?, shared.parts.clock.wall());
+        let names = (begin.purpose.as_str(), begin.template.as_deref());
+        let ttl = plan.credential_ttl.unwrap_or(DEFAULT_CREDENTIAL);
+        let task = unspent(id, (id, 0), names, (now, now + life));
+        let to_be = ToBe { who, task, chain: Vec::new(), plan: &plan.grants, ttl, now };
+        let question = to_be.question(Action::Begin, Object::Template(begin.template.clone()), life);
+        let decision = set.decide(&question, Engine::new_evaluation());
         if !decision.is_allowed() {
             shared.note_denied(admission.process(), "policy", &crate::workload::facts::why(&decision));
             return Err(TaskError::Denied(Box::new(decision)));
         }
-        let grants = shared.left_by_policy(&set, &who, id, &begin, &plan);
+        let grants = to_be.left_by(&set);
         if grants.is_empty() {
             return Err(Refused::NotGranted.into());
         }
-        let charter = Charter {
+        let target = begin.template.clone().unwrap_or_default();
+        let keeper = begin.keeper.clone();
+        let charter = begin.charter(identity, grants, plan, &decision);
+        let newcomer = Newcomer { id, charter, life: Some(life), key, offer: None, keeper };
+        let recorded = recorded(&decision, Phase::Begin, Action::Begin, &target);
+        shared.take_in_task(admission, newcomer, TaskStep::Begin, recorded).await
+    }
+}
+
+impl Begin {
+    fn wanted(&self) -> Wanted<'_> {
+        Wanted {
+            template: self.template.as_deref(),
+            params: &self.params,
+            details: &self.details,
+            life: self.life,
+            limits: &self.limits,
+        }
+    }
+
+    fn charter(self, identity: &Identity, grants: Grants, plan: Plan, decision: &Decision) -> Charter {
+        Charter {
             spiffe_id: identity.spiffe_id.clone(),
             entry: identity.entry.id.clone(),
-            purpose: begin.purpose.clone(),
-            template: begin.template.clone(),
-            params: plan.params.clone(),
+            purpose: self.purpose,
+            template: self.template,
+            params: plan.params,
             grants,
-            limits: plan.limits.clone(),
-            require_isolated: begin.require_isolated,
+            limits: plan.limits,
+            require_isolated: self.require_isolated,
             user: None,
             credential_ttl: plan.credential_ttl,
             evaluation: decision.evaluation_id.to_string(),
-            policy_version: decision.policy_version.map(|version| version.to_string()).unwrap_or_default(),
-        };
-        let view = shared.seat_task(admission, id, charter, &plan, key, begin.keeper.as_ref())?;
-        let began = Event::Task {
-            step: TaskStep::Begin,
-            agent: view.agent(),
-            task: view.facts(),
-            decision: Some(Box::new(recorded(
-                &decision,
-                Phase::Begin,
-                Action::Begin,
-                begin.template.as_deref().unwrap_or(""),
-            ))),
-            end: None,
-        };
-        // A task of which no record could be made is none.
-        if let Err(error) = shared.parts.audit.record(vec![began]).await {
-            let (now, wall) = (shared.parts.clock.monotonic(), shared.parts.clock.wall());
-            let mut state = shared.lock();
-            let cascade = state.tasks.tree.end(id, Ending::Failed, now, wall);
-            shared.carry_out(&mut state, &cascade, Initiator::Agent, now, None);
-            return Err(crate::workload::Refusal::Audit(error).into());
+            policy_version: version(decision),
         }
-        Ok(view)
     }
 }
 
-/// What a request comes to before policy is asked.
-struct Plan {
-    grants: Grants,
-    params: BTreeMap<String, String>,
-    limits: Limits,
-    life: Duration,
-    credential_ttl: Option<Duration>,
+/// The policy set that decided, as a charter names it.
+pub(super) fn version(decision: &Decision) -> String {
+    decision.policy_version.map(|version| version.to_string()).unwrap_or_default()
 }
 
-impl Plan {
-    fn of(catalogue: &Catalogue, begin: &Begin, bounds: (Duration, Duration)) -> Result<Self, TaskError> {
-        let (default_life, most) = bounds;
-        if begin.life.is_some_and(|life| life > most) {
-            return Err(Refused::Limit(Limit::Life).into());
-        }
-        let life = begin.life.unwrap_or(default_life);
-        // What the catalogue does not know is for policy to deny, with a name for the decision.
-        let template = begin.template.as_deref().and_then(|name| catalogue.template(name));
-        let Some(template) = template else {
-            if !begin.params.is_empty() {
-                return Err(TaskError::Malformed("params".to_owned()));
-            }
-            let grants = Grants::of(begin.details.clone());
-            let limits = begin.limits.clone();
-            return Ok(Self { grants, params: BTreeMap::new(), limits, life, credential_ttl: None });
-        };
-        let filled =
-            template.fill(&begin.params).map_err(|wrong| TaskError::Malformed(format!("params: {wrong}")))?;
-        let own = Grants::of(filled.details.iter().filter_map(|detail| read(catalogue, detail)).collect());
-        let grants = if begin.details.is_empty() {
-            own
-        } else {
-            own.part(&begin.details).map_err(Refused::Exceeds)?
-        };
-        let limits = begin.limits.within(&ceilings(template));
-        let life = template.ceilings.ttl.map_or(life, |most| life.min(most));
-        let credential_ttl = template.ceilings.credential_ttl;
-        Ok(Self { grants, params: filled.params, limits, life, credential_ttl })
-    }
-}
-
-fn ceilings(template: &Template) -> Limits {
-    let ceilings = &template.ceilings;
-    Limits {
-        calls: ceilings.max_calls,
-        bytes: ceilings.max_bytes,
-        cost_microusd: ceilings.max_cost_microusd,
-        children: ceilings.max_children,
-        depth: ceilings.max_depth,
-        idle: ceilings.idle,
-    }
-}
-
-/// A template's grant as a detail. One that cannot be read, because of what it was filled with, grants nothing.
-fn read(catalogue: &Catalogue, detail: &TemplateDetail) -> Option<Detail> {
-    let target = catalogue.target(&detail.target)?;
-    let list = |all: &BTreeSet<String>| all.iter().cloned().collect();
-    let locations = if detail.locations.is_empty() { vec![place(target)] } else { detail.locations.clone() };
-    Detail::read(&RawDetail {
-        kind: TARGET_ACCESS.to_owned(),
-        locations,
-        actions: detail.actions.iter().map(ToString::to_string).collect(),
-        datatypes: list(&detail.datatypes),
-        identifier: detail.identifier.clone(),
-        tools: list(&detail.tools),
-        methods: list(&detail.methods),
-        paths: list(&detail.paths),
-    })
-    .ok()
-}
-
-fn place(target: &Target) -> String {
-    target.location.clone().unwrap_or_else(|| target.audience.clone())
+/// An idempotency key is the process's own.
+pub(super) fn key_of(admission: &Admission, key: Option<(String, [u8; 32])>) -> Option<Key> {
+    key.map(|(text, digest)| Key { process: admission.process().key(), text, digest })
 }
 
 /// A decision for the record.
@@ -209,127 +157,101 @@ pub(super) fn recorded(decision: &Decision, phase: Phase, action: Action, target
 }
 
 impl Shared {
-    fn bounds_life(&self) -> (Duration, Duration) {
+    /// By default, and at most.
+    pub(super) fn bounds_life(&self) -> (Duration, Duration) {
         let state = self.lock();
         let bounds = state.tasks.tree.bounds();
         (bounds.default_life, bounds.life)
     }
 
-    fn known_task(&self, key: Option<&Key>) -> Result<Option<TaskView>, TaskError> {
-        let Some(key) = key else { return Ok(None) };
+    /// What an earlier request with that key made.
+    pub(super) fn known_task(&self, key: Option<&Key>) -> Result<Option<TaskView>, TaskError> {
         let (now, wall) = (self.parts.clock.monotonic(), self.parts.clock.wall());
         let state = self.lock();
-        match state.tasks.tree.repeated(key)? {
-            Some(Repeat::Task(id)) => Ok(state.tasks.view(id, now, wall)),
-            Some(Repeat::Offer(_)) => Err(Refused::Conflict.into()),
-            None => Ok(None),
-        }
+        let known = state.tasks.tree.task_of_key(key)?;
+        Ok(known.and_then(|id| state.tasks.view(id, now, wall)))
     }
 
-    fn new_task_id(&self) -> Result<TaskId, TaskError> {
+    pub(super) fn new_task_id(&self) -> Result<TaskId, TaskError> {
+        let (millis, chance) = self.name_parts()?;
+        Ok(TaskId::new(millis, chance))
+    }
+
+    /// What the names of tasks and offers are made of.
+    pub(super) fn name_parts(&self) -> Result<(u64, [u8; 10]), TaskError> {
         let mut random = [0; 10];
         aws_lc_rs::rand::fill(&mut random).map_err(|aws_lc_rs::error::Unspecified| {
-            crate::workload::Refusal::Authority(crate::authority::CryptoError.into())
+            Refusal::Authority(crate::authority::CryptoError.into())
         })?;
-        Ok(TaskId::new(crate::clock::unix_millis(self.parts.clock.wall()), random))
+        Ok((crate::clock::unix_millis(self.parts.clock.wall()), random))
     }
 
-    /// The facts of a task that does not exist yet.
-    fn facts_to_be(&self, id: TaskId, begin: &Begin, plan: &Plan) -> crate::policy::TaskFacts {
-        let now = self.parts.clock.wall();
-        crate::policy::TaskFacts {
-            id: id.to_string(),
-            root: id.to_string(),
-            depth: 0,
-            purpose: begin.purpose.clone(),
-            template: begin.template.clone(),
-            started: now,
-            deadline: now + plan.life,
-            calls: 0,
-            denials: 0,
-            children: 0,
-            audiences: 0,
-        }
-    }
-
-    fn decide_begin(
-        &self,
-        set: &Arc<PolicySet>,
-        who: &WorkloadFacts,
-        id: TaskId,
-        begin: &Begin,
-        plan: &Plan,
-    ) -> Decision {
-        let task = self.facts_to_be(id, begin, plan);
-        let object = Object::Template(begin.template.clone());
-        let now = self.parts.clock.wall();
-        let question =
-            Question::of_task(who.clone(), Action::Begin, object, Phase::Begin, task, plan.life, now);
-        set.decide(&question, crate::policy::Engine::new_evaluation())
-    }
-
-    /// What policy does not rule out for good: what it allows, or would with somebody's approval. Targets that the
-    /// catalogue does not have are nobody's.
-    fn left_by_policy(
-        &self,
-        set: &Arc<PolicySet>,
-        who: &WorkloadFacts,
-        id: TaskId,
-        begin: &Begin,
-        plan: &Plan,
-    ) -> Grants {
-        let now = self.parts.clock.wall();
-        let mut known: BTreeMap<(String, Action), bool> = BTreeMap::new();
-        let mut may = |target: &Target, action: Action| {
-            *known.entry((target.name.clone(), action)).or_insert_with(|| {
-                let task = self.facts_to_be(id, begin, plan);
-                let object = Object::Target(target.name.clone());
-                let ttl = plan.credential_ttl.unwrap_or(DEFAULT_CREDENTIAL);
-                let question = Question::of_task(who.clone(), action, object, Phase::Begin, task, ttl, now);
-                set.decide(&question, crate::policy::Engine::new_evaluation()).verdict != Verdict::Deny
-            })
-        };
-        let targets: Vec<(&Arc<Target>, Location)> = set
-            .catalogue()
-            .targets()
-            .filter_map(|target| Some((target, Location::parse(&place(target)).ok()?)))
-            .collect();
-        plan.grants.keep(|detail, action| {
-            let about = |at: &Location| detail.locations.iter().any(|own| own.overlap(at).is_some());
-            targets.iter().filter(|(_, at)| about(at)).any(|(target, _)| may(target, action))
-        })
-    }
-
-    fn seat_task(
-        &self,
+    /// Seats a task and records that. A task of which no record could be made is none.
+    pub(super) async fn take_in_task(
+        self: &Arc<Self>,
         admission: &Admission,
-        id: TaskId,
-        charter: Charter,
-        plan: &Plan,
-        key: Option<Key>,
-        keeper: Option<&BTreeSet<String>>,
+        newcomer: Newcomer,
+        step: TaskStep,
+        decision: PolicyDecision,
     ) -> Result<TaskView, TaskError> {
-        let process = admission.process();
+        let id = newcomer.id;
+        mayfly_attestors::failpoint::hit("task.before_seat");
+        let view = self.seat(admission, newcomer)?;
+        if view.task.id != id {
+            // Another request with the same key was faster.
+            return Ok(view);
+        }
+        let (agent, task, decision) = (view.agent(), view.facts(), Some(Box::new(decision)));
+        let event = Event::Task { step, agent, task, decision, end: None };
+        if let Err(error) = self.parts.audit.record(vec![event]).await {
+            self.end_unrecorded(id);
+            return Err(Refusal::Audit(error).into());
+        }
+        Ok(view)
+    }
+
+    /// Undoes a step of which no record could be made.
+    pub(super) fn end_unrecorded(self: &Arc<Self>, id: TaskId) {
+        let (now, wall) = (self.parts.clock.monotonic(), self.parts.clock.wall());
+        let mut state = self.lock();
+        let cascade = state.tasks.tree.end(id, Ending::Failed, now, wall);
+        self.carry_out(&mut state, &cascade, Initiator::Agent, now, None);
+    }
+
+    /// The task of the newcomer, or the one that an equal request has made meanwhile. What was decided may have been
+    /// overtaken: whether the process is still here and still has the identity is looked at in the same step.
+    fn seat(&self, admission: &Admission, newcomer: Newcomer) -> Result<TaskView, TaskError> {
+        let Newcomer { id, charter, life, key, offer, keeper } = newcomer;
+        let (process, holder) = (admission.process(), admission.id());
         let keeper = keeper.map(|audiences| self.look_at_keeper(process, audiences)).transpose()?;
         let (now, wall) = (self.parts.clock.monotonic(), self.parts.clock.wall());
-        let seat = Seat {
-            holder: admission.id(),
-            process: caller(admission).process,
-            uid: process.uid(),
-            scope: Scope::Process,
-        };
-        let new = NewTask { id, charter, seat, life: Some(plan.life), pending: false, begun_at: wall, key };
+        let seat = Seat { holder, process: process.key(), uid: process.uid(), scope: Scope::Process };
         let mut state = self.lock();
-        if !state.members.contains_key(&admission.id()) {
-            return Err(crate::workload::Refusal::Exited.into());
+        if !state.members.contains_key(&holder) {
+            return Err(Refusal::Exited.into());
         }
-        state.tasks.tree.begin(new, now)?;
-        state.tasks.keepers.extend(keeper.map(|keeper| (id, keeper)));
-        state.core.hold(admission.id());
-        self.timer.notify_one();
-        state.tasks.view(id, now, wall).ok_or(TaskError::Refused(Refused::NoSuchTask))
+        if !has_identity(&state, &charter, &seat) {
+            return Err(Refusal::NotEntitled.into());
+        }
+        let new = NewTask { id, charter, seat, life, pending: false, begun_at: wall, key };
+        let tree = &mut state.tasks.tree;
+        let seated = match offer {
+            Some(offer) => tree.join(offer, new, now)?.id,
+            None => tree.begin(new, now)?.id,
+        };
+        if seated == id {
+            state.tasks.keepers.extend(keeper.map(|keeper| (id, keeper)));
+            state.core.hold(holder);
+            self.timer.notify_one();
+        }
+        state.tasks.view(seated, now, wall).ok_or(TaskError::Refused(Refused::NoSuchTask))
     }
 }
 
-/// Asked of policy where nothing says how long.
-const DEFAULT_CREDENTIAL: Duration = Duration::from_secs(300);
+/// Whether the holder has the identity that the charter rests on.
+pub(super) fn has_identity(state: &State, charter: &Charter, seat: &Seat) -> bool {
+    let member = state.members.get(&seat.holder);
+    let identity = member.and_then(|member| member.identity(&charter.entry));
+    identity.is_some_and(|identity| identity.spiffe_id == charter.spiffe_id)
+        && state.held(seat.holder).contains(&charter.entry)
+}

@@ -66,7 +66,7 @@ impl Shared {
     pub(super) fn look_at_keeper(
         &self,
         child: &Process,
-        audiences: &BTreeSet<String>,
+        audiences: BTreeSet<String>,
     ) -> Result<Keeper, TaskError> {
         let parent = self.parts.attestors.launches().parent_of(child);
         let parent = parent.map_err(|error| {
@@ -76,6 +76,6 @@ impl Shared {
                 _ => TaskError::Keeper,
             }
         })?;
-        Ok(Keeper { process: parent.key(), audiences: audiences.clone() })
+        Ok(Keeper { process: parent.key(), audiences })
     }
 }

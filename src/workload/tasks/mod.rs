@@ -5,32 +5,33 @@
 //! anybody is served.
 
 mod begin;
+mod children;
+mod ending;
 mod explain;
 mod following;
 mod issue;
 mod keeper;
 mod operator;
+mod plan;
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 pub use self::begin::Begin;
+pub use self::children::{Delegate, Join, OfferView};
+pub use self::ending::TaskSummary;
+use self::ending::count;
 pub use self::explain::{AskAs, Explained};
 pub use self::following::TaskFollower;
 pub use self::issue::{Ask, Authorized, Form, Issued, Proof, TaskCredential};
 pub use self::keeper::{Errand, MOST_AUDIENCES};
 pub use self::operator::TaskFilter;
 
-use super::revoker::Initiator;
-use super::state::State;
-use super::{Admission, Refusal, Shared, Workloads};
-use crate::audit::{self, Event, TaskStep};
+use super::{Admission, Refusal, Workloads};
+use crate::audit;
 use crate::id::{LeaseId, SpiffeId, TaskId};
-use crate::lease::WorkloadId;
-use crate::ledger::{Reason, Row};
 use crate::policy::{self, Decision};
-use crate::task::{Bounds, Caller, Cascade, Ending, Limit, Refused, Standing, Task, Tree};
+use crate::task::{Bounds, Caller, Limit, Refused, Standing, Task, Tree};
 
 /// Why a task gets something not, or is none. `api::tasks` has a reason for each.
 #[derive(Debug, thiserror::Error)]
@@ -129,19 +130,6 @@ pub struct TaskView {
     pub latest: SystemTime,
 }
 
-/// What an end did.
-#[derive(Clone, Debug)]
-pub struct TaskSummary {
-    /// The task, as it has ended.
-    pub view: TaskView,
-    /// Tasks that ended, it included.
-    pub tasks: usize,
-    /// Credentials that are refused from now on.
-    pub credentials: usize,
-    /// From the order to the ledger.
-    pub took: Duration,
-}
-
 impl TaskView {
     /// For the record.
     pub(super) fn facts(&self) -> Box<audit::TaskFacts> {
@@ -185,6 +173,14 @@ impl TaskView {
         }
     }
 
+    /// Who delegated, from the parent to the root.
+    fn above(&self) -> Vec<SpiffeId> {
+        let mut chain = self.chain.clone();
+        chain.pop();
+        chain.reverse();
+        chain
+    }
+
     fn agent(&self) -> audit::Agent {
         let seat = &self.task.seat;
         let spiffe_id = Some(self.task.charter.spiffe_id.to_string());
@@ -209,111 +205,10 @@ impl Workloads {
         state.tasks.view(id, now, wall).ok_or(TaskError::Refused(Refused::NoSuchTask))
     }
 
-    /// Ends the caller's task and everything below it. When it returns every credential of them is refused, and the
-    /// ledger knows.
-    ///
-    /// # Errors
-    /// [`Refused`]: it is not the caller's to end, or has ended.
-    pub async fn end_task(
-        &self,
-        id: TaskId,
-        admission: &Admission,
-        ending: Ending,
-    ) -> Result<TaskSummary, TaskError> {
-        let (now, wall) = (self.0.parts.clock.monotonic(), self.0.parts.clock.wall());
-        let (tasks, credentials, view) = {
-            let mut state = self.0.lock();
-            let task = state.tasks.tree.of_caller(id, &caller(admission))?;
-            if let Standing::Ended(ending) = task.standing {
-                return Err(Refused::Ended(ending).into());
-            }
-            let cascade = state.tasks.tree.end(id, ending, now, wall);
-            let counts = (cascade.ended.len(), cascade.leases().count());
-            self.0.carry_out(&mut state, &cascade, Initiator::Holder, now, None);
-            let view = state.tasks.view(id, now, wall).ok_or(Refused::NoSuchTask)?;
-            (counts.0, counts.1, view)
-        };
-        self.flush().await;
-        let took = self.0.parts.clock.monotonic().saturating_duration_since(now);
-        Ok(TaskSummary { view, tasks, credentials, took })
-    }
-
     /// Live tasks.
     pub fn live_tasks(&self) -> usize {
         self.0.lock().tasks.tree.live()
     }
-}
-
-impl Shared {
-    /// Whoever held tasks is gone: they end first, so that the record says so of their credentials.
-    pub(super) fn end_tasks_of(self: &Arc<Self>, state: &mut State, id: WorkloadId, seen: Instant) {
-        let wall = self.parts.clock.wall();
-        let cascade = state.tasks.tree.end_holder(id, Ending::ProcessExit, seen, wall);
-        self.carry_out(state, &cascade, Initiator::Kernel, seen, Some(id));
-    }
-
-    /// Ends the tasks whose time is over.
-    pub(super) fn end_overdue_tasks(self: &Arc<Self>, state: &mut State, now: Instant) {
-        let wall = self.parts.clock.wall();
-        for cascade in state.tasks.tree.on_timeout(now, wall) {
-            self.carry_out(state, &cascade, Initiator::Agent, now, None);
-        }
-    }
-
-    /// Carries out an end: memory refuses everything before this returns, the rest is handed on. `gone` is a holder
-    /// that is being removed by whoever calls.
-    pub(super) fn carry_out(
-        self: &Arc<Self>,
-        state: &mut State,
-        cascade: &Cascade,
-        initiator: Initiator,
-        seen: Instant,
-        gone: Option<WorkloadId>,
-    ) {
-        if cascade.is_empty() {
-            return;
-        }
-        let (now, wall) = (self.parts.clock.monotonic(), self.parts.clock.wall());
-        let mut rows: Vec<Row> = Vec::new();
-        for lease in cascade.leases() {
-            // The core only forgets it here: the reason is ours to name.
-            drop(state.core.withdraw(lease));
-            rows.extend(state.take_row(lease));
-        }
-        self.refuse(rows, Reason::TaskEnded, initiator, seen, None);
-        let descendants = cascade.ended.len().saturating_sub(1);
-        let credentials = cascade.leases().count();
-        let mut events = Vec::with_capacity(cascade.ended.len());
-        for (at, ended) in cascade.ended.iter().enumerate() {
-            state.tasks.rates.remove(&ended.task);
-            state.tasks.keepers.remove(&ended.task);
-            let Some(view) = state.tasks.view(ended.task, now, wall) else { continue };
-            let holder = view.task.seat.holder;
-            if gone != Some(holder) && state.core.unhold(holder) {
-                self.forget_idle(state, holder);
-            }
-            let is_top = at == 0;
-            let own = ended.leases.len();
-            events.push(Event::Task {
-                step: TaskStep::Ended,
-                agent: view.agent(),
-                task: view.facts(),
-                decision: None,
-                end: Some(audit::TaskEnd {
-                    reason: ended.ending.as_str(),
-                    initiator: initiator.named(),
-                    credentials: count(if is_top { credentials } else { own }),
-                    descendants: count(if is_top { descendants } else { 0 }),
-                    latency: self.parts.clock.monotonic().saturating_duration_since(seen),
-                }),
-            });
-        }
-        self.parts.audit.note(events);
-    }
-}
-
-fn count(n: usize) -> u64 {
-    u64::try_from(n).unwrap_or(u64::MAX)
 }
 
 const MINUTE: Duration = Duration::from_secs(60);

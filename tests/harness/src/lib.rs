@@ -18,6 +18,7 @@ pub mod peers;
 pub mod pki;
 #[cfg(test)]
 mod stand_in;
+pub mod tasks;
 pub mod tools;
 pub mod wire;
 pub mod xds;
@@ -28,6 +29,7 @@ pub use agent::{Agent, Entry, Plan};
 pub use holder::{Holder, Refusal, Svid, Token, Wit};
 pub use pause::{Jam, Pause};
 pub use pki::Crl;
+pub use tasks::TaskRefusal;
 
 /// How long anything may take before a test gives up. Not a performance bound: nothing is asserted about
 /// time but that it comes to an end.

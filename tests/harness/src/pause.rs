@@ -32,6 +32,14 @@ impl Pause {
         until(&format!("failpoint {}", self.name), || file.exists().then_some(()));
     }
 
+    /// Forgets who is there: the next [`Self::hit`] waits for one more.
+    ///
+    /// # Panics
+    /// When nobody has been there.
+    pub fn forget(&self) {
+        std::fs::remove_file(self.dir.join(format!("{}.hit", self.name))).expect("somebody was there");
+    }
+
     /// Makes the agent wait there again, after a release.
     ///
     /// # Panics

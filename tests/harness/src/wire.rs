@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use bytes::{Buf as _, BufMut as _, Bytes};
 use hyper_util::rt::TokioIo;
 use mayfly_proto::task::task_api_client::TaskApiClient;
 use mayfly_proto::task::{AuthorizationDetail, BeginRequest, Format, IssueRequest};
@@ -13,6 +14,9 @@ use mayfly_proto::workload::{
     X509svidRequest, X509svidResponse,
 };
 use tokio::net::UnixStream;
+use tonic::client::Grpc;
+use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Request, Status, Streaming};
 
@@ -24,6 +28,51 @@ const HEADER: &str = "workload.spiffe.io";
 pub struct Client {
     api: SpiffeWorkloadApiClient<Channel>,
     tasks: TaskApiClient<Channel>,
+    channel: Channel,
+}
+
+/// Messages as they are on the wire.
+#[derive(Clone, Copy, Debug, Default)]
+struct Raw;
+
+impl Codec for Raw {
+    type Encode = Bytes;
+    type Decode = Bytes;
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        Self
+    }
+
+    fn decoder(&mut self) -> Self {
+        Self
+    }
+}
+
+impl Encoder for Raw {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn encode(&mut self, item: Bytes, to: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        to.put(item);
+        Ok(())
+    }
+}
+
+impl Decoder for Raw {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
+        Ok(Some(from.copy_to_bytes(from.remaining())))
+    }
+}
+
+/// The path of a method of the task API.
+fn task_method(name: &str) -> Result<PathAndQuery, Status> {
+    let path = format!("/mayfly.task.v1.TaskAPI/{name}").parse();
+    path.map_err(|_not_one| Status::internal("no method has such a name"))
 }
 
 impl Client {
@@ -39,7 +88,7 @@ impl Client {
         });
         let channel = Endpoint::from_static("http://localhost").connect_with_connector(connector).await?;
         let tasks = TaskApiClient::new(channel.clone());
-        Ok(Self { api: SpiffeWorkloadApiClient::new(channel), tasks })
+        Ok(Self { api: SpiffeWorkloadApiClient::new(channel.clone()), tasks, channel })
     }
 
     /// Begins a task that may read at a location, and asks for one access token for an audience there: the task's
@@ -64,6 +113,26 @@ impl Client {
         };
         let credential = self.tasks.clone().issue(with_header(issue)).await?.into_inner();
         Ok((task.id, credential.token))
+    }
+
+    /// A call of the task API; request and answer as they are on the wire.
+    ///
+    /// # Errors
+    /// The call's status.
+    pub async fn task_call(&self, method: &str, request: Bytes) -> Result<Bytes, Status> {
+        let mut grpc = Grpc::new(self.channel.clone());
+        grpc.ready().await.map_err(|why| Status::unavailable(why.to_string()))?;
+        Ok(grpc.unary(with_header(request), task_method(method)?, Raw).await?.into_inner())
+    }
+
+    /// A stream of the task API; request and messages as they are on the wire.
+    ///
+    /// # Errors
+    /// The call's status.
+    pub async fn task_stream(&self, method: &str, request: Bytes) -> Result<Streaming<Bytes>, Status> {
+        let mut grpc = Grpc::new(self.channel.clone());
+        grpc.ready().await.map_err(|why| Status::unavailable(why.to_string()))?;
+        Ok(grpc.server_streaming(with_header(request), task_method(method)?, Raw).await?.into_inner())
     }
 
     /// `FetchX509SVID`.

@@ -84,6 +84,10 @@ impl Holder {
             "jwt_cancel" => self.jwt_cancel().await,
             "validate" => self.validate(order).await,
             "task" => self.task(order).await,
+            "task_call" => self.task_call(order).await,
+            "task_begin_call" => self.task_begin_call(order).await,
+            "task_loop" => self.task_loop(order).await,
+            "task_stream" => self.task_stream(order).await,
             "follow" => self.follow(order).await,
             "setresuid" => become_uid(order),
             "exec" => exec(order),
@@ -155,6 +159,54 @@ impl Holder {
         })
     }
 
+    /// Any call of the task API, in base64.
+    async fn task_call(&mut self, order: &Value) -> Result<Value> {
+        let (method, request) = (text(order, "method")?, bytes(order)?);
+        Ok(called(self.client().await?.task_call(&method, request).await))
+    }
+
+    /// Begins a call and does not wait for its answer.
+    async fn task_begin_call(&mut self, order: &Value) -> Result<Value> {
+        let (method, request) = (text(order, "method")?, bytes(order)?);
+        let client = self.client().await?;
+        self.streams.spawn(async move { say(&called(client.task_call(&method, request).await)) });
+        Ok(Value::Null)
+    }
+
+    /// The same call again and again until it is refused; each answer is told of.
+    async fn task_loop(&mut self, order: &Value) -> Result<Value> {
+        let (method, request) = (text(order, "method")?, bytes(order)?);
+        let client = self.client().await?;
+        self.streams.spawn(async move {
+            loop {
+                let answer = client.task_call(&method, request.clone()).await;
+                let over = answer.is_err();
+                say(&called(answer))?;
+                if over {
+                    return Ok(());
+                }
+            }
+        });
+        Ok(Value::Null)
+    }
+
+    async fn task_stream(&mut self, order: &Value) -> Result<Value> {
+        let (method, request) = (text(order, "method")?, bytes(order)?);
+        match self.client().await?.task_stream(&method, request).await {
+            Ok(stream) => {
+                let event =
+                    |message: &Bytes| json!({"event": "task_event", "message": BASE64.encode(message)});
+                self.streams.spawn(follow(stream, event, "task_end"));
+                Ok(Value::Null)
+            }
+            Err(status) => {
+                let details = BASE64.encode(status.details());
+                let (code, why) = (i32::from(status.code()), status.message());
+                Ok(json!({"event": "task_end", "code": code, "message": why, "details": details}))
+            }
+        }
+    }
+
     async fn wit(&mut self, order: &Value) -> Result<Value> {
         let spiffe_id = order.get("spiffe_id").and_then(Value::as_str).unwrap_or_default().to_owned();
         match self.client().await?.wit(spiffe_id).await {
@@ -223,6 +275,22 @@ impl Holder {
             self.ballast.push(vec![n; 1 << 17]);
         }
         Ok(json!({"event": "allocated", "mebibytes": self.ballast.len()}))
+    }
+}
+
+fn bytes(order: &Value) -> Result<Bytes> {
+    Ok(BASE64.decode(text(order, "request")?)?.into())
+}
+
+/// What a call of the task API came to.
+fn called(answer: Result<Bytes, Status>) -> Value {
+    match answer {
+        Ok(answer) => json!({"event": "task_call", "answer": BASE64.encode(&answer)}),
+        Err(status) => {
+            let details = BASE64.encode(status.details());
+            let (code, why) = (i32::from(status.code()), status.message());
+            json!({"event": "task_call", "code": code, "message": why, "details": details})
+        }
     }
 }
 

@@ -1,0 +1,154 @@
+//! How tasks end: by their holders, with them, with their time, with the identity that they rest on.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::begin::has_identity;
+use super::{TaskError, TaskView, caller};
+use crate::audit::{self, Event, TaskStep};
+use crate::id::TaskId;
+use crate::lease::WorkloadId;
+use crate::ledger::{Reason, Row};
+use crate::task::{Cascade, Ending, Refused, Standing};
+use crate::workload::revoker::Initiator;
+use crate::workload::{Admission, Shared, State, Workloads};
+
+/// What an end did.
+#[derive(Clone, Debug)]
+pub struct TaskSummary {
+    /// The task, as it has ended.
+    pub view: TaskView,
+    /// Tasks that ended, it included.
+    pub tasks: usize,
+    /// Credentials that are refused from now on.
+    pub credentials: usize,
+    /// From the order to the ledger.
+    pub took: Duration,
+}
+
+impl Workloads {
+    /// Ends the caller's task and everything below it. When it returns every credential of them is refused, and the
+    /// ledger knows.
+    ///
+    /// # Errors
+    /// [`Refused`]: it is not the caller's to end, or has ended.
+    pub async fn end_task(
+        &self,
+        id: TaskId,
+        admission: &Admission,
+        ending: Ending,
+    ) -> Result<TaskSummary, TaskError> {
+        let (now, wall) = (self.0.parts.clock.monotonic(), self.0.parts.clock.wall());
+        let (tasks, credentials, view) = {
+            let mut state = self.0.lock();
+            let task = state.tasks.tree.of_caller(id, &caller(admission))?;
+            if let Standing::Ended(ending) = task.standing {
+                return Err(Refused::Ended(ending).into());
+            }
+            let cascade = state.tasks.tree.end(id, ending, now, wall);
+            let counts = (cascade.ended.len(), cascade.leases().count());
+            self.0.carry_out(&mut state, &cascade, Initiator::Holder, now, None);
+            let view = state.tasks.view(id, now, wall).ok_or(Refused::NoSuchTask)?;
+            (counts.0, counts.1, view)
+        };
+        self.flush().await;
+        let took = self.0.parts.clock.monotonic().saturating_duration_since(now);
+        Ok(TaskSummary { view, tasks, credentials, took })
+    }
+}
+
+impl Shared {
+    /// Whoever held tasks is gone: they end first, so that the record says so of their credentials.
+    pub(in crate::workload) fn end_tasks_of(
+        self: &Arc<Self>,
+        state: &mut State,
+        id: WorkloadId,
+        seen: Instant,
+    ) {
+        let wall = self.parts.clock.wall();
+        let cascade = state.tasks.tree.end_holder(id, Ending::ProcessExit, seen, wall);
+        self.carry_out(state, &cascade, Initiator::Kernel, seen, Some(id));
+    }
+
+    /// Ends the tasks whose time is over.
+    pub(in crate::workload) fn end_overdue_tasks(self: &Arc<Self>, state: &mut State, now: Instant) {
+        let wall = self.parts.clock.wall();
+        for cascade in state.tasks.tree.on_timeout(now, wall) {
+            self.carry_out(state, &cascade, Initiator::Agent, now, None);
+        }
+    }
+
+    /// Ends the tasks of whoever has lost, by what these actions are about, the identity that they were begun with.
+    /// They end before what is lost with it is revoked, so that the record says so of their credentials.
+    pub(in crate::workload) fn end_tasks_without_identity(
+        self: &Arc<Self>,
+        state: &mut State,
+        about: &BTreeMap<WorkloadId, Initiator>,
+        seen: Instant,
+    ) {
+        for (holder, initiator) in about {
+            for id in state.tasks.tree.of_holder(*holder) {
+                let task = state.tasks.tree.get(id).filter(|task| task.ended_at.is_none());
+                if task.is_none_or(|task| has_identity(state, &task.charter, &task.seat)) {
+                    continue;
+                }
+                let cascade = state.tasks.tree.end(id, Ending::Policy, seen, self.parts.clock.wall());
+                // Whoever calls is not done with the holder.
+                self.carry_out(state, &cascade, *initiator, seen, Some(*holder));
+            }
+        }
+    }
+
+    /// Carries out an end: memory refuses everything before this returns, the rest is handed on. `kept` is a holder
+    /// that whoever calls looks after: it is not forgotten here, though it may have become idle.
+    pub(in crate::workload) fn carry_out(
+        self: &Arc<Self>,
+        state: &mut State,
+        cascade: &Cascade,
+        initiator: Initiator,
+        seen: Instant,
+        kept: Option<WorkloadId>,
+    ) {
+        if cascade.is_empty() {
+            return;
+        }
+        let (now, wall) = (self.parts.clock.monotonic(), self.parts.clock.wall());
+        let mut rows: Vec<Row> = Vec::new();
+        for lease in cascade.leases() {
+            // The core only forgets it here: the reason is ours to name.
+            drop(state.core.withdraw(lease));
+            rows.extend(state.take_row(lease));
+        }
+        self.refuse(rows, Reason::TaskEnded, initiator, seen, None);
+        let tolls = cascade.tolls(|id| state.tasks.tree.get(id)?.parent);
+        let mut events = Vec::with_capacity(cascade.ended.len());
+        for (ended, toll) in cascade.ended.iter().zip(tolls) {
+            state.tasks.rates.remove(&ended.task);
+            state.tasks.keepers.remove(&ended.task);
+            let Some(view) = state.tasks.view(ended.task, now, wall) else { continue };
+            let holder = view.task.seat.holder;
+            if state.core.unhold(holder) && kept != Some(holder) {
+                self.forget_idle(state, holder);
+            }
+            events.push(Event::Task {
+                step: TaskStep::Ended,
+                agent: view.agent(),
+                task: view.facts(),
+                decision: None,
+                end: Some(audit::TaskEnd {
+                    reason: ended.ending.as_str(),
+                    initiator: initiator.named(),
+                    credentials: count(toll.credentials),
+                    descendants: count(toll.descendants),
+                    latency: self.parts.clock.monotonic().saturating_duration_since(seen),
+                }),
+            });
+        }
+        self.parts.audit.note(events);
+    }
+}
+
+pub(super) fn count(n: usize) -> u64 {
+    u64::try_from(n).unwrap_or(u64::MAX)
+}
