@@ -105,8 +105,10 @@ pub enum ApprovalStep {
     Granted,
     /// One of them said no.
     Denied,
-    /// Nobody said enough in time, nobody used it in time, or its task ended.
+    /// Nobody said enough in time, or nobody used it in time.
     Expired,
+    /// Its task ended first.
+    Cancelled,
     /// It was used.
     Used,
 }

@@ -64,7 +64,8 @@ pub use self::silence::Silence;
 pub use self::status_list::SignedList;
 pub use self::subscribe::{Attendance, Subscription};
 pub use self::tasks::{
-    Ask, Authorized, Begin, Form, Issued, Proof, TaskCredential, TaskError, TaskFilter, TaskSummary, TaskView,
+    AccessRequest, Answer, AnswerError, ApprovalView, Ask, Asked, Authorized, Begin, Form, Issued, Proof,
+    TaskCredential, TaskError, TaskFilter, TaskSummary, TaskView,
 };
 
 use self::revoker::Job;

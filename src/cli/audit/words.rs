@@ -92,6 +92,7 @@ fn asked(step: &str, approval: &SaidApproval) -> String {
         "granted" => format!("approved{by}: {wanted}{why}{until}"),
         "denied" => format!("not approved{by}: {wanted}{why}"),
         "expired" => format!("the approval ran out: {wanted}"),
+        "cancelled" => format!("the approval is void, its task has ended: {wanted}"),
         "used" => format!("uses up the approval: {wanted}"),
         _ => String::new(),
     }

@@ -4,7 +4,11 @@
 //! step. A task is held by one process. A restart of the agent ends every task: its credentials are refused before
 //! anybody is served.
 
+mod approval_facts;
+mod approvals;
+mod approvers;
 mod begin;
+mod credential;
 mod issue;
 mod operator;
 
@@ -12,9 +16,14 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+pub use self::approvals::{AccessRequest, ApprovalView, Asked};
+pub use self::approvers::{Answer, AnswerError};
 pub use self::begin::Begin;
-pub use self::issue::{Ask, Authorized, Form, Issued, Proof, TaskCredential};
+pub use self::credential::{Form, TaskCredential};
+pub use self::issue::{Ask, Authorized, Issued, Proof};
 pub use self::operator::TaskFilter;
+
+use self::approvals::Desk;
 
 use super::revoker::Initiator;
 use super::state::State;
@@ -24,6 +33,7 @@ use crate::id::{LeaseId, SpiffeId, TaskId};
 use crate::lease::WorkloadId;
 use crate::ledger::{Reason, Row};
 use crate::policy::{self, Decision};
+use crate::task::approval::ApprovalError;
 use crate::task::{Bounds, Caller, Cascade, Ending, Limit, Refused, Standing, Task, Tree};
 
 /// Why a task gets something not, or is none. `api::tasks` has a reason for each.
@@ -41,6 +51,12 @@ pub enum TaskError {
     /// Policy says yes to a credential that is bound to a key, and this one would not be.
     #[error("policy allows this only for a credential that is bound to a key")]
     Unbound(Box<Decision>),
+    /// What people allowed is not there, not open, or for something else.
+    #[error(transparent)]
+    Approval(#[from] ApprovalError),
+    /// An approval buys one use, which this form of credential cannot be held to.
+    #[error("an approval buys an access token, which is good once: nothing else is")]
+    NotSingleUse,
     /// As for every workload.
     #[error(transparent)]
     Workload(#[from] Refusal),
@@ -50,6 +66,7 @@ pub enum TaskError {
 #[derive(Debug)]
 pub(super) struct Tasks {
     pub(super) tree: Tree,
+    pub(super) approvals: Desk,
     /// Credentials of each task in the minute that began then.
     rates: HashMap<TaskId, (Instant, u32)>,
     /// SHA-256 of the certificates of tasks, for tokens that are bound to them.
@@ -58,7 +75,12 @@ pub(super) struct Tasks {
 
 impl Default for Tasks {
     fn default() -> Self {
-        Self { tree: Tree::new(Bounds::default()), rates: HashMap::new(), certificates: HashMap::new() }
+        Self {
+            tree: Tree::new(Bounds::default()),
+            approvals: Desk::default(),
+            rates: HashMap::new(),
+            certificates: HashMap::new(),
+        }
     }
 }
 
@@ -67,6 +89,11 @@ impl Tasks {
     pub(super) fn lease_gone(&mut self, lease: LeaseId) {
         self.tree.lease_gone(lease);
         self.certificates.remove(&lease);
+    }
+
+    /// When something of a task is due next.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.tree.deadline().into_iter().chain(self.approvals.deadline()).min()
     }
 
     /// Takes one credential of the minute.
@@ -239,6 +266,7 @@ impl Shared {
     /// Ends the tasks whose time is over.
     pub(super) fn end_overdue_tasks(self: &Arc<Self>, state: &mut State, now: Instant) {
         let wall = self.parts.clock.wall();
+        self.settle_approvals(state, now);
         for cascade in state.tasks.tree.on_timeout(now, wall) {
             self.carry_out(state, &cascade, Initiator::Agent, now, None);
         }
@@ -270,6 +298,7 @@ impl Shared {
         let mut events = Vec::with_capacity(cascade.ended.len());
         for (at, ended) in cascade.ended.iter().enumerate() {
             state.tasks.rates.remove(&ended.task);
+            self.void_approvals(state, ended.task);
             let Some(view) = state.tasks.view(ended.task, now, wall) else { continue };
             let holder = view.task.seat.holder;
             if gone != Some(holder) && state.core.unhold(holder) {
