@@ -534,7 +534,10 @@ mod tests {
         };
         let token = sign(&asked, set.active_jwt(), now()).unwrap();
         let said = claims(&token);
-        assert_eq!((said["exp"].as_u64(), said["operation_sha256"].as_str()), (Some(NOW + 600), Some(&*"07".repeat(32))));
+        assert_eq!(
+            (said["exp"].as_u64(), said["operation_sha256"].as_str()),
+            (Some(NOW + 600), Some(&*"07".repeat(32)))
+        );
         let own = JwtBundle::of([set.active_jwt().as_ref()]);
         assert_eq!(inspect(&token, &own, &|_| true, now()).err(), Some(AccessRefusal::Type));
         let mut bundles = JwtBundles::default();

@@ -216,8 +216,7 @@ impl Approvals {
         let own = self.of_task.get(&subject.task).into_iter().flatten().filter_map(|id| self.all.get(id));
         let own: Vec<&Approval> = own.collect();
         let open = |approval: &&&Approval| approval.state == ApprovalState::Pending;
-        let same =
-            own.iter().find(|one| one.state.is_open() && one.subject == subject && one.jury == jury);
+        let same = own.iter().find(|one| one.state.is_open() && one.subject == subject && one.jury == jury);
         if let Some(same) = same.map(|one| one.id) {
             return self.all.get(&same).map(|same| (same, false)).ok_or(Refused::Limit(Limit::Approvals));
         }
@@ -363,9 +362,8 @@ impl Approvals {
             }
         }
         let memory = self.bounds.memory;
-        self.all.retain(|_, one| {
-            one.state.is_open() || now.saturating_duration_since(one.requested) < memory
-        });
+        self.all
+            .retain(|_, one| one.state.is_open() || now.saturating_duration_since(one.requested) < memory);
         self.of_task.retain(|_, ids| {
             ids.retain(|id| self.all.contains_key(id));
             !ids.is_empty()

@@ -33,8 +33,8 @@ use std::time::{Duration, Instant, SystemTime};
 use mayfly_attestors::ProcessKey;
 
 pub use self::grant::{Access, Detail, DetailError, Exceeds, Grants, Only, RawDetail};
-pub use self::narrow::only;
 pub use self::limits::{Bounds, Cost, Limit, Limits, Usage};
+pub use self::narrow::only;
 pub use self::operation::{Operation, OperationError, scope};
 pub use self::tree::{Cascade, Ended, Flight, Landing, NewOffer, NewTask, Offer, Repeat, Tree};
 pub use self::wish::{Bound, Wish};

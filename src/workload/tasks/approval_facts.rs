@@ -11,7 +11,7 @@ use crate::task::{Operation, Scope, Task};
 use crate::workload::Shared;
 
 /// Name and value.
-pub type Fact = (&'static str, String);
+pub(super) type Fact = (&'static str, String);
 
 /// Where a task is held.
 #[derive(Clone, Debug, Eq, PartialEq)]

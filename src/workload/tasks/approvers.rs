@@ -48,7 +48,9 @@ pub enum AnswerError {
     )]
     SameCgroup,
     /// The catalogue does not know him.
-    #[error("the catalogue has nobody with uid {0}: list them under `[[people]]`, in a group that the policy names")]
+    #[error(
+        "the catalogue has nobody with uid {0}: list them under `[[people]]`, in a group that the policy names"
+    )]
     Stranger(u32),
     /// One who may be one of the others.
     #[error(
@@ -185,12 +187,7 @@ impl Shared {
     }
 }
 
-fn check_distance(
-    state: &State,
-    id: ApprovalId,
-    uid: u32,
-    cgroup: Option<&str>,
-) -> Result<(), AnswerError> {
+fn check_distance(state: &State, id: ApprovalId, uid: u32, cgroup: Option<&str>) -> Result<(), AnswerError> {
     let asker = state.tasks.approvals.askers.get(&id).ok_or(ApprovalError::Unknown)?;
     if asker.places.iter().any(|place| place.uid == uid) {
         return Err(AnswerError::SameUser(uid));

@@ -18,7 +18,8 @@ use crate::issue::{IssueError, jwt, wit, x509};
 use crate::lease::{Completion, Jitter, Ticket};
 use crate::ledger::{Committed, Reason, Row};
 use crate::policy::{
-    Action, ApprovalFacts, Decision, GrantedActions, Kind, Object, Permit, PermitRequest, Phase, PolicySet, Question, Target,
+    Action, ApprovalFacts, Decision, GrantedActions, Kind, Object, Permit, PermitRequest, Phase, PolicySet,
+    Question, Target,
 };
 use crate::task::approval::ApprovalError;
 use crate::task::{Bound, Detail, Flight, Grants, Landing, Operation, Refused, Wish, only, scope};

@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use bytes::{Buf as _, BufMut as _};
 use hyper_util::rt::TokioIo;
 use mayfly_proto::task::task_api_client::TaskApiClient;
 use mayfly_proto::task::{AuthorizationDetail, BeginRequest, Format, IssueRequest};
@@ -13,6 +14,7 @@ use mayfly_proto::workload::{
     X509svidRequest, X509svidResponse,
 };
 use tokio::net::UnixStream;
+use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Request, Status, Streaming};
 
@@ -24,6 +26,7 @@ const HEADER: &str = "workload.spiffe.io";
 pub struct Client {
     api: SpiffeWorkloadApiClient<Channel>,
     tasks: TaskApiClient<Channel>,
+    channel: Channel,
 }
 
 impl Client {
@@ -39,7 +42,18 @@ impl Client {
         });
         let channel = Endpoint::from_static("http://localhost").connect_with_connector(connector).await?;
         let tasks = TaskApiClient::new(channel.clone());
-        Ok(Self { api: SpiffeWorkloadApiClient::new(channel), tasks })
+        Ok(Self { api: SpiffeWorkloadApiClient::new(channel.clone()), tasks, channel })
+    }
+
+    /// Any unary call, message as bytes.
+    ///
+    /// # Errors
+    /// The call's status.
+    pub async fn raw(&self, path: &str, message: Vec<u8>) -> Result<Vec<u8>, Status> {
+        let path = path.parse().map_err(|_not_a_path| Status::internal("no path"))?;
+        let mut grpc = tonic::client::Grpc::new(self.channel.clone());
+        grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
+        Ok(grpc.unary(with_header(message), path, Plain).await?.into_inner())
     }
 
     /// Begins a task that may read at a location, and asks for one access token for an audience there: the task's
@@ -121,4 +135,44 @@ fn with_header<T>(message: T) -> Request<T> {
     let mut request = Request::new(message);
     request.metadata_mut().insert(HEADER, tonic::metadata::MetadataValue::from_static("true"));
     request
+}
+
+/// Messages as they are on the wire.
+#[derive(Clone, Copy, Debug)]
+struct Plain;
+
+impl Codec for Plain {
+    type Encode = Vec<u8>;
+    type Decode = Vec<u8>;
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        Self
+    }
+
+    fn decoder(&mut self) -> Self {
+        Self
+    }
+}
+
+impl Encoder for Plain {
+    type Item = Vec<u8>;
+    type Error = Status;
+
+    fn encode(&mut self, item: Vec<u8>, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        buffer.put_slice(&item);
+        Ok(())
+    }
+}
+
+impl Decoder for Plain {
+    type Item = Vec<u8>;
+    type Error = Status;
+
+    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Vec<u8>>, Status> {
+        let mut message = vec![0; buffer.remaining()];
+        buffer.copy_to_slice(&mut message);
+        Ok(Some(message))
+    }
 }

@@ -84,6 +84,7 @@ impl Holder {
             "jwt_cancel" => self.jwt_cancel().await,
             "validate" => self.validate(order).await,
             "task" => self.task(order).await,
+            "rpc" => self.rpc(order).await,
             "follow" => self.follow(order).await,
             "setresuid" => become_uid(order),
             "exec" => exec(order),
@@ -152,6 +153,20 @@ impl Holder {
         Ok(match self.client().await?.task(text("location"), text("audience")).await {
             Ok((task, token)) => json!({"event": "task", "task": task, "token": token}),
             Err(status) => ended("task", Some(&status)),
+        })
+    }
+
+    /// Any unary call: its path, its message in base64.
+    async fn rpc(&mut self, order: &Value) -> Result<Value> {
+        let text = |name: &str| order.get(name).and_then(Value::as_str).unwrap_or_default();
+        let message = BASE64.decode(text("message"))?;
+        Ok(match self.client().await?.raw(text("path"), message).await {
+            Ok(answer) => json!({"event": "rpc", "answer": BASE64.encode(answer)}),
+            Err(status) => {
+                let mut event = ended("rpc", Some(&status));
+                event["details"] = BASE64.encode(status.details()).into();
+                event
+            }
         })
     }
 
