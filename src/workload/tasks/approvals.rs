@@ -153,9 +153,9 @@ impl AccessRequest {
 
 impl Approved {
     fn of(approval: &Approval) -> Option<Self> {
-        let yes = approval.votes.iter().filter(|vote| vote.approve);
+        let mut yes = approval.votes.iter().filter(|vote| vote.approve);
         let quorum = u32::try_from(yes.clone().count()).unwrap_or(u32::MAX);
-        let last = yes.last()?;
+        let last = yes.next_back()?;
         // Whom the catalogue knows is in the groups that it says now, whatever they were when he answered.
         let groups = if last.by == ROOT { approval.jury.groups.clone() } else { BTreeSet::new() };
         Some(Self {
@@ -320,7 +320,7 @@ impl Shared {
         self.settle_approvals(&mut state, now);
         let desk = &mut state.tasks.approvals;
         let own = desk.book.get(id).filter(|approval| approval.subject.task == view.task.id);
-        let action = ask.action.or(own.map(|approval| approval.subject.action));
+        let action = ask.action.or_else(|| own.map(|approval| approval.subject.action));
         let subject = Subject {
             task: view.task.id,
             action: action.ok_or(ApprovalError::Unknown)?,
