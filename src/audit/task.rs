@@ -111,6 +111,8 @@ pub enum ApprovalStep {
     Cancelled,
     /// It was used.
     Used,
+    /// Nobody could be told that it was asked for.
+    NotTold,
 }
 
 /// One approval, as far as the record tells it.

@@ -1,14 +1,16 @@
 //! People in the loop, as far as one user can play: what is asked of them, and that nobody decides for himself. The
 //! whole way to a credential takes two users: `tests/privileged/approvals.rs`.
 
-use std::path::PathBuf;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
 
+use mayfly_harness::foreign::{self, Authority, Endpoint};
 use mayfly_harness::pki::claims;
-use mayfly_harness::{Agent, Holder, Plan, Refusal, files};
+use mayfly_harness::{Agent, Holder, Plan, Refusal, files, until};
 use mayfly_proto::ErrorInfo;
 use mayfly_proto::task as proto;
 use prost::Message as _;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::http::local;
 use crate::support::{client, own_uid};
@@ -50,10 +52,16 @@ const WIKI: &str = "https://wiki.example.org";
 const API: &str = "mayfly.task.v1.TaskAPI";
 
 fn world() -> Agent {
+    told_by(|_| String::new())
+}
+
+/// With `[approvals]` as it says for the agent's directory.
+fn told_by(settings: impl Fn(&Path) -> String) -> Agent {
     let mut agent = Plan::for_uids(&[own_uid()]).prepare();
+    agent.plan().environment.push(("CANARY".to_owned(), "1".to_owned()));
     let dir: PathBuf = agent.dir().join("policy.d");
     std::fs::create_dir(&dir).unwrap();
-    let table = format!("\n[policy]\ndir = {dir:?}\n");
+    let table = format!("\n[policy]\ndir = {dir:?}\n{}\n", settings(agent.dir()));
     agent.plan().settings += &table;
     agent.write_config();
     files::replace(&dir.join("a.cedar"), POLICY.as_bytes(), 0o644);
@@ -184,4 +192,127 @@ fn what_was_asked_for_ends_with_its_task() {
     let killed = asked(&mut holder, &write(&task, 1)).approval_id;
     holder.kill();
     agent.audited(&["approval.cancelled", &killed]);
+}
+
+/// K04, as far as one user can show it: the agent's own user decides nothing, though the catalogue has him on call.
+#[test]
+fn k04_nobody_decides_about_what_his_own_user_asks() {
+    let agent = world();
+    let mut holder = client(&agent);
+    let task = begin(&mut holder);
+    let id = asked(&mut holder, &write(&task, 1)).approval_id;
+    let mut request = proto::DecideRequest { approval_id: id.clone(), approve: true, ..Default::default() };
+    let decide = |who: &mut Holder, request: &proto::DecideRequest| {
+        reason(who.rpc_at::<proto::Approval>(
+            &agent.admin_socket(),
+            "mayfly.task.v1.TaskAdmin/Decide",
+            request,
+        ))
+    };
+    assert_eq!(decide(&mut holder, &request), "in_task");
+    let mut other = client(&agent);
+    for approve in [true, false] {
+        request.approve = approve;
+        assert_eq!(decide(&mut other, &request), "same_user");
+    }
+    agent.audited(&["\"phase\":\"approval\"", "somebody else must decide"]);
+    let (code, out, err) = agent.mayfly(&["approve", "show", &id]);
+    assert_eq!(code, Some(0), "{err}");
+    assert!(out.contains("pending (0 of 1 from oncall)"), "{out}");
+    // K03: the purpose has a line break and an escape sequence in it; it stays the one last line.
+    let last = out.lines().last().unwrap();
+    assert!(last.starts_with("  | tidy up\\u{1b}[2J\\nAPPROVED by security"), "{out}");
+    assert!(!out.contains('\u{1b}') && !out.lines().any(|line| line.starts_with("APPROVED")), "{out}");
+    let (code, _, err) = agent.mayfly(&["approve", "grant", &id]);
+    assert_eq!(code, Some(7), "{err}");
+    assert!(err.contains("somebody else must decide"), "{err}");
+}
+
+fn script(dir: &Path, name: &str, text: &str) -> PathBuf {
+    let path = dir.join(name);
+    std::fs::write(&path, text).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    path
+}
+
+#[test]
+fn a_program_is_told_of_each_request_with_nothing_else_in_its_hands() {
+    let agent = told_by(|dir| {
+        let out = dir.join("told");
+        let text = format!(
+            "#!/bin/sh\n[ -z \"$CANARY\" ] && [ -z \"$PATH\" -o \"$#\" = 1 ] && [ ! -e /proc/self/fd/9 ] || exit 1\n\
+             /bin/cat > {out:?}.new && /bin/mv {out:?}.new {out:?}.$1\n"
+        );
+        format!("[approvals]\nnotify_exec = [{:?}, \"oncall\"]\n", script(dir, "tell", &text))
+    });
+    let mut holder = client(&agent);
+    let task = begin(&mut holder);
+    let id = asked(&mut holder, &write(&task, 1)).approval_id;
+    let file = agent.dir().join("told.oncall");
+    let told = until("the program is told", || std::fs::read_to_string(&file).ok());
+    let told: Value = serde_json::from_str(&told).unwrap();
+    assert_eq!((told["approval"].as_str(), told["task"].as_str()), (Some(id.as_str()), Some(task.as_str())));
+    assert_eq!(
+        (&told["approvers"], &told["action"], &told["target"]),
+        (&json!(["oncall"]), &json!("write"), &json!("wiki"))
+    );
+    let facts = told["facts"].as_array().unwrap();
+    assert!(facts.iter().any(|fact| fact["value"] == "PUT wiki.example.org/api/pages/1"), "{told}");
+    // What goes to a tool is for those who decide, not for a chat.
+    let mcp = proto::McpCall {
+        server: "wiki".to_owned(),
+        tool: "edit".to_owned(),
+        arguments: "{\"password\":\"hunter2\"}".to_owned(),
+    };
+    let operation = Some(proto::Operation { kind: Some(proto::operation::Kind::Mcp(mcp)) });
+    let edit = proto::AuthorizeRequest { operation, ..write(&task, 1) };
+    if let Ok(decision) = authorize(&mut holder, &edit) {
+        let id = decision.access_request.unwrap().approval_id;
+        let next = until("the program is told again", || {
+            std::fs::read_to_string(&file).ok().filter(|text| text.contains(&id))
+        });
+        assert!(!next.contains("hunter2"), "{next}");
+    }
+}
+
+#[test]
+fn whoever_cannot_be_told_is_an_alarm_and_decides_nothing() {
+    let agent = told_by(|dir| {
+        format!("[approvals]\nnotify_exec = [{:?}]\n", script(dir, "tell", "#!/bin/sh\nexit 3\n"))
+    });
+    let mut holder = client(&agent);
+    let task = begin(&mut holder);
+    let id = asked(&mut holder, &write(&task, 1)).approval_id;
+    agent.audited(&["approval.not_told", &id, "exit status: 3"]);
+    let with =
+        proto::AuthorizeRequest { request_approval: false, approval_id: id.clone(), ..write(&task, 1) };
+    assert_eq!(reason(authorize(&mut holder, &with)), "approval_pending");
+    // One that somebody else could have written is not run at all.
+    let tell = agent.dir().join("tell");
+    std::fs::set_permissions(&tell, std::fs::Permissions::from_mode(0o777)).unwrap();
+    let id = asked(&mut holder, &write(&task, 2)).approval_id;
+    agent.audited(&["approval.not_told", &id, "is not run", "written by others"]);
+}
+
+#[test]
+fn a_webhook_is_told_once_and_a_redirect_is_not_followed() {
+    let authority = Authority::new("chat");
+    let chat = Endpoint::start(authority.server("127.0.0.1"), foreign::Answer::Ok("{}".to_owned()));
+    let agent = told_by(|dir| {
+        let ca = dir.join("ca.pem");
+        std::fs::write(&ca, authority.pem()).unwrap();
+        format!("[approvals]\nnotify_webhook = {:?}\nwebhook_ca_file = {ca:?}\n", chat.url())
+    });
+    let mut holder = client(&agent);
+    let task = begin(&mut holder);
+    let id = asked(&mut holder, &write(&task, 1)).approval_id;
+    let told = until("the webhook is told", || chat.requests().pop());
+    assert!(told.starts_with("POST /bundle HTTP/1.1\r\n") && told.contains(&id), "{told}");
+    let elsewhere = Endpoint::start(authority.server("127.0.0.1"), foreign::Answer::Ok("{}".to_owned()));
+    chat.answer(foreign::Answer::Redirect(307, elsewhere.url()));
+    let id = asked(&mut holder, &write(&task, 2)).approval_id;
+    let line = agent.audited(&["approval.not_told", &id, "status 307"]);
+    assert!(!line.to_string().contains("/bundle"), "a webhook's path can be its secret: {line}");
+    assert!(elsewhere.requests().is_empty());
+    assert_eq!(chat.requests().len(), 2);
 }

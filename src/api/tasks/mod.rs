@@ -1,5 +1,6 @@
 //! `mayfly.task.v1.TaskAPI` on the public socket, for whoever is attested and matched.
 
+pub(super) mod approvals;
 pub(super) mod errors;
 pub(super) mod wire;
 
@@ -82,7 +83,7 @@ impl TaskApi for TaskService {
             ask_people: asked.request_approval,
         };
         let said = self.gate.workloads().authorize(admitted.admission(), ask).await.map_err(of_error)?;
-        let access_request = said.access_request.as_ref().map(wire::access_request);
+        let access_request = said.access_request.as_ref().map(approvals::access_request);
         let decision = proto::Decision { access_request, ..wire::decision(&said.decision) };
         Ok(Response::new(decision))
     }

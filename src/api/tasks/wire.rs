@@ -16,7 +16,7 @@ use crate::id::{SpiffeId, TaskId};
 use crate::policy::Decision;
 use crate::task::{Detail, Grants, Limits, Operation, RawDetail, Scope};
 use crate::trust::TrustSnapshot;
-use crate::workload::{AccessRequest, Begin, Form, Issued, TaskCredential, TaskSummary, TaskView};
+use crate::workload::{Begin, Form, Issued, TaskCredential, TaskSummary, TaskView};
 
 /// A task to begin.
 pub(super) fn begin(asked: proto::BeginRequest) -> Result<Begin, Status> {
@@ -220,21 +220,6 @@ pub(in crate::api) fn decision(decision: &Decision) -> proto::Decision {
         access_request: None,
         obligations: ttl.into_iter().chain(binding).chain(log).collect(),
         max_ttl: obligations.max_ttl.and_then(|most| most.try_into().ok()),
-    }
-}
-
-/// How to ask people, or what they were asked.
-pub(super) fn access_request(request: &AccessRequest) -> proto::AccessRequest {
-    let groups: Vec<&str> = request.groups.iter().map(String::as_str).collect();
-    let approvers = groups.join(", ");
-    match &request.asked {
-        None => proto::AccessRequest { approvers, ..proto::AccessRequest::default() },
-        Some(asked) => proto::AccessRequest {
-            approval_id: asked.id.to_string(),
-            approvers,
-            expires_at: Some(timestamp(asked.expires_at)),
-            binding_token: asked.binding_token.clone(),
-        },
     }
 }
 

@@ -147,6 +147,7 @@ pub(super) fn approved(step: ApprovalStep) -> &'static str {
         ApprovalStep::Expired => "approval.expired",
         ApprovalStep::Cancelled => "approval.cancelled",
         ApprovalStep::Used => "approval.used",
+        ApprovalStep::NotTold => "approval.not_told",
     }
 }
 

@@ -94,6 +94,7 @@ fn asked(step: &str, approval: &SaidApproval) -> String {
         "expired" => format!("the approval ran out: {wanted}"),
         "cancelled" => format!("the approval is void, its task has ended: {wanted}"),
         "used" => format!("uses up the approval: {wanted}"),
+        "not_told" => format!("nobody could be told that people are asked for {wanted}{why}"),
         _ => String::new(),
     }
 }

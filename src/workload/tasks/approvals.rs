@@ -18,7 +18,9 @@ use crate::id::{ApprovalId, TaskId, hex_text};
 use crate::issue::access::ApprovalTerms;
 use crate::issue::question;
 use crate::policy::{Action, ApprovalFacts, ApprovalNeeded, Decision, PolicySet, UserFacts};
-use crate::task::approval::{Approval, ApprovalError, ApprovalState, Approvals, Jury, Subject, Vote};
+use crate::task::approval::{
+    Approval, ApprovalBounds, ApprovalError, ApprovalState, Approvals, Jury, Subject, Vote,
+};
 use crate::task::{Operation, Refused};
 use crate::workload::{Admission, Refusal, Shared, State, Workloads};
 
@@ -95,6 +97,11 @@ pub(super) struct Approved {
 }
 
 impl Desk {
+    /// An empty one that holds to these bounds.
+    pub(in crate::workload) fn new(bounds: ApprovalBounds) -> Self {
+        Self { book: Approvals::new(bounds), ..Self::default() }
+    }
+
     /// When something runs out next.
     pub(in crate::workload) fn deadline(&self) -> Option<Instant> {
         self.book.deadline()
@@ -189,6 +196,18 @@ impl Workloads {
             task.is_none_or(|task| one.subject.task == task) && (closed || one.state.is_open())
         };
         desk.book.list().into_iter().filter(wanted).filter_map(|one| desk.view(one.id)).collect()
+    }
+
+    /// Puts on record that people could not be told that they are asked.
+    pub fn note_not_told(&self, id: ApprovalId, why: &str) {
+        let state = self.0.lock();
+        let event = state.tasks.approvals.step(id, ApprovalStep::NotTold).map(|mut event| {
+            if let Event::Approval { approval, .. } = &mut event {
+                approval.reason = Some(why.to_owned());
+            }
+            event
+        });
+        self.0.parts.audit.note(event.into_iter().collect());
     }
 
     /// Moves when an approval is asked for, answered, used or void.
@@ -299,7 +318,7 @@ impl Shared {
             action: subject.action.as_str(),
             target: &subject.target,
             operation: subject.operation,
-            expires_at: now + crate::task::approval::ApprovalBounds::default().wait,
+            expires_at: now + self.settings.approvals.wait,
         };
         let authorities = self.parts.authorities.current();
         let signed = question::sign(&asked, authorities.active_jwt(), now);

@@ -13,7 +13,6 @@ use crate::id::{ApprovalId, SpiffeId};
 use crate::policy::{
     Action, Circumstances, Decision, Object, Phase, PolicySet, Principal, Question, UserFacts,
 };
-use crate::task::Caller;
 use crate::task::approval::{Approval, ApprovalError, Jury, Person, Vote};
 use crate::workload::{Shared, State, Workloads};
 
@@ -36,8 +35,8 @@ pub enum AnswerError {
     /// The book says no.
     #[error(transparent)]
     Approval(#[from] ApprovalError),
-    /// Whoever answers works in a task.
-    #[error("a process that is in a task decides nothing")]
+    /// Whoever answers works in a task, or for one that does.
+    #[error("a process that is in a task, or that one has started, decides nothing")]
     InTask,
     /// Whoever answers is the user that the agent, or one it works for, runs as.
     #[error("the agent that asks runs as uid {0}: somebody else must decide")]
@@ -80,7 +79,8 @@ impl Workloads {
     /// # Errors
     /// [`AnswerError`]; nothing has changed then, but for [`AnswerError::Audit`].
     pub async fn answer(&self, by: &Process, answer: Answer) -> Result<ApprovalView, AnswerError> {
-        let answered = self.0.take_answer(by, &answer);
+        let answered =
+            if self.may_order(by) { self.0.take_answer(by, &answer) } else { Err(AnswerError::InTask) };
         let (view, event) = answered.inspect_err(|why| {
             tracing::warn!(approval = %answer.approval, uid = by.uid(), pid = by.pid(), %why, "an answer does not count");
             self.0.note_denied(by, "approval", &why.to_string());
@@ -93,16 +93,6 @@ impl Workloads {
         self.0.timer.notify_one();
         Ok(view)
     }
-
-    /// Whether the process can act as a live task.
-    pub fn is_in_task(&self, process: &Process) -> bool {
-        let caller = caller_of(process);
-        self.0.lock().tasks.tree.has_caller(&caller)
-    }
-}
-
-fn caller_of(process: &Process) -> Caller {
-    Caller { process: process.key(), cgroup: process.cgroup_id() }
 }
 
 impl Shared {
@@ -138,12 +128,9 @@ impl Shared {
     /// The approval, unless whoever answers is too close to whoever asks.
     fn matter(&self, by: &Process, id: ApprovalId) -> Result<Matter, AnswerError> {
         let (now, wall) = (self.parts.clock.monotonic(), self.parts.clock.wall());
-        let (caller, cgroup) = (caller_of(by), self.parts.attestors.cgroup_of(by));
+        let cgroup = self.parts.attestors.cgroup_of(by);
         let mut state = self.lock();
         self.settle_approvals(&mut state, now);
-        if state.tasks.tree.has_caller(&caller) {
-            return Err(AnswerError::InTask);
-        }
         check_distance(&state, id, by.uid(), cgroup.as_deref())?;
         let desk = &state.tasks.approvals;
         let (approval, asker) = desk.book.get(id).zip(desk.askers.get(&id)).ok_or(ApprovalError::Unknown)?;

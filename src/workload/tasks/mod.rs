@@ -23,7 +23,7 @@ pub use self::credential::{Form, TaskCredential};
 pub use self::issue::{Ask, Authorized, Issued, Proof};
 pub use self::operator::TaskFilter;
 
-use self::approvals::Desk;
+pub(super) use self::approvals::Desk;
 
 use super::revoker::Initiator;
 use super::state::State;

@@ -128,20 +128,12 @@ pub struct Who {
     gid: u32,
     program: Option<PathBuf>,
     wrapper: Vec<String>,
-    socket: Option<PathBuf>,
 }
 
 impl Who {
     /// Uid and gid; no supplementary groups.
     pub fn uid(uid: u32) -> Self {
-        Self { uid, gid: uid, program: None, wrapper: Vec::new(), socket: None }
-    }
-
-    /// Talks to that socket instead of the public one.
-    #[must_use]
-    pub fn at(mut self, socket: &Path) -> Self {
-        self.socket = Some(socket.to_owned());
-        self
+        Self { uid, gid: uid, program: None, wrapper: Vec::new() }
     }
 
     /// Runs that copy of the holder.
@@ -167,7 +159,7 @@ impl Who {
         let mut words = self.wrapper;
         words.push(program.to_str().expect("UTF-8 path").to_owned());
         let mut command = Command::new(&words[0]);
-        command.args(&words[1..]).arg(self.socket.unwrap_or_else(|| agent.public()));
+        command.args(&words[1..]).arg(agent.public());
         command.uid(self.uid).gid(self.gid).current_dir("/");
         Holder::spawn(command)
     }
@@ -390,8 +382,24 @@ impl Holder {
         path: &str,
         message: &impl prost::Message,
     ) -> Result<T, (Refusal, Vec<u8>)> {
+        self.rpc_at(Path::new(""), path, message)
+    }
+
+    /// The same at another socket.
+    ///
+    /// # Errors
+    /// As [`Holder::rpc`].
+    ///
+    /// # Panics
+    /// As [`Holder::rpc`].
+    pub fn rpc_at<T: prost::Message + Default>(
+        &mut self,
+        socket: &Path,
+        path: &str,
+        message: &impl prost::Message,
+    ) -> Result<T, (Refusal, Vec<u8>)> {
         let message = BASE64.encode(message.encode_to_vec());
-        self.order(&json!({"do": "rpc", "path": format!("/{path}"), "message": message}));
+        self.order(&json!({"do": "rpc", "socket": socket, "path": format!("/{path}"), "message": message}));
         let event = self.expect("rpc");
         let bytes = |name: &str| BASE64.decode(text(&event, name)).expect("base64");
         if event["answer"].is_string() {

@@ -156,11 +156,15 @@ impl Holder {
         })
     }
 
-    /// Any unary call: its path, its message in base64.
+    /// Any unary call: its path, its message in base64; on a connection of its own to another socket, if one is named.
     async fn rpc(&mut self, order: &Value) -> Result<Value> {
         let text = |name: &str| order.get(name).and_then(Value::as_str).unwrap_or_default();
         let message = BASE64.decode(text("message"))?;
-        Ok(match self.client().await?.raw(text("path"), message).await {
+        let client = match text("socket") {
+            "" => self.client().await?,
+            elsewhere => Client::connect(std::path::Path::new(elsewhere)).await?,
+        };
+        Ok(match client.raw(text("path"), message).await {
             Ok(answer) => json!({"event": "rpc", "answer": BASE64.encode(answer)}),
             Err(status) => {
                 let mut event = ended("rpc", Some(&status));
