@@ -42,12 +42,24 @@ owner = "docs"
 binding = "none"
 location = "https://wiki.example.org/api"
 
+[[targets]]
+name = "tools"
+audience = "https://tools.example.org"
+kind = "mcp"
+data_class = "internal"
+groups = ["kb"]
+owner = "docs"
+binding = "none"
+[targets.actions]
+write = ["edit"]
+
 [[people]]
 name = "me"
 uids = ["UID"]
 groups = ["oncall"]
 "#;
 
+const TOOLS: &str = "https://tools.example.org";
 const WIKI: &str = "https://wiki.example.org";
 const API: &str = "mayfly.task.v1.TaskAPI";
 
@@ -74,7 +86,7 @@ fn told_by(settings: impl Fn(&Path) -> String) -> Agent {
 fn begin(holder: &mut Holder) -> String {
     let detail = proto::AuthorizationDetail {
         r#type: "urn:mayfly:rar:target-access".to_owned(),
-        locations: vec![format!("{WIKI}/api")],
+        locations: vec![format!("{WIKI}/api"), TOOLS.to_owned()],
         actions: vec!["read".to_owned(), "write".to_owned()],
         ..Default::default()
     };
@@ -240,7 +252,7 @@ fn a_program_is_told_of_each_request_with_nothing_else_in_its_hands() {
     let agent = told_by(|dir| {
         let out = dir.join("told");
         let text = format!(
-            "#!/bin/sh\n[ -z \"$CANARY\" ] && [ -z \"$PATH\" -o \"$#\" = 1 ] && [ ! -e /proc/self/fd/9 ] || exit 1\n\
+            "#!/bin/sh\n[ -z \"$(/bin/cat /proc/$$/environ)\" ] || exit 1\n\
              /bin/cat > {out:?}.new && /bin/mv {out:?}.new {out:?}.$1\n"
         );
         format!("[approvals]\nnotify_exec = [{:?}, \"oncall\"]\n", script(dir, "tell", &text))
@@ -265,14 +277,14 @@ fn a_program_is_told_of_each_request_with_nothing_else_in_its_hands() {
         arguments: "{\"password\":\"hunter2\"}".to_owned(),
     };
     let operation = Some(proto::Operation { kind: Some(proto::operation::Kind::Mcp(mcp)) });
-    let edit = proto::AuthorizeRequest { operation, ..write(&task, 1) };
-    if let Ok(decision) = authorize(&mut holder, &edit) {
-        let id = decision.access_request.unwrap().approval_id;
-        let next = until("the program is told again", || {
-            std::fs::read_to_string(&file).ok().filter(|text| text.contains(&id))
-        });
-        assert!(!next.contains("hunter2"), "{next}");
-    }
+    let edit = proto::AuthorizeRequest { operation, target: TOOLS.to_owned(), ..write(&task, 1) };
+    let id = asked(&mut holder, &edit).approval_id;
+    let next = until("the program is told again", || {
+        std::fs::read_to_string(&file).ok().filter(|text| text.contains(&id))
+    });
+    assert!(next.contains("\"edit\"") && !next.contains("hunter2"), "{next}");
+    let (_, shown, _) = agent.mayfly(&["approve", "show", &id]);
+    assert!(shown.contains("hunter2"), "{shown}");
 }
 
 #[test]

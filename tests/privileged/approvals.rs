@@ -203,7 +203,8 @@ fn k_a_yes_buys_one_use_of_exactly_what_was_shown() {
         ("writes-need-human".to_owned(), "internal".to_owned())
     );
     // Who is not on call, or nobody whom the catalogue knows.
-    assert_eq!(reason(world.decide(CAROL, &id, true)), "not_an_approver");
+    assert_eq!(reason(world.decide(CAROL, &id, true)), "policy_denied");
+    assert_eq!(reason(world.decide(CAROL, &id, false)), "not_an_approver");
     assert_eq!(reason(world.decide(STRANGER, &id, true)), "not_an_approver");
     let other = proto::DecideRequest {
         approval_id: id.clone(),
