@@ -29,6 +29,27 @@ Examples:
 Whoever decides is a person of the policy's catalogue, by his uid, or root; never the user that the agent runs as, nor a
 process in the agent's cgroup or in any task. One no is final. A yes is good for exactly what is shown, once, for minutes.";
 
+const LIST_EXAMPLES: &str = "\
+Examples:
+  mayfly approve list
+  mayfly approve list --all --output json";
+
+const SHOW_EXAMPLES: &str = "\
+Examples:
+  mayfly approve show apr_01K6E4ZQ7M0000000000000000";
+
+const GRANT_EXAMPLES: &str = "\
+Examples:
+  mayfly approve grant apr_01K6E4ZQ7M0000000000000000 --reason 'ticket 17'
+
+Good for exactly what `mayfly approve show` shows, once, for minutes. Policy is asked again when it is used.";
+
+const DENY_EXAMPLES: &str = "\
+Examples:
+  mayfly approve deny apr_01K6E4ZQ7M0000000000000000 --reason 'not during the freeze'
+
+Final, whoever else has said yes or would.";
+
 /// `mayfly approve …`
 #[derive(clap::Args, Debug)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -42,12 +63,16 @@ pub(super) struct Args {
 #[derive(clap::Subcommand, Debug)]
 enum What {
     /// List what waits for an answer, or is approved and not used
+    #[command(after_help = LIST_EXAMPLES)]
     List(List),
     /// Show one request: what the agent's daemon found out, and last what the agent says of itself
+    #[command(after_help = SHOW_EXAMPLES)]
     Show(Show),
     /// Say yes
+    #[command(after_help = GRANT_EXAMPLES)]
     Grant(Decide),
     /// Say no
+    #[command(after_help = DENY_EXAMPLES)]
     Deny(Decide),
 }
 
