@@ -4,8 +4,12 @@
 //! step. A task is held by one process. A restart of the agent ends every task: its credentials are refused before
 //! anybody is served.
 
+mod approval_facts;
+mod approvals;
+mod approvers;
 mod begin;
 mod children;
+mod credential;
 mod ending;
 mod explain;
 mod following;
@@ -17,13 +21,17 @@ mod plan;
 use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime};
 
+pub(super) use self::approvals::Desk;
+pub use self::approvals::{AccessRequest, ApprovalView, Asked};
+pub use self::approvers::{Answer, AnswerError};
 pub use self::begin::Begin;
 pub use self::children::{Delegate, Join, OfferView};
+pub use self::credential::{Form, TaskCredential};
 pub use self::ending::TaskSummary;
 use self::ending::count;
 pub use self::explain::{AskAs, Explained};
 pub use self::following::TaskFollower;
-pub use self::issue::{Ask, Authorized, Form, Issued, Proof, TaskCredential};
+pub use self::issue::{Ask, Authorized, Issued, Proof};
 pub use self::keeper::{Errand, MOST_AUDIENCES};
 pub use self::operator::TaskFilter;
 
@@ -31,6 +39,7 @@ use super::{Admission, Refusal, Workloads};
 use crate::audit;
 use crate::id::{LeaseId, SpiffeId, TaskId};
 use crate::policy::{self, Decision};
+use crate::task::approval::ApprovalError;
 use crate::task::{Bounds, Caller, Limit, Refused, Standing, Task, Tree};
 
 /// Why a task gets something not, or is none. `api::tasks` has a reason for each.
@@ -51,6 +60,12 @@ pub enum TaskError {
     /// A keeper was named, and the caller's parent is none.
     #[error("the caller's parent cannot keep its credentials")]
     Keeper,
+    /// What people allowed is not there, not open, or for something else.
+    #[error(transparent)]
+    Approval(#[from] ApprovalError),
+    /// An approval buys one use, which this form of credential cannot be held to.
+    #[error("an approval buys an access token, which is good once: nothing else is")]
+    NotSingleUse,
     /// As for every workload.
     #[error(transparent)]
     Workload(#[from] Refusal),
@@ -60,6 +75,7 @@ pub enum TaskError {
 #[derive(Debug)]
 pub(super) struct Tasks {
     pub(super) tree: Tree,
+    pub(super) approvals: Desk,
     /// Credentials of each task in the minute that began then.
     rates: HashMap<TaskId, (Instant, u32)>,
     /// SHA-256 of the certificates of tasks, for tokens that are bound to them.
@@ -72,6 +88,7 @@ impl Default for Tasks {
     fn default() -> Self {
         Self {
             tree: Tree::new(Bounds::default()),
+            approvals: Desk::default(),
             rates: HashMap::new(),
             certificates: HashMap::new(),
             keepers: HashMap::new(),
@@ -84,6 +101,11 @@ impl Tasks {
     pub(super) fn lease_gone(&mut self, lease: LeaseId) {
         self.tree.lease_gone(lease);
         self.certificates.remove(&lease);
+    }
+
+    /// When something of a task is due next.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.tree.deadline().into_iter().chain(self.approvals.deadline()).min()
     }
 
     /// Takes one credential of the minute.

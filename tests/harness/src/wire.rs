@@ -91,6 +91,17 @@ impl Client {
         Ok(Self { api: SpiffeWorkloadApiClient::new(channel.clone()), tasks, channel })
     }
 
+    /// Any unary call, message as bytes.
+    ///
+    /// # Errors
+    /// The call's status.
+    pub async fn raw(&self, path: &str, message: Bytes) -> Result<Bytes, Status> {
+        let path = path.parse().map_err(|_not_a_path| Status::internal("no path"))?;
+        let mut grpc = Grpc::new(self.channel.clone());
+        grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
+        Ok(grpc.unary(with_header(message), path, Raw).await?.into_inner())
+    }
+
     /// Begins a task that may read at a location, and asks for one access token for an audience there: the task's
     /// name, and the token.
     ///
