@@ -59,7 +59,7 @@ pub fn public(
     let routes =
         Routes::new(SpiffeWorkloadApiServer::new(workload).max_decoding_message_size(MAX_REQUEST_BYTES))
             .add_service(
-                TaskApiServer::new(TaskService::new(gate.clone()))
+                TaskApiServer::new(TaskService::new(gate.clone(), Arc::clone(clock), drain.clone()))
                     .max_decoding_message_size(MAX_REQUEST_BYTES),
             )
             .add_service(IdentityServer::new(identity).max_decoding_message_size(MAX_REQUEST_BYTES))

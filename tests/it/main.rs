@@ -9,6 +9,8 @@ mod entries;
 #[cfg(test)]
 mod federation;
 #[cfg(test)]
+mod following;
+#[cfg(test)]
 mod freeze;
 #[cfg(test)]
 mod http;

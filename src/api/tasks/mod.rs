@@ -2,8 +2,10 @@
 
 mod children;
 pub(super) mod errors;
+mod watch;
 pub(super) mod wire;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use mayfly_proto::task as proto;
@@ -13,6 +15,8 @@ use tonic::{Request, Response, Status};
 use self::errors::{malformed, of_error, reason};
 use super::admission::{Admitted, Gate};
 use super::workload::Messages;
+use crate::clock::Clock;
+use crate::drain::Watch;
 use crate::id::TaskId;
 use crate::policy::Action;
 use crate::task::Ending;
@@ -21,6 +25,8 @@ use crate::workload::{Ask, Form, Proof, TaskError};
 /// Serves tasks.
 pub(super) struct TaskService {
     gate: Gate,
+    clock: Arc<dyn Clock>,
+    drain: Watch,
 }
 
 impl std::fmt::Debug for TaskService {
@@ -30,9 +36,9 @@ impl std::fmt::Debug for TaskService {
 }
 
 impl TaskService {
-    /// A service behind `gate`.
-    pub(super) fn new(gate: Gate) -> Self {
-        Self { gate }
+    /// A service behind `gate`; streams end with `Unavailable` when the drain starts.
+    pub(super) fn new(gate: Gate, clock: Arc<dyn Clock>, drain: Watch) -> Self {
+        Self { gate, clock, drain }
     }
 
     async fn admit<T>(&self, request: &Request<T>, method: &'static str) -> Result<Admitted, Status> {
@@ -130,20 +136,23 @@ impl TaskApi for TaskService {
         joined.map(|view| Response::new(wire::task(&view))).map_err(of_error)
     }
 
-    async fn renew(&self, _request: Request<proto::RenewRequest>) -> Result<Response<proto::Task>, Status> {
-        Err(not_here())
+    async fn renew(&self, request: Request<proto::RenewRequest>) -> Result<Response<proto::Task>, Status> {
+        let admitted = self.admit(&request, "Renew").await?;
+        let asked = request.into_inner();
+        let (id, life) = (task_id(&asked.task_id)?, wire::duration("ttl", asked.ttl)?);
+        let renewed = self.gate.workloads().renew_task(admitted.admission(), id, life).await;
+        renewed.map(|view| Response::new(wire::task(&view))).map_err(of_error)
     }
 
     async fn watch(
         &self,
-        _request: Request<proto::WatchRequest>,
+        request: Request<proto::WatchRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        Err(not_here())
+        let admitted = self.admit(&request, "Watch").await?;
+        let id = task_id(&request.get_ref().task_id)?;
+        let watch = self.gate.workloads().watch_task(admitted.admission(), id).map_err(of_error)?;
+        Ok(Response::new(watch::messages(watch, Arc::clone(&self.clock), self.drain.clone())))
     }
-}
-
-fn not_here() -> Status {
-    Status::unimplemented("this version of the agent does not serve this call")
 }
 
 pub(super) fn task_id(text: &str) -> Result<TaskId, Status> {

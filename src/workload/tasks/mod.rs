@@ -10,6 +10,8 @@ mod ending;
 mod issue;
 mod operator;
 mod plan;
+mod renew;
+mod watch;
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime};
@@ -17,10 +19,12 @@ use std::time::{Duration, Instant, SystemTime};
 pub use self::begin::Begin;
 pub use self::children::{Delegate, Join, OfferView};
 pub use self::ending::TaskSummary;
-use self::ending::count;
 pub use self::issue::{Ask, Authorized, Form, Issued, Proof, TaskCredential};
 pub use self::operator::TaskFilter;
+pub use self::watch::{Look, TaskWatch};
 
+use self::ending::count;
+use self::watch::Watchers;
 use super::{Admission, Refusal, Workloads};
 use crate::audit;
 use crate::id::{LeaseId, SpiffeId, TaskId};
@@ -55,11 +59,17 @@ pub(super) struct Tasks {
     rates: HashMap<TaskId, (Instant, u32)>,
     /// SHA-256 of the certificates of tasks, for tokens that are bound to them.
     certificates: HashMap<LeaseId, [u8; 32]>,
+    watchers: Watchers,
 }
 
 impl Default for Tasks {
     fn default() -> Self {
-        Self { tree: Tree::new(Bounds::default()), rates: HashMap::new(), certificates: HashMap::new() }
+        Self {
+            tree: Tree::new(Bounds::default()),
+            rates: HashMap::new(),
+            certificates: HashMap::new(),
+            watchers: Watchers::default(),
+        }
     }
 }
 
@@ -68,6 +78,13 @@ impl Tasks {
     pub(super) fn lease_gone(&mut self, lease: LeaseId) {
         self.tree.lease_gone(lease);
         self.certificates.remove(&lease);
+    }
+
+    /// Tells whoever follows a task that it has changed.
+    pub(super) fn tell_changes(&mut self) {
+        for id in self.tree.take_changed() {
+            self.watchers.tell(id);
+        }
     }
 
     /// Takes one credential of the minute.
