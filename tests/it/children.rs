@@ -546,3 +546,22 @@ fn once_a_parent_has_ended_nothing_is_issued_to_a_child_that_was_asking_all_the_
     }
     assert_eq!(get(&mut ann, &below).unwrap().live_credentials, 0);
 }
+
+/// What a caller names and this agent does not know could be a limit: it is refused, not passed over.
+#[test]
+fn a_field_that_nobody_knows_is_refused_wherever_it_is() {
+    let world = World::new();
+    let mut planner = world.planner();
+    let request = proto::BeginRequest { details: vec![detail(WIKI, &["read"])], ..Default::default() };
+    let request = prost::Message::encode_to_vec(&request);
+    assert!(planner.task_call_raw::<proto::Task>("Begin", &request).is_ok());
+    // A detail with a ninth field.
+    let ninth = [&request[..], &[0x22, 3, 0x4a, 1, b'x']].concat();
+    // A request with a field of its own.
+    let twelfth = [&request[..], &[0x60, 1]].concat();
+    for (request, place) in [(ninth, "details.#9"), (twelfth, "#12")] {
+        let refused = planner.task_call_raw::<proto::Task>("Begin", &request).unwrap_err();
+        assert_eq!((refused.code, refused.reason.as_str()), (3, "malformed"));
+        assert!(refused.message.contains(place), "{refused:?}");
+    }
+}

@@ -23,7 +23,7 @@ fn brief(holder: &mut Holder) -> proto::Task {
     holder.task_call("Begin", &request).unwrap()
 }
 
-/// Puts another set in force, and waits until it decides: it forbids to delete, too, and says so by a version of its own.
+/// Puts another set in force, and waits until the record says so.
 fn put_in_force(world: &World, policies: &str) {
     let before = std::fs::read_to_string(world.agent.audit_path()).unwrap().matches("policy.loaded").count();
     files::replace(&world.agent.dir().join("policy.d/a.cedar"), policies.as_bytes(), 0o644);
@@ -226,9 +226,6 @@ fn whoever_does_not_read_holds_up_nobody_and_hears_the_end() {
     task_of(&mut planner);
     ann.signal(Signal::SIGSTOP);
     for _ in 0..20 {
-        let offered: proto::Delegation =
-            planner.task_call("Delegate", &offer(&root, ANN, "/docs")).unwrap_or_default();
-        assert!(offered.id.is_empty() || offered.parent == root.id);
         issue(&mut planner, &root).unwrap();
     }
     end(&mut planner, &root).unwrap();
@@ -254,12 +251,12 @@ fn a_frozen_task_is_not_followed_and_nothing_of_it_is_handed_on() {
         }
     };
     assert_eq!((stopped.code, stopped.reason.as_str()), (9, "frozen"));
-    for refused in [
+    let refused = [
         planner.task_call::<proto::Delegation>("Delegate", &offer(&root, ANN, "/docs")).unwrap_err(),
-        renew(&mut ann, &below, 60).unwrap_err(),
-    ] {
-        assert!(["policy_denied", "frozen", "limit_life"].contains(&refused.reason.as_str()), "{refused:?}");
-    }
+        renew(&mut planner, &root, 3600).unwrap_err(),
+        issue(&mut ann, &below).unwrap_err(),
+    ];
+    assert!(refused.iter().all(|one| (one.code, one.reason.as_str()) == (9, "frozen")), "{refused:?}");
     let request = proto::JoinRequest { delegation_id: open.id, ..Default::default() };
-    assert!(ann.task_call::<proto::Task>("Join", &request).is_err());
+    assert_eq!(ann.task_call::<proto::Task>("Join", &request).unwrap_err().reason, "frozen");
 }

@@ -2,6 +2,8 @@
 
 mod children;
 pub(super) mod errors;
+mod fields;
+mod strict;
 mod watch;
 pub(super) mod wire;
 
@@ -13,6 +15,8 @@ use mayfly_proto::task::task_api_server::TaskApi;
 use tonic::{Request, Response, Status};
 
 use self::errors::{malformed, of_error, reason};
+pub(super) use self::strict::Strict;
+use self::strict::UnknownField;
 use super::admission::{Admitted, Gate};
 use super::workload::Messages;
 use crate::clock::Clock;
@@ -42,7 +46,11 @@ impl TaskService {
     }
 
     async fn admit<T>(&self, request: &Request<T>, method: &'static str) -> Result<Admitted, Status> {
-        self.gate.call(request, method)?.admit().await
+        let call = self.gate.call(request, method)?;
+        if let Some(UnknownField(field)) = request.extensions().get::<UnknownField>() {
+            return Err(malformed(field));
+        }
+        call.admit().await
     }
 }
 
