@@ -9,13 +9,13 @@ use mayfly_proto::task as proto;
 use proto::task_event::Event;
 use tonic::{Code, Status};
 
-use super::errors::reason;
+use super::errors::{of_error, reason};
 use super::wire;
-use crate::api::status::{Busy, no_identity};
+use crate::api::status::Busy;
 use crate::api::workload::Messages;
 use crate::clock::Clock;
 use crate::drain::Watch;
-use crate::task::{Follower, Held, Note};
+use crate::task::{Follower, Held, Note, Refused};
 use crate::workload::{Look, TaskWatch};
 
 /// Tells of a task until it has ended, or its follower may not know any more.
@@ -60,7 +60,7 @@ impl TaskStream {
                 Look::Ended(summary) => {
                     return self.end(Ok(event(now, Event::Ended(wire::summary(&summary)))));
                 }
-                Look::NoIdentity => return self.end(Err(no_identity())),
+                Look::Forgotten => return self.end(Err(of_error(Refused::NoSuchTask.into()))),
                 Look::Frozen => return self.end(Err(frozen())),
             };
             let notes = self.follower.look(wire::task(&view), held, now);

@@ -13,7 +13,7 @@ use crate::id::{LeaseId, TaskId};
 use crate::ledger;
 use crate::policy::{Freezes, Frozen, PolicySet};
 use crate::task::{Held, Limit, Refused, Standing};
-use crate::workload::{Admission, Attendance, Shared, State, Workloads, lock};
+use crate::workload::{Admission, Shared, State, Workloads, lock};
 
 /// Who follows what. The channel's value is the end, once there is one.
 #[derive(Debug, Default)]
@@ -51,19 +51,19 @@ pub enum Look {
     Live(Box<TaskView>, Vec<Held>),
     /// It has ended.
     Ended(Box<TaskSummary>),
-    /// The follower has no identity any more.
-    NoIdentity,
+    /// It is not even remembered.
+    Forgotten,
     /// An operator has frozen it, or somebody in its chain.
     Frozen,
 }
 
-/// One open stream of one task.
+/// One open stream of one task. Whoever may follow it holds it or a task above it, so that it ends before its follower's
+/// identity does.
 pub struct TaskWatch {
     shared: Arc<Shared>,
     task: TaskId,
     process: ProcessKey,
     end: watch::Receiver<Option<TaskSummary>>,
-    attendance: Attendance,
     policy: watch::Receiver<Arc<PolicySet>>,
 }
 
@@ -80,7 +80,6 @@ impl Workloads {
     /// [`Refused`]: it is not the caller's to see, has ended, or the process follows as much as it may.
     pub fn watch_task(&self, admission: &Admission, id: TaskId) -> Result<TaskWatch, TaskError> {
         let process = admission.process().key();
-        let attendance = self.attend(admission);
         let mut state = self.0.lock();
         let State { tasks, .. } = &mut *state;
         let task = tasks.tree.seen_by(id, &caller(admission))?;
@@ -96,7 +95,7 @@ impl Workloads {
         tasks.tree.watch(id);
         drop(state);
         let policy = self.0.parts.policy.follow();
-        Ok(TaskWatch { shared: Arc::clone(&self.0), task: id, process, end, attendance, policy })
+        Ok(TaskWatch { shared: Arc::clone(&self.0), task: id, process, end, policy })
     }
 }
 
@@ -104,16 +103,14 @@ impl TaskWatch {
     /// The newest state.
     pub fn look(&mut self) -> Look {
         self.policy.borrow_and_update();
-        if let Some(summary) = &*self.end.borrow_and_update() {
-            return Look::Ended(Box::new(summary.clone()));
-        }
-        if self.attendance.now().is_none() {
-            return Look::NoIdentity;
-        }
         let (now, wall) = (self.shared.parts.clock.monotonic(), self.shared.parts.clock.wall());
         let (view, held) = {
+            // An end is told of under the same lock.
             let state = self.shared.lock();
-            let Some(view) = state.tasks.view(self.task, now, wall) else { return Look::NoIdentity };
+            if let Some(summary) = &*self.end.borrow_and_update() {
+                return Look::Ended(Box::new(summary.clone()));
+            }
+            let Some(view) = state.tasks.view(self.task, now, wall) else { return Look::Forgotten };
             let held = view.task.leases.iter().filter_map(|lease| held(&state, *lease)).collect();
             (view, held)
         };
@@ -129,7 +126,6 @@ impl TaskWatch {
             // An error means that the agent stops.
             _ = self.end.changed() => {}
             _ = self.policy.changed() => {}
-            () = self.attendance.changed() => {}
         }
     }
 
