@@ -20,7 +20,7 @@ use super::bundles::BundleService;
 use super::identity::IdentityService;
 use super::sds::{self, Sds, SdsService};
 use super::task_admin::TaskAdminService;
-use super::tasks::TaskService;
+use super::tasks::{Strict, TaskService};
 use super::workload::WorkloadService;
 use crate::audit;
 use crate::clock::Clock;
@@ -58,10 +58,11 @@ pub fn public(
     ];
     let routes =
         Routes::new(SpiffeWorkloadApiServer::new(workload).max_decoding_message_size(MAX_REQUEST_BYTES))
-            .add_service(
-                TaskApiServer::new(TaskService::new(gate.clone()))
+            .add_service(Strict::new(
+                TaskApiServer::new(TaskService::new(gate.clone(), Arc::clone(clock), drain.clone()))
                     .max_decoding_message_size(MAX_REQUEST_BYTES),
-            )
+                MAX_REQUEST_BYTES,
+            ))
             .add_service(IdentityServer::new(identity).max_decoding_message_size(MAX_REQUEST_BYTES))
             .add_service(
                 SecretDiscoveryServiceServer::new(secrets).max_decoding_message_size(sds::MAX_REQUEST_BYTES),

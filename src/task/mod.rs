@@ -13,6 +13,7 @@
 //! 5. Renewal never revives, and never goes beyond the longest life.
 
 pub mod approval;
+mod follow;
 pub mod grant;
 pub mod journal;
 pub mod limits;
@@ -32,6 +33,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use mayfly_attestors::ProcessKey;
 
+pub use self::follow::{Follower, Held, Note};
 pub use self::grant::{Access, Detail, DetailError, Exceeds, Grants, Only, RawDetail};
 pub use self::limits::{Bounds, Cost, Limit, Limits, Usage};
 pub use self::narrow::only;

@@ -716,6 +716,31 @@ mod tests {
     }
 
     #[test]
+    fn time_that_is_taken_back_is_taken_from_all_below_and_watched_tasks_are_told_of_once() {
+        let mut model = Model::new(Bounds::default());
+        let parent = begun(&mut model, 0, false, false).unwrap();
+        let before = model.tree.get(parent).unwrap().deadline;
+        let (caller, all) =
+            (model.caller_of(parent).unwrap(), model.tree.get(parent).unwrap().charter.grants.clone());
+        model.tree.watch(parent);
+        let life = Duration::from_secs(3_600);
+        assert!(model.tree.renew(parent, life, &all, &caller, model.now, model.wall).unwrap().is_empty());
+        let offer = offered(&mut model, parent, 1).unwrap();
+        let child = joined(&mut model, offer, 1, 1).unwrap();
+        assert_eq!(model.tree.get(child).unwrap().deadline, model.now + life);
+        assert_eq!(model.tree.take_changed(), BTreeSet::from([parent]), "nobody watches the child");
+        assert!(model.tree.take_changed().is_empty());
+        model.tree.curtail(parent, before);
+        let deadlines = [parent, child].map(|id| model.tree.get(id).unwrap().deadline);
+        assert_eq!(deadlines, [before, before]);
+        model.now = before;
+        let ended: usize =
+            model.tree.on_timeout(model.now, model.wall).iter().map(|cascade| cascade.ended.len()).sum();
+        assert_eq!(ended, 2);
+        assert!(model.tree.take_changed().is_empty(), "an end is told of otherwise");
+    }
+
+    #[test]
     fn a_parent_spends_with_its_children() {
         let mut model = Model::new(Bounds::default());
         let parent = begun(&mut model, 0, false, false).unwrap();

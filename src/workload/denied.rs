@@ -61,6 +61,14 @@ impl Denied {
         self.tokens.contains(lease) || self.certificates.values().any(|set| set.contains(lease))
     }
 
+    /// Why the lease is refused.
+    pub(super) fn reason(&self, lease: LeaseId) -> Option<Reason> {
+        match self.rows.get(&lease)?.state {
+            State::Revoked { reason, .. } => Some(reason),
+            _ => None,
+        }
+    }
+
     /// The row of a refused lease whose credential was shown, the first time that it was.
     pub(super) fn first_reuse(&mut self, lease: LeaseId) -> Option<Row> {
         let row = self.rows.get(&lease)?.clone();

@@ -67,8 +67,8 @@ pub use self::status_list::SignedList;
 pub use self::subscribe::{Attendance, Subscription};
 pub use self::tasks::{
     AccessRequest, Answer, AnswerError, ApprovalView, Ask, AskAs, Asked, Authorized, Begin, Delegate, Errand,
-    Explained as TaskExplained, Form, Issued, Join, MOST_AUDIENCES, OfferView, Proof, TaskCredential,
-    TaskError, TaskFilter, TaskFollower, TaskSummary, TaskView,
+    Explained as TaskExplained, Form, Issued, Join, Look, MOST_AUDIENCES, OfferView, Proof, TaskCredential,
+    TaskError, TaskFilter, TaskFollower, TaskSummary, TaskView, TaskWatch,
 };
 
 use self::revoker::Job;
@@ -323,8 +323,31 @@ impl Workloads {
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        lock(&self.state)
+    fn lock(&self) -> Locked<'_> {
+        Locked(lock(&self.state))
+    }
+}
+
+/// The state lock. When it is let go, whoever follows a task that has changed meanwhile is told.
+struct Locked<'a>(MutexGuard<'a, State>);
+
+impl std::ops::Deref for Locked<'_> {
+    type Target = State;
+
+    fn deref(&self) -> &State {
+        &self.0
+    }
+}
+
+impl std::ops::DerefMut for Locked<'_> {
+    fn deref_mut(&mut self) -> &mut State {
+        &mut self.0
+    }
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        self.0.tasks.tell_changes();
     }
 }
 

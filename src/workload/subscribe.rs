@@ -1,13 +1,13 @@
 //! Listening to a workload's SVIDs.
 
-use std::sync::{Arc, MutexGuard};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
 
 use super::shelf::{Shelf, Shown};
 use super::state::Member;
-use super::{Admission, Shared, State, View, Workloads};
+use super::{Admission, Locked, Shared, View, Workloads};
 use crate::id::LeaseId;
 use crate::issue::wit::WitSvid;
 use crate::issue::x509::X509Svid;
@@ -213,7 +213,7 @@ impl Drop for Attendance {
 }
 
 impl Shared {
-    fn forget_if(&self, idle: bool, id: WorkloadId, mut state: MutexGuard<'_, State>) {
+    fn forget_if(&self, idle: bool, id: WorkloadId, mut state: Locked<'_>) {
         if idle && state.core.forget(id) {
             state.remove(id);
             drop(state);

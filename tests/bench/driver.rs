@@ -7,6 +7,7 @@ mod attest;
 mod fan_out;
 mod http;
 mod starts;
+mod tasks;
 
 use std::io::Write as _;
 use std::time::{Duration, Instant};
@@ -33,6 +34,9 @@ const SETTINGS: &str = "[x509]\nttl = \"1h\"\n[jwt]\nttl = \"1h\"\n[revocation]\
     streams_per_connection = 64\nlive_leases_per_uid = 100000\njwt_leases_per_workload = 100000\n";
 
 fn main() -> Result<()> {
+    if let Some(socket) = std::env::args().skip_while(|word| word != tasks::HOLD).nth(1) {
+        return tasks::hold(&socket);
+    }
     anyhow::ensure!(nix::unistd::geteuid().is_root(), "run as root: the clients have uids of their own");
     let quick = std::env::args().any(|argument| argument == "--quick");
     // `--only PART`, several times if wanted; without it everything.
@@ -72,6 +76,11 @@ fn main() -> Result<()> {
         if wanted("fan_out") {
             let (streams, rounds) = if quick { (&[1_000][..], 5) } else { (&[1_000, 10_000][..], 10) };
             fan_out::fan_out(streams, rounds).await?;
+        }
+        if wanted("tasks") {
+            tasks::calls(if quick { 50 } else { 500 }).await?;
+            tasks::cascade(if quick { 200 } else { 1_000 }).await?;
+            tasks::cores(if quick { &[1_000] } else { &[1_000, 10_000] })?;
         }
         if wanted("memory") {
             resident(if quick { &[1_000] } else { &[1_000, 10_000] }).await?;

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::http::local;
 use crate::support::own_uid;
 
-const POLICY: &str = r#"
+pub(crate) const POLICY: &str = r#"
 @id("fetch") permit(principal, action == Mayfly::Action::"fetch", resource);
 @id("begin") permit(principal in Mayfly::Group::"planners", action == Mayfly::Action::"begin", resource);
 @id("hand-on") permit(principal, action == Mayfly::Action::"delegate", resource in Mayfly::Group::"workers");
@@ -61,13 +61,13 @@ target = "wiki"
 actions = ["write"]
 "#;
 
-const WIKI: &str = "https://wiki.example.org";
+pub(crate) const WIKI: &str = "https://wiki.example.org";
 const PLANNER: &str = "spiffe://example.org/planner";
-const ANN: &str = "spiffe://example.org/worker/ann";
+pub(crate) const ANN: &str = "spiffe://example.org/worker/ann";
 const BEN: &str = "spiffe://example.org/worker/ben";
 
-struct World {
-    agent: Agent,
+pub(crate) struct World {
+    pub(crate) agent: Agent,
 }
 
 fn entries(agent: &Agent) -> Vec<Entry> {
@@ -102,19 +102,19 @@ impl World {
         Self { agent }
     }
 
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::start(|_| String::new())
     }
 
-    fn planner(&self) -> Holder {
+    pub(crate) fn planner(&self) -> Holder {
         self.agent_of("planner")
     }
 
-    fn ann(&self) -> Holder {
+    pub(crate) fn ann(&self) -> Holder {
         self.agent_of("worker/ann")
     }
 
-    fn ben(&self) -> Holder {
+    pub(crate) fn ben(&self) -> Holder {
         self.agent_of("worker/ben")
     }
 
@@ -133,18 +133,18 @@ impl World {
         local(&self.agent, "/introspect", &["-d", &format!("token={token}")]).json()
     }
 
-    fn is_active(&self, token: &str) -> bool {
+    pub(crate) fn is_active(&self, token: &str) -> bool {
         self.introspect(token)["active"] == true
     }
 }
 
-fn begin(holder: &mut Holder) -> proto::Task {
+pub(crate) fn begin(holder: &mut Holder) -> proto::Task {
     let details = vec![detail(WIKI, &["read", "write"])];
     holder.task_call("Begin", &proto::BeginRequest { details, ..Default::default() }).unwrap()
 }
 
 /// An offer to read somewhere below the wiki.
-fn offer(parent: &proto::Task, to: &str, place: &str) -> proto::DelegateRequest {
+pub(crate) fn offer(parent: &proto::Task, to: &str, place: &str) -> proto::DelegateRequest {
     proto::DelegateRequest {
         task_id: parent.id.clone(),
         spiffe_id: to.to_owned(),
@@ -163,12 +163,18 @@ fn join(holder: &mut Holder, offer: &proto::Delegation) -> Result<proto::Task, T
 }
 
 /// The child that one agent hands to another.
-fn child(parent: &proto::Task, from: &mut Holder, to: &mut Holder, name: &str, place: &str) -> proto::Task {
+pub(crate) fn child(
+    parent: &proto::Task,
+    from: &mut Holder,
+    to: &mut Holder,
+    name: &str,
+    place: &str,
+) -> proto::Task {
     let offered = delegate(from, &offer(parent, name, place)).unwrap();
     join(to, &offered).unwrap()
 }
 
-fn wanted(task: &proto::Task, format: proto::Format) -> proto::IssueRequest {
+pub(crate) fn wanted(task: &proto::Task, format: proto::Format) -> proto::IssueRequest {
     proto::IssueRequest {
         task_id: task.id.clone(),
         format: format.into(),
@@ -177,23 +183,23 @@ fn wanted(task: &proto::Task, format: proto::Format) -> proto::IssueRequest {
     }
 }
 
-fn issue(holder: &mut Holder, task: &proto::Task) -> Result<proto::Credential, TaskRefusal> {
+pub(crate) fn issue(holder: &mut Holder, task: &proto::Task) -> Result<proto::Credential, TaskRefusal> {
     holder.task_call("Issue", &wanted(task, proto::Format::AccessToken))
 }
 
-fn end(holder: &mut Holder, task: &proto::Task) -> Result<proto::TaskSummary, TaskRefusal> {
+pub(crate) fn end(holder: &mut Holder, task: &proto::Task) -> Result<proto::TaskSummary, TaskRefusal> {
     holder.task_call("End", &proto::EndRequest { task_id: task.id.clone(), ..Default::default() })
 }
 
-fn get(holder: &mut Holder, task: &proto::Task) -> Result<proto::Task, TaskRefusal> {
+pub(crate) fn get(holder: &mut Holder, task: &proto::Task) -> Result<proto::Task, TaskRefusal> {
     holder.task_call("Get", &proto::GetTaskRequest { task_id: task.id.clone() })
 }
 
-fn seconds(at: Option<&prost_types::Timestamp>) -> i64 {
+pub(crate) fn seconds(at: Option<&prost_types::Timestamp>) -> i64 {
     at.expect("a moment").seconds
 }
 
-fn lasting(seconds: i64) -> Option<prost_types::Duration> {
+pub(crate) fn lasting(seconds: i64) -> Option<prost_types::Duration> {
     Some(prost_types::Duration { seconds, nanos: 0 })
 }
 
@@ -539,4 +545,23 @@ fn once_a_parent_has_ended_nothing_is_issued_to_a_child_that_was_asking_all_the_
         assert!(!world.is_active(token));
     }
     assert_eq!(get(&mut ann, &below).unwrap().live_credentials, 0);
+}
+
+/// What a caller names and this agent does not know could be a limit: it is refused, not passed over.
+#[test]
+fn a_field_that_nobody_knows_is_refused_wherever_it_is() {
+    let world = World::new();
+    let mut planner = world.planner();
+    let request = proto::BeginRequest { details: vec![detail(WIKI, &["read"])], ..Default::default() };
+    let request = prost::Message::encode_to_vec(&request);
+    assert!(planner.task_call_raw::<proto::Task>("Begin", &request).is_ok());
+    // A detail with a ninth field.
+    let ninth = [&request[..], &[0x22, 3, 0x4a, 1, b'x']].concat();
+    // A request with a field of its own.
+    let twelfth = [&request[..], &[0x60, 1]].concat();
+    for (request, place) in [(ninth, "details.#9"), (twelfth, "#12")] {
+        let refused = planner.task_call_raw::<proto::Task>("Begin", &request).unwrap_err();
+        assert_eq!((refused.code, refused.reason.as_str()), (3, "malformed"));
+        assert!(refused.message.contains(place), "{refused:?}");
+    }
 }

@@ -11,6 +11,8 @@ mod entries;
 #[cfg(test)]
 mod federation;
 #[cfg(test)]
+mod following;
+#[cfg(test)]
 mod freeze;
 #[cfg(test)]
 mod http;

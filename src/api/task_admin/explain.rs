@@ -44,6 +44,8 @@ fn question(asked: proto::ExplainRequest) -> Result<AskAs, Status> {
         ttl: wire::duration("request.ttl", request.ttl)?,
         proof: None,
         operation: wire::operation(request.operation)?,
+        approval: None,
+        ask_people: false,
     };
     Ok(AskAs { task, spiffe_id, ask })
 }

@@ -92,6 +92,10 @@ fn of_decision(decision: &Decision) -> Status {
             let message = "people would have to allow this";
             reason(Code::FailedPrecondition, "approval_required", message, &metadata)
         }
+        Verdict::Deny if decision.reason == crate::policy::Reason::Frozen => {
+            let message = "an operator has frozen this";
+            reason(Code::FailedPrecondition, "frozen", message, &metadata)
+        }
         Verdict::Deny | Verdict::Allow => {
             let message = "policy does not allow this: an operator finds out why by the evaluation id";
             reason(Code::PermissionDenied, "policy_denied", message, &metadata)

@@ -3,8 +3,12 @@
 pub(super) mod approvals;
 mod children;
 pub(super) mod errors;
+mod fields;
+mod strict;
+mod watch;
 pub(super) mod wire;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use mayfly_proto::task as proto;
@@ -12,8 +16,12 @@ use mayfly_proto::task::task_api_server::TaskApi;
 use tonic::{Request, Response, Status};
 
 use self::errors::{malformed, of_error, reason};
-use super::admission::{Admitted, Gate};
+pub(super) use self::strict::Strict;
+use self::strict::UnknownField;
+use super::admission::{Admitted, Call, Gate};
 use super::workload::Messages;
+use crate::clock::Clock;
+use crate::drain::Watch;
 use crate::id::{ApprovalId, TaskId};
 use crate::policy::Action;
 use crate::task::Ending;
@@ -22,6 +30,8 @@ use crate::workload::{Ask, Errand, Form, Proof, TaskError};
 /// Serves tasks.
 pub(super) struct TaskService {
     gate: Gate,
+    clock: Arc<dyn Clock>,
+    drain: Watch,
 }
 
 impl std::fmt::Debug for TaskService {
@@ -31,13 +41,22 @@ impl std::fmt::Debug for TaskService {
 }
 
 impl TaskService {
-    /// A service behind `gate`.
-    pub(super) fn new(gate: Gate) -> Self {
-        Self { gate }
+    /// A service behind `gate`; streams end with `Unavailable` when the drain starts.
+    pub(super) fn new(gate: Gate, clock: Arc<dyn Clock>, drain: Watch) -> Self {
+        Self { gate, clock, drain }
     }
 
     async fn admit<T>(&self, request: &Request<T>, method: &'static str) -> Result<Admitted, Status> {
-        self.gate.call(request, method)?.admit().await
+        self.knock(request, method)?.admit().await
+    }
+
+    /// A request without any field that we do not know.
+    fn knock<T>(&self, request: &Request<T>, method: &'static str) -> Result<Call, Status> {
+        let call = self.gate.call(request, method)?;
+        match request.extensions().get::<UnknownField>() {
+            Some(UnknownField(field)) => Err(malformed(field)),
+            None => Ok(call),
+        }
     }
 
     /// Admits the caller, or the process of the task that it keeps.
@@ -48,7 +67,7 @@ impl TaskService {
         task: TaskId,
         errand: Errand<'_>,
     ) -> Result<Admitted, Status> {
-        let call = self.gate.call(request, method)?;
+        let call = self.knock(request, method)?;
         match self.gate.workloads().kept_by(&call.peer().process().key(), task, errand).map_err(of_error)? {
             Some(process) => call.admit_as(&process).await,
             None => call.admit().await,
@@ -150,20 +169,25 @@ impl TaskApi for TaskService {
         joined.map(|view| Response::new(wire::task(&view))).map_err(of_error)
     }
 
-    async fn renew(&self, _request: Request<proto::RenewRequest>) -> Result<Response<proto::Task>, Status> {
-        Err(not_here())
+    async fn renew(&self, request: Request<proto::RenewRequest>) -> Result<Response<proto::Task>, Status> {
+        Gate::check_header(&request)?;
+        let asked = request.get_ref();
+        let (id, life) = (task_id(&asked.task_id)?, wire::duration("ttl", asked.ttl)?);
+        let admitted = self.admit_in(&request, "Renew", id, Errand::Tend).await?;
+        let renewed = self.gate.workloads().renew_task(admitted.admission(), id, life).await;
+        renewed.map(|view| Response::new(wire::task(&view))).map_err(of_error)
     }
 
     async fn watch(
         &self,
-        _request: Request<proto::WatchRequest>,
+        request: Request<proto::WatchRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        Err(not_here())
+        Gate::check_header(&request)?;
+        let id = task_id(&request.get_ref().task_id)?;
+        let admitted = self.admit_in(&request, "Watch", id, Errand::Tend).await?;
+        let watch = self.gate.workloads().watch_task(admitted.admission(), id).map_err(of_error)?;
+        Ok(Response::new(watch::messages(watch, Arc::clone(&self.clock), self.drain.clone())))
     }
-}
-
-fn not_here() -> Status {
-    Status::unimplemented("this version of the agent does not serve this call")
 }
 
 pub(super) fn task_id(text: &str) -> Result<TaskId, Status> {

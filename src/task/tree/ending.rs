@@ -88,6 +88,8 @@ impl Tree {
         };
         if let Some(parent) = parent.and_then(|id| self.tasks.get_mut(&id)) {
             parent.children.remove(&top);
+            let above = parent.id;
+            self.note_change(above);
         }
         for id in self.subtree(top) {
             let ending = if id == top { ending } else { Ending::ParentEnded };
@@ -155,6 +157,7 @@ impl Tree {
             Some(task) if task.standing == Standing::Active => task.standing = Standing::Suspended(why),
             _ => return Vec::new(),
         }
+        self.note_change(id);
         self.subtree(id)
     }
 
@@ -166,6 +169,7 @@ impl Tree {
             }
             _ => return Vec::new(),
         }
+        self.note_change(id);
         self.subtree(id)
     }
 
@@ -180,6 +184,7 @@ impl Tree {
             self.leases.remove(lease);
         }
         self.timers.cancel(&Timer::Task(id));
+        self.unwatch(id);
         self.live -= 1;
         if let Some(live) = self.by_agent.get_mut(&agent) {
             *live -= 1;

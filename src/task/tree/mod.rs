@@ -37,6 +37,10 @@ pub struct Tree {
     keys: HashMap<(ProcessKey, String), (Key, Repeat)>,
     /// Ended tasks that are still remembered, the oldest first.
     ended: VecDeque<(Instant, TaskId)>,
+    /// Somebody follows these.
+    watched: BTreeSet<TaskId>,
+    /// Those of them that are otherwise than when they were last asked for.
+    changed: BTreeSet<TaskId>,
 }
 
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -91,6 +95,8 @@ impl Tree {
             timers: Timers::default(),
             keys: HashMap::new(),
             ended: VecDeque::new(),
+            watched: BTreeSet::new(),
+            changed: BTreeSet::new(),
         }
     }
 
@@ -283,6 +289,28 @@ impl Tree {
         Ok(())
     }
 
+    /// From now on changes of the task are noted.
+    pub fn watch(&mut self, id: TaskId) {
+        self.watched.insert(id);
+    }
+
+    /// They are not any more.
+    pub fn unwatch(&mut self, id: TaskId) {
+        self.watched.remove(&id);
+        self.changed.remove(&id);
+    }
+
+    /// The watched tasks that have changed since this was asked last.
+    pub fn take_changed(&mut self) -> BTreeSet<TaskId> {
+        std::mem::take(&mut self.changed)
+    }
+
+    fn note_change(&mut self, id: TaskId) {
+        if self.watched.contains(&id) {
+            self.changed.insert(id);
+        }
+    }
+
     /// The earliest moment at which [`Tree::on_timeout`] has something to do.
     pub fn deadline(&self) -> Option<Instant> {
         self.timers.next()
@@ -316,6 +344,8 @@ impl Tree {
             parent.children.insert(id);
             parent.children_ever += 1;
             parent.last_call = now;
+            let above = parent.id;
+            self.note_change(above);
         }
         self.index(task)
     }

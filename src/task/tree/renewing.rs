@@ -55,7 +55,19 @@ impl Tree {
         task.last_call = now;
         let at = wakes_at(task);
         self.timers.set(Timer::Task(id), at);
+        self.note_change(id);
         Ok(self.narrow(id, &grants, now, wall))
+    }
+
+    /// Takes time back that was given too much, from the task and from everything below it.
+    pub fn curtail(&mut self, top: TaskId, deadline: Instant) {
+        for id in self.subtree(top) {
+            let Some(task) = self.tasks.get_mut(&id).filter(|task| task.ended_at.is_none()) else { continue };
+            task.deadline = task.deadline.min(deadline);
+            let at = wakes_at(task);
+            self.timers.set(Timer::Task(id), at);
+            self.note_change(id);
+        }
     }
 
     /// Takes from the task what is not in `cut`, and from everything below it what the one above has lost. What is
@@ -73,6 +85,7 @@ impl Tree {
                 cascade.extend(self.end(id, Ending::Policy, now, wall));
             } else if let Some(task) = self.tasks.get_mut(&id) {
                 task.charter.grants = left;
+                self.note_change(id);
             }
         }
         cascade

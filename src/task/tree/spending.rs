@@ -52,6 +52,7 @@ impl Tree {
             if task.audiences.len() < MAX_AUDIENCES {
                 task.audiences.insert(audience.to_owned());
             }
+            self.note_change(id);
         }
         Ok(())
     }
@@ -88,6 +89,7 @@ impl Tree {
         if let Some(task) = self.tasks.get_mut(&id) {
             task.leases.insert(lease);
             self.leases.insert(lease, id);
+            self.note_change(id);
         }
     }
 
@@ -97,6 +99,7 @@ impl Tree {
         if let Some(task) = self.tasks.get_mut(&id) {
             task.leases.remove(&lease);
         }
+        self.note_change(id);
         Some(id)
     }
 
@@ -110,6 +113,7 @@ impl Tree {
         if let Some(task) = self.tasks.get_mut(&id) {
             task.denials = task.denials.saturating_add(1);
         }
+        self.note_change(id);
     }
 
     /// The timer may be late; the deadline is not.

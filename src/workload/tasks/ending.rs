@@ -10,7 +10,7 @@ use crate::audit::{self, Event, TaskStep};
 use crate::id::TaskId;
 use crate::lease::WorkloadId;
 use crate::ledger::{Reason, Row};
-use crate::task::{Cascade, Ending, Refused, Standing};
+use crate::task::{Cascade, Ending, Refused, Standing, Toll};
 use crate::workload::revoker::Initiator;
 use crate::workload::{Admission, Shared, State, Workloads};
 
@@ -129,6 +129,13 @@ impl Shared {
             state.tasks.keepers.remove(&ended.task);
             self.void_approvals(state, ended.task);
             let Some(view) = state.tasks.view(ended.task, now, wall) else { continue };
+            if state.tasks.watchers.follows(ended.task) {
+                let took = self.parts.clock.monotonic().saturating_duration_since(seen);
+                let Toll { descendants, credentials } = toll;
+                let view = view.clone();
+                let summary = TaskSummary { view, tasks: descendants + 1, credentials, took };
+                state.tasks.watchers.tell_end(summary);
+            }
             let holder = view.task.seat.holder;
             if state.core.unhold(holder) && kept != Some(holder) {
                 self.forget_idle(state, holder);

@@ -73,7 +73,7 @@ impl Shared {
         };
         let name = find_target(set, ask).map_or_else(|| ask.target.clone(), |target| target.name.clone());
         let action = ask.action.unwrap_or(Action::Read);
-        let question = self.question(&subject, &view, action, Object::Target(name), ask);
+        let question = self.question(&subject, &view, action, Object::Target(name), ask, None);
         let before = standing.err().or_else(|| not_granted(set, &view, ask));
         Ok(Explained { explanation: set.explain(&question, Engine::new_evaluation()), question, before })
     }

@@ -17,6 +17,8 @@ mod issue;
 mod keeper;
 mod operator;
 mod plan;
+mod renew;
+mod watch;
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime};
@@ -28,13 +30,15 @@ pub use self::begin::Begin;
 pub use self::children::{Delegate, Join, OfferView};
 pub use self::credential::{Form, TaskCredential};
 pub use self::ending::TaskSummary;
-use self::ending::count;
 pub use self::explain::{AskAs, Explained};
 pub use self::following::TaskFollower;
 pub use self::issue::{Ask, Authorized, Issued, Proof};
 pub use self::keeper::{Errand, MOST_AUDIENCES};
 pub use self::operator::TaskFilter;
+pub use self::watch::{Look, TaskWatch};
 
+use self::ending::count;
+use self::watch::Watchers;
 use super::{Admission, Refusal, Workloads};
 use crate::audit;
 use crate::id::{LeaseId, SpiffeId, TaskId};
@@ -82,6 +86,7 @@ pub(super) struct Tasks {
     certificates: HashMap<LeaseId, [u8; 32]>,
     /// Who else may ask for credentials of a task.
     keepers: HashMap<TaskId, keeper::Keeper>,
+    watchers: Watchers,
 }
 
 impl Default for Tasks {
@@ -92,6 +97,7 @@ impl Default for Tasks {
             rates: HashMap::new(),
             certificates: HashMap::new(),
             keepers: HashMap::new(),
+            watchers: Watchers::default(),
         }
     }
 }
@@ -106,6 +112,13 @@ impl Tasks {
     /// When something of a task is due next.
     pub(super) fn deadline(&self) -> Option<Instant> {
         self.tree.deadline().into_iter().chain(self.approvals.deadline()).min()
+    }
+
+    /// Tells whoever follows a task that it has changed.
+    pub(super) fn tell_changes(&mut self) {
+        for id in self.tree.take_changed() {
+            self.watchers.tell(id);
+        }
     }
 
     /// Takes one credential of the minute.
