@@ -31,8 +31,9 @@ impl Fields {
         let files = FileDescriptorSet::decode(descriptors).unwrap_or_default().file;
         for file in &files {
             let package = file.package();
+            let scope = if package.is_empty() { String::new() } else { format!(".{package}") };
             for message in &file.message_type {
-                fields.add(&format!(".{package}"), message);
+                fields.add(&scope, message);
             }
             let services = file.service.iter().filter(|one| format!("{package}.{}", one.name()) == service);
             let methods = services.flat_map(|one| &one.method);
