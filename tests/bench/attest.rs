@@ -99,7 +99,7 @@ fn local(quick: bool) -> Result<()> {
         warm.extend(samples(&admin, second.pid(), "unix", 10)?);
         cgroup.extend(samples(&admin, first.pid(), "cgroup", 10)?);
     }
-    report("unix", &format!("with the hash of a program of {size} MiB never seen before"), &mut cold)?;
+    report("unix", &format!("{size} MiB program never seen, hashed"), &mut cold)?;
     report("unix", "program known", &mut warm)?;
     report("cgroup", "always read", &mut cgroup)
 }
@@ -131,8 +131,8 @@ fn node(cluster: &Cluster) -> Result<Agent> {
     let plan = agent.plan().clone().settings(&settings);
     *agent.plan() = plan;
     agent.write_config();
+    // Ready with the first list.
     agent.launch();
-    cluster.watched_by(1);
     Ok(agent)
 }
 
@@ -149,6 +149,7 @@ fn pods(quick: bool) -> Result<()> {
         recorded.iter().cycle().take(PODS).enumerate().map(|(n, pod)| like(pod, n)).collect();
     let cluster = Cluster::start();
     let agent = node(&cluster)?;
+    cluster.watched_by(1);
     let admin = agent.admin();
     let before = resident_kib(agent.pid())?;
     let bytes: usize = all.iter().map(|pod| pod.to_string().len()).sum();
@@ -180,7 +181,7 @@ fn pods(quick: bool) -> Result<()> {
     for n in 0..if quick { 10 } else { 100 } {
         cold.push(first_word(&cluster, &agent, n)?);
     }
-    report("k8s", "from the API server's first word of a pod that is waited for", &mut cold)?;
+    report("k8s", "from the server's word of a pod to the answer", &mut cold)?;
     drop(agent);
     let mut listed = Vec::new();
     for _ in 0..if quick { 3 } else { 20 } {
@@ -189,7 +190,7 @@ fn pods(quick: bool) -> Result<()> {
         listed.push(begin.elapsed().as_secs_f64() * 1e6);
         anyhow::ensure!(agent.admin().status().pods.is_some_and(|pods| pods.known > PODS as u64));
     }
-    line(&format!("start of a new agent to serving with {PODS} pods listed"), &percentiles(&mut listed))
+    line(&format!("start of a new agent to serving, {PODS} pods listed"), &percentiles(&mut listed))
 }
 
 /// Somebody asks about a process of a pod that nobody knows; then the pod appears, with its container.
