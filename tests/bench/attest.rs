@@ -176,6 +176,13 @@ fn pods(quick: bool) -> Result<()> {
         let mut warm = samples(&admin, sleep.pid(), attestor, rounds)?;
         report(attestor, &format!("pod known, {PODS} pods on the node"), &mut warm)?;
     }
+    let mut whole = Vec::new();
+    for _ in 0..rounds {
+        let begin = Instant::now();
+        admin.explain(sleep.pid()).context("explain")?;
+        whole.push(begin.elapsed().as_secs_f64() * 1e6);
+    }
+    line(&format!("explain, the whole call, pod known, {PODS} pods"), &percentiles(&mut whole))?;
     anyhow::ensure!(cluster.asked() == asked, "somebody was asked");
     let mut cold = Vec::new();
     for n in 0..if quick { 10 } else { 100 } {
