@@ -120,8 +120,8 @@ impl Agent {
         let sources = Arc::new(self.sources(web.listeners.clone(), sds.clone()));
         let metrics = Metrics::new(Arc::clone(&sources), self.audit.clone());
         let status: crate::api::admin::StatusSource = Arc::new(move || sources.status());
-        let max_audiences = self.config.jwt.max_audiences;
-        let (public, public_health) = routes::public(&gate, &self.clock, &watch, max_audiences, &sds)?;
+        let (public, public_health) =
+            routes::public(&gate, &self.clock, &watch, self.config.jwt.max_audiences, &sds)?;
         let (admin, admin_health) = self.admin_routes(status, &watch)?;
         let mut tasks = JoinSet::new();
         self.follow_concerns(&mut tasks, &watch);
@@ -140,8 +140,7 @@ impl Agent {
         tasks.spawn(policies.run());
         tasks.spawn(super::policy::follow_flag(self.config.clone(), self.workloads.clone(), watch.clone()));
         tasks.spawn(self.workloads.clone().follow_entries(watch.clone()));
-        let approvals = self.config.approvals.clone();
-        tasks.spawn(super::notify::follow(self.workloads.clone(), approvals, watch.clone()));
+        self.notify(&mut tasks, &watch);
         tasks.spawn(self.workloads.clone().know_own_program());
         tasks.spawn(self.federation.clone().run(watch.clone()));
         let life = heart::start(self.workloads.clone(), self.readiness.clone(), self.manager.clone())?;
@@ -165,6 +164,14 @@ impl Agent {
         gate.open();
         self.workloads.keep(self.custody)?;
         Ok(running)
+    }
+}
+
+impl Agent {
+    /// Tells people of what agents ask.
+    fn notify(&self, tasks: &mut JoinSet<()>, watch: &Watch) {
+        let approvals = self.config.approvals.clone();
+        tasks.spawn(super::notify::follow(self.workloads.clone(), approvals, watch.clone()));
     }
 }
 

@@ -11,6 +11,7 @@ use mayfly_harness::cgroup::PodGroup;
 use mayfly_harness::cluster::{Cluster, pod, recorded_pods};
 use mayfly_harness::engine::{Engine, Kind};
 use mayfly_harness::{Agent, Plan, files, until};
+use mayfly_proto::admin::ExplainResponse;
 use serde_json::Value;
 
 use super::{SETTINGS, count, entries, line, percentiles, resident_kib};
@@ -30,9 +31,15 @@ fn samples(admin: &Admin, pid: u32, attestor: &str, rounds: usize) -> Result<Vec
     (0..rounds).map(|_| one(admin, pid, attestor)).collect()
 }
 
+/// What the agent says of a process. Each question is a connection, and one user may make 500 a second.
+fn explained(admin: &Admin, pid: u32) -> Result<ExplainResponse> {
+    std::thread::sleep(Duration::from_millis(2));
+    admin.explain(pid).context("explain")
+}
+
 /// Microseconds that it took in one answer.
 fn one(admin: &Admin, pid: u32, attestor: &str) -> Result<f64> {
-    let told = admin.explain(pid).context("explain")?;
+    let told = explained(admin, pid)?;
     let found = told.attestors.into_iter().find(|one| one.kind == attestor);
     let found = found.with_context(|| format!("no attestor {attestor}"))?;
     anyhow::ensure!(found.outcome == "ok", "{attestor}: {}", found.outcome);
@@ -178,6 +185,10 @@ fn pods(quick: bool) -> Result<()> {
     }
     let mut whole = Vec::new();
     for _ in 0..rounds {
+<<<<<<< HEAD
+=======
+        std::thread::sleep(Duration::from_millis(2));
+>>>>>>> w/five
         let begin = Instant::now();
         admin.explain(sleep.pid()).context("explain")?;
         whole.push(begin.elapsed().as_secs_f64() * 1e6);
@@ -249,7 +260,7 @@ fn docker(quick: bool) -> Result<()> {
         engine.run(&["rename", &format!("name-{}", n - 1), &name]);
         let selector = format!("docker:name:{name}");
         cold.push(until("the new name", || {
-            let told = admin.explain(pid).ok()?;
+            let told = explained(&admin, pid).ok()?;
             let is_new = told.selectors.iter().any(|one| one.text == selector);
             let docker = told.attestors.iter().find(|one| one.kind == "docker").filter(|_| is_new)?;
             micros(docker.micros).ok()
