@@ -140,7 +140,7 @@ impl Agent {
         tasks.spawn(policies.run());
         tasks.spawn(super::policy::follow_flag(self.config.clone(), self.workloads.clone(), watch.clone()));
         tasks.spawn(self.workloads.clone().follow_entries(watch.clone()));
-        self.notify(&mut tasks, &watch);
+        notify(&mut tasks, &self.workloads, &self.config, &watch);
         tasks.spawn(self.workloads.clone().know_own_program());
         tasks.spawn(self.federation.clone().run(watch.clone()));
         let life = heart::start(self.workloads.clone(), self.readiness.clone(), self.manager.clone())?;
@@ -167,12 +167,9 @@ impl Agent {
     }
 }
 
-impl Agent {
-    /// Tells people of what agents ask.
-    fn notify(&self, tasks: &mut JoinSet<()>, watch: &Watch) {
-        let approvals = self.config.approvals.clone();
-        tasks.spawn(super::notify::follow(self.workloads.clone(), approvals, watch.clone()));
-    }
+/// Tells people of what agents ask.
+fn notify(tasks: &mut JoinSet<()>, workloads: &Workloads, config: &Config, watch: &Watch) {
+    tasks.spawn(super::notify::follow(workloads.clone(), config.approvals.clone(), watch.clone()));
 }
 
 fn serve_launches(

@@ -185,10 +185,7 @@ fn pods(quick: bool) -> Result<()> {
     }
     let mut whole = Vec::new();
     for _ in 0..rounds {
-<<<<<<< HEAD
-=======
         std::thread::sleep(Duration::from_millis(2));
->>>>>>> w/five
         let begin = Instant::now();
         admin.explain(sleep.pid()).context("explain")?;
         whole.push(begin.elapsed().as_secs_f64() * 1e6);
