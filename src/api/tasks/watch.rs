@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::stream;
 use mayfly_proto::task as proto;
@@ -34,11 +34,26 @@ pub(super) fn messages(watch: TaskWatch, clock: Arc<dyn Clock>, drain: Watch) ->
     }))
 }
 
+/// A task as it was shown. Its moments are kept by the monotonic clock: the wall clock's word for them is a little
+/// different each time, and that is no change.
+#[derive(Clone)]
+struct Shown {
+    task: proto::Task,
+    ends: (Instant, Instant),
+}
+
+impl PartialEq for Shown {
+    fn eq(&self, other: &Self) -> bool {
+        let plain = |one: &Self| proto::Task { deadline: None, latest_deadline: None, ..one.task.clone() };
+        self.ends == other.ends && plain(self) == plain(other)
+    }
+}
+
 struct TaskStream {
     watch: TaskWatch,
     clock: Arc<dyn Clock>,
     drain: Watch,
-    follower: Follower<proto::Task>,
+    follower: Follower<Shown>,
     /// What the last look brought and nobody has taken yet: no more than the task holds credentials. Nothing is looked
     /// at before it is empty.
     waiting: VecDeque<proto::TaskEvent>,
@@ -63,7 +78,8 @@ impl TaskStream {
                 Look::Forgotten => return self.end(Err(of_error(Refused::NoSuchTask.into()))),
                 Look::Frozen => return self.end(Err(frozen())),
             };
-            let notes = self.follower.look(wire::task(&view), held, now);
+            let shown = Shown { task: wire::task(&view), ends: (view.task.deadline, view.task.latest) };
+            let notes = self.follower.look(shown, held, now);
             let events = notes.into_iter().map(|note| self.told(note)).map(|told| event(now, told));
             self.waiting = events.collect();
             if self.waiting.is_empty() && !self.wait().await {
@@ -90,9 +106,9 @@ impl TaskStream {
         true
     }
 
-    fn told(&self, note: Note<proto::Task>) -> Event {
+    fn told(&self, note: Note<Shown>) -> Event {
         match note {
-            Note::Changed(task) => Event::Task(task),
+            Note::Changed(shown) => Event::Task(shown.task),
             Note::Expiring(held) => {
                 let Held { lease, audience, expires, .. } = held;
                 let expires_at = Some(wire::timestamp(expires));

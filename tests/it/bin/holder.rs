@@ -200,11 +200,7 @@ impl Holder {
                 self.streams.spawn(follow(stream, event, "task_end"));
                 Ok(Value::Null)
             }
-            Err(status) => {
-                let details = BASE64.encode(status.details());
-                let (code, why) = (i32::from(status.code()), status.message());
-                Ok(json!({"event": "task_end", "code": code, "message": why, "details": details}))
-            }
+            Err(status) => Ok(ended("task_end", Some(&status))),
         }
     }
 
@@ -305,11 +301,7 @@ fn bytes(order: &Value) -> Result<Bytes> {
 fn called(answer: Result<Bytes, Status>) -> Value {
     match answer {
         Ok(answer) => json!({"event": "task_call", "answer": BASE64.encode(&answer)}),
-        Err(status) => {
-            let details = BASE64.encode(status.details());
-            let (code, why) = (i32::from(status.code()), status.message());
-            json!({"event": "task_call", "code": code, "message": why, "details": details})
-        }
+        Err(status) => ended("task_call", Some(&status)),
     }
 }
 
@@ -372,7 +364,8 @@ fn encoded(list: &[Bytes]) -> Vec<String> {
 /// `code` 0 stands for an end without an error.
 fn ended(event: &str, status: Option<&Status>) -> Value {
     let code = status.map_or(0, |s| i32::from(s.code()));
-    json!({"event": event, "code": code, "message": status.map_or("", |s| s.message())})
+    let details = BASE64.encode(status.map_or(&[][..], Status::details));
+    json!({"event": event, "code": code, "message": status.map_or("", |s| s.message()), "details": details})
 }
 
 async fn follow_world(tag: usize, mut stream: xds::World) -> Result<()> {
