@@ -20,14 +20,10 @@ pub(crate) fn attest(
     hierarchies: &Hierarchies,
     view: &View,
 ) -> Result<Found, Silent> {
-    let (root, controllers) = [&b""[..], b"name=systemd"]
-        .into_iter()
-        .find_map(|controllers| Some((hierarchies.root(controllers)?, controllers)))
-        .ok_or("neither a v2 hierarchy nor one named systemd is mounted")?;
-    let is_ours = |line: &CgroupLine<'_>| {
-        line.controllers == controllers && (line.hierarchy == 0) == controllers.is_empty()
-    };
-    let line = procfs::cgroups(raw).find(is_ours).ok_or("the process is in no such cgroup")?;
+    let controllers =
+        believed(hierarchies).ok_or("neither a v2 hierarchy nor one named systemd is mounted")?;
+    let root = hierarchies.root(controllers).ok_or("the hierarchy is gone")?;
+    let line = line_of(raw, controllers).ok_or("the process is in no such cgroup")?;
     let mut found = Found::default();
     let Ok(parts) = origin::absolute(line.path, view.own_in(controllers)) else {
         found.note("path", "the cgroup is outside our cgroup namespace, or in our own container");
@@ -48,4 +44,21 @@ pub(crate) fn attest(
     };
     found.add("cgroup", key, text::of_bytes(&path));
     Ok(found)
+}
+
+/// The path alone, as `raw` has it.
+pub(crate) fn path_of(raw: &[u8], hierarchies: &Hierarchies) -> Option<String> {
+    let line = line_of(raw, believed(hierarchies)?)?;
+    Some(String::from_utf8_lossy(line.path).into_owned())
+}
+
+fn believed(hierarchies: &Hierarchies) -> Option<&'static [u8]> {
+    [&b""[..], b"name=systemd"].into_iter().find(|controllers| hierarchies.root(controllers).is_some())
+}
+
+fn line_of<'a>(raw: &'a [u8], controllers: &[u8]) -> Option<CgroupLine<'a>> {
+    let is_ours = |line: &CgroupLine<'_>| {
+        line.controllers == controllers && (line.hierarchy == 0) == controllers.is_empty()
+    };
+    procfs::cgroups(raw).find(is_ours)
 }

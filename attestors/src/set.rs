@@ -248,6 +248,13 @@ impl AttestorSet {
         origin.container().map(|container| container.id)
     }
 
+    /// Path of the cgroup that `process` is in now, as it reads from here: of the v2 hierarchy or, on a machine without
+    /// one, of the hierarchy named `systemd`. Says nothing of who could put it there: only for comparing with another's.
+    pub fn cgroup_of(&self, process: &Process) -> Option<String> {
+        let raw = target::cgroup_text(process).ok()?;
+        cgroup::path_of(&raw, &self.hierarchies)
+    }
+
     /// Whether some thread of `process` has a tracer now, or there are too many threads to tell. Reads a file for
     /// each thread.
     ///

@@ -11,6 +11,7 @@ mod error;
 mod follow;
 mod heart;
 mod kubernetes;
+mod notify;
 mod policy;
 mod refused;
 mod run;

@@ -139,6 +139,8 @@ impl Agent {
         tasks.spawn(policies.run());
         tasks.spawn(super::policy::follow_flag(self.config.clone(), self.workloads.clone(), watch.clone()));
         tasks.spawn(self.workloads.clone().follow_entries(watch.clone()));
+        let approvals = self.config.approvals.clone();
+        tasks.spawn(super::notify::follow(self.workloads.clone(), approvals, watch.clone()));
         tasks.spawn(self.workloads.clone().know_own_program());
         tasks.spawn(self.federation.clone().run(watch.clone()));
         let life = heart::start(self.workloads.clone(), self.readiness.clone(), self.manager.clone())?;

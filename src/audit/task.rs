@@ -105,10 +105,14 @@ pub enum ApprovalStep {
     Granted,
     /// One of them said no.
     Denied,
-    /// Nobody said enough in time, nobody used it in time, or its task ended.
+    /// Nobody said enough in time, or nobody used it in time.
     Expired,
+    /// Its task ended first.
+    Cancelled,
     /// It was used.
     Used,
+    /// Nobody could be told that it was asked for.
+    NotTold,
 }
 
 /// One approval, as far as the record tells it.

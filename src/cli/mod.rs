@@ -5,6 +5,7 @@
 //! [`exit::Exit`].
 
 mod agent;
+mod approve;
 mod args;
 mod audit;
 mod authority;
@@ -119,6 +120,9 @@ enum Client {
     /// Say what another process would get, and what it just misses (operators)
     #[command(after_help = explain::EXAMPLES)]
     Explain(explain::Args),
+    /// Show what agents ask people to allow, and answer (operators)
+    #[command(after_help = approve::EXAMPLES)]
+    Approve(approve::Args),
     /// Freeze everything, an agent, a task or a target: nothing is issued to it any more (operators)
     #[command(after_help = freeze::FREEZE_EXAMPLES)]
     Freeze(freeze::Freeze),
@@ -217,6 +221,7 @@ impl Client {
             Self::Validate(args) => validate::run(args, context).await,
             Self::Whoami(args) => whoami::run(args, context).await,
             Self::Explain(args) => explain::run(args, context).await,
+            Self::Approve(args) => approve::run(args, context).await,
             Self::Freeze(args) => freeze::freeze(args, context).await,
             Self::Thaw(args) => freeze::thaw(args, context).await,
             Self::Lease(args) => lease::run(args, context).await,

@@ -2,6 +2,7 @@
 //! only be valid ([`Config`]). Every mistake of both stages is in one report. Reference:
 //! `docs/configuration.md`.
 
+mod approvals;
 mod engines;
 mod federation;
 mod kubernetes;
@@ -20,6 +21,7 @@ mod wit;
 
 use std::path::Path;
 
+pub use self::approvals::ApprovalSettings;
 pub use self::engines::{CgroupSettings, DockerSettings};
 pub use self::federation::{EndpointUrl, FederationSettings, RemoteProfile, UrlError};
 pub use self::kubernetes::{Enabled, Ephemeral, KubernetesSettings, PodSource, node_name};

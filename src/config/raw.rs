@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::approvals::RawApprovals;
 use super::engines::{RawCgroup, RawDocker};
 use super::federation::RawFederation;
 use super::kubernetes::RawKubernetes;
@@ -28,6 +29,7 @@ pub struct RawConfig {
     pub(super) entries_dir: Option<Found<PathBuf>>,
     pub(super) entries_projected: Option<Found<bool>>,
     pub(super) policy: RawPolicy,
+    pub(super) approvals: RawApprovals,
     pub(super) sockets: RawSockets,
     pub(super) x509: RawX509,
     pub(super) jwt: RawJwt,
@@ -140,6 +142,7 @@ impl RawConfig {
             entries_dir: table.path("entries_dir"),
             entries_projected: table.boolean("entries_projected"),
             policy: table.section("policy", RawPolicy::read),
+            approvals: table.section("approvals", RawApprovals::read),
             sockets: table.section("sockets", |t| RawSockets {
                 public: t.path("public"),
                 admin: t.path("admin"),

@@ -25,6 +25,7 @@ impl RawConfig {
         let projected = self.entries_projected.is_some_and(|found| found.value);
         let from = if projected { EntriesFrom::Projected } else { EntriesFrom::Directory };
         let policy = self.policy.resolve(problems);
+        let approvals = self.approvals.resolve(problems);
         let probes = self.probes.resolve(problems);
         let audit = self.audit_path.map_or_else(|| data_dir.join("audit.jsonl"), |path| path.value);
         let upstream = self.upstream.resolve(&data_dir, problems);
@@ -53,6 +54,7 @@ impl RawConfig {
             storage: Storage::Disk(data_dir),
             entries: from(entries_dir),
             policy,
+            approvals,
             sockets,
             x509: X509Settings { ttl: x509_ttl, key_type: x509_key },
             jwt,

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::approvals::ApprovalSettings;
 use super::engines::{CgroupSettings, DockerSettings};
 use super::federation::FederationSettings;
 use super::kubernetes::KubernetesSettings;
@@ -28,6 +29,8 @@ pub struct Config {
     pub entries: EntriesFrom,
     /// `[policy]`
     pub policy: PolicyFrom,
+    /// `[approvals]`
+    pub approvals: ApprovalSettings,
     /// `[sockets]`
     pub sockets: SocketSettings,
     /// `[x509]`

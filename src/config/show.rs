@@ -45,7 +45,7 @@ impl fmt::Display for Config {
         write!(f, "{}", self.sds)?;
         self.upstream.iter().try_for_each(|upstream| write!(f, "{upstream}"))?;
         self.web(f)?;
-        write!(f, "{}{}", self.policy, self.probes)?;
+        write!(f, "{}{}{}", self.policy, self.approvals, self.probes)?;
         self.federation.iter().try_for_each(|relationship| write!(f, "{relationship}"))
     }
 }

@@ -117,7 +117,10 @@ async fn get(url: &EndpointUrl, tls: &TlsConnector) -> Result<Answer, FetchError
     }
 }
 
-async fn connect(url: &EndpointUrl, tls: &TlsConnector) -> Result<TlsStream<TcpStream>, FetchError> {
+pub(super) async fn connect(
+    url: &EndpointUrl,
+    tls: &TlsConnector,
+) -> Result<TlsStream<TcpStream>, FetchError> {
     let name = ServerName::try_from(url.host().to_owned()).ok().ok_or(FetchError::Host)?;
     let connected = TcpStream::connect((url.host(), url.port())).await;
     let stream = connected.map_err(|error| FetchError::Connect(url.authority().to_owned(), error))?;

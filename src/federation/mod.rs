@@ -6,6 +6,7 @@
 
 mod fetch;
 mod poll;
+mod post;
 mod table;
 mod tls;
 
@@ -16,6 +17,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
 pub use self::fetch::{FetchError, MAX_REDIRECTS};
+pub use self::post::post_json;
 pub use self::table::Row;
 pub use self::tls::TlsError;
 

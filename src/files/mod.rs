@@ -19,6 +19,7 @@ pub use self::given::given_by_root;
 pub use self::hand_over::{Holding, hand_over};
 pub use self::projected::Projected;
 pub use self::trust::{
-    Fault, FileError, TrustRules, ensure_dir, ensure_private_dir, list_trusted_dir, read_trusted,
+    Fault, FileError, TrustRules, check_trusted, ensure_dir, ensure_private_dir, list_trusted_dir,
+    read_trusted,
 };
 pub use self::write::{sweep, write_atomic, write_atomic_for};

@@ -136,6 +136,22 @@ pub fn read_trusted(path: &Path, rules: &TrustRules) -> Result<Vec<u8>, FileErro
     read_in(&dir, name, rules, &path)
 }
 
+/// Checks a file as [`TrustRules::public`] does, of any size, and every directory above it, without opening it: a program
+/// that we are about to run.
+///
+/// # Errors
+/// [`FileError`].
+pub fn check_trusted(path: &Path) -> Result<(), FileError> {
+    let path = absolute(path)?;
+    let rules = TrustRules::public(u64::MAX);
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(untrusted(&path, Fault::NotAFile("a directory")));
+    };
+    let dir = open_dirs(parent, rules.own_uid, None)?;
+    let peek = open_at(&dir, name, OFlags::PATH, &path)?;
+    check_file(&stat(&peek, &path)?, &rules, &path)
+}
+
 /// Reads a file of an opened, checked directory. `path` is for messages.
 pub(super) fn read_in(
     dir: &OwnedFd,

@@ -13,7 +13,7 @@ use super::minted::{Lease, Minted, Token};
 use super::{IssueError, not_after};
 use crate::authority::{AuthorityError, BACKDATE, JwsAlgorithm, JwsAuthority, JwsUse, JwtBundle};
 use crate::clock::{from_unix_seconds, unix_seconds};
-use crate::id::{LeaseId, SpiffeId, TaskId};
+use crate::id::{ApprovalId, LeaseId, SpiffeId, TaskId, hex_text};
 use crate::json;
 use crate::ledger::{self, StatusIndex};
 use crate::policy::{self, Permit};
@@ -66,8 +66,18 @@ pub struct TaskTerms {
     pub template: Option<String>,
     /// This run of the agent.
     pub instance: String,
-    /// Good for one use: whoever introspects it first is told that it is active, and nobody after him.
-    pub single_use: bool,
+    /// What people allowed. With that it is good for one use: whoever introspects it first is told that it is active,
+    /// and nobody after him.
+    pub approval: Option<ApprovalTerms>,
+}
+
+/// The approval that a token was bought with.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct ApprovalTerms {
+    /// Its name.
+    pub id: ApprovalId,
+    /// SHA-256 of the operation that was approved, in canonical form, if it was named.
+    pub operation: Option<[u8; 32]>,
 }
 
 impl TaskTerms {
@@ -78,7 +88,9 @@ impl TaskTerms {
             depth: self.depth,
             template: self.template.as_deref(),
             instance: &self.instance,
-            max_calls: self.single_use.then_some(1),
+            max_calls: self.approval.map(|_| 1),
+            approval: self.approval.map(|approval| approval.id.to_string()),
+            operation_sha256: self.approval.and_then(|approval| Some(hex_text(&approval.operation?))),
         }
     }
 }
@@ -227,6 +239,10 @@ struct TaskClaim<'a> {
     instance: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     max_calls: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    approval: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    operation_sha256: Option<String>,
 }
 
 /// A token that nobody may see before its lease is in the ledger.
@@ -380,7 +396,7 @@ mod tests {
                 depth: 1,
                 template: Some("kb-summarise".to_owned()),
                 instance: "c-7f3a".to_owned(),
-                single_use: false,
+                approval: None,
             },
             longest: 8192,
             status: None,
@@ -484,6 +500,7 @@ mod tests {
             "statuslist+jwt",
             "secevent+jwt",
             "oauth-id-jag+jwt",
+            crate::issue::question::TYPE,
             "AT+JWT",
             "application/at+jwt",
             "",
@@ -498,6 +515,52 @@ mod tests {
             assert_eq!(inspect(&wit, &bundle, &yes, now()).err(), Some(AccessRefusal::UnknownKey));
         }
         assert!(inspect(&access, &bundle, &yes, now()).is_ok());
+    }
+
+    /// What people were asked is signed by the same key, and is nobody's credential.
+    #[test]
+    fn h04_the_question_that_people_were_asked_passes_for_no_credential() {
+        use crate::issue::question::{Asked, sign};
+        let set = authorities("example.org", KeyType::EcP256);
+        let asked = Asked {
+            issuer: "https://id.example.org",
+            approval: ApprovalId::from_bytes([3; 16]),
+            evaluation: "evl_1",
+            task: TaskId::from_bytes([2; 16]),
+            action: "write",
+            target: "wiki",
+            operation: Some([7; 32]),
+            expires_at: now() + Duration::from_secs(600),
+        };
+        let token = sign(&asked, set.active_jwt(), now()).unwrap();
+        let said = claims(&token);
+        assert_eq!(
+            (said["exp"].as_u64(), said["operation_sha256"].as_str()),
+            (Some(NOW + 600), Some(&*"07".repeat(32)))
+        );
+        let own = JwtBundle::of([set.active_jwt().as_ref()]);
+        assert_eq!(inspect(&token, &own, &|_| true, now()).err(), Some(AccessRefusal::Type));
+        let mut bundles = JwtBundles::default();
+        bundles.insert(set.active_jwt().trust_domain().clone(), std::sync::Arc::new(own));
+        for audience in [AUD, "wiki", ""] {
+            assert_eq!(validate(&token, audience, &bundles, &|_| false, now()).err(), Some(JwtRefusal::Type));
+        }
+    }
+
+    #[test]
+    fn what_people_allowed_is_in_the_token_and_makes_it_good_for_one_use() {
+        let chain = [id("planner")];
+        let (plain, bundle, _) = minted(&terms(&chain), 300);
+        assert!(!inspect(&opened(plain), &bundle, &|_| true, now()).unwrap().is_single_use());
+        let mut approved = terms(&chain);
+        approved.task.approval =
+            Some(ApprovalTerms { id: ApprovalId::from_bytes([3; 16]), operation: Some([7; 32]) });
+        let (once, bundle, _) = minted(&approved, 120);
+        let once = opened(once);
+        let said = claims(&once)[TASK_CLAIM].clone();
+        assert_eq!((&said["max_calls"], &said["operation_sha256"]), (&json!(1), &json!("07".repeat(32))));
+        assert_eq!(said["approval"], ApprovalId::from_bytes([3; 16]).to_string());
+        assert!(inspect(&once, &bundle, &|_| true, now()).unwrap().is_single_use());
     }
 
     #[test]

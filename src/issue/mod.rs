@@ -5,6 +5,7 @@ pub mod access;
 mod compact;
 pub mod jwt;
 mod minted;
+pub mod question;
 pub mod wit;
 pub mod x509;
 

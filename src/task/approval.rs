@@ -87,6 +87,11 @@ impl ApprovalState {
             Self::Used => "used",
         }
     }
+
+    /// Whether something can still come of it.
+    pub fn is_open(self) -> bool {
+        matches!(self, Self::Pending | Self::Approved(_))
+    }
 }
 
 /// One request to people.
@@ -193,8 +198,8 @@ impl Approvals {
         all
     }
 
-    /// Asks people. Who asks for the same thing again while nobody has answered gets the same request; `true` when it
-    /// is a new one.
+    /// Asks people. Who asks for the same thing again while the answer is not in, or a yes is not used, gets the same
+    /// request; `true` when it is a new one.
     ///
     /// # Errors
     /// [`Limit::Approvals`]: too many wait, or too many were asked for lately.
@@ -211,7 +216,7 @@ impl Approvals {
         let own = self.of_task.get(&subject.task).into_iter().flatten().filter_map(|id| self.all.get(id));
         let own: Vec<&Approval> = own.collect();
         let open = |approval: &&&Approval| approval.state == ApprovalState::Pending;
-        let same = own.iter().filter(open).find(|one| one.subject == subject && one.jury == jury);
+        let same = own.iter().find(|one| one.state.is_open() && one.subject == subject && one.jury == jury);
         if let Some(same) = same.map(|one| one.id) {
             return self.all.get(&same).map(|same| (same, false)).ok_or(Refused::Limit(Limit::Approvals));
         }
@@ -273,6 +278,19 @@ impl Approvals {
         Ok(approval)
     }
 
+    /// An approval that could be used now for exactly this. It stays as it is.
+    ///
+    /// # Errors
+    /// [`ApprovalError`].
+    pub fn check(
+        &mut self,
+        id: ApprovalId,
+        subject: &Subject,
+        now: Instant,
+    ) -> Result<&Approval, ApprovalError> {
+        self.good(id, subject, now).map(|approval| &*approval)
+    }
+
     /// Uses an approval for exactly what it is for. It is gone then, whatever comes of it.
     ///
     /// # Errors
@@ -283,6 +301,17 @@ impl Approvals {
         subject: &Subject,
         now: Instant,
     ) -> Result<&Approval, ApprovalError> {
+        let approval = self.good(id, subject, now)?;
+        approval.state = ApprovalState::Used;
+        Ok(approval)
+    }
+
+    fn good(
+        &mut self,
+        id: ApprovalId,
+        subject: &Subject,
+        now: Instant,
+    ) -> Result<&mut Approval, ApprovalError> {
         self.settle(now);
         let approval = self.all.get_mut(&id).ok_or(ApprovalError::Unknown)?;
         // Not even whether it exists is anybody's business but its task's.
@@ -293,10 +322,15 @@ impl Approvals {
             return Err(ApprovalError::Other);
         }
         match approval.state {
-            ApprovalState::Approved(_) => approval.state = ApprovalState::Used,
-            state => return Err(ApprovalError::State(state)),
+            ApprovalState::Approved(_) => Ok(approval),
+            state => Err(ApprovalError::State(state)),
         }
-        Ok(approval)
+    }
+
+    /// Makes one void, if it is open: no record could be made of it.
+    pub fn cancel(&mut self, id: ApprovalId) -> bool {
+        let open = self.all.get_mut(&id).filter(|approval| approval.state.is_open());
+        open.map(|approval| approval.state = ApprovalState::Cancelled).is_some()
     }
 
     /// The task has ended: whatever was asked or allowed for it is void. The answer is what was open.
@@ -305,7 +339,7 @@ impl Approvals {
         let mut open = Vec::new();
         for id in own {
             let Some(approval) = self.all.get_mut(id) else { continue };
-            if matches!(approval.state, ApprovalState::Pending | ApprovalState::Approved(_)) {
+            if approval.state.is_open() {
                 approval.state = ApprovalState::Cancelled;
                 open.push(*id);
             }
@@ -328,15 +362,23 @@ impl Approvals {
             }
         }
         let memory = self.bounds.memory;
-        self.all.retain(|_, one| {
-            let open = matches!(one.state, ApprovalState::Pending | ApprovalState::Approved(_));
-            open || now.saturating_duration_since(one.requested) < memory
-        });
+        self.all
+            .retain(|_, one| one.state.is_open() || now.saturating_duration_since(one.requested) < memory);
         self.of_task.retain(|_, ids| {
             ids.retain(|id| self.all.contains_key(id));
             !ids.is_empty()
         });
         ran_out
+    }
+
+    /// The earliest moment at which [`Approvals::settle`] finds something that has run out.
+    pub fn deadline(&self) -> Option<Instant> {
+        let ends = self.all.values().filter_map(|approval| match approval.state {
+            ApprovalState::Pending => Some(approval.expires),
+            ApprovalState::Approved(until) => Some(until),
+            _ => None,
+        });
+        ends.min()
     }
 }
 

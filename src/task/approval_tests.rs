@@ -248,3 +248,29 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_yes_that_is_not_used_is_not_asked_for_again_and_looking_at_it_uses_nothing() {
+    let mut world = World::new();
+    world.ask(1, subject(1), 1, 0).unwrap();
+    world.answer(1, "bob", true, 1).unwrap();
+    assert_eq!(world.ask(2, subject(1), 1, 2), Ok((name(1), false)));
+    let now = world.at(2);
+    assert!(world.book.check(name(1), &subject(1), now).is_ok());
+    assert_eq!(world.book.check(name(1), &subject(2), now).map(drop), Err(ApprovalError::Unknown));
+    assert_eq!(world.spend(1, &subject(1), 3), Ok(()));
+    assert_eq!(world.ask(2, subject(1), 1, 4), Ok((name(2), true)), "a used one is none");
+}
+
+#[test]
+fn what_is_cancelled_is_void_and_the_next_end_is_known() {
+    let mut world = World::new();
+    assert_eq!(world.book.deadline(), None);
+    world.ask(1, subject(1), 1, 0).unwrap();
+    assert_eq!(world.book.deadline(), Some(world.at(600)));
+    world.answer(1, "bob", true, 10).unwrap();
+    assert_eq!(world.book.deadline(), Some(world.at(310)));
+    assert!(world.book.cancel(name(1)) && !world.book.cancel(name(1)));
+    assert_eq!(world.spend(1, &subject(1), 11), Err(ApprovalError::State(ApprovalState::Cancelled)));
+    assert_eq!(world.book.deadline(), None);
+}

@@ -16,6 +16,7 @@ pub mod approval;
 pub mod grant;
 pub mod journal;
 pub mod limits;
+mod narrow;
 mod operation;
 pub mod place;
 mod tree;
@@ -33,6 +34,7 @@ use mayfly_attestors::ProcessKey;
 
 pub use self::grant::{Access, Detail, DetailError, Exceeds, Grants, Only, RawDetail};
 pub use self::limits::{Bounds, Cost, Limit, Limits, Usage};
+pub use self::narrow::only;
 pub use self::operation::{Operation, OperationError, scope};
 pub use self::tree::{Cascade, Ended, Flight, Landing, NewOffer, NewTask, Offer, Repeat, Toll, Tree};
 pub use self::wish::{Bound, Wish};

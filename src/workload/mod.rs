@@ -64,8 +64,8 @@ pub use self::silence::Silence;
 pub use self::status_list::SignedList;
 pub use self::subscribe::{Attendance, Subscription};
 pub use self::tasks::{
-    Ask, Authorized, Begin, Delegate, Form, Issued, Join, OfferView, Proof, TaskCredential, TaskError,
-    TaskFilter, TaskSummary, TaskView,
+    AccessRequest, Answer, AnswerError, ApprovalView, Ask, Asked, Authorized, Begin, Delegate, Form, Issued,
+    Join, OfferView, Proof, TaskCredential, TaskError, TaskFilter, TaskSummary, TaskView,
 };
 
 use self::revoker::Job;
@@ -83,6 +83,7 @@ use crate::ready::Readiness;
 use crate::registration::EntrySet;
 use crate::revocation::Timings;
 use crate::revocation::status_list::StatusLists;
+use crate::task::approval::ApprovalBounds;
 use crate::trust::TrustSnapshot;
 
 /// A connection that can be closed from any thread, at once, without waiting.
@@ -153,6 +154,8 @@ pub struct Settings {
     pub status_list_uri: Option<String>,
     /// Where it is written down what is frozen; `None`: nowhere.
     pub freezes: Option<std::path::PathBuf>,
+    /// How long people have to answer, and an agent to use it.
+    pub approvals: ApprovalBounds,
     /// Live leases of one uid.
     pub leases_per_uid: usize,
     /// Live JWT leases of one process.
@@ -254,7 +257,9 @@ impl Workloads {
         let at_disk = pulse::AtDisk::default();
         let shown = (Arc::clone(&denied), Arc::clone(&timings), at_disk.clone());
         let crl = revoker::start(&parts, revoker, queue, shown)?;
-        let state = Mutex::new(State::default());
+        let mut state = State::default();
+        state.tasks.approvals = tasks::Desk::new(settings.approvals);
+        let state = Mutex::new(state);
         let timer = Condvar::new();
         let shared = Arc::new(Shared {
             parts,

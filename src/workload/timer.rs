@@ -27,7 +27,7 @@ impl Shared {
             self.perform(&mut state, actions, now);
         }
         self.end_overdue_tasks(&mut state, now);
-        let next = state.core.deadline().into_iter().chain(state.tasks.tree.deadline()).min();
+        let next = state.core.deadline().into_iter().chain(state.tasks.deadline()).min();
         let wait = next.map_or(IDLE, |at| at.saturating_duration_since(now).min(IDLE));
         state.timer_at = Some(now + wait);
         if wait.is_zero() {

@@ -1,6 +1,8 @@
 //! Black-box tests that need no rights: one agent, client processes of our own uid.
 
 #[cfg(test)]
+mod approvals;
+#[cfg(test)]
 mod children;
 #[cfg(test)]
 mod demo;

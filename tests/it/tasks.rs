@@ -376,9 +376,9 @@ except example.Refused as refused:
     assert_eq!(ask(WIKI, "GET", "/pages/7", &token), "401");
 }
 
-/// A decision without a credential; what is asked for beyond that is refused and not passed over.
+/// A decision without a credential. What people could lift says whom it takes, and asks nobody by itself.
 #[test]
-fn an_action_is_decided_and_an_approval_that_nobody_gives_is_not_waited_for() {
+fn an_action_is_decided_and_a_denial_says_who_could_lift_it() {
     let world = world();
     let task = world.begun();
     let ask = |action: &str| proto::AuthorizeRequest {
@@ -388,11 +388,13 @@ fn an_action_is_decided_and_an_approval_that_nobody_gives_is_not_waited_for() {
         ..Default::default()
     };
     let read = world.authorize(ask("read")).unwrap();
-    assert!(read.allow && read.policy_ids.is_empty(), "{read:?}");
+    assert!(read.allow && read.policy_ids.is_empty() && read.access_request.is_none(), "{read:?}");
     let write = world.authorize(ask("write")).unwrap();
     assert_eq!((write.allow, write.reason.as_str()), (false, "approval_required"));
-    let waits = proto::AuthorizeRequest { request_approval: true, ..ask("write") };
-    assert_eq!(world.authorize(waits).unwrap_err().code(), Code::Unimplemented);
-    let shown = proto::AuthorizeRequest { approval_id: "a".to_owned(), ..ask("write") };
-    assert_eq!(world.authorize(shown).unwrap_err().code(), Code::InvalidArgument);
+    let possible = write.access_request.unwrap();
+    assert_eq!((possible.approvers.as_str(), possible.approval_id.as_str()), ("oncall", ""));
+    for wrong in ["a", "tsk_01K6000000000000000000000A"] {
+        let shown = proto::AuthorizeRequest { approval_id: wrong.to_owned(), ..ask("write") };
+        assert_eq!(world.authorize(shown).unwrap_err().code(), Code::InvalidArgument);
+    }
 }

@@ -4,6 +4,8 @@
 #[cfg(test)]
 mod a_peer;
 #[cfg(test)]
+mod approvals;
+#[cfg(test)]
 mod b_hash;
 #[cfg(test)]
 mod b_launch;

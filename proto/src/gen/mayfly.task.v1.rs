@@ -405,9 +405,10 @@ pub struct AuthorizeRequest {
     /// What a credential would be asked for; default: the longest allowed.
     #[prost(message, optional, tag = "5")]
     pub ttl: ::core::option::Option<::prost_types::Duration>,
-    /// If it is a denial that people can lift: ask them.
+    /// If it is a denial that people can lift: ask them. Whoever asks for the same again gets the same request.
     #[prost(bool, tag = "6")]
     pub request_approval: bool,
+    /// As if this approval were used, which it is not.
     #[prost(string, tag = "7")]
     pub approval_id: ::prost::alloc::string::String,
 }
@@ -458,7 +459,8 @@ pub struct AccessRequest {
     pub approvers: ::prost::alloc::string::String,
     #[prost(message, optional, tag = "3")]
     pub expires_at: ::core::option::Option<::prost_types::Timestamp>,
-    /// A JWS over evaluation, task, action, target and operation: an approval is for exactly this.
+    /// A JWS of type `mayfly-approval-request+jwt` over evaluation, task, action, target and operation: an approval is
+    /// for exactly this. No credential.
     #[prost(string, tag = "4")]
     pub binding_token: ::prost::alloc::string::String,
 }
@@ -542,7 +544,8 @@ pub struct IssueRequest {
     pub ttl: ::core::option::Option<::prost_types::Duration>,
     #[prost(message, optional, tag = "8")]
     pub operation: ::core::option::Option<Operation>,
-    /// Use an approval: it is gone then, whatever comes of it.
+    /// Use an approval: it is gone then, whatever comes of it. The same target, action and operation as were approved;
+    /// only for an access token, which then lives two minutes at most and is good for one use.
     #[prost(string, tag = "9")]
     pub approval_id: ::prost::alloc::string::String,
     /// What an access token is bound to.

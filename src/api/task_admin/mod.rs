@@ -1,6 +1,8 @@
 //! `mayfly.task.v1.TaskAdmin`, on the admin socket only: what an operator asks and orders of tasks. Every method refuses
 //! a caller that is in a task itself.
 
+mod approvals;
+
 use futures_util::stream;
 use mayfly_proto::task as proto;
 use mayfly_proto::task::task_admin_server::TaskAdmin;
@@ -84,15 +86,20 @@ impl TaskAdmin for TaskAdminService {
         request: Request<proto::ListApprovalsRequest>,
     ) -> Result<Response<Self::ListApprovalsStream>, Status> {
         operator(&self.workloads, request.extensions())?;
-        Err(not_here())
+        let asked = request.get_ref();
+        if asked.follow {
+            return Err(not_here());
+        }
+        approvals::list(&self.workloads, asked).map(Response::new)
     }
 
     async fn decide(
         &self,
         request: Request<proto::DecideRequest>,
     ) -> Result<Response<proto::Approval>, Status> {
-        operator(&self.workloads, request.extensions())?;
-        Err(not_here())
+        let (_, caller, asked) = request.into_parts();
+        operator(&self.workloads, &caller)?;
+        approvals::decide(&self.workloads, &caller, &asked).await.map(Response::new)
     }
 
     async fn freeze(

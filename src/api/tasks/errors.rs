@@ -7,6 +7,7 @@ use prost::Message as _;
 use tonic::{Code, Status};
 
 use crate::policy::{Decision, Verdict};
+use crate::task::approval::ApprovalError;
 use crate::task::{Refused, Standing};
 use crate::workload::{Refusal, TaskError};
 
@@ -54,8 +55,29 @@ pub(in crate::api) fn of_error(error: TaskError) -> Status {
             let message = "this target takes only credentials that are bound to a key of yours";
             reason(Code::FailedPrecondition, "binding_required", message, &[("evaluation_id", &id)])
         }
+        TaskError::Approval(error) => of_approval(error),
+        TaskError::NotSingleUse => {
+            let message = error.to_string();
+            reason(Code::FailedPrecondition, "approval_needs_access_token", &message, &[])
+        }
         TaskError::Workload(refusal) => of_refusal(&refusal),
     }
+}
+
+/// What an agent, or whoever answers, learns of an approval.
+pub(in crate::api) fn of_approval(error: ApprovalError) -> Status {
+    let (code, word) = match error {
+        ApprovalError::Unknown => (Code::NotFound, "no_such_approval"),
+        ApprovalError::Other => (Code::PermissionDenied, "approval_mismatch"),
+        ApprovalError::NotInGroups => (Code::PermissionDenied, "not_an_approver"),
+        ApprovalError::OwnWork => (Code::PermissionDenied, "own_work"),
+        ApprovalError::Twice => (Code::AlreadyExists, "decided_already"),
+        ApprovalError::State(state) => {
+            let word = format!("approval_{}", state.as_str());
+            return reason(Code::FailedPrecondition, &word, &error.to_string(), &[]);
+        }
+    };
+    reason(code, word, &error.to_string(), &[])
 }
 
 fn of_decision(decision: &Decision) -> Status {

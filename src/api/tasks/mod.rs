@@ -1,5 +1,6 @@
 //! `mayfly.task.v1.TaskAPI` on the public socket, for whoever is attested and matched.
 
+pub(super) mod approvals;
 mod children;
 pub(super) mod errors;
 pub(super) mod wire;
@@ -13,7 +14,7 @@ use tonic::{Request, Response, Status};
 use self::errors::{malformed, of_error, reason};
 use super::admission::{Admitted, Gate};
 use super::workload::Messages;
-use crate::id::TaskId;
+use crate::id::{ApprovalId, TaskId};
 use crate::policy::Action;
 use crate::task::Ending;
 use crate::workload::{Ask, Form, Proof, TaskError};
@@ -64,12 +65,10 @@ impl TaskApi for TaskService {
     ) -> Result<Response<proto::Decision>, Status> {
         let admitted = self.admit(&request, "Authorize").await?;
         let asked = request.into_inner();
-        if asked.request_approval {
-            // Nobody would be asked: to say so is better than to let a caller wait for it.
-            return Err(Status::unimplemented("this version of the agent asks nobody for approvals"));
-        }
-        if !asked.approval_id.is_empty() {
-            return Err(malformed("approval_id"));
+        let approval = approval_id(&asked.approval_id)?;
+        if asked.request_approval && approval.is_some() {
+            // To use an approval and to ask for one are two things.
+            return Err(malformed("request_approval"));
         }
         let action = asked.action.parse::<Action>().ok().filter(|action| action.is_on_target());
         let ask = Ask {
@@ -81,9 +80,13 @@ impl TaskApi for TaskService {
             ttl: wire::duration("ttl", asked.ttl)?,
             proof: None,
             operation: wire::operation(asked.operation)?,
+            approval,
+            ask_people: asked.request_approval,
         };
-        let said = self.gate.workloads().authorize(admitted.admission(), ask).await;
-        said.map(|said| Response::new(wire::decision(&said.decision))).map_err(of_error)
+        let said = self.gate.workloads().authorize(admitted.admission(), ask).await.map_err(of_error)?;
+        let access_request = said.access_request.as_ref().map(approvals::access_request);
+        let decision = proto::Decision { access_request, ..wire::decision(&said.decision) };
+        Ok(Response::new(decision))
     }
 
     async fn issue(
@@ -150,6 +153,14 @@ pub(super) fn task_id(text: &str) -> Result<TaskId, Status> {
     text.parse().map_err(|_not_a_name| malformed("task_id"))
 }
 
+/// `None` when none is named.
+fn approval_id(text: &str) -> Result<Option<ApprovalId>, Status> {
+    match text {
+        "" => Ok(None),
+        text => text.parse().map(Some).map_err(|_not_a_name| malformed("approval_id")),
+    }
+}
+
 /// What is asked for, if it is for one audience.
 fn ask(asked: proto::IssueRequest, task: TaskId) -> Result<Ask, Status> {
     let form = match asked.format() {
@@ -170,9 +181,7 @@ fn ask(asked: proto::IssueRequest, task: TaskId) -> Result<Ask, Status> {
             ),
         });
     };
-    if !asked.approval_id.is_empty() {
-        return Err(malformed("approval_id"));
-    }
+    let approval = approval_id(&asked.approval_id)?;
     let proof = match asked.binding {
         None => None,
         Some(proto::issue_request::Binding::Jkt(thumbprint)) => {
@@ -199,6 +208,8 @@ fn ask(asked: proto::IssueRequest, task: TaskId) -> Result<Ask, Status> {
         ttl,
         proof,
         operation: wire::operation(asked.operation)?,
+        approval,
+        ask_people: false,
     })
 }
 

@@ -145,7 +145,9 @@ pub(super) fn approved(step: ApprovalStep) -> &'static str {
         ApprovalStep::Granted => "approval.granted",
         ApprovalStep::Denied => "approval.denied",
         ApprovalStep::Expired => "approval.expired",
+        ApprovalStep::Cancelled => "approval.cancelled",
         ApprovalStep::Used => "approval.used",
+        ApprovalStep::NotTold => "approval.not_told",
     }
 }
 

@@ -92,7 +92,9 @@ fn asked(step: &str, approval: &SaidApproval) -> String {
         "granted" => format!("approved{by}: {wanted}{why}{until}"),
         "denied" => format!("not approved{by}: {wanted}{why}"),
         "expired" => format!("the approval ran out: {wanted}"),
+        "cancelled" => format!("the approval is void, its task has ended: {wanted}"),
         "used" => format!("uses up the approval: {wanted}"),
+        "not_told" => format!("nobody could be told that people are asked for {wanted}{why}"),
         _ => String::new(),
     }
 }

@@ -95,13 +95,28 @@ impl TaskAdmin for Script {
 
     async fn list_approvals(
         &self,
-        _: Request<ListApprovalsRequest>,
+        request: Request<ListApprovalsRequest>,
     ) -> Answer<Response<Self::ListApprovalsStream>> {
-        later()
+        let all = get(&self.approvals)?;
+        let closed = request.get_ref().include_closed;
+        let open = |one: &Approval| closed || one.state() == ApprovalState::Pending;
+        let all: Vec<_> = all.into_inner().into_iter().filter(open).map(Ok).collect();
+        Ok(Response::new(Box::pin(stream::iter(all))))
     }
 
-    async fn decide(&self, _: Request<DecideRequest>) -> Answer<Response<Approval>> {
-        later()
+    /// Says what the answer makes of it: one more, or the end of it.
+    async fn decide(&self, request: Request<DecideRequest>) -> Answer<Response<Approval>> {
+        let asked = request.into_inner();
+        let all = get(&self.approvals)?.into_inner();
+        let mut approval = all
+            .into_iter()
+            .find(|one| one.id == asked.approval_id)
+            .ok_or_else(|| Status::not_found("there is no such approval"))?;
+        self.decided.lock().expect("lock").push(asked.clone());
+        if !asked.approve {
+            approval.set_state(ApprovalState::Denied);
+        }
+        Ok(Response::new(approval))
     }
 
     async fn freeze(&self, _: Request<FreezeRequest>) -> Answer<Response<FreezeResult>> {

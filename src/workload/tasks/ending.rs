@@ -74,6 +74,7 @@ impl Shared {
     /// Ends the tasks whose time is over.
     pub(in crate::workload) fn end_overdue_tasks(self: &Arc<Self>, state: &mut State, now: Instant) {
         let wall = self.parts.clock.wall();
+        self.settle_approvals(state, now);
         for cascade in state.tasks.tree.on_timeout(now, wall) {
             self.carry_out(state, &cascade, Initiator::Agent, now, None);
         }
@@ -125,6 +126,7 @@ impl Shared {
         let mut events = Vec::with_capacity(cascade.ended.len());
         for (ended, toll) in cascade.ended.iter().zip(tolls) {
             state.tasks.rates.remove(&ended.task);
+            self.void_approvals(state, ended.task);
             let Some(view) = state.tasks.view(ended.task, now, wall) else { continue };
             let holder = view.task.seat.holder;
             if state.core.unhold(holder) && kept != Some(holder) {

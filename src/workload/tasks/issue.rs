@@ -5,40 +5,27 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aws_lc_rs::digest::{SHA256, digest};
 use tokio::sync::oneshot;
 
+use super::approvals::{AccessRequest, Approved};
 use super::begin::recorded;
+use super::credential::{Form, Shut, TaskCredential, keep_certificate};
 use super::{TaskError, TaskView, caller};
-use crate::audit::{Event, TokenPrint};
-use crate::id::{LeaseId, TaskId};
-use crate::issue::access::{self, AccessToken, Binding, TaskTerms};
-use crate::issue::jwt::{self, JwtSvid};
-use crate::issue::wit::{self, WitSvid};
-use crate::issue::x509::{self, X509Svid};
-use crate::issue::{IssueError, Minted};
+use crate::audit::Event;
+use crate::id::{ApprovalId, LeaseId, TaskId};
+use crate::issue::access::{self, Binding, TaskTerms};
+use crate::issue::{IssueError, jwt, wit, x509};
 use crate::lease::{Completion, Jitter, Ticket};
 use crate::ledger::{Committed, Reason, Row};
 use crate::policy::{
-    Action, Decision, GrantedActions, Kind, Object, Permit, PermitRequest, Phase, PolicySet, Question, Target,
+    Action, ApprovalFacts, Decision, GrantedActions, Kind, Object, Permit, PermitRequest, Phase, PolicySet,
+    Question, Target,
 };
-use crate::task::{Bound, Detail, Flight, Grants, Landing, Operation, Refused, Wish, scope};
+use crate::task::approval::ApprovalError;
+use crate::task::{Bound, Detail, Flight, Grants, Landing, Operation, Refused, Wish, only, scope};
 use crate::workload::issue::{Subject, issue_event, new_lease, remaining};
 use crate::workload::revoker::Initiator;
-use crate::workload::{Admission, Refusal, Shared, State, Workloads};
-
-/// In which form.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Form {
-    /// RFC 9068.
-    Access,
-    /// For federation.
-    Jwt,
-    /// A certificate and its key.
-    X509,
-    /// A token and its key.
-    Wit,
-}
+use crate::workload::{Admission, Refusal, Shared, Workloads};
 
 /// What an access token is to be bound to.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -68,19 +55,10 @@ pub struct Ask {
     pub proof: Option<Proof>,
     /// The operation itself.
     pub operation: Option<Operation>,
-}
-
-/// A credential that may leave the agent.
-#[derive(Debug)]
-pub enum TaskCredential {
-    /// RFC 9068.
-    Access(AccessToken),
-    /// For federation.
-    Jwt(JwtSvid),
-    /// A certificate and its key.
-    X509(X509Svid),
-    /// A token and its key.
-    Wit(WitSvid),
+    /// What people allowed, to be used for exactly this.
+    pub approval: Option<ApprovalId>,
+    /// Where nothing is to be issued: ask people, if they could lift a denial.
+    pub ask_people: bool,
 }
 
 /// What was issued.
@@ -101,6 +79,8 @@ pub struct Issued {
 pub struct Authorized {
     /// It.
     pub decision: Decision,
+    /// Beside a denial that people could lift: whom it takes, and what they were asked if it was asked.
+    pub access_request: Option<AccessRequest>,
 }
 
 /// Everything that was decided about one request.
@@ -109,18 +89,11 @@ struct Decided {
     target: Arc<Target>,
     grants: Grants,
     granted: GrantedActions,
+    approved: Option<Approved>,
 }
 
 /// Why nothing was decided, or what: and in which task, if it is the caller's.
 type NotDecided = (TaskError, Option<TaskView>);
-
-/// A credential that nobody may see yet.
-enum Shut {
-    Access(Minted<AccessToken>),
-    Jwt(Minted<JwtSvid>),
-    X509(Minted<X509Svid>),
-    Wit(Minted<WitSvid>),
-}
 
 impl Workloads {
     /// Says what policy would say now, and issues nothing.
@@ -143,7 +116,13 @@ impl Workloads {
         let (action, decision) = decision;
         let event = self.0.decided(&view, &decision, action, &name, ask.operation.as_ref());
         self.0.parts.audit.record(vec![event]).await.map_err(Refusal::Audit)?;
-        Ok(Authorized { decision })
+        let access_request = match &decision.obligations.approval {
+            Some(needed) if ask.ask_people => {
+                Some(self.0.ask_people(admission, &ask, &view, &decision, needed).await?)
+            }
+            needed => needed.as_ref().map(AccessRequest::possible),
+        };
+        Ok(Authorized { decision, access_request })
     }
 
     /// One credential for one audience. It runs to its end whether or not the caller waits.
@@ -167,6 +146,9 @@ impl Workloads {
 impl Shared {
     async fn issue_for_task(self: &Arc<Self>, admission: &Admission, ask: Ask) -> Result<Issued, TaskError> {
         let form = ask.form.ok_or_else(|| TaskError::Malformed("format".to_owned()))?;
+        if ask.approval.is_some() && form != Form::Access {
+            return Err(TaskError::NotSingleUse);
+        }
         let decided = match self.decide(admission, &ask) {
             Ok(decided) => decided,
             Err(refused) => {
@@ -176,7 +158,7 @@ impl Shared {
             }
         };
         let binding = self.binding(&ask, form, &decided)?;
-        let Decided { view, target, grants, granted } = decided;
+        let Decided { view, target, grants, granted, approved } = decided;
         let subject = self.subject(admission.id(), &view.task.charter.entry).ok_or(Refusal::NotEntitled)?;
         let events = granted.allowed.iter().chain(&granted.denied).map(|(action, decision)| {
             self.decided(&view, decision, *action, &target.name, ask.operation.as_ref())
@@ -184,7 +166,7 @@ impl Shared {
         let mut events: Vec<Event> = events.collect();
         let (_, decision) = first(granted.allowed)?;
         let (flight, ticket) = self.take_off(&view, &target.audience)?;
-        let minted = self.mint_for_task(form, granted.permit, &view, &grants, binding);
+        let minted = self.mint_for_task(form, granted.permit, &view, &grants, binding, approved.as_ref());
         let minted = match minted {
             Ok(minted) => minted,
             Err(error) => {
@@ -232,10 +214,16 @@ impl Shared {
 
     fn decide_in(&self, admission: &Admission, ask: &Ask, view: &TaskView) -> Result<Decided, TaskError> {
         let set = self.parts.policy.in_force();
+        let approved = ask.approval.map(|id| self.approved(id, ask, view, &set)).transpose();
+        let approved = approved.inspect_err(|why| self.note_misuse(admission, why))?;
+        let under = approved.as_ref().map(|approved| approved.ask(ask));
+        let ask = under.as_ref().unwrap_or(ask);
+        let facts = approved.as_ref().map(|approved| &approved.facts);
         let subject = self.subject(admission.id(), &view.task.charter.entry).ok_or(Refusal::NotEntitled)?;
         let Some(target) = find_target(&set, ask) else {
             let object = Object::Target(ask.target.clone());
-            let question = self.question(&subject, view, ask.action.unwrap_or(Action::Read), object, ask);
+            let action = ask.action.unwrap_or(Action::Read);
+            let question = self.question(&subject, view, action, object, ask, facts);
             return Err(TaskError::Denied(Box::new(self.parts.policy.decide(&question))));
         };
         let target = Arc::clone(target);
@@ -250,7 +238,10 @@ impl Shared {
         let questions: Vec<Question> = grants
             .actions()
             .into_iter()
-            .map(|action| self.question(&subject, view, action, Object::Target(target.name.clone()), ask))
+            .map(|action| {
+                let object = Object::Target(target.name.clone());
+                self.question(&subject, view, action, object, ask, facts)
+            })
             .collect();
         let all = !ask.details.is_empty() || ask.operation.is_some() || ask.action.is_some();
         let identity = &subject.identity;
@@ -270,8 +261,22 @@ impl Shared {
             None => TaskError::Workload(Refusal::NotEntitled),
         })?;
         let allowed: BTreeSet<Action> = granted.allowed.iter().map(|(action, _)| *action).collect();
-        let grants = grants.keep(|_, action| allowed.contains(&action));
-        Ok(Decided { view: view.clone(), target, grants, granted })
+        let mut grants = grants.keep(|_, action| allowed.contains(&action));
+        if let (Some(_), Some(operation)) = (&approved, &ask.operation) {
+            // What people allowed was this operation: not what else the task may do there.
+            grants = only(&grants, operation);
+            if grants.is_empty() {
+                return Err(Refused::NotGranted.into());
+            }
+        }
+        Ok(Decided { view: view.clone(), target, grants, granted, approved })
+    }
+
+    /// Somebody wants to do something else than what was approved, or by an approval that is not his.
+    fn note_misuse(&self, admission: &Admission, why: &TaskError) {
+        if matches!(why, TaskError::Approval(ApprovalError::Other | ApprovalError::Unknown)) {
+            self.note_denied(admission.process(), "approval", &why.to_string());
+        }
     }
 
     fn question(
@@ -281,6 +286,7 @@ impl Shared {
         action: Action,
         object: Object,
         ask: &Ask,
+        approval: Option<&ApprovalFacts>,
     ) -> Question {
         let mut who =
             self.facts(&subject.process, &subject.attestation, subject.attested_at, &subject.identity);
@@ -293,6 +299,7 @@ impl Shared {
         if let Some(operation) = &ask.operation {
             operation.tell(&mut question.circumstances);
         }
+        question.circumstances.approval = approval.cloned();
         let audiences = &view.task.audiences;
         question.circumstances.new_destination = !audiences.contains(&ask.target);
         question
@@ -358,6 +365,7 @@ impl Shared {
         view: &TaskView,
         grants: &Grants,
         binding: Option<Binding>,
+        approved: Option<&Approved>,
     ) -> Result<Shut, Refusal> {
         let authorities = self.parts.authorities.current();
         let (lease, now) = (new_lease()?, self.parts.clock.wall());
@@ -380,7 +388,7 @@ impl Shared {
                         depth: task.depth,
                         template: charter.template.clone(),
                         instance: task.seat.instance(),
-                        single_use: false,
+                        approval: approved.map(|approved| approved.terms),
                     },
                     longest: crate::task::Bounds::default().token,
                     status: Some(&place),
@@ -483,72 +491,12 @@ impl Shared {
     }
 }
 
-fn find_target<'a>(set: &'a PolicySet, ask: &Ask) -> Option<&'a Arc<Target>> {
+/// The target that was asked for. A credential is for an audience; a question can be about a target by its name.
+pub(super) fn find_target<'a>(set: &'a PolicySet, ask: &Ask) -> Option<&'a Arc<Target>> {
     let by_audience = set.catalogue().target_for(&ask.target);
     by_audience.or_else(|| set.catalogue().target(&ask.target).filter(|_| ask.form.is_none()))
 }
 
 fn first(decisions: Vec<(Action, Decision)>) -> Result<(Action, Decision), TaskError> {
     decisions.into_iter().next().ok_or(TaskError::Workload(Refusal::NotEntitled))
-}
-
-fn keep_certificate(state: &mut State, lease: LeaseId, svid: &X509Svid) {
-    // The leaf comes first; what follows are intermediates.
-    let Ok((rest, _)) = x509_parser::parse_x509_certificate(&svid.chain) else { return };
-    let leaf = svid.chain.get(..svid.chain.len() - rest.len()).unwrap_or_default();
-    let print = digest(&SHA256, leaf).as_ref().first_chunk().copied();
-    state.tasks.certificates.extend(print.map(|print| (lease, print)));
-}
-
-impl Form {
-    fn kind(self) -> Kind {
-        match self {
-            Self::Access | Self::Jwt => Kind::Jwt,
-            Self::X509 => Kind::X509,
-            Self::Wit => Kind::Wit,
-        }
-    }
-}
-
-impl TaskCredential {
-    /// The lease: serial number or `jti`.
-    pub fn lease(&self) -> LeaseId {
-        match self {
-            Self::Access(one) => one.id,
-            Self::Jwt(one) => one.id,
-            Self::X509(one) => one.id,
-            Self::Wit(one) => one.id,
-        }
-    }
-}
-
-impl Shut {
-    fn row(&self, subject: &Subject) -> Row {
-        let (process, uid) = (subject.process.key(), subject.process.uid());
-        match self {
-            Self::Access(minted) => minted.row(process, uid),
-            Self::Jwt(minted) => minted.row(process, uid),
-            Self::X509(minted) => minted.row(process, uid),
-            Self::Wit(minted) => minted.row(process, uid),
-        }
-    }
-
-    fn print(&self) -> Option<TokenPrint> {
-        let sha256 = match self {
-            Self::Access(minted) => minted.token_sha256(),
-            Self::Jwt(minted) => minted.token_sha256(),
-            Self::Wit(minted) => minted.token_sha256(),
-            Self::X509(_) => return None,
-        };
-        Some(TokenPrint::of_sha256(sha256.as_ref()))
-    }
-
-    fn release(self, committed: &Committed) -> Option<TaskCredential> {
-        match self {
-            Self::Access(minted) => minted.release(committed).map(TaskCredential::Access),
-            Self::Jwt(minted) => minted.release(committed).map(TaskCredential::Jwt),
-            Self::X509(minted) => minted.release(committed).map(TaskCredential::X509),
-            Self::Wit(minted) => minted.release(committed).map(TaskCredential::Wit),
-        }
-    }
 }

@@ -4,8 +4,12 @@
 //! step. A task is held by one process. A restart of the agent ends every task: its credentials are refused before
 //! anybody is served.
 
+mod approval_facts;
+mod approvals;
+mod approvers;
 mod begin;
 mod children;
+mod credential;
 mod ending;
 mod issue;
 mod operator;
@@ -14,17 +18,23 @@ mod plan;
 use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime};
 
+pub use self::approvals::{AccessRequest, ApprovalView, Asked};
+pub use self::approvers::{Answer, AnswerError};
 pub use self::begin::Begin;
 pub use self::children::{Delegate, Join, OfferView};
+pub use self::credential::{Form, TaskCredential};
 pub use self::ending::TaskSummary;
 use self::ending::count;
-pub use self::issue::{Ask, Authorized, Form, Issued, Proof, TaskCredential};
+pub use self::issue::{Ask, Authorized, Issued, Proof};
 pub use self::operator::TaskFilter;
+
+pub(super) use self::approvals::Desk;
 
 use super::{Admission, Refusal, Workloads};
 use crate::audit;
 use crate::id::{LeaseId, SpiffeId, TaskId};
 use crate::policy::{self, Decision};
+use crate::task::approval::ApprovalError;
 use crate::task::{Bounds, Caller, Limit, Refused, Standing, Task, Tree};
 
 /// Why a task gets something not, or is none. `api::tasks` has a reason for each.
@@ -42,6 +52,12 @@ pub enum TaskError {
     /// Policy says yes to a credential that is bound to a key, and this one would not be.
     #[error("policy allows this only for a credential that is bound to a key")]
     Unbound(Box<Decision>),
+    /// What people allowed is not there, not open, or for something else.
+    #[error(transparent)]
+    Approval(#[from] ApprovalError),
+    /// An approval buys one use, which this form of credential cannot be held to.
+    #[error("an approval buys an access token, which is good once: nothing else is")]
+    NotSingleUse,
     /// As for every workload.
     #[error(transparent)]
     Workload(#[from] Refusal),
@@ -51,6 +67,7 @@ pub enum TaskError {
 #[derive(Debug)]
 pub(super) struct Tasks {
     pub(super) tree: Tree,
+    pub(super) approvals: Desk,
     /// Credentials of each task in the minute that began then.
     rates: HashMap<TaskId, (Instant, u32)>,
     /// SHA-256 of the certificates of tasks, for tokens that are bound to them.
@@ -59,7 +76,12 @@ pub(super) struct Tasks {
 
 impl Default for Tasks {
     fn default() -> Self {
-        Self { tree: Tree::new(Bounds::default()), rates: HashMap::new(), certificates: HashMap::new() }
+        Self {
+            tree: Tree::new(Bounds::default()),
+            approvals: Desk::default(),
+            rates: HashMap::new(),
+            certificates: HashMap::new(),
+        }
     }
 }
 
@@ -68,6 +90,11 @@ impl Tasks {
     pub(super) fn lease_gone(&mut self, lease: LeaseId) {
         self.tree.lease_gone(lease);
         self.certificates.remove(&lease);
+    }
+
+    /// When something of a task is due next.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.tree.deadline().into_iter().chain(self.approvals.deadline()).min()
     }
 
     /// Takes one credential of the minute.

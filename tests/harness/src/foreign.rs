@@ -212,7 +212,7 @@ impl Endpoint {
         self.state.lock().expect("lock").identity = identity;
     }
 
-    /// The heads of all requests so far.
+    /// All requests so far, head and body.
     ///
     /// # Panics
     /// When a server thread panicked.
@@ -241,7 +241,12 @@ fn serve(stream: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
         tls.read_exact(&mut byte)?;
         head.push(byte[0]);
     }
-    state.lock().expect("lock").requests.push(String::from_utf8_lossy(&head).into_owned());
+    let text = String::from_utf8_lossy(&head).into_owned();
+    let length = text.to_lowercase().split_once("content-length: ").map(|(_, rest)| rest.to_owned());
+    let length = length.and_then(|rest| rest.lines().next()?.parse().ok()).unwrap_or(0);
+    let mut body = vec![0; length];
+    tls.read_exact(&mut body)?;
+    state.lock().expect("lock").requests.push(text + &String::from_utf8_lossy(&body));
     match answer {
         Answer::Ok(body) => {
             let length = body.len();

@@ -370,6 +370,45 @@ impl Holder {
         }
     }
 
+    /// Any unary call of the service at its socket, such as `mayfly.task.v1.TaskAPI/Begin`.
+    ///
+    /// # Errors
+    /// The status, with its details.
+    ///
+    /// # Panics
+    /// When the answer is not of that type.
+    pub fn rpc<T: prost::Message + Default>(
+        &mut self,
+        path: &str,
+        message: &impl prost::Message,
+    ) -> Result<T, (Refusal, Vec<u8>)> {
+        self.rpc_at(Path::new(""), path, message)
+    }
+
+    /// The same at another socket.
+    ///
+    /// # Errors
+    /// As [`Holder::rpc`].
+    ///
+    /// # Panics
+    /// As [`Holder::rpc`].
+    pub fn rpc_at<T: prost::Message + Default>(
+        &mut self,
+        socket: &Path,
+        path: &str,
+        message: &impl prost::Message,
+    ) -> Result<T, (Refusal, Vec<u8>)> {
+        let message = BASE64.encode(message.encode_to_vec());
+        self.order(&json!({"do": "rpc", "socket": socket, "path": format!("/{path}"), "message": message}));
+        let event = self.expect("rpc");
+        let bytes = |name: &str| BASE64.decode(text(&event, name)).expect("base64");
+        if event["answer"].is_string() {
+            Ok(T::decode(bytes("answer").as_slice()).expect("a message"))
+        } else {
+            Err((refusal(&event), bytes("details")))
+        }
+    }
+
     /// Opens the WIT-SVID stream, for all identities when `spiffe_id` is empty, and returns its first message.
     ///
     /// # Errors

@@ -115,6 +115,17 @@ impl Client {
         Ok((task.id, credential.token))
     }
 
+    /// A call of any service; request and answer as they are on the wire.
+    ///
+    /// # Errors
+    /// The call's status.
+    pub async fn raw(&self, path: &str, request: Vec<u8>) -> Result<Bytes, Status> {
+        let path = path.parse().map_err(|_not_a_path| Status::internal("no path"))?;
+        let mut grpc = Grpc::new(self.channel.clone());
+        grpc.ready().await.map_err(|why| Status::unavailable(why.to_string()))?;
+        Ok(grpc.unary(with_header(Bytes::from(request)), path, Raw).await?.into_inner())
+    }
+
     /// A call of the task API; request and answer as they are on the wire.
     ///
     /// # Errors

@@ -88,6 +88,7 @@ impl Holder {
             "task_begin_call" => self.task_begin_call(order).await,
             "task_loop" => self.task_loop(order).await,
             "task_stream" => self.task_stream(order).await,
+            "rpc" => self.rpc(order).await,
             "follow" => self.follow(order).await,
             "setresuid" => become_uid(order),
             "exec" => exec(order),
@@ -205,6 +206,24 @@ impl Holder {
                 Ok(json!({"event": "task_end", "code": code, "message": why, "details": details}))
             }
         }
+    }
+
+    /// Any unary call: its path, its message in base64; on a connection of its own to another socket, if one is named.
+    async fn rpc(&mut self, order: &Value) -> Result<Value> {
+        let text = |name: &str| order.get(name).and_then(Value::as_str).unwrap_or_default();
+        let message = BASE64.decode(text("message"))?;
+        let client = match text("socket") {
+            "" => self.client().await?,
+            elsewhere => Client::connect(std::path::Path::new(elsewhere)).await?,
+        };
+        Ok(match client.raw(text("path"), message).await {
+            Ok(answer) => json!({"event": "rpc", "answer": BASE64.encode(answer)}),
+            Err(status) => {
+                let mut event = ended("rpc", Some(&status));
+                event["details"] = BASE64.encode(status.details()).into();
+                event
+            }
+        })
     }
 
     async fn wit(&mut self, order: &Value) -> Result<Value> {

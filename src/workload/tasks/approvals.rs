@@ -1,0 +1,390 @@
+//! People in the loop: an agent asks for what policy denies without somebody's approval, and uses a yes once, for exactly
+//! what was asked. The book of approvals stands beside the tree behind the same lock, so that what was allowed for a
+//! task ends in the same step as the task. Who may answer is in [`super::approvers`].
+//!
+//! Nothing here is kept over a restart of the agent: that ends every task, and with them all that was asked for.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::sync::watch;
+
+use super::approval_facts::{Fact, Place, facts};
+use super::issue::{Ask, find_target};
+use super::{TaskError, TaskView};
+use crate::audit::{self, ApprovalStep, Event};
+use crate::id::{ApprovalId, TaskId, hex_text};
+use crate::issue::access::ApprovalTerms;
+use crate::issue::question;
+use crate::policy::{Action, ApprovalFacts, ApprovalNeeded, Decision, PolicySet, UserFacts};
+use crate::task::approval::{
+    Approval, ApprovalBounds, ApprovalError, ApprovalState, Approvals, Jury, Subject, Vote,
+};
+use crate::task::{Operation, Refused};
+use crate::workload::{Admission, Refusal, Shared, State, Workloads};
+
+/// No credential that an approval buys lives longer.
+const LONGEST: Duration = Duration::from_secs(120);
+/// How an uncatalogued root is called: no name of the catalogue has a colon.
+pub(super) const ROOT: &str = "uid:0";
+
+/// Everything that was asked of people, behind the state lock.
+#[derive(Debug, Default)]
+pub(in crate::workload) struct Desk {
+    pub(super) book: Approvals,
+    /// Of each that the book remembers.
+    pub(super) askers: HashMap<ApprovalId, Asker>,
+    /// Moves with each change.
+    news: watch::Sender<u64>,
+}
+
+/// Who asked, and what was found out about it then.
+#[derive(Clone, Debug)]
+pub(super) struct Asker {
+    pub(super) agent: audit::Agent,
+    pub(super) spiffe_id: String,
+    pub(super) purpose: String,
+    pub(super) operation: Option<Operation>,
+    pub(super) facts: Vec<Fact>,
+    /// Where the task and those above it are: nobody answers from there.
+    pub(super) places: Vec<Place>,
+    pub(super) binding_token: String,
+}
+
+/// One approval, for people.
+#[derive(Clone, Debug)]
+pub struct ApprovalView {
+    /// Itself.
+    pub approval: Approval,
+    /// Which agent asks.
+    pub spiffe_id: String,
+    /// What the agent's daemon found out itself, in the order in which to show it.
+    pub facts: Vec<Fact>,
+    /// The agent's own words. Never to be believed.
+    pub purpose: String,
+    /// The operation, if it was named.
+    pub operation: Option<Operation>,
+}
+
+/// Beside a denial that people can lift.
+#[derive(Clone, Debug)]
+pub struct AccessRequest {
+    /// Whoever answers is in each of these groups.
+    pub groups: BTreeSet<String>,
+    /// What they were asked, if they were.
+    pub asked: Option<Asked>,
+}
+
+/// A request that people have before them, or have granted.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    /// Its name.
+    pub id: ApprovalId,
+    /// Nobody can answer after that.
+    pub expires_at: SystemTime,
+    /// The question, signed.
+    pub binding_token: String,
+}
+
+/// A yes that is about to be used.
+pub(super) struct Approved {
+    action: Action,
+    /// For policy.
+    pub(super) facts: ApprovalFacts,
+    /// For the credential.
+    pub(super) terms: ApprovalTerms,
+}
+
+impl Desk {
+    /// An empty one that holds to these bounds.
+    pub(in crate::workload) fn new(bounds: ApprovalBounds) -> Self {
+        Self { book: Approvals::new(bounds), ..Self::default() }
+    }
+
+    /// When something runs out next.
+    pub(in crate::workload) fn deadline(&self) -> Option<Instant> {
+        self.book.deadline()
+    }
+
+    pub(super) fn view(&self, id: ApprovalId) -> Option<ApprovalView> {
+        let (approval, asker) = (self.book.get(id)?, self.askers.get(&id)?);
+        Some(ApprovalView {
+            approval: approval.clone(),
+            spiffe_id: asker.spiffe_id.clone(),
+            facts: asker.facts.clone(),
+            purpose: asker.purpose.clone(),
+            operation: asker.operation.clone(),
+        })
+    }
+
+    pub(super) fn tell(&self) {
+        self.news.send_modify(|generation| *generation += 1);
+    }
+
+    /// A step that whoever asked, or time, has taken; `None` of one that is forgotten.
+    fn step(&self, id: ApprovalId, step: ApprovalStep) -> Option<Event> {
+        let agent = self.askers.get(&id)?.agent.clone();
+        Some(event(step, agent, self.book.get(id)?, None))
+    }
+}
+
+/// For the record.
+pub(super) fn event(
+    step: ApprovalStep,
+    agent: audit::Agent,
+    approval: &Approval,
+    vote: Option<&Vote>,
+) -> Event {
+    let Approval { id, subject, evaluation, approved_until, .. } = approval;
+    let facts = audit::ApprovalFacts {
+        id: id.to_string(),
+        task: subject.task,
+        action: subject.action.as_str(),
+        target: subject.target.clone(),
+        operation_sha256: subject.operation.as_ref().map(|digest| hex_text(digest)),
+        evaluation_id: evaluation.clone(),
+        by: vote.map(|vote| vote.shown_by.clone()),
+        reason: vote.map(|vote| vote.reason.clone()).filter(|reason| !reason.is_empty()),
+        until: *approved_until,
+    };
+    Event::Approval { step, agent, approval: Box::new(facts) }
+}
+
+impl AccessRequest {
+    /// Nobody was asked.
+    pub(super) fn possible(needed: &ApprovalNeeded) -> Self {
+        Self { groups: needed.groups.clone(), asked: None }
+    }
+}
+
+impl Approved {
+    fn of(approval: &Approval) -> Option<Self> {
+        let mut yes = approval.votes.iter().filter(|vote| vote.approve);
+        let quorum = u32::try_from(yes.clone().count()).unwrap_or(u32::MAX);
+        let last = yes.next_back()?;
+        // Whom the catalogue knows is in the groups that it says now, whatever they were when he answered.
+        let groups = if last.by == ROOT { approval.jury.groups.clone() } else { BTreeSet::new() };
+        Some(Self {
+            action: approval.subject.action,
+            facts: ApprovalFacts {
+                id: approval.id.to_string(),
+                by: UserFacts { name: last.by.clone(), groups },
+                at: last.at,
+                until: approval.approved_until?,
+                quorum,
+            },
+            terms: ApprovalTerms { id: approval.id, operation: approval.subject.operation },
+        })
+    }
+
+    /// What is asked for, as far as the approval goes.
+    pub(super) fn ask(&self, ask: &Ask) -> Ask {
+        let ttl = ask.ttl.map_or(LONGEST, |ttl| ttl.min(LONGEST));
+        Ask { action: Some(self.action), ttl: Some(ttl), ..ask.clone() }
+    }
+}
+
+impl Workloads {
+    /// What people were asked, the oldest first. `task`: only of that one. `closed`: also what nothing comes of any more.
+    pub fn approvals(&self, task: Option<TaskId>, closed: bool) -> Vec<ApprovalView> {
+        let now = self.0.parts.clock.monotonic();
+        let mut state = self.0.lock();
+        self.0.settle_approvals(&mut state, now);
+        let desk = &state.tasks.approvals;
+        let wanted = |one: &&Approval| {
+            task.is_none_or(|task| one.subject.task == task) && (closed || one.state.is_open())
+        };
+        desk.book.list().into_iter().filter(wanted).filter_map(|one| desk.view(one.id)).collect()
+    }
+
+    /// Puts on record that people could not be told that they are asked.
+    pub fn note_not_told(&self, id: ApprovalId, why: &str) {
+        let state = self.0.lock();
+        let event = state.tasks.approvals.step(id, ApprovalStep::NotTold).map(|mut event| {
+            if let Event::Approval { approval, .. } = &mut event {
+                approval.reason = Some(why.to_owned());
+            }
+            event
+        });
+        self.0.parts.audit.note(event.into_iter().collect());
+    }
+
+    /// Moves when an approval is asked for, answered, used or void.
+    pub fn approval_news(&self) -> watch::Receiver<u64> {
+        self.0.lock().tasks.approvals.news.subscribe()
+    }
+}
+
+impl Shared {
+    /// Asks people, or finds that they have been asked exactly this.
+    pub(super) async fn ask_people(
+        &self,
+        admission: &Admission,
+        ask: &Ask,
+        view: &TaskView,
+        decision: &Decision,
+        needed: &ApprovalNeeded,
+    ) -> Result<AccessRequest, TaskError> {
+        let set = self.parts.policy.in_force();
+        let target = Arc::clone(find_target(&set, ask).ok_or(Refused::NotGranted)?);
+        let subject = Subject {
+            task: ask.task,
+            action: ask.action.unwrap_or(Action::Read),
+            target: target.name.clone(),
+            operation: ask.operation.as_ref().map(Operation::digest),
+        };
+        let jury = Jury {
+            groups: needed.groups.clone(),
+            quorum: needed.quorum,
+            not: view.task.charter.user.as_ref().map(|user| {
+                let known = set.catalogue().person_of_subject(&user.sub);
+                known.map_or_else(|| user.sub.clone(), |person| person.name.clone())
+            }),
+        };
+        let places = self.places_of(view);
+        let asker = Asker {
+            agent: view.agent(),
+            spiffe_id: view.task.charter.spiffe_id.to_string(),
+            purpose: view.task.charter.purpose.clone(),
+            operation: ask.operation.clone(),
+            facts: facts(view, admission.attestation(), &places, &target, ask, decision),
+            places,
+            binding_token: String::new(),
+        };
+        let (asked, event) = self.enter_request(subject, jury, decision, asker)?;
+        if let Some(event) = event {
+            // What is not on record was not asked.
+            if let Err(error) = self.parts.audit.record(vec![event]).await {
+                self.lock().tasks.approvals.book.cancel(asked.id);
+                return Err(Refusal::Audit(error).into());
+            }
+            self.lock().tasks.approvals.tell();
+            self.timer.notify_one();
+        }
+        Ok(AccessRequest { groups: needed.groups.clone(), asked: Some(asked) })
+    }
+
+    /// Puts it on the desk, if it is not there. With an event if it is new.
+    fn enter_request(
+        &self,
+        subject: Subject,
+        jury: Jury,
+        decision: &Decision,
+        mut asker: Asker,
+    ) -> Result<(Asked, Option<Event>), TaskError> {
+        let (id, evaluation) = (self.new_approval_id()?, decision.evaluation_id.to_string());
+        let (now, wall) = (self.parts.clock.monotonic(), self.parts.clock.wall());
+        asker.binding_token = self.sign_question(id, &subject, &evaluation, wall)?;
+        let agent = asker.agent.clone();
+        let mut state = self.lock();
+        self.settle_approvals(&mut state, now);
+        // It may have ended since policy was asked; and whoever ends it looks here afterwards.
+        state.tasks.tree.standing(subject.task)?;
+        let desk = &mut state.tasks.approvals;
+        let (approval, new) = desk.book.request(id, subject, jury, evaluation, now, wall)?;
+        if new {
+            desk.askers.insert(id, asker);
+        }
+        let known = desk.askers.get(&approval.id).ok_or(Refused::NoSuchTask)?;
+        let asked = Asked {
+            id: approval.id,
+            expires_at: approval.expires_at,
+            binding_token: known.binding_token.clone(),
+        };
+        Ok((asked, new.then(|| event(ApprovalStep::Requested, agent, approval, None))))
+    }
+
+    fn new_approval_id(&self) -> Result<ApprovalId, TaskError> {
+        let mut random = [0; 10];
+        aws_lc_rs::rand::fill(&mut random).map_err(|aws_lc_rs::error::Unspecified| {
+            Refusal::Authority(crate::authority::CryptoError.into())
+        })?;
+        Ok(ApprovalId::new(crate::clock::unix_millis(self.parts.clock.wall()), random))
+    }
+
+    fn sign_question(
+        &self,
+        id: ApprovalId,
+        subject: &Subject,
+        evaluation: &str,
+        now: SystemTime,
+    ) -> Result<String, TaskError> {
+        let asked = question::Asked {
+            issuer: &self.settings.jwt_issuer,
+            approval: id,
+            evaluation,
+            task: subject.task,
+            action: subject.action.as_str(),
+            target: &subject.target,
+            operation: subject.operation,
+            expires_at: now + self.settings.approvals.wait,
+        };
+        let authorities = self.parts.authorities.current();
+        let signed = question::sign(&asked, authorities.active_jwt(), now);
+        signed.map_err(|error| Refusal::Authority(error).into())
+    }
+
+    /// What people have allowed, if it is for exactly this. It is used up when something is to be issued: whatever comes
+    /// of that.
+    pub(super) fn approved(
+        &self,
+        id: ApprovalId,
+        ask: &Ask,
+        view: &TaskView,
+        set: &PolicySet,
+    ) -> Result<Approved, TaskError> {
+        let now = self.parts.clock.monotonic();
+        let mut state = self.lock();
+        self.settle_approvals(&mut state, now);
+        let desk = &mut state.tasks.approvals;
+        let own = desk.book.get(id).filter(|approval| approval.subject.task == view.task.id);
+        let action = ask.action.or_else(|| own.map(|approval| approval.subject.action));
+        let subject = Subject {
+            task: view.task.id,
+            action: action.ok_or(ApprovalError::Unknown)?,
+            target: find_target(set, ask).map_or_else(|| ask.target.clone(), |target| target.name.clone()),
+            operation: ask.operation.as_ref().map(Operation::digest),
+        };
+        if ask.form.is_none() {
+            let approval = desk.book.check(id, &subject, now)?;
+            return Approved::of(approval).ok_or_else(|| ApprovalError::Unknown.into());
+        }
+        let approved = Approved::of(desk.book.spend(id, &subject, now)?).ok_or(ApprovalError::Unknown)?;
+        self.parts.audit.note(desk.step(id, ApprovalStep::Used).into_iter().collect());
+        desk.tell();
+        Ok(approved)
+    }
+
+    /// What has run out is so from now on, and on record.
+    pub(in crate::workload) fn settle_approvals(&self, state: &mut State, now: Instant) {
+        let desk = &mut state.tasks.approvals;
+        let over = desk.book.settle(now);
+        let events: Vec<Event> = over.iter().filter_map(|id| desk.step(*id, ApprovalStep::Expired)).collect();
+        let book = &desk.book;
+        desk.askers.retain(|id, _| book.get(*id).is_some());
+        if !events.is_empty() {
+            self.parts.audit.note(events);
+            desk.tell();
+        }
+    }
+
+    /// The task has ended: nothing comes of what was asked or allowed for it.
+    pub(super) fn void_approvals(&self, state: &mut State, task: TaskId) {
+        let desk = &mut state.tasks.approvals;
+        let void = desk.book.end_task(task);
+        let events: Vec<Event> =
+            void.iter().filter_map(|id| desk.step(*id, ApprovalStep::Cancelled)).collect();
+        if !events.is_empty() {
+            self.parts.audit.note(events);
+            desk.tell();
+        }
+    }
+}
+
+impl ApprovalView {
+    /// Whether people can still answer.
+    pub fn is_pending(&self) -> bool {
+        self.approval.state == ApprovalState::Pending
+    }
+}

@@ -1,0 +1,202 @@
+//! Who answers. The agent that asks must not be able to: not from its task or another, not as its user, not from its
+//! cgroup. Whoever answers is a person of the catalogue by his user, in each group that the policy names, and policy
+//! lets him `approve`; or he is root.
+//!
+//! Root writes the policies, so that it would mean nothing to keep him from deciding where one answer is enough. Where
+//! several people have to agree, root is nobody: he may be one of those who have answered.
+
+use mayfly_attestors::Process;
+
+use super::approvals::{ApprovalView, ROOT, event};
+use crate::audit::{self, ApprovalStep};
+use crate::id::{ApprovalId, SpiffeId};
+use crate::policy::{
+    Action, Circumstances, Decision, Object, Phase, PolicySet, Principal, Question, UserFacts,
+};
+use crate::task::approval::{Approval, ApprovalError, Jury, Person, Vote};
+use crate::workload::{Shared, State, Workloads};
+
+/// An answer, and what it was about.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// Which.
+    pub approval: ApprovalId,
+    /// Yes or no.
+    pub approve: bool,
+    /// For the record.
+    pub reason: String,
+    /// SHA-256 of the operation that the person was shown; `None`: none was named.
+    pub shown: Option<[u8; 32]>,
+}
+
+/// Why an answer does not count.
+#[derive(Debug, thiserror::Error)]
+pub enum AnswerError {
+    /// The book says no.
+    #[error(transparent)]
+    Approval(#[from] ApprovalError),
+    /// Whoever answers works in a task, or for one that does.
+    #[error("a process that is in a task, or that one has started, decides nothing")]
+    InTask,
+    /// Whoever answers is the user that the agent, or one it works for, runs as.
+    #[error("the agent that asks runs as uid {0}: somebody else must decide")]
+    SameUser(u32),
+    /// Whoever answers is where the agent is.
+    #[error(
+        "this process is in the cgroup of the agent that asks: decide from another login session or service"
+    )]
+    SameCgroup,
+    /// The catalogue does not know him.
+    #[error(
+        "the catalogue has nobody with uid {0}: list them under `[[people]]`, in a group that the policy names"
+    )]
+    Stranger(u32),
+    /// One who may be one of the others.
+    #[error(
+        "several people have to agree, and root may be one of those who have: decide as yourself, as the catalogue \
+         knows you"
+    )]
+    RootAmongMany,
+    /// Policy does not let him approve.
+    #[error("policy does not let this person approve: {} ({})", .0.reason.as_str(), .0.evaluation_id)]
+    Policy(Box<Decision>),
+    /// The record takes nothing; the approval is void.
+    #[error("the audit log takes nothing: the request is void")]
+    Audit(#[source] audit::AuditError),
+}
+
+/// What of an approval its answers hang on.
+struct Matter {
+    approval: Approval,
+    operation: Option<crate::task::Operation>,
+    task: crate::policy::TaskFacts,
+    chain: Vec<SpiffeId>,
+}
+
+impl Workloads {
+    /// Takes an answer from the process `by` on the admin socket.
+    ///
+    /// # Errors
+    /// [`AnswerError`]; nothing has changed then, but for [`AnswerError::Audit`].
+    pub async fn answer(&self, by: &Process, answer: Answer) -> Result<ApprovalView, AnswerError> {
+        let answered =
+            if self.may_order(by) { self.0.take_answer(by, &answer) } else { Err(AnswerError::InTask) };
+        let (view, event) = answered.inspect_err(|why| {
+            tracing::warn!(approval = %answer.approval, uid = by.uid(), pid = by.pid(), %why, "an answer does not count");
+            self.0.note_denied(by, "approval", &why.to_string());
+        })?;
+        if let Err(error) = self.0.parts.audit.record(vec![event]).await {
+            self.0.lock().tasks.approvals.book.cancel(answer.approval);
+            return Err(AnswerError::Audit(error));
+        }
+        self.0.lock().tasks.approvals.tell();
+        self.0.timer.notify_one();
+        Ok(view)
+    }
+}
+
+impl Shared {
+    fn take_answer(
+        &self,
+        by: &Process,
+        answer: &Answer,
+    ) -> Result<(ApprovalView, audit::Event), AnswerError> {
+        let matter = self.matter(by, answer.approval)?;
+        let set = self.parts.policy.in_force();
+        let who = person(&set, by.uid(), &matter.approval.jury, answer.approve)?;
+        if answer.approve {
+            self.ask_whether_he_may(&set, &who, &matter)?;
+        }
+        let (now, wall) = (self.parts.clock.monotonic(), self.parts.clock.wall());
+        let vote = Vote {
+            by: who.name.clone(),
+            shown_by: shown(&who, by.uid()),
+            approve: answer.approve,
+            at: wall,
+            reason: answer.reason.clone(),
+        };
+        let step = if answer.approve { ApprovalStep::Granted } else { ApprovalStep::Denied };
+        let mut state = self.lock();
+        self.settle_approvals(&mut state, now);
+        let desk = &mut state.tasks.approvals;
+        let person = Person { name: &who.name, groups: &who.groups };
+        let approval = desk.book.vote(answer.approval, person, answer.shown, vote.clone(), now)?;
+        let event = event(step, audit::Agent::new(by.key(), by.uid()), approval, Some(&vote));
+        Ok((desk.view(answer.approval).ok_or(ApprovalError::Unknown)?, event))
+    }
+
+    /// The approval, unless whoever answers is too close to whoever asks.
+    fn matter(&self, by: &Process, id: ApprovalId) -> Result<Matter, AnswerError> {
+        let (now, wall) = (self.parts.clock.monotonic(), self.parts.clock.wall());
+        let cgroup = self.parts.attestors.cgroup_of(by);
+        let mut state = self.lock();
+        self.settle_approvals(&mut state, now);
+        check_distance(&state, id, by.uid(), cgroup.as_deref())?;
+        let desk = &state.tasks.approvals;
+        let (approval, asker) = desk.book.get(id).zip(desk.askers.get(&id)).ok_or(ApprovalError::Unknown)?;
+        let view = state.tasks.view(approval.subject.task, now, wall).ok_or(ApprovalError::Unknown)?;
+        Ok(Matter {
+            approval: approval.clone(),
+            operation: asker.operation.clone(),
+            task: view.policy_facts(),
+            chain: view.chain.iter().rev().skip(1).cloned().collect(),
+        })
+    }
+
+    fn ask_whether_he_may(
+        &self,
+        set: &PolicySet,
+        who: &UserFacts,
+        matter: &Matter,
+    ) -> Result<(), AnswerError> {
+        let subject = &matter.approval.subject;
+        let not = matter.approval.jury.not.clone();
+        let mut circumstances = Circumstances {
+            chain: matter.chain.clone(),
+            on_behalf_of: not.map(|name| UserFacts { name, ..UserFacts::default() }),
+            ..Circumstances::default()
+        };
+        if let Some(operation) = &matter.operation {
+            operation.tell(&mut circumstances);
+        }
+        let question = Question {
+            principal: Principal::User(who.clone()),
+            action: Action::Approve,
+            object: Object::Target(subject.target.clone()),
+            phase: Phase::Issue,
+            now: self.parts.clock.wall(),
+            requested_ttl: std::time::Duration::from_secs(120),
+            task: Some(matter.task.clone()),
+            circumstances,
+        };
+        let decision = set.decide(&question, crate::policy::Engine::new_evaluation());
+        if decision.is_allowed() { Ok(()) } else { Err(AnswerError::Policy(Box::new(decision))) }
+    }
+}
+
+fn check_distance(state: &State, id: ApprovalId, uid: u32, cgroup: Option<&str>) -> Result<(), AnswerError> {
+    let asker = state.tasks.approvals.askers.get(&id).ok_or(ApprovalError::Unknown)?;
+    if asker.places.iter().any(|place| place.uid == uid) {
+        return Err(AnswerError::SameUser(uid));
+    }
+    if asker.places.iter().any(|place| place.holds(cgroup)) {
+        return Err(AnswerError::SameCgroup);
+    }
+    Ok(())
+}
+
+/// Who that user is. Whoever the catalogue knows is that person, root too.
+fn person(set: &PolicySet, uid: u32, jury: &Jury, approve: bool) -> Result<UserFacts, AnswerError> {
+    if let Some(person) = set.catalogue().person_of_uid(uid) {
+        return Ok(UserFacts { name: person.name.clone(), groups: person.groups.clone() });
+    }
+    match uid {
+        0 if approve && jury.quorum > 1 => Err(AnswerError::RootAmongMany),
+        0 => Ok(UserFacts { name: ROOT.to_owned(), groups: jury.groups.clone() }),
+        uid => Err(AnswerError::Stranger(uid)),
+    }
+}
+
+fn shown(who: &UserFacts, uid: u32) -> String {
+    if who.name == ROOT { "uid:0 (root)".to_owned() } else { format!("uid:{uid} ({})", who.name) }
+}

@@ -1,0 +1,417 @@
+//! People in the loop, with users of their own: an agent asks, somebody else answers, and what the yes buys. The set is
+//! the starter set `writes-need-a-human`. Threats K03 (the screen) is in the tests of the command; K04 is here.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use mayfly_harness::pki::claims;
+use mayfly_harness::{Agent, Entry, Holder, Plan, Refusal, files, require_root, until};
+use mayfly_proto::ErrorInfo;
+use mayfly_proto::task as proto;
+use prost::Message as _;
+use serde_json::{Value, json};
+
+const ASKER: u32 = 20_811;
+const ANN: u32 = 20_812;
+const BOB: u32 = 20_813;
+const CAROL: u32 = 20_814;
+const STRANGER: u32 = 20_815;
+
+const WIKI: &str = "https://wiki.example.org";
+const API: &str = "mayfly.task.v1.TaskAPI";
+
+struct World {
+    agent: Agent,
+    asker: Holder,
+    task: String,
+}
+
+fn starter(name: &str) -> String {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/policy/writes-need-a-human");
+    std::fs::read_to_string(Path::new(path).join(name)).unwrap()
+}
+
+/// With our users, and a target that takes tokens as they are.
+fn catalogue() -> String {
+    let text = starter("catalogue.toml");
+    let users = [("1001", ANN), ("1002", BOB), ("1003", CAROL)];
+    let text = users.iter().fold(text, |text, (from, to)| {
+        text.replace(&format!("uids = [\"{from}\"]"), &format!("uids = [\"{to}\"]"))
+    });
+    text.replace("data_class = \"internal\"", "data_class = \"internal\"\nbinding = \"none\"")
+}
+
+fn dir(agent: &Agent) -> PathBuf {
+    agent.dir().join("policy.d")
+}
+
+fn world(more: &str) -> World {
+    require_root();
+    let entry = Entry::new("/agent/editor/a", &[&format!("unix:uid:{ASKER}")]);
+    let mut agent = Plan::with_entries(&[entry]).prepare();
+    std::fs::create_dir(dir(&agent)).unwrap();
+    let table = format!("\n[policy]\ndir = {:?}\n{more}\n", dir(&agent));
+    agent.plan().settings += &table;
+    agent.write_config();
+    files::replace(&dir(&agent).join("policy.cedar"), starter("policy.cedar").as_bytes(), 0o644);
+    files::replace(&dir(&agent).join("catalogue.toml"), catalogue().as_bytes(), 0o644);
+    agent.launch();
+    // Stands for being in the admin socket's group: what is refused here is not refused by the file system.
+    let socket = agent.admin_socket();
+    for (path, mode) in [(socket.parent().unwrap(), 0o711), (socket.as_path(), 0o666)] {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    }
+    let mut asker = Holder::start(&agent, ASKER);
+    let task = begin(&mut asker);
+    World { agent, asker, task }
+}
+
+fn begin(asker: &mut Holder) -> String {
+    let request = proto::BeginRequest { template: "edit".to_owned(), ..Default::default() };
+    asker.rpc::<proto::Task>(&format!("{API}/Begin"), &request).unwrap().id
+}
+
+type Answer<T> = Result<T, (Refusal, Vec<u8>)>;
+
+/// The reason that a program reads.
+fn reason<T: std::fmt::Debug>(answer: Answer<T>) -> String {
+    #[derive(Clone, PartialEq, prost::Message)]
+    struct Rich {
+        #[prost(message, repeated, tag = "3")]
+        details: Vec<prost_types::Any>,
+    }
+    let (refusal, details) = answer.expect_err("a refusal");
+    let rich = Rich::decode(details.as_slice()).unwrap();
+    let info = rich.details.first().map(|any| ErrorInfo::decode(any.value.as_slice()).unwrap());
+    info.map_or_else(|| format!("{refusal:?}"), |info| info.reason)
+}
+
+fn call(method: &str, page: u32) -> proto::Operation {
+    let http = proto::HttpCall {
+        method: method.to_owned(),
+        host: "wiki.example.org".to_owned(),
+        path: format!("/pages/{page}"),
+        bytes: 3,
+        body_sha256: vec![7; 32].into(),
+    };
+    proto::Operation { kind: Some(proto::operation::Kind::Http(http)) }
+}
+
+impl World {
+    fn authorize(
+        &mut self,
+        action: &str,
+        operation: proto::Operation,
+        id: Option<&str>,
+    ) -> Answer<proto::Decision> {
+        let request = proto::AuthorizeRequest {
+            task_id: self.task.clone(),
+            action: action.to_owned(),
+            target: "wiki".to_owned(),
+            operation: Some(operation),
+            request_approval: id.is_none(),
+            approval_id: id.unwrap_or_default().to_owned(),
+            ..Default::default()
+        };
+        self.asker.rpc(&format!("{API}/Authorize"), &request)
+    }
+
+    /// Asks people; the approval's name.
+    fn ask(&mut self, action: &str, operation: proto::Operation) -> String {
+        self.authorize(action, operation, None).unwrap().access_request.unwrap().approval_id
+    }
+
+    fn issue(
+        &mut self,
+        format: proto::Format,
+        operation: proto::Operation,
+        id: &str,
+    ) -> Answer<proto::Credential> {
+        let request = proto::IssueRequest {
+            task_id: self.task.clone(),
+            format: format.into(),
+            audience: vec![WIKI.to_owned()],
+            operation: Some(operation),
+            approval_id: id.to_owned(),
+            ..Default::default()
+        };
+        self.asker.rpc(&format!("{API}/Issue"), &request)
+    }
+
+    fn token(&mut self, operation: proto::Operation, id: &str) -> Answer<proto::Credential> {
+        self.issue(proto::Format::AccessToken, operation, id)
+    }
+
+    /// As the command line has it, asked by root.
+    fn shown(&self, id: &str) -> Value {
+        let (code, out, err) = self.agent.mayfly(&["approve", "show", id, "--output", "json"]);
+        assert_eq!(code, Some(0), "{err}");
+        serde_json::from_str(&out).unwrap()
+    }
+
+    fn decide_as(&self, who: &mut Holder, id: &str, approve: bool) -> Answer<proto::Approval> {
+        let operation_sha256 = self.shown(id)["operation_sha256"].as_str().unwrap().to_owned();
+        let request = proto::DecideRequest {
+            approval_id: id.to_owned(),
+            approve,
+            operation_sha256,
+            ..Default::default()
+        };
+        decide(who, &self.agent, &request)
+    }
+
+    fn decide(&self, uid: u32, id: &str, approve: bool) -> Answer<proto::Approval> {
+        self.decide_as(&mut Holder::start(&self.agent, uid), id, approve)
+    }
+
+    fn introspect(&self, token: &str) -> Value {
+        let socket = self.agent.dir().join("http/http.sock");
+        let output = std::process::Command::new("curl")
+            .args(["-sS", "--max-time", "20", "--unix-socket"])
+            .arg(socket)
+            .args(["-d", &format!("token={token}"), "http://localhost/introspect"])
+            .output()
+            .unwrap();
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+}
+
+fn decide(who: &mut Holder, agent: &Agent, request: &proto::DecideRequest) -> Answer<proto::Approval> {
+    who.rpc_at(&agent.admin_socket(), "mayfly.task.v1.TaskAdmin/Decide", request)
+}
+
+fn yes(state: &proto::Approval) -> proto::ApprovalState {
+    state.state()
+}
+
+#[test]
+fn k_a_yes_buys_one_use_of_exactly_what_was_shown() {
+    let mut world = world("");
+    let id = world.ask("write", call("PUT", 7));
+    let shown = world.shown(&id);
+    let fact = |name: &str| {
+        let facts = shown["facts"].as_array().unwrap();
+        let found =
+            facts.iter().find(|fact| fact["name"] == name).unwrap_or_else(|| panic!("{name}: {shown}"));
+        found["value"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(fact("request"), "PUT wiki.example.org/pages/7");
+    assert_eq!(fact("process"), format!("pid {}, uid {ASKER}", world.asker.pid()));
+    assert_eq!(
+        (fact("asked by policy"), fact("data class")),
+        ("writes-need-human".to_owned(), "internal".to_owned())
+    );
+    // Who is not on call, or nobody whom the catalogue knows.
+    assert_eq!(reason(world.decide(CAROL, &id, true)), "policy_denied");
+    assert_eq!(reason(world.decide(CAROL, &id, false)), "not_an_approver");
+    assert_eq!(reason(world.decide(STRANGER, &id, true)), "not_an_approver");
+    let other = proto::DecideRequest {
+        approval_id: id.clone(),
+        approve: true,
+        operation_sha256: "12".repeat(32),
+        ..Default::default()
+    };
+    let mut ann = Holder::start(&world.agent, ANN);
+    assert_eq!(
+        reason(decide(&mut ann, &world.agent, &other)),
+        "approval_mismatch",
+        "something else was shown"
+    );
+    assert_eq!(reason(world.token(call("PUT", 7), &id)), "approval_pending");
+    assert_eq!(yes(&world.decide_as(&mut ann, &id, true).unwrap()), proto::ApprovalState::Approved);
+    world.agent.audited(&["approval.granted", &id, &format!("uid:{ANN} (ann)")]);
+    // Nothing else can be had for it, and to look at it uses nothing.
+    assert_eq!(reason(world.token(call("PUT", 8), &id)), "approval_mismatch");
+    let mut tampered = call("PUT", 7);
+    if let Some(proto::operation::Kind::Http(http)) = &mut tampered.kind {
+        http.body_sha256 = vec![8; 32].into();
+    }
+    assert_eq!(reason(world.token(tampered, &id)), "approval_mismatch");
+    assert_eq!(
+        reason(world.issue(proto::Format::JwtSvid, call("PUT", 7), &id)),
+        "approval_needs_access_token"
+    );
+    assert_eq!(
+        reason(world.issue(proto::Format::X509Svid, call("PUT", 7), &id)),
+        "approval_needs_access_token"
+    );
+    assert!(world.authorize("write", call("PUT", 7), Some(&id)).unwrap().allow);
+    let token = world.token(call("PUT", 7), &id).unwrap();
+    let said = claims(&token.token);
+    let life = said["exp"].as_u64().unwrap() - said["iat"].as_u64().unwrap();
+    assert!(life <= 130, "two minutes, and everything is backdated: {life}");
+    assert_eq!((&said["scope"], &said["urn:mayfly:task"]["max_calls"]), (&json!("write"), &json!(1)));
+    assert_eq!(
+        (&said["urn:mayfly:task"]["approval"], &said["urn:mayfly:task"]["operation_sha256"]),
+        (&json!(id), &shown["operation_sha256"])
+    );
+    let detail = &said["authorization_details"][0];
+    assert_eq!(
+        (&detail["methods"], &detail["paths"]),
+        (&json!(["PUT"]), &json!(["/pages/7"])),
+        "not the whole wiki"
+    );
+    assert_eq!(world.introspect(&token.token)["active"], true);
+    assert_eq!(world.introspect(&token.token), json!({"active": false}), "used up");
+    assert_eq!(reason(world.token(call("PUT", 7), &id)), "approval_used");
+    assert_eq!(world.shown(&id)["state"], "used");
+    world.agent.audited(&["approval.used", &id]);
+    world.agent.audited(&["credential.revoke", &token.id, "\"reason\":\"used\""]);
+    assert_eq!(reason(world.token(call("PUT", 7), "")), "approval_required", "the task is no wider");
+}
+
+#[test]
+fn k_two_people_have_to_agree_where_policy_says_so_and_one_no_is_final() {
+    let mut world = world("");
+    let id = world.ask("delete", call("DELETE", 7));
+    assert_eq!(world.shown(&id)["quorum"], 2);
+    assert_eq!(yes(&world.decide(ANN, &id, true).unwrap()), proto::ApprovalState::Pending);
+    assert_eq!(reason(world.decide(ANN, &id, true)), "decided_already");
+    assert_eq!(reason(world.decide(0, &id, true)), "root_among_many", "root may be ann");
+    assert_eq!(reason(world.token(call("DELETE", 7), &id)), "approval_pending");
+    assert_eq!(yes(&world.decide(BOB, &id, true).unwrap()), proto::ApprovalState::Approved);
+    let token = world.token(call("DELETE", 7), &id).unwrap().token;
+    assert_eq!(claims(&token)["scope"], "delete");
+    let id = world.ask("delete", call("DELETE", 8));
+    world.decide(ANN, &id, true).unwrap();
+    assert_eq!(yes(&world.decide(BOB, &id, false).unwrap()), proto::ApprovalState::Denied);
+    world.agent.audited(&["approval.denied", &id, "(bob)"]);
+    assert_eq!(reason(world.token(call("DELETE", 8), &id)), "approval_denied");
+    assert_eq!(reason(world.decide(ANN, &id, true)), "approval_denied");
+}
+
+#[test]
+fn k_root_decides_where_one_answer_is_enough() {
+    let mut world = world("");
+    let id = world.ask("write", call("PUT", 7));
+    let (code, out, err) = world.agent.mayfly(&["approve", "grant", &id, "--reason", "ticket 17"]);
+    assert_eq!(
+        (code, out.as_str()),
+        (Some(0), format!("approved: write on wiki ({id})\n").as_str()),
+        "{err}"
+    );
+    world.agent.audited(&["approval.granted", "uid:0 (root)", "ticket 17"]);
+    assert!(world.token(call("PUT", 7), &id).is_ok());
+}
+
+#[test]
+fn k_policy_decides_again_when_a_yes_is_used() {
+    let mut world = world("");
+    let id = world.ask("write", call("PUT", 7));
+    world.decide(ANN, &id, true).unwrap();
+    assert!(world.authorize("write", call("PUT", 7), Some(&id)).unwrap().allow);
+    // Ann is not on call any more.
+    let name = format!("uids = [\"{ANN}\"]\ngroups = [");
+    let moved = catalogue().replace(&format!("{name}\"oncall\"]"), &format!("{name}\"writers\"]"));
+    assert_ne!(moved, catalogue());
+    files::replace(&dir(&world.agent).join("catalogue.toml"), moved.as_bytes(), 0o644);
+    until("the catalogue bites", || {
+        let said = world.authorize("write", call("PUT", 7), Some(&id)).unwrap();
+        (!said.allow && said.reason == "approval_required").then_some(())
+    });
+    files::replace(&dir(&world.agent).join("catalogue.toml"), catalogue().as_bytes(), 0o644);
+    until("ann is back", || world.authorize("write", call("PUT", 7), Some(&id)).unwrap().allow.then_some(()));
+    // Nobody writes any more, whoever approves.
+    let closed = starter("policy.cedar")
+        + "\n@id(\"closed\") @owner(\"security\") forbid(principal, action == Mayfly::Action::\"write\", resource);\n";
+    files::replace(&dir(&world.agent).join("policy.cedar"), closed.as_bytes(), 0o644);
+    until("the policy bites", || {
+        let said = world.authorize("write", call("PUT", 7), Some(&id)).unwrap();
+        (said.reason == "policy_denied").then_some(())
+    });
+    assert_eq!(reason(world.token(call("PUT", 7), &id)), "policy_denied");
+    assert_eq!(reason(world.token(call("PUT", 7), &id)), "approval_used", "it is gone whatever came of it");
+}
+
+#[test]
+fn k_nothing_is_good_for_long() {
+    let mut world = world("[approvals]\nuse_within = \"1s\"\n");
+    let id = world.ask("write", call("PUT", 7));
+    world.decide(ANN, &id, true).unwrap();
+    world.agent.audited(&["approval.expired", &id]);
+    assert_eq!(reason(world.token(call("PUT", 7), &id)), "approval_expired");
+    let mut world = self::world("[approvals]\nanswer_within = \"1s\"\n");
+    let id = world.ask("write", call("PUT", 7));
+    world.agent.audited(&["approval.expired", &id]);
+    assert_eq!(reason(world.decide(ANN, &id, true)), "approval_expired");
+}
+
+static CGROUPS: AtomicU32 = AtomicU32::new(0);
+
+/// A cgroup of the v2 hierarchy; gone with the test.
+struct Cgroup(PathBuf);
+
+impl Cgroup {
+    fn new() -> Self {
+        let n = CGROUPS.fetch_add(1, Ordering::Relaxed);
+        let unified = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"];
+        let root = unified
+            .into_iter()
+            .find(|root| Path::new(root).join("cgroup.procs").exists())
+            .expect("cgroup v2");
+        let path = Path::new(root).join(format!("mayfly-approvals-{}-{n}", std::process::id()));
+        std::fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+
+    fn take(&self, pid: u32) {
+        std::fs::write(self.0.join("cgroup.procs"), pid.to_string()).unwrap();
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        // Processes that were killed leave it a moment later.
+        for _ in 0..200 {
+            if std::fs::remove_dir(&self.0).is_ok() {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+    }
+}
+
+/// K04: the agent does not approve for itself: not as its own user, not from its cgroup, not from its task or another.
+#[test]
+fn k04_nobody_decides_from_where_the_agent_is() {
+    let mut world = world("");
+    // The agent's user is somebody on call, which must not help.
+    let text = catalogue()
+        + &format!("\n[[people]]\nname = \"agent\"\nuids = [\"{ASKER}\"]\ngroups = [\"oncall\"]\n");
+    files::replace(&dir(&world.agent).join("catalogue.toml"), text.as_bytes(), 0o644);
+    let cgroup = Cgroup::new();
+    cgroup.take(world.asker.pid());
+    until("the agent is where it is now", || {
+        let task = world.task.clone();
+        let get = proto::GetTaskRequest { task_id: task };
+        world.asker.rpc::<proto::Task>(&format!("{API}/Get"), &get).ok()
+    });
+    let id = world.ask("write", call("PUT", 7));
+    let operation_sha256 = world.shown(&id)["operation_sha256"].as_str().unwrap().to_owned();
+    let request = proto::DecideRequest {
+        approval_id: id.clone(),
+        approve: true,
+        operation_sha256,
+        ..Default::default()
+    };
+    let admin = world.agent.admin_socket();
+    // Itself.
+    let own = world.asker.rpc_at::<proto::Approval>(&admin, "mayfly.task.v1.TaskAdmin/Decide", &request);
+    assert_eq!(reason(own), "in_task");
+    // Another process of its user.
+    assert_eq!(reason(world.decide(ASKER, &id, true)), "same_user");
+    // Somebody on call, by a process in its cgroup, or below it; and root.
+    let mut ann = Holder::start(&world.agent, ANN);
+    cgroup.take(ann.pid());
+    assert_eq!(reason(decide(&mut ann, &world.agent, &request)), "same_cgroup");
+    let mut root = Holder::start(&world.agent, 0);
+    cgroup.take(root.pid());
+    assert_eq!(reason(decide(&mut root, &world.agent, &request)), "same_cgroup");
+    world.agent.audited(&["\"phase\":\"approval\"", "cgroup of the agent"]);
+    assert_eq!(world.shown(&id)["state"], "pending", "none of that counted");
+    let away = Cgroup::new();
+    away.take(ann.pid());
+    assert_eq!(yes(&decide(&mut ann, &world.agent, &request).unwrap()), proto::ApprovalState::Approved);
+    drop((ann, root));
+}
