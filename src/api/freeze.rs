@@ -1,29 +1,26 @@
-//! `Freeze` and `Thaw` of the admin service.
+//! `Freeze` and `Thaw`, of the admin service and of the operators' service for tasks: one code for both.
 
 use mayfly_proto::admin as proto;
 use mayfly_proto::admin::frozen_thing::What;
+use mayfly_proto::task;
 use tonic::{Extensions, Status};
 
 use super::operator::operator;
+use crate::audit;
 use crate::clock::{Clock as _, SystemClock};
 use crate::id::SpiffeId;
 use crate::policy::{Freeze, Frozen, Thawed};
-use crate::workload::Workloads;
+use crate::workload::{Frost, Workloads};
 
 pub(super) fn freeze(
     workloads: &Workloads,
     caller: &Extensions,
     order: proto::FreezeRequest,
 ) -> Result<proto::FreezeResponse, Status> {
-    let (what, by) = (thing(order.thing)?, operator(workloads, caller)?);
-    let freeze = Freeze {
-        by: format!("uid {}", by.uid),
-        reason: reason(&order.reason)?,
-        at: SystemClock.wall(),
-        revoke: order.revoke,
-    };
-    let frost = workloads.freeze(what, freeze, by).map_err(|error| unwritten("it is frozen", &error))?;
-    Ok(proto::FreezeResponse { credentials: u32::try_from(frost.credentials).unwrap_or(u32::MAX) })
+    let by = operator(workloads, caller)?;
+    let (what, freeze) = (thing(order.thing)?, of(&by, &order.reason, order.revoke)?);
+    let frost = workloads.freeze(&what, freeze, by).map_err(|error| unwritten("it is frozen", &error))?;
+    Ok(proto::FreezeResponse { credentials: count(frost.credentials) })
 }
 
 pub(super) fn thaw(
@@ -31,13 +28,86 @@ pub(super) fn thaw(
     caller: &Extensions,
     order: &proto::ThawRequest,
 ) -> Result<proto::ThawResponse, Status> {
-    let (what, by) = (thing(order.thing.clone())?, operator(workloads, caller)?);
-    let thawed = workloads.thaw(&what, &reason(&order.reason)?, by);
+    let by = operator(workloads, caller)?;
+    let needs_another = thawed(workloads, by, &thing(order.thing.clone())?, &order.reason)?;
+    Ok(proto::ThawResponse { needs_another })
+}
+
+/// The same for tasks, or a kill.
+pub(super) async fn task_freeze(
+    workloads: &Workloads,
+    caller: &Extensions,
+    order: task::FreezeRequest,
+) -> Result<task::FreezeResult, Status> {
+    use task::freeze_request::What as Asked;
+    let by = operator(workloads, caller)?;
+    let what = order.what.map(|what| match what {
+        Asked::All(all) => What::All(all),
+        Asked::SpiffeId(id) => What::SpiffeId(id),
+        Asked::TaskId(id) => What::TaskId(id),
+        Asked::Target(name) => What::Target(name),
+    });
+    let (what, freeze) = (thing(Some(proto::FrozenThing { what }))?, of(&by, &order.reason, order.kill)?);
+    if order.kill {
+        let killed = workloads.kill(&what, freeze, by).await;
+        let killed = killed.map_err(|error| unwritten("it is frozen and killed", &error))?;
+        return Ok(task::FreezeResult {
+            tasks: count(killed.tasks),
+            credentials: count(killed.credentials),
+            scopes: count(killed.scopes),
+            scopes_not_held: count(killed.not_killed),
+            micros: u64::try_from(killed.took.as_micros()).unwrap_or(u64::MAX),
+        });
+    }
+    let start = SystemClock.monotonic();
+    let frost = workloads.freeze(&what, freeze, by).map_err(|error| unwritten("it is frozen", &error))?;
+    let Frost { credentials, tasks, scopes } = frost;
+    let took = SystemClock.monotonic().saturating_duration_since(start);
+    Ok(task::FreezeResult {
+        tasks: count(tasks),
+        credentials: count(credentials),
+        // A process alone cannot be made to stand still.
+        scopes: 0,
+        scopes_not_held: count(scopes),
+        micros: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
+    })
+}
+
+pub(super) fn task_thaw(
+    workloads: &Workloads,
+    caller: &Extensions,
+    order: task::ThawRequest,
+) -> Result<task::ThawResult, Status> {
+    use task::thaw_request::What as Asked;
+    let by = operator(workloads, caller)?;
+    let what = order.what.map(|what| match what {
+        Asked::All(all) => What::All(all),
+        Asked::SpiffeId(id) => What::SpiffeId(id),
+        Asked::TaskId(id) => What::TaskId(id),
+        Asked::Target(name) => What::Target(name),
+    });
+    let what = thing(Some(proto::FrozenThing { what }))?;
+    let needs_another = thawed(workloads, by, &what, &order.reason)?;
+    let tasks = if needs_another { 0 } else { workloads.tasks_named(&what) };
+    Ok(task::ThawResult { tasks: count(tasks), needs_another })
+}
+
+/// Whether another person must say so, too.
+fn thawed(workloads: &Workloads, by: audit::Agent, what: &Frozen, why: &str) -> Result<bool, Status> {
+    let thawed = workloads.thaw(what, &reason(why)?, by);
     match thawed.map_err(|error| unwritten("it stays frozen", &error))? {
         Thawed::Nothing => Err(Status::not_found(format!("{what} is not frozen by order"))),
-        Thawed::Done => Ok(proto::ThawResponse { needs_another: false }),
-        Thawed::NeedsAnother => Ok(proto::ThawResponse { needs_another: true }),
+        Thawed::Done => Ok(false),
+        Thawed::NeedsAnother => Ok(true),
     }
+}
+
+fn of(by: &audit::Agent, why: &str, revoke: bool) -> Result<Freeze, Status> {
+    Ok(Freeze { by: format!("uid {}", by.uid), reason: reason(why)?, at: SystemClock.wall(), revoke })
+}
+
+fn count(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
 }
 
 fn thing(thing: Option<proto::FrozenThing>) -> Result<Frozen, Status> {

@@ -93,6 +93,7 @@ impl Sources {
             revocation_strengths: self.strengths(),
             last_reload_error: self.reload_error.load().to_string(),
             policy: self.policy(),
+            live_tasks: wide(self.workloads.live_tasks()),
             sds: Some(self.sds.status()),
             federation: self.federation.rows().iter().map(super::bundles::bundle).collect(),
             listeners: self.listeners.iter().map(listener).collect(),

@@ -79,6 +79,7 @@ pub fn admin(
     audit: &audit::Log,
     status: StatusSource,
     federation: &Federation,
+    drain: &Watch,
 ) -> Result<(Routes, HealthReporter), ReflectionError> {
     let service = AdminService::new(workloads.clone(), audit.clone(), status);
     let (reporter, health) = tonic_health::server::health_reporter();
@@ -88,7 +89,7 @@ pub fn admin(
         "mayfly.task.v1.TaskAdmin",
         "grpc.health.v1.Health",
     ];
-    let tasks = TaskAdminServer::new(TaskAdminService::new(workloads.clone()));
+    let tasks = TaskAdminServer::new(TaskAdminService::new(workloads.clone(), audit.clone(), drain.clone()));
     let bundles = BundlesServer::new(BundleService::new(federation.clone()));
     let routes = Routes::new(AdminServer::new(service).max_decoding_message_size(MAX_REQUEST_BYTES))
         .add_service(bundles.max_decoding_message_size(MAX_BUNDLE_BYTES))

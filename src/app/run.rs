@@ -8,6 +8,7 @@ use mayfly_attestors::{ExecWatch, Host, Process};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tonic::service::Routes;
+use tonic_health::server::HealthReporter;
 
 use super::build::{Agent, Runtimes, wide};
 use super::follow::Follower;
@@ -121,7 +122,7 @@ impl Agent {
         let status: crate::api::admin::StatusSource = Arc::new(move || sources.status());
         let max_audiences = self.config.jwt.max_audiences;
         let (public, public_health) = routes::public(&gate, &self.clock, &watch, max_audiences, &sds)?;
-        let (admin, admin_health) = routes::admin(&self.workloads, &self.audit, status, &self.federation)?;
+        let (admin, admin_health) = self.admin_routes(status, &watch)?;
         let mut tasks = JoinSet::new();
         self.follow_concerns(&mut tasks, &watch);
         // Before the leases of the run before are looked at: their pods must be known for that.
@@ -175,6 +176,14 @@ fn serve_launches(
 }
 
 impl Agent {
+    fn admin_routes(
+        &self,
+        status: crate::api::admin::StatusSource,
+        watch: &Watch,
+    ) -> Result<(Routes, HealthReporter), StartError> {
+        Ok(routes::admin(&self.workloads, &self.audit, status, &self.federation, watch)?)
+    }
+
     /// Checkpoints of the audit log, and whatever makes the agent less than ready.
     fn follow_concerns(&self, tasks: &mut JoinSet<()>, watch: &Watch) {
         tasks.spawn(super::checkpoint::follow(self.audit.clone(), self.authorities.clone(), watch.clone()));

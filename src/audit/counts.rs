@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 use super::event::Event;
+use super::task::TaskStep;
 use crate::ledger::{Kind, Reason};
 
 /// What is counted.
@@ -26,6 +27,10 @@ pub enum Counted {
     PolicyRejected,
     /// A socket that had to be put back.
     SocketReplaced,
+    /// A task that began.
+    TaskBegun,
+    /// One that ended, and why.
+    TaskEnded(&'static str),
 }
 
 /// Counts by kind.
@@ -58,6 +63,8 @@ impl Counted {
             Event::EntriesRejected { .. } => Self::EntriesRejected,
             Event::PolicyRejected { .. } => Self::PolicyRejected,
             Event::SocketReplaced { .. } => Self::SocketReplaced,
+            Event::Task { step: TaskStep::Begin | TaskStep::Join, .. } => Self::TaskBegun,
+            Event::Task { step: TaskStep::Ended, end: Some(end), .. } => Self::TaskEnded(end.reason),
             _ => return None,
         })
     }
@@ -78,5 +85,6 @@ mod tests {
         assert!(all.keys().any(|counted| matches!(counted, Counted::Issued(_))), "{all:?}");
         assert!(all.keys().any(|counted| matches!(counted, Counted::Revoked(..))), "{all:?}");
         assert_eq!(all.get(&Counted::SocketReplaced), Some(&2));
+        assert!(all.keys().any(|counted| matches!(counted, Counted::TaskEnded(_))), "{all:?}");
     }
 }

@@ -60,7 +60,7 @@ pub(super) struct Thaw {
 /// What.
 #[derive(clap::Args, Debug)]
 #[group(required = true, multiple = false)]
-struct Thing {
+pub(super) struct Thing {
     /// Everything
     #[arg(long)]
     all: bool,
@@ -90,7 +90,7 @@ struct ThawedJson {
 
 impl Thing {
     /// How it is called, and as the agent knows it.
-    fn named(self) -> (String, FrozenThing) {
+    pub(super) fn named(self) -> (String, FrozenThing) {
         let Self { agent, task, target, .. } = self;
         let (name, what) = match (agent, task, target) {
             (Some(agent), ..) => (format!("agent {agent}"), What::SpiffeId(agent)),

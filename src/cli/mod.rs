@@ -22,6 +22,7 @@ mod fetch;
 mod follow;
 mod freeze;
 mod healthcheck;
+mod kill;
 mod lease;
 mod ledger;
 mod policy;
@@ -122,6 +123,9 @@ enum Client {
     /// Freeze everything, an agent, a task or a target: nothing is issued to it any more (operators)
     #[command(after_help = freeze::FREEZE_EXAMPLES)]
     Freeze(freeze::Freeze),
+    /// Freeze, end the tasks, take back what they have, and kill their processes (operators)
+    #[command(after_help = kill::EXAMPLES)]
+    Kill(kill::Args),
     /// Let what was frozen go on (operators)
     #[command(after_help = freeze::THAW_EXAMPLES)]
     Thaw(freeze::Thaw),
@@ -147,8 +151,7 @@ enum Client {
     /// Run a program as what it is launched with: measured files, a clean environment
     #[command(after_help = run::EXAMPLES)]
     Run(run::Args),
-    /// Show tasks, or end them. Not shown: no agent serves the operators' calls (`TaskAdmin`) yet
-    #[command(hide = true)]
+    /// Show what agents work on, or end it (operators; with `--own` a process of the task)
     Task(task::Args),
     /// Say whether the agent serves, for probes
     #[command(after_help = healthcheck::EXAMPLES)]
@@ -218,6 +221,7 @@ impl Client {
             Self::Whoami(args) => whoami::run(args, context).await,
             Self::Explain(args) => explain::run(args, context).await,
             Self::Freeze(args) => freeze::freeze(args, context).await,
+            Self::Kill(args) => kill::run(args, context).await,
             Self::Thaw(args) => freeze::thaw(args, context).await,
             Self::Lease(args) => lease::run(args, context).await,
             Self::Authority(args) => authority::run(args, context).await,

@@ -56,6 +56,7 @@ struct Answer {
     attestors: Vec<String>,
     pods: Option<PodsJson>,
     policy: Option<PolicyJson>,
+    live_tasks: u64,
 }
 
 /// The policy set in force.
@@ -226,6 +227,7 @@ fn json(status: StatusResponse) -> Answer {
             .collect(),
         refused_origins: refused.map(|one| RefusedJson { reason: one.reason, count: one.count }).collect(),
         attestors: status.attestors,
+        live_tasks: status.live_tasks,
         pods: status.pods.map(|p| PodsJson { source: p.source, known: p.known, waiting: p.waiting }),
         policy: status.policy.map(|p| PolicyJson {
             version: p.version,
@@ -284,6 +286,9 @@ fn text(status: &StatusResponse) -> Vec<String> {
     lines.extend(amiss(status));
     let (live, revoked) = (status.live_leases, status.revoked_leases);
     lines.push(format!("workloads  {}, {live} live and {revoked} revoked leases", status.workloads));
+    if status.policy.is_some() {
+        lines.push(format!("tasks      {} live", status.live_tasks));
+    }
     lines.push(format!("entries    {}", status.entries));
     lines.extend(status.policy.as_ref().map(policy_line));
     let (resident, open) = (size(status.resident_bytes), status.open_descriptors);
@@ -386,6 +391,7 @@ mod tests {
             concerns: if ready { Vec::new() } else { vec!["audit log cannot be written".into()] },
             workloads: 2,
             live_leases: 3,
+            live_tasks: 2,
             revoked_leases: 1,
             entries: 4,
             authorities: vec![authority],
@@ -430,6 +436,7 @@ mod tests {
 ready  example.org  mayfly 0.1.0, pid 7, started 1h01m ago
   ! policies not reloaded: a.cedar:1:2: no
 workloads  2, 3 live and 1 revoked leases
+tasks      2 live
 entries    4
 policy     1 policy for 2 targets, version 0123456789ab
 resources  20.0 MiB resident, 40 descriptors
@@ -466,6 +473,6 @@ platform: Linux 6.18, all features";
         assert_eq!(json["crl"]["next_update"], "1970-01-01T00:00:02Z");
         assert_eq!(json["authorities"][0]["not_after"], "2100-01-01T00:00:00Z");
         let keys = json.as_object().expect("object").len();
-        assert_eq!(keys, 27, "one for each field of the status message");
+        assert_eq!(keys, 28, "one for each field of the status message");
     }
 }

@@ -1,10 +1,13 @@
 //! The kill switch: an operator freezes, and nothing is decided in favour of what is frozen until it is thawed. What goes
 //! through here holds in memory before it is written down, and is written down before it is answered.
 
+use std::collections::BTreeSet;
 use std::io;
 
+use super::revoker::Initiator;
 use super::{Workloads, lock};
 use crate::audit::{self, Event};
+use crate::ledger::Row;
 use crate::policy::{Freeze, Freezes, Frozen, Thawed, store_freezes};
 
 /// What a freeze did.
@@ -12,6 +15,10 @@ use crate::policy::{Freeze, Freezes, Frozen, Thawed, store_freezes};
 pub struct Frost {
     /// Live credentials that it is about: taken back if that was asked for.
     pub credentials: usize,
+    /// Live tasks that it is about, with all below them.
+    pub tasks: usize,
+    /// Processes or cgroups that hold those.
+    pub scopes: usize,
 }
 
 impl Workloads {
@@ -24,19 +31,44 @@ impl Workloads {
     ///
     /// # Errors
     /// It holds in memory, and could not be written down: a restart would thaw it.
-    pub fn freeze(&self, what: Frozen, freeze: Freeze, by: audit::Agent) -> io::Result<Frost> {
-        let _one_at_a_time = lock(&self.0.freezing);
-        let credentials = self.0.lock().rows.values().filter(|row| concerns(&what, &row.spiffe_id)).count();
-        let event = Event::Freeze {
-            by: Some(by),
-            what: what.to_string(),
-            reason: freeze.reason.clone(),
-            revoke: freeze.revoke,
-        };
-        self.policy().change_freezes(|freezes| freezes.freeze(what, freeze));
-        self.0.parts.audit.note(vec![event]);
+    pub fn freeze(&self, what: &Frozen, freeze: Freeze, by: audit::Agent) -> io::Result<Frost> {
+        let taken_by = freeze.revoke.then_some(Initiator::OperatorUid(by.uid));
+        self.freeze_in_memory(what.clone(), freeze, by);
+        let frost = self.concerned(what, taken_by);
         self.write_freezes()?;
-        Ok(Frost { credentials })
+        Ok(frost)
+    }
+
+    /// From here on nothing is decided in favour of it, and the record says so.
+    pub(super) fn freeze_in_memory(&self, what: Frozen, freeze: Freeze, by: audit::Agent) {
+        let _one_at_a_time = lock(&self.0.freezing);
+        let (what_text, reason, revoke) = (what.to_string(), freeze.reason.clone(), freeze.revoke);
+        self.policy().change_freezes(|freezes| freezes.freeze(what, freeze));
+        let event = Event::Freeze { by: Some(by), what: what_text, reason, revoke };
+        self.0.parts.audit.note(vec![event]);
+    }
+
+    /// Live tasks that a freeze names, with all below them.
+    pub fn tasks_named(&self, what: &Frozen) -> usize {
+        let state = self.0.lock();
+        state.tasks.named(what).into_iter().map(|top| state.tasks.tree.subtree(top).len()).sum()
+    }
+
+    /// Counts what a freeze is about. What was given for tasks is taken back here, in whoever's name; the rest is when
+    /// everybody is judged again.
+    pub(super) fn concerned(&self, what: &Frozen, taken_by: Option<Initiator>) -> Frost {
+        let mut state = self.0.lock();
+        let fetched = |row: &&Row| row.task.is_none() && concerns(what, &row.spiffe_id);
+        let fetched = state.rows.values().filter(fetched).count();
+        let tops = state.tasks.named(what);
+        let all: Vec<_> = tops.iter().flat_map(|top| state.tasks.tree.subtree(*top)).collect();
+        let holders = all.iter().filter_map(|id| state.tasks.tree.get(*id)).map(|task| task.seat.holder);
+        let scopes = holders.collect::<BTreeSet<_>>().len();
+        let given = match taken_by {
+            Some(by) => self.0.take_back_frozen(&mut state, what, by),
+            None => self.0.frozen_leases(&state, what).len(),
+        };
+        Frost { credentials: fetched + given, tasks: all.len(), scopes }
     }
 
     /// Lets something go on.
@@ -48,7 +80,7 @@ impl Workloads {
         let (before, uid, now) = (self.freezes(), by.uid, self.0.parts.clock.wall());
         let thawed = self.policy().change_freezes(|freezes| freezes.thaw(what, uid, now));
         if thawed == Thawed::Done
-            && let Err(error) = self.write_freezes()
+            && let Err(error) = self.write_freezes_now()
         {
             self.policy().change_freezes(|freezes| *freezes = before);
             return Err(error);
@@ -80,7 +112,13 @@ impl Workloads {
         self.0.parts.audit.note(vec![event]);
     }
 
-    fn write_freezes(&self) -> io::Result<()> {
+    /// Writes down what is frozen now, one at a time.
+    pub(super) fn write_freezes(&self) -> io::Result<()> {
+        let _one_at_a_time = lock(&self.0.freezing);
+        self.write_freezes_now()
+    }
+
+    fn write_freezes_now(&self) -> io::Result<()> {
         match &self.0.settings.freezes {
             Some(path) => store_freezes(path, &self.freezes()),
             None => Ok(()),

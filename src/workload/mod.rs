@@ -22,6 +22,7 @@ mod issue;
 mod issuers;
 mod jwt;
 mod keeper;
+mod kill;
 mod kill_switch;
 mod launches;
 mod news;
@@ -53,6 +54,7 @@ pub use self::denied::Denied;
 pub use self::give_back::{Claim, GivenBack};
 pub use self::guard::Fetched;
 pub use self::keeper::{Order, OrderError};
+pub use self::kill::Killed;
 pub use self::kill_switch::Frost;
 pub use self::launches::LaunchRefusal;
 pub use self::operator::{Explained, LeaseFilter, Revoked, Target};
@@ -64,8 +66,8 @@ pub use self::silence::Silence;
 pub use self::status_list::SignedList;
 pub use self::subscribe::{Attendance, Subscription};
 pub use self::tasks::{
-    Ask, Authorized, Begin, Delegate, Form, Issued, Join, Look, OfferView, Proof, TaskCredential, TaskError,
-    TaskFilter, TaskSummary, TaskView, TaskWatch,
+    Ask, AskAs, Authorized, Begin, Delegate, Explained as TaskExplained, Form, Issued, Join, Look, OfferView,
+    Proof, TaskCredential, TaskError, TaskFilter, TaskFollower, TaskSummary, TaskView, TaskWatch,
 };
 
 use self::revoker::Job;

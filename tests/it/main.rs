@@ -47,6 +47,8 @@ mod startup;
 #[cfg(test)]
 mod support;
 #[cfg(test)]
+mod task_admin;
+#[cfg(test)]
 mod tasks;
 #[cfg(test)]
 mod two_domains;

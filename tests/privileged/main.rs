@@ -43,3 +43,5 @@ mod runc;
 mod scale;
 #[cfg(test)]
 mod support;
+#[cfg(test)]
+mod task_admin;

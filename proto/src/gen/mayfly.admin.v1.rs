@@ -81,6 +81,8 @@ pub struct StatusResponse {
     /// Only with a policy set.
     #[prost(message, optional, tag = "60")]
     pub policy: ::core::option::Option<Policy>,
+    #[prost(uint64, tag = "61")]
+    pub live_tasks: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Policy {

@@ -45,6 +45,7 @@ impl Metrics {
     pub fn page(&self) -> String {
         let mut page = Page::default();
         self.credentials(&mut page);
+        self.tasks(&mut page);
         self.refusals(&mut page);
         self.revocations(&mut page);
         self.connections(&mut page);
@@ -105,6 +106,22 @@ impl Metrics {
             "Sockets that somebody removed or replaced, and that were put back.",
             replaced,
         );
+    }
+
+    fn tasks(&self, page: &mut Page) {
+        let wide = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
+        let live = wide(self.sources.workloads.live_tasks());
+        page.single("mayfly_tasks_live", Sort::Gauge, "Tasks that go on.", live);
+        let counts = self.audit.counts();
+        let begun = counts.get(&Counted::TaskBegun).copied().unwrap_or_default();
+        page.single("mayfly_tasks_begun_total", Sort::Counter, "Tasks begun, children included.", begun);
+        let name = "mayfly_tasks_ended_total";
+        page.family(name, Sort::Counter, "Tasks ended, by the reason.");
+        for (counted, count) in &counts {
+            if let Counted::TaskEnded(reason) = counted {
+                page.sample(name, &[("reason", reason)], count);
+            }
+        }
     }
 
     fn refusals(&self, page: &mut Page) {

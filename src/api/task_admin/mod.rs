@@ -1,6 +1,9 @@
 //! `mayfly.task.v1.TaskAdmin`, on the admin socket only: what an operator asks and orders of tasks. Every method refuses
 //! a caller that is in a task itself.
 
+mod explain;
+mod streams;
+
 use futures_util::stream;
 use mayfly_proto::task as proto;
 use mayfly_proto::task::task_admin_server::TaskAdmin;
@@ -10,12 +13,16 @@ use super::operator::operator;
 use super::tasks::errors::{malformed, of_error};
 use super::tasks::{task_id, wire};
 use super::workload::Messages;
+use crate::audit;
+use crate::drain::Watch;
 use crate::id::SpiffeId;
 use crate::workload::{TaskFilter, Workloads};
 
 /// Serves operators.
 pub(super) struct TaskAdminService {
     workloads: Workloads,
+    audit: audit::Log,
+    drain: Watch,
 }
 
 impl std::fmt::Debug for TaskAdminService {
@@ -26,8 +33,8 @@ impl std::fmt::Debug for TaskAdminService {
 
 impl TaskAdminService {
     /// A service over the tasks of this node.
-    pub(super) fn new(workloads: Workloads) -> Self {
-        Self { workloads }
+    pub(super) fn new(workloads: Workloads, audit: audit::Log, drain: Watch) -> Self {
+        Self { workloads, audit, drain }
     }
 }
 
@@ -45,7 +52,8 @@ impl TaskAdmin for TaskAdminService {
         let asked = request.into_inner();
         let filter = filter(&asked)?;
         if asked.follow {
-            return Err(not_here());
+            let follower = self.workloads.follow_tasks(filter);
+            return Ok(Response::new(streams::tasks(follower, self.drain.clone())));
         }
         let tasks = self.workloads.tasks(&filter).map_err(of_error)?;
         let tasks = tasks.into_iter().map(|view| Ok(wire::task(&view)));
@@ -68,7 +76,7 @@ impl TaskAdmin for TaskAdminService {
         request: Request<proto::ExplainRequest>,
     ) -> Result<Response<proto::Explanation>, Status> {
         operator(&self.workloads, request.extensions())?;
-        Err(not_here())
+        explain::explain(&self.workloads, request.into_inner()).map(Response::new)
     }
 
     async fn tail_audit(
@@ -76,7 +84,10 @@ impl TaskAdmin for TaskAdminService {
         request: Request<proto::TailAuditRequest>,
     ) -> Result<Response<Self::TailAuditStream>, Status> {
         operator(&self.workloads, request.extensions())?;
-        Err(not_here())
+        let options = streams::options(request.into_inner())?;
+        let tailing = self.audit.tail(options);
+        let tailing = tailing.ok_or_else(|| Status::failed_precondition("this agent keeps no audit log"))?;
+        Ok(Response::new(streams::lines(tailing, self.drain.clone())))
     }
 
     async fn list_approvals(
@@ -99,16 +110,16 @@ impl TaskAdmin for TaskAdminService {
         &self,
         request: Request<proto::FreezeRequest>,
     ) -> Result<Response<proto::FreezeResult>, Status> {
-        operator(&self.workloads, request.extensions())?;
-        Err(not_here())
+        let (_, caller, order) = request.into_parts();
+        super::freeze::task_freeze(&self.workloads, &caller, order).await.map(Response::new)
     }
 
     async fn thaw(
         &self,
         request: Request<proto::ThawRequest>,
     ) -> Result<Response<proto::ThawResult>, Status> {
-        operator(&self.workloads, request.extensions())?;
-        Err(not_here())
+        let (_, caller, order) = request.into_parts();
+        super::freeze::task_thaw(&self.workloads, &caller, order).map(Response::new)
     }
 }
 

@@ -15,7 +15,7 @@ use super::super::evidence::{Crls, Held, judge, judgement, unseen};
 use super::super::failure::Failure;
 use super::super::render::{clean, span};
 use super::helper::{Holding, Inherited, heir, token};
-use super::{Attempt, Verdict};
+use super::{Attempt, Verdict, tasks};
 use crate::clock::{Clock, SystemClock, unix_seconds};
 use crate::verify::PeerError;
 
@@ -23,24 +23,25 @@ use crate::verify::PeerError;
 const AUDIENCE: &str = "selftest.mayfly.internal";
 
 /// The longest any step may take.
-const STEP: Duration = Duration::from_secs(12);
+pub(super) const STEP: Duration = Duration::from_secs(12);
 
 /// Makes all of them, in this order: copy, reuse, outlive.
 ///
 /// # Errors
 /// The agent gives this program nothing, or a step could not be observed at all.
-pub(super) async fn all(target: &Target, socket: &str) -> Result<Vec<Attempt>, Failure> {
+pub(super) async fn all(target: &Target, socket: &str, audience: &str) -> Result<Vec<Attempt>, Failure> {
     let connection = target.connect().await?;
     token(&connection, AUDIENCE).await.map_err(|failure| {
         failure.hint("the self-test's processes are workloads: give this program and user an entry")
     })?;
     let mut attempts = vec![handed_over(target).await?];
-    let mut holder = Holder::start(socket)?;
+    let mut holder = Holder::start(socket, audience)?;
     let pid = holder.child.id().unwrap_or_default();
     let holding: Holding = holder.says("the holder's credentials").await?;
     let held = holding.held().ok_or_else(|| Failure::failed("the holder's certificate cannot be read"))?;
     attempts.push(shown_by_another(&connection, &holding.token).await?);
     attempts.push(memory(pid));
+    let mut of_tasks = tasks::while_it_lives(&connection, audience, holding.task.as_ref()).await?;
     let mut crls = within("the first revocation list", Crls::open(&connection)).await?;
     if crls.lists(&held.serial) || judgement(&held, &crls.now)?.is_some() {
         return Err(unseen("a certificate of the living holder that verifies"));
@@ -48,20 +49,20 @@ pub(super) async fn all(target: &Target, socket: &str) -> Result<Vec<Attempt>, F
 
     let watch = Stopwatch::start();
     holder.child.start_kill().map_err(|error| Failure::failed(format!("cannot kill the holder: {error}")))?;
-    let (refused, listed) = tokio::join!(
+    let of_task = async {
+        let Ok(task) = &holding.task else { return Ok(None) };
+        tasks::outlived(&connection, audience, &task.token, watch).await.map(Some)
+    };
+    let (refused, listed, outlived) = tokio::join!(
         token_after_end(&connection, &holding.token, watch),
         certificate_after_end(&held, &mut crls, watch),
+        of_task,
     );
     attempts.extend([refused?, listed?, unasked(&holding.token)]);
+    of_tasks.extend(outlived?);
     holder.child.wait().await.ok();
     attempts.push(connection_outlives(&mut holder).await?);
-    attempts.push(Attempt {
-        kind: "outlive",
-        verdict: Verdict::NotTried,
-        what: "a task's credentials, after the task has ended",
-        seen: "this version tries SVIDs only".to_owned(),
-        micros: None,
-    });
+    attempts.append(&mut of_tasks);
     Ok(attempts)
 }
 
@@ -170,13 +171,13 @@ fn verdict_of(inherited: &Inherited, kind: &'static str, what: &'static str) -> 
     Attempt { kind, verdict, what, seen, micros: None }
 }
 
-fn missed(kind: &'static str, what: &'static str, seen: &str) -> Attempt {
+pub(super) fn missed(kind: &'static str, what: &'static str, seen: &str) -> Attempt {
     let seen = format!("{seen} after {}", span(STEP));
     Attempt { kind, verdict: Verdict::NotHeld, what, seen, micros: None }
 }
 
 /// How much longer a token lasts.
-fn left(token: &str) -> String {
+pub(super) fn left(token: &str) -> String {
     let claims = token.split('.').nth(1).and_then(|part| URL_SAFE_NO_PAD.decode(part).ok());
     let claims = claims.and_then(|json| serde_json::from_slice::<serde_json::Value>(&json).ok());
     let ends = claims.and_then(|claims| claims.get("exp")?.as_u64()).unwrap_or(0);
@@ -190,10 +191,11 @@ struct Holder {
 }
 
 impl Holder {
-    fn start(socket: &str) -> Result<Self, Failure> {
+    fn start(socket: &str, task_audience: &str) -> Result<Self, Failure> {
         let start = || {
             let mut command = Command::new(std::env::current_exe()?);
             command.args(["selftest-holder", "--socket", socket, "--audience", AUDIENCE]);
+            command.args(["--task-audience", task_audience]);
             command.stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true).spawn()
         };
         let mut child: Child =

@@ -17,6 +17,7 @@ use super::super::evidence::Held;
 use super::super::failure::Failure;
 use super::super::render::{hex, stamp_unix};
 use super::super::x509::Update;
+use super::tasks::TaskHolding;
 use crate::clock::{Clock, SystemClock};
 use crate::exit::Exit;
 
@@ -30,6 +31,8 @@ pub(crate) struct HolderArgs {
     client: ClientArgs,
     #[arg(long)]
     audience: String,
+    #[arg(long)]
+    task_audience: String,
 }
 
 /// The hidden `mayfly selftest-heir`
@@ -52,6 +55,8 @@ pub(super) struct Holding {
     /// Hex of DER.
     chain: Vec<String>,
     bundle: Vec<String>,
+    /// Or why it has no task.
+    pub(super) task: Result<TaskHolding, String>,
 }
 
 /// What the heir got.
@@ -80,8 +85,10 @@ pub(crate) async fn run_holder(args: HolderArgs, context: &mut Context) -> Resul
     let update = Update::check(&response.await?, SystemClock.wall())?;
     let svid = update.svids.into_iter().next().ok_or_else(|| Failure::failed("the agent sent no SVID"))?;
     let ders = |ders: &[bytes::Bytes]| ders.iter().map(|der| hex(der)).collect();
+    let task = super::tasks::hold(&connection, &args.task_audience).await;
     context.console.json_line(&Holding {
         token,
+        task: task.map_err(|failure| failure.message),
         serial: svid.serial,
         not_after: stamp_unix(svid.not_after),
         chain: ders(&svid.chain),

@@ -3,6 +3,7 @@
 
 mod attempts;
 mod helper;
+mod tasks;
 
 use serde::Serialize;
 
@@ -18,9 +19,11 @@ const EXAMPLES: &str = "\
 Examples:
   mayfly selftest containment
   mayfly selftest containment --output json
+  mayfly selftest containment --audience https://wiki.example.org     with tasks that read there
 
 Runs against the agent that runs here, which must have an identity for this program and user: the self-test's processes
-are its workloads. It revokes and kills nothing but its own.
+are its workloads. It revokes and kills nothing but its own. With a policy set that lets it read at some target, it tries
+tasks, too.
 
   held      tried, and refused
   NOT HELD  tried, and it worked although it must not: the exit code is 1
@@ -49,6 +52,9 @@ struct Containment {
     client: ClientArgs,
     #[command(flatten)]
     output: OutputArgs,
+    /// Whom its tasks' tokens are for: the audience of a target that policy lets it read
+    #[arg(long, value_name = "AUDIENCE", default_value = "https://selftest.mayfly.internal")]
+    audience: String,
 }
 
 /// How an attempt came out.
@@ -97,7 +103,7 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<Exit, Failu
     let target = Target::resolve(&args.client, Which::Public, &context.env)?;
     let socket = target.path()?.display().to_string();
     let attempts = tokio::select! {
-        attempts = attempts::all(&target, &socket) => attempts?,
+        attempts = attempts::all(&target, &socket, &args.audience) => attempts?,
         () = stop() => return Err(Failure::failed("interrupted; everything started here is stopped")),
     };
     let failed = attempts.iter().filter(|attempt| attempt.verdict == Verdict::NotHeld).count();

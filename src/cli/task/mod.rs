@@ -1,5 +1,6 @@
-//! `mayfly task tree|list|show|end`: which agents work on what, and stopping them.
+//! `mayfly task tree|list|show|explain|end`: which agents work on what, and stopping them.
 
+mod explain;
 mod forest;
 #[cfg(test)]
 mod testing;
@@ -35,7 +36,8 @@ Examples:
   mayfly task tree
   mayfly task tree tsk_01K6E4ZQ7M0000000000000000
   mayfly task tree --follow                       live, until Ctrl-C
-  mayfly task tree --follow --output json         each change as a line";
+  mayfly task tree --follow | tee incident.txt    no terminal: each change as a line
+  mayfly task tree --follow --output json         the same as JSON";
 
 const SHOW_EXAMPLES: &str = "\
 Examples:
@@ -68,6 +70,9 @@ enum What {
     /// Show one task: who, what it may do, what it has used
     #[command(after_help = SHOW_EXAMPLES)]
     Show(Show),
+    /// Say what policy would decide, and what would have to change (operators)
+    #[command(after_help = explain::EXAMPLES)]
+    Explain(explain::Args),
     /// End a task and everything below it
     #[command(after_help = END_EXAMPLES)]
     End(End),
@@ -165,6 +170,7 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<Exit, Failu
         What::List(args) => list(args, context).await,
         What::Tree(args) => tree(args, context).await,
         What::Show(args) => show(args, context).await,
+        What::Explain(args) => explain::run(args, context).await,
         What::End(args) => end(args, context).await,
     }
 }
@@ -225,7 +231,8 @@ async fn all(mut stream: Streaming<Task>) -> Result<Vec<Task>, Failure> {
     Ok(tasks)
 }
 
-/// Shows the whole once nothing more has come for a moment, and again after each change.
+/// On a terminal shows the whole once nothing more has come for a moment, and again after each change; else each change
+/// as a line.
 async fn follow(mut stream: Streaming<Task>, json: bool, context: &mut Context) -> Result<(), Failure> {
     let mut forest = Forest::default();
     let mut is_shown = true;
@@ -243,18 +250,18 @@ async fn follow(mut stream: Streaming<Task>, json: bool, context: &mut Context) 
         };
         if json {
             context.console.json_line(&TaskJson::from(task))?;
-        } else {
+        } else if context.env.is_terminal {
             forest.put(task);
             is_shown = false;
+        } else {
+            context.console.line(&words::line(&task, SystemClock.wall()))?;
         }
     }
 }
 
 fn draw(forest: &Forest, context: &mut Context) -> Result<(), Failure> {
-    if context.env.is_terminal {
-        // Home, and nothing below.
-        context.console.raw("\u{1b}[H\u{1b}[2J")?;
-    }
+    // Home, and nothing below.
+    context.console.raw("\u{1b}[H\u{1b}[2J")?;
     let live = u64::try_from(forest.live()).unwrap_or(u64::MAX);
     context.console.line(&format!("{}:", count(live, "live task", "live tasks")))?;
     context.console.lines(forest.lines())?;

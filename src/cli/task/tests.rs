@@ -44,15 +44,15 @@ async fn a_tree_shows_children_below_their_parents() {
 }
 
 /// Follows until the stand-in ends the stream.
-async fn followed(agent: &Agent, json: bool) -> String {
+async fn followed(agent: &Agent, json: bool, is_terminal: bool) -> String {
     let screen = Screen::default();
-    let mut context = screen.context(agent.env());
+    let mut context = screen.context(super::super::client::Env { is_terminal, ..agent.env() });
     let args =
         List { client: ClientArgs::default(), output: OutputArgs::default(), agent: None, ended: false };
     let stream = ask(&args, String::new(), true, &context).await.expect("stream");
     let following = follow(stream, json, &mut context);
     let change = async {
-        while screen.out().lines().count() < if json { 2 } else { 3 } {
+        while screen.out().lines().count() < if is_terminal { 3 } else { 2 } {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         let over = Task { state: TaskState::Ended.into(), reason: "process_exit".into(), ..task("b", "a") };
@@ -69,16 +69,24 @@ async fn followed(agent: &Agent, json: bool) -> String {
 
 #[tokio::test]
 async fn a_live_tree_is_shown_again_at_each_change_and_keeps_what_ended_before_our_eyes() {
-    let shown = followed(&agent(), false).await;
-    assert!(shown.starts_with("2 live tasks:\na  "), "{shown}");
+    let shown = followed(&agent(), false, true).await;
+    assert!(shown.starts_with("\u{1b}[H\u{1b}[2J2 live tasks:\na  "), "{shown}");
     let again = shown.split("1 live task:\n").nth(1).expect("a second picture");
     assert!(again.contains("└─ b") && again.contains("ended (process_exit)"), "{shown}");
+}
+
+#[tokio::test]
+async fn without_a_terminal_each_change_is_a_line() {
+    let shown = followed(&agent(), false, false).await;
+    let lines: Vec<&str> = shown.lines().collect();
+    assert_eq!(lines.len(), 3, "{shown}");
+    assert!(lines[0].starts_with("a  spiffe") && lines[2].contains("ended (process_exit)"), "{shown}");
     assert!(!shown.contains('\u{1b}'), "no terminal, no cursor: {shown}");
 }
 
 #[tokio::test]
 async fn a_live_tree_in_json_is_one_change_a_line() {
-    let shown = followed(&agent(), true).await;
+    let shown = followed(&agent(), true, false).await;
     let states: Vec<String> = shown
         .lines()
         .map(|line| serde_json::from_str::<serde_json::Value>(line).expect("json")["state"].to_string())

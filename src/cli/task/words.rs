@@ -71,20 +71,18 @@ pub(super) fn page(task: &Task, now: SystemTime) -> Vec<String> {
             .map(|at| format!("{} ({})", stamp(Some(at)), relative(at.seconds, now)))
             .unwrap_or_default(),
     );
-    line("ended", stamp(task.ended_at));
+    line(
+        "ended",
+        task.ended_at
+            .map(|at| format!("{}: {}", stamp(Some(at)), cell(&why(&task.reason))))
+            .unwrap_or_default(),
+    );
     line("template", cell(&task.template));
     for detail in &task.details {
         line("may", cell(&may(detail)));
     }
     line("may not", "everything else".to_owned());
-    let used = task.used.unwrap_or_default();
-    line(
-        "used",
-        format!(
-            "{} calls, {} bytes, {} audiences, {} denials",
-            used.calls, used.bytes, used.audiences, used.denials
-        ),
-    );
+    line("used", used(task));
     line(
         "live",
         format!(
@@ -99,6 +97,42 @@ pub(super) fn page(task: &Task, now: SystemTime) -> Vec<String> {
         line("purpose", format!("\"{}\" (the agent's own words)", cell(&task.purpose)));
     }
     lines
+}
+
+fn used(task: &Task) -> String {
+    let (used, limits) = (task.used.unwrap_or_default(), task.limits.unwrap_or_default());
+    format!(
+        "{} calls{}, {} bytes{}, {}, {}",
+        used.calls,
+        at_most(limits.max_calls),
+        used.bytes,
+        at_most(limits.max_bytes),
+        count(used.audiences.into(), "audience", "audiences"),
+        count(used.denials.into(), "denial", "denials"),
+    )
+}
+
+fn at_most(limit: u64) -> String {
+    if limit == 0 { String::new() } else { format!(" of {limit}") }
+}
+
+/// Why a task has ended, for people.
+fn why(reason: &str) -> String {
+    let text = match reason {
+        "completed" => "its holder said that the work is done",
+        "failed" => "its holder said that it went wrong",
+        "deadline" => "its time was over",
+        "idle" => "nothing was asked of it for too long",
+        "process_exit" => "its process exited",
+        "parent_ended" => "the task above it ended",
+        "policy" => "policy, or the loss of its identity",
+        "admin" => "an operator ended it",
+        "kill_switch" => "an operator killed it",
+        "anomaly" => "an anomaly",
+        "restart" => "the agent restarted",
+        other => other,
+    };
+    text.to_owned()
 }
 
 fn scope(task: &Task) -> String {

@@ -12,7 +12,7 @@ use mayfly_proto::identity::identity_server::{Identity, IdentityServer};
 use mayfly_proto::identity::{AwaitIdentityRequest, WhoAmIRequest, WhoAmIResponse};
 use mayfly_proto::task::task_admin_server::TaskAdminServer;
 use mayfly_proto::task::task_api_server::TaskApiServer;
-use mayfly_proto::task::{Task, TaskSummary};
+use mayfly_proto::task::{FreezeResult, Task, TaskSummary};
 use mayfly_proto::workload::spiffe_workload_api_server::{SpiffeWorkloadApi, SpiffeWorkloadApiServer};
 use mayfly_proto::workload::*;
 use tokio::net::UnixListener;
@@ -48,6 +48,7 @@ pub(crate) struct Script {
     pub(crate) explain: Mutex<Answer<adm::ExplainResponse>>,
     pub(crate) tasks: watch::Sender<Answer<Vec<Task>>>,
     pub(crate) summary: Mutex<Answer<TaskSummary>>,
+    pub(crate) frozen: Mutex<Answer<FreezeResult>>,
     /// Every request's `workload.spiffe.io` values, and requests as debug text.
     pub(crate) seen: Mutex<Vec<(Vec<String>, String)>>,
 }
@@ -88,6 +89,7 @@ impl Agent {
             explain: Mutex::new(Ok(adm::ExplainResponse::default())),
             tasks: watch::Sender::new(Ok(Vec::new())),
             summary: Mutex::new(Ok(TaskSummary::default())),
+            frozen: Mutex::new(Ok(FreezeResult::default())),
             seen: Mutex::default(),
         });
         let mut agent = Self { script, socket, dir, runtime: None };

@@ -104,8 +104,9 @@ impl TaskAdmin for Script {
         later()
     }
 
-    async fn freeze(&self, _: Request<FreezeRequest>) -> Answer<Response<FreezeResult>> {
-        later()
+    async fn freeze(&self, request: Request<FreezeRequest>) -> Answer<Response<FreezeResult>> {
+        self.note(&request);
+        get(&self.frozen)
     }
 
     async fn thaw(&self, _: Request<ThawRequest>) -> Answer<Response<ThawResult>> {

@@ -274,7 +274,7 @@ impl Shared {
         Ok(Decided { view: view.clone(), target, grants, granted })
     }
 
-    fn question(
+    pub(super) fn question(
         &self,
         subject: &Subject,
         view: &TaskView,
@@ -483,7 +483,7 @@ impl Shared {
     }
 }
 
-fn find_target<'a>(set: &'a PolicySet, ask: &Ask) -> Option<&'a Arc<Target>> {
+pub(super) fn find_target<'a>(set: &'a PolicySet, ask: &Ask) -> Option<&'a Arc<Target>> {
     let by_audience = set.catalogue().target_for(&ask.target);
     by_audience.or_else(|| set.catalogue().target(&ask.target).filter(|_| ask.form.is_none()))
 }

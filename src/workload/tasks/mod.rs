@@ -7,6 +7,8 @@
 mod begin;
 mod children;
 mod ending;
+mod explain;
+mod following;
 mod issue;
 mod operator;
 mod plan;
@@ -19,6 +21,8 @@ use std::time::{Duration, Instant, SystemTime};
 pub use self::begin::Begin;
 pub use self::children::{Delegate, Join, OfferView};
 pub use self::ending::TaskSummary;
+pub use self::explain::{AskAs, Explained};
+pub use self::following::TaskFollower;
 pub use self::issue::{Ask, Authorized, Form, Issued, Proof, TaskCredential};
 pub use self::operator::TaskFilter;
 pub use self::watch::{Look, TaskWatch};

@@ -2,10 +2,10 @@
 
 use mayfly_attestors::Process;
 
-use super::{TaskError, TaskSummary, TaskView};
+use super::{TaskError, TaskFollower, TaskSummary, TaskView};
 use crate::audit::{self, Event};
 use crate::id::{SpiffeId, TaskId};
-use crate::task::{Caller, Ending, Refused, Standing, Task};
+use crate::task::{Caller, Ending, Refused, Standing, Task, Tree};
 use crate::workload::Workloads;
 use crate::workload::revoker::Initiator;
 
@@ -18,6 +18,21 @@ pub struct TaskFilter {
     pub spiffe_id: Option<SpiffeId>,
     /// Those that ended lately, too.
     pub include_ended: bool,
+}
+
+impl TaskFilter {
+    /// Those of the tree that it wants, parents first; the ended ones too, or not.
+    pub(super) fn chosen<'a>(&self, tree: &'a Tree, with_ended: bool) -> Result<Vec<&'a Task>, Refused> {
+        if let Some(top) = self.top {
+            tree.get(top).ok_or(Refused::NoSuchTask)?;
+        }
+        let wanted = |task: &&Task| {
+            (with_ended || !matches!(task.standing, Standing::Ended(_)))
+                && self.spiffe_id.as_ref().is_none_or(|id| *id == task.charter.spiffe_id)
+                && self.top.is_none_or(|top| tree.is_within(task.id, top))
+        };
+        Ok(tree.all().into_iter().filter(wanted).collect())
+    }
 }
 
 impl Workloads {
@@ -45,17 +60,13 @@ impl Workloads {
     pub fn tasks(&self, filter: &TaskFilter) -> Result<Vec<TaskView>, TaskError> {
         let (now, wall) = (self.0.parts.clock.monotonic(), self.0.parts.clock.wall());
         let state = self.0.lock();
-        let tree = &state.tasks.tree;
-        if let Some(top) = filter.top {
-            tree.get(top).ok_or(Refused::NoSuchTask)?;
-        }
-        let wanted = |task: &&Task| {
-            (filter.include_ended || !matches!(task.standing, Standing::Ended(_)))
-                && filter.spiffe_id.as_ref().is_none_or(|id| *id == task.charter.spiffe_id)
-                && filter.top.is_none_or(|top| tree.is_within(task.id, top))
-        };
-        let found = tree.all().into_iter().filter(wanted);
-        Ok(found.filter_map(|task| state.tasks.view(task.id, now, wall)).collect())
+        let found = filter.chosen(&state.tasks.tree, filter.include_ended)?;
+        Ok(found.into_iter().filter_map(|task| state.tasks.view(task.id, now, wall)).collect())
+    }
+
+    /// The same, and each again when it changes.
+    pub fn follow_tasks(&self, filter: TaskFilter) -> TaskFollower {
+        TaskFollower::new(self.clone(), filter)
     }
 
     /// Ends a task and everything below it by an operator's order. When it returns every credential of them is refused,

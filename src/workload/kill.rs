@@ -1,0 +1,195 @@
+//! What goes beyond a freeze: what was given for tasks is taken back, or the tasks end and their processes are killed.
+//! In this order: nothing new is decided, what is out is refused, then the processes go.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mayfly_attestors::{Cgroups, Process, ProcessKey};
+use rustix::io::Errno;
+use rustix::process::{Signal, pidfd_send_signal};
+
+use super::revoker::Initiator;
+use super::state::State;
+use super::{Shared, Workloads};
+use crate::audit;
+use crate::id::{LeaseId, SpiffeId, TaskId};
+use crate::ledger::{Reason, Row};
+use crate::policy::{Freeze, Frozen};
+use crate::task::{Ending, Scope, Standing, Task};
+
+/// What a kill did.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Killed {
+    /// Tasks that ended.
+    pub tasks: usize,
+    /// Credentials that are refused from now on; those of the Workload API follow in a moment.
+    pub credentials: usize,
+    /// Processes that were killed, or whole cgroups.
+    pub scopes: usize,
+    /// Those that the kernel would not let us kill.
+    pub not_killed: usize,
+    /// From the order to the ledger.
+    pub took: Duration,
+}
+
+impl Workloads {
+    /// Freezes, ends every task that the freeze names, takes back what is for it, kills the tasks' processes, and writes
+    /// the freeze down.
+    ///
+    /// # Errors
+    /// All is done, but the freeze could not be written down: a restart would not know of it.
+    pub async fn kill(&self, what: &Frozen, freeze: Freeze, by: audit::Agent) -> std::io::Result<Killed> {
+        let now = self.0.parts.clock.monotonic();
+        let initiator = Initiator::OperatorUid(by.uid);
+        self.freeze_in_memory(what.clone(), Freeze { revoke: true, ..freeze }, by);
+        let frost = self.concerned(what, None);
+        let mut killed = Killed { credentials: frost.credentials, ..Killed::default() };
+        let mut seats = Seats::default();
+        {
+            let mut state = self.0.lock();
+            for top in state.tasks.named(what) {
+                killed.tasks += self.0.end_killed(&mut state, top, initiator, now, &mut seats);
+            }
+            self.0.take_back_frozen(&mut state, what, initiator);
+        }
+        // Before anything is waited for: a disk that hangs saves nobody.
+        seats.kill(&mut killed);
+        self.write_freezes()?;
+        self.flush().await;
+        killed.took = self.0.parts.clock.monotonic().saturating_duration_since(now);
+        Ok(killed)
+    }
+}
+
+/// Who held the tasks that ended together.
+#[derive(Default)]
+struct Seats {
+    processes: BTreeMap<ProcessKey, Arc<Process>>,
+    cgroups: BTreeSet<(u64, String)>,
+}
+
+impl Seats {
+    fn kill(&self, killed: &mut Killed) {
+        for process in self.processes.values() {
+            // The pidfd was pinned when the task began: whoever has the number now is not hit.
+            match pidfd_send_signal(process.pidfd(), Signal::KILL) {
+                Ok(()) => killed.scopes += 1,
+                Err(Errno::SRCH) => {}
+                Err(error) => {
+                    tracing::error!(%error, pid = process.pid(), "a process of a killed task lives on");
+                    killed.not_killed += 1;
+                }
+            }
+        }
+        let hierarchy = Cgroups::find(Path::new("/sys/fs/cgroup"));
+        for (id, path) in &self.cgroups {
+            match hierarchy.again(path, *id).map_err(std::io::Error::other).and_then(|scope| scope.kill()) {
+                Ok(()) => killed.scopes += 1,
+                Err(error) => {
+                    tracing::error!(%error, path, "the cgroup of a killed task lives on");
+                    killed.not_killed += 1;
+                }
+            }
+        }
+    }
+}
+
+impl Shared {
+    /// Ends a task and all below it; how many that were.
+    fn end_killed(
+        self: &Arc<Self>,
+        state: &mut State,
+        top: TaskId,
+        initiator: Initiator,
+        now: Instant,
+        seats: &mut Seats,
+    ) -> usize {
+        let cascade = state.tasks.tree.end(top, Ending::KillSwitch, now, self.parts.clock.wall());
+        // Now, because who holds nothing any more is forgotten.
+        for task in cascade.ended.iter().filter_map(|ended| state.tasks.tree.get(ended.task)) {
+            match &task.seat.scope {
+                Scope::Cgroup { id, path } => drop(seats.cgroups.insert((*id, path.clone()))),
+                Scope::Process => {
+                    let member = state.members.get(&task.seat.holder);
+                    let process = member.map(|member| (task.seat.process, Arc::clone(&member.process)));
+                    seats.processes.extend(process);
+                }
+            }
+        }
+        self.carry_out(state, &cascade, initiator, now, None);
+        cascade.ended.len()
+    }
+
+    /// Takes back what was given for tasks, of all that the freeze is about. The tasks go on.
+    pub(super) fn take_back_frozen(
+        self: &Arc<Self>,
+        state: &mut State,
+        what: &Frozen,
+        initiator: Initiator,
+    ) -> usize {
+        let now = self.parts.clock.monotonic();
+        let leases = self.frozen_leases(state, what);
+        let mut rows: Vec<Row> = Vec::with_capacity(leases.len());
+        for lease in leases {
+            // The core only forgets it here: the reason is ours to name.
+            drop(state.core.withdraw(lease));
+            rows.extend(state.take_row(lease));
+        }
+        let count = rows.len();
+        self.refuse(rows, Reason::Operator, initiator, now, None);
+        count
+    }
+
+    /// Live credentials of tasks that a freeze is about; of a target, every token for it and what its tasks have that
+    /// says no audience. Those of the Workload API are judged again by themselves.
+    pub(super) fn frozen_leases(&self, state: &State, what: &Frozen) -> Vec<LeaseId> {
+        if let Frozen::Target(name) = what {
+            let set = self.parts.policy.in_force();
+            let audience =
+                set.catalogue().target(name).map_or(name.as_str(), |target| target.audience.as_str());
+            let is_for = |row: &&Row| {
+                row.audience.iter().any(|one| one == audience)
+                    || row.audience.is_empty() && state.tasks.has_to_do_with(row.task, audience)
+            };
+            return state.rows.values().filter(is_for).map(|row| row.id).collect();
+        }
+        let tops: BTreeSet<TaskId> = state.tasks.named(what).into_iter().collect();
+        let named = |row: &&Row| row.task.is_some_and(|task| state.tasks.is_below(task, &tops));
+        state.rows.values().filter(named).map(|row| row.id).collect()
+    }
+}
+
+impl super::tasks::Tasks {
+    /// The topmost live tasks that a freeze names: none of them is below another.
+    pub(super) fn named(&self, what: &Frozen) -> Vec<TaskId> {
+        let named = |task: &Task| match what {
+            Frozen::All => true,
+            Frozen::Agent(id) => is(id, &task.charter.spiffe_id),
+            Frozen::Task(id) => task.id.to_string() == *id,
+            Frozen::Target(_) => false,
+        };
+        let live = |task: &&Task| !matches!(task.standing, Standing::Ended(_));
+        let mut tops = BTreeSet::new();
+        for task in self.tree.all().into_iter().filter(live) {
+            if named(task) && !self.is_below(task.id, &tops) {
+                tops.insert(task.id);
+            }
+        }
+        tops.into_iter().collect()
+    }
+
+    /// Whether the task is one of these or below one.
+    pub(super) fn is_below(&self, task: TaskId, tops: &BTreeSet<TaskId>) -> bool {
+        !tops.is_empty() && self.tree.lineage(task).iter().any(|above| tops.contains(&above.id))
+    }
+
+    fn has_to_do_with(&self, task: Option<TaskId>, audience: &str) -> bool {
+        task.and_then(|id| self.tree.get(id)).is_some_and(|task| task.audiences.contains(audience))
+    }
+}
+
+fn is(text: &str, id: &SpiffeId) -> bool {
+    id.to_string() == text
+}

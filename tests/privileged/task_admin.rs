@@ -1,0 +1,89 @@
+//! The kill switch between users: who is killed, who is not, and what is said when the agent may not kill.
+
+use mayfly_harness::{Agent, Entry, Holder, Plan, files, require_root, until};
+use serde_json::Value;
+
+use crate::support::WIDE;
+
+const POLICY: &str = r#"
+@id("fetch") permit(principal, action == Mayfly::Action::"fetch", resource);
+@id("begin") permit(principal, action == Mayfly::Action::"begin", resource);
+@id("read") permit(principal, action == Mayfly::Action::"read", resource);
+"#;
+
+const CATALOGUE: &str = r#"
+[[agents]]
+spiffe_id = "spiffe://example.org/**"
+groups = ["researchers"]
+owner = "docs"
+templates = ["*"]
+
+[[targets]]
+name = "wiki"
+audience = "https://wiki.example.org"
+data_class = "internal"
+groups = ["kb"]
+owner = "docs"
+binding = "none"
+"#;
+
+const WIKI: &str = "https://wiki.example.org";
+const DOOMED: u32 = 20_931;
+const OTHER: u32 = 20_932;
+const OWN: u32 = 20_933;
+
+fn agent(uid: Option<u32>) -> Agent {
+    require_root();
+    let entries = [DOOMED, OTHER].map(Entry::for_uid);
+    let mut plan = Plan::with_entries(&entries).settings(WIDE);
+    plan.uid = uid;
+    let mut agent = plan.prepare();
+    let dir = agent.dir().join("policy.d");
+    std::fs::create_dir(&dir).unwrap();
+    agent.plan().settings += &format!("\n[policy]\ndir = {dir:?}\n");
+    agent.write_config();
+    files::replace(&dir.join("a.cedar"), POLICY.as_bytes(), 0o644);
+    files::replace(&dir.join("b.toml"), CATALOGUE.as_bytes(), 0o644);
+    agent.launch();
+    agent
+}
+
+/// Whether the process runs: one that is dead and not waited for does not.
+fn runs(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with('Z'))
+}
+
+fn kill(agent: &Agent, server: u32) -> (Option<i32>, Value, String) {
+    let id = format!("spiffe://example.org/uid/{DOOMED}");
+    let server = server.to_string();
+    let (code, out, err) =
+        agent.mayfly(&["kill", "--agent", &id, "--server-uid", &server, "--output", "json"]);
+    (code, serde_json::from_str(&out).unwrap_or_else(|_| panic!("{out}{err}")), err)
+}
+
+#[test]
+fn one_users_agent_is_killed_and_anothers_works_on() {
+    let agent = agent(None);
+    let (mut doomed, mut other) = (Holder::start(&agent, DOOMED), Holder::start(&agent, OTHER));
+    doomed.task(WIKI, WIKI).unwrap();
+    other.task(WIKI, WIKI).unwrap();
+    let (code, said, err) = kill(&agent, 0);
+    assert_eq!((code, &said["tasks"], &said["processes"]), (Some(0), &1.into(), &1.into()), "{said} {err}");
+    until("the process is gone", || (!runs(doomed.pid())).then_some(()));
+    assert!(runs(other.pid()) && other.task(WIKI, WIKI).is_ok());
+    agent.audited(&["task.ended", "kill_switch"]);
+}
+
+#[test]
+fn an_agent_that_may_not_kill_takes_everything_back_and_says_who_lives_on() {
+    let agent = agent(Some(OWN));
+    let mut doomed = Holder::start(&agent, DOOMED);
+    let (task, _token) = doomed.task(WIKI, WIKI).unwrap();
+    let (code, said, err) = kill(&agent, OWN);
+    assert_eq!((code, &said["tasks"], &said["not_killed"]), (Some(1), &1.into(), &1.into()), "{said} {err}");
+    assert!(err.contains("1 process lives on") && err.contains("CAP_KILL"), "{err}");
+    assert!(runs(doomed.pid()));
+    agent.audited(&["task.ended", "kill_switch", "\"credentials\":1", &task]);
+    assert!(doomed.task(WIKI, WIKI).is_err(), "and it gets nothing more");
+}
