@@ -216,6 +216,7 @@ fn read_circumstances(table: &mut Table<'_>) -> Circumstances {
     let risk = table.integer("risk").and_then(|found| table.within(found, &(0..=100)));
     Circumstances {
         chain: table.each_parsed("chain", spiffe_id).values().collect(),
+        tasks_above: Vec::new(),
         on_behalf_of: user.map(|name| UserFacts { name, groups: BTreeSet::new() }),
         approval: None,
         http: table.has("http").then(|| {

@@ -12,7 +12,7 @@ pub enum Frozen {
     All,
     /// One agent, by its SPIFFE ID, whatever it asks for.
     Agent(String),
-    /// One task and those whose root it is.
+    /// One task and every one below it.
     Task(String),
     /// One target, for everybody.
     Target(String),
@@ -124,7 +124,8 @@ impl Freezes {
         let chain = question.circumstances.chain.iter().map(|id| Some(id.as_str()));
         let agents = agents.chain([handed]).chain(chain).flatten();
         let agents = agents.map(|id| Frozen::Agent(id.to_owned()));
-        let tasks = question.task.iter().flat_map(|task| [&task.id, &task.root]);
+        let own = question.task.iter().flat_map(|task| [&task.id, &task.root]);
+        let tasks = own.chain(&question.circumstances.tasks_above);
         let tasks = tasks.map(|id| Frozen::Task(id.clone()));
         let target = match &question.object {
             Object::Target(name) => Some(Frozen::Target(name.clone())),
@@ -173,7 +174,7 @@ mod tests {
         SpiffeId::parse(format!("spiffe://example.org/a{n}").as_bytes()).unwrap()
     }
 
-    /// Agent `n` reads target `t` in a task below agent `c`.
+    /// Agent `n` reads target `t` in a task below agent `c`, whose own task is no root.
     fn question(n: u8, t: u8, c: u8) -> Question {
         let mut sketch = Sketch {
             agent: Some(id(n)),
@@ -182,6 +183,7 @@ mod tests {
             ..Sketch::default()
         };
         sketch.circumstances.chain = vec![id(c)];
+        sketch.circumstances.tasks_above = vec!["tsk_middle".to_owned()];
         sketch.question(&Catalogue::default(), at(0)).unwrap()
     }
 
@@ -199,6 +201,8 @@ mod tests {
             (0..3u8).prop_map(|n| Frozen::Agent(id(n).to_string())),
             (0..2u8).prop_map(|n| Frozen::Target(format!("t{n}"))),
             Just(Frozen::Task("tsk_example".to_owned())),
+            Just(Frozen::Task("tsk_middle".to_owned())),
+            Just(Frozen::Task("tsk_elsewhere".to_owned())),
         ]
     }
 
@@ -256,7 +260,7 @@ mod tests {
                         Frozen::All => true,
                         Frozen::Agent(one) => *one == id(n).to_string() || *one == id(c).to_string(),
                         Frozen::Target(one) => *one == format!("t{t}"),
-                        Frozen::Task(one) => one == "tsk_example",
+                        Frozen::Task(one) => one == "tsk_example" || one == "tsk_middle",
                     };
                     let hit: Vec<bool> =
                         model.iter().filter(|(what, _)| concerns(what)).map(|(_, revoke)| *revoke).collect();

@@ -35,6 +35,8 @@ pub struct Question {
 pub struct Circumstances {
     /// Who delegated, from the parent to the root; empty for a root task.
     pub chain: Vec<SpiffeId>,
+    /// Their tasks, in the same order.
+    pub tasks_above: Vec<String>,
     /// The person it is done for, proven.
     pub on_behalf_of: Option<UserFacts>,
     /// An approval that was granted for exactly this. Whoever asks has checked that; policy says whether it is enough.

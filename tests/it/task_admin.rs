@@ -374,7 +374,8 @@ fn what_is_killed_is_frozen_ends_and_dies_and_nobody_else_does() {
     assert_eq!((&said["tasks"], &said["processes"], &said["not_killed"]), (&2.into(), &1.into(), &0.into()));
     until("the other process is gone", || (!runs(other_pid)).then_some(()));
     let mut third = Holder::start(&agent, own_uid());
-    assert!(third.task(&format!("{WIKI}/api"), WIKI).is_err(), "the agent is frozen");
+    let refused = third.task(&format!("{WIKI}/api"), WIKI).unwrap_err();
+    assert_eq!(refused.code, 9, "frozen, which is no verdict of policy: {refused:?}");
     run(&agent, &["thaw", "--agent", &own]);
     assert!(third.task(&format!("{WIKI}/api"), WIKI).is_ok());
 }
@@ -389,7 +390,7 @@ fn a_kill_by_target_takes_back_what_is_for_it_and_kills_nobody() {
     assert!(!is_active(&agent, &vault) && is_active(&agent, &wiki));
     assert!(runs(holder.pid()) && run(&agent, &["task", "list"]).contains(&task));
     let refused = holder.task("https://vault.example.org", "https://vault.example.org").unwrap_err();
-    assert!(refused.code != 0, "{refused:?}");
+    assert_eq!(refused.code, 9, "{refused:?}");
 }
 
 #[test]
