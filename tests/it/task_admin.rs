@@ -5,6 +5,7 @@ use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
 
 use hyper_util::rt::TokioIo;
+use mayfly_harness::tasks::detail;
 use mayfly_harness::{Agent, Entry, Holder, Plan, files, until};
 use mayfly_proto::task as proto;
 use mayfly_proto::task::task_admin_client::TaskAdminClient;
@@ -21,6 +22,7 @@ use crate::support::own_uid;
 const POLICY: &str = r#"
 @id("fetch") permit(principal, action == Mayfly::Action::"fetch", resource);
 @id("begin") permit(principal, action == Mayfly::Action::"begin", resource);
+@id("hand-on") permit(principal, action == Mayfly::Action::"delegate", resource);
 @id("read") @max_ttl("60") permit(principal, action == Mayfly::Action::"read", resource);
 @id("write") permit(principal, action == Mayfly::Action::"write", resource);
 @id("writes-need-a-person") @requires_approval("oncall")
@@ -171,13 +173,8 @@ fn a_process_that_is_in_a_task_gives_no_operators_orders_nor_do_its_children() {
     let runtime = runtime();
     // This process becomes an agent at work.
     let own = runtime.block_on(async {
-        let detail = proto::AuthorizationDetail {
-            r#type: "urn:mayfly:rar:target-access".to_owned(),
-            locations: vec![format!("{WIKI}/api")],
-            actions: vec!["read".to_owned()],
-            ..Default::default()
-        };
-        let mut begin = Request::new(proto::BeginRequest { details: vec![detail], ..Default::default() });
+        let details = vec![detail(&format!("{WIKI}/api"), &["read"])];
+        let mut begin = Request::new(proto::BeginRequest { details, ..Default::default() });
         begin.metadata_mut().insert("workload.spiffe.io", "true".parse().unwrap());
         TaskApiClient::new(channel(agent.public()).await).begin(begin).await.unwrap().into_inner()
     });
@@ -288,7 +285,10 @@ fn an_operator_learns_what_policy_would_decide_and_the_task_pays_nothing() {
     );
     assert_eq!(ask("", "", "read", "wiki").unwrap_err().code(), Code::InvalidArgument);
     let said = run(&agent, &["task", "explain", &task, "--action", "read", "--target", WIKI]);
-    assert_eq!(said, "allowed (allowed)\ndecided by  read\nobligation  max_ttl 60\n");
+    assert_eq!(
+        said,
+        "allowed (allowed)\ndecided by  read\nobligation  max_ttl 60\nobligation  binding none\n"
+    );
     let (code, out, _) =
         agent.mayfly(&["task", "explain", "--as", &own, "--action", "write", "--target", "wiki"]);
     assert!(code == Some(7) && out.contains("would help  "), "{out}");
@@ -380,6 +380,78 @@ fn what_is_killed_is_frozen_ends_and_dies_and_nobody_else_does() {
     assert!(third.task(&format!("{WIKI}/api"), WIKI).is_ok());
 }
 
+/// A task of the holder, begun or taken up.
+struct Seat {
+    holder: Holder,
+    task: String,
+}
+
+impl Seat {
+    fn root(agent: &Agent) -> Self {
+        let mut holder = Holder::start(agent, own_uid());
+        let details = vec![detail(&format!("{WIKI}/api"), &["read"])];
+        let begin = proto::BeginRequest { details, ..Default::default() };
+        let task: proto::Task = holder.task_call("Begin", &begin).unwrap();
+        Self { holder, task: task.id }
+    }
+
+    fn child(&mut self, agent: &Agent) -> Self {
+        let offer = proto::DelegateRequest {
+            task_id: self.task.clone(),
+            spiffe_id: format!("spiffe://example.org/uid/{}", own_uid()),
+            details: vec![detail(&format!("{WIKI}/api"), &["read"])],
+            ..Default::default()
+        };
+        let offer: proto::Delegation = self.holder.task_call("Delegate", &offer).unwrap();
+        let mut holder = Holder::start(agent, own_uid());
+        let join = proto::JoinRequest { delegation_id: offer.id, ..Default::default() };
+        let task: proto::Task = holder.task_call("Join", &join).unwrap();
+        Self { holder, task: task.id }
+    }
+
+    /// A token, or the reason for none.
+    fn issue(&mut self) -> Result<String, String> {
+        let issue = proto::IssueRequest {
+            task_id: self.task.clone(),
+            format: proto::Format::AccessToken.into(),
+            audience: vec![WIKI.to_owned()],
+            ..Default::default()
+        };
+        let issued: Result<proto::Credential, _> = self.holder.task_call("Issue", &issue);
+        issued.map(|one| one.token).map_err(|refused| refused.reason)
+    }
+}
+
+#[test]
+fn a_task_in_the_middle_is_frozen_and_killed_with_all_below_it_and_nothing_above() {
+    let agent = agent();
+    let mut root = Seat::root(&agent);
+    let mut middle = root.child(&agent);
+    let mut leaf = middle.child(&agent);
+    let listed = json(&agent, &["task", "list"]);
+    let order: Vec<&str> =
+        listed["tasks"].as_array().unwrap().iter().map(|one| one["id"].as_str().unwrap()).collect();
+    assert_eq!(order, [&root.task, &middle.task, &leaf.task], "parents before their children");
+    let below = json(&agent, &["task", "tree", &middle.task]);
+    assert_eq!(below["tasks"].as_array().unwrap().len(), 2, "{below:#}");
+
+    run(&agent, &["freeze", "--task", &middle.task]);
+    assert!(root.issue().is_ok());
+    for seat in [&mut middle, &mut leaf] {
+        assert_eq!(seat.issue(), Err("frozen".to_owned()));
+    }
+    run(&agent, &["thaw", "--task", &middle.task]);
+    let (above, below) = (root.issue().unwrap(), leaf.issue().unwrap());
+    let said = json(&agent, &["kill", "--task", &middle.task]);
+    assert_eq!((&said["tasks"], &said["credentials"], &said["processes"]), (&2.into(), &1.into(), &2.into()));
+    for pid in [middle.holder.pid(), leaf.holder.pid()] {
+        until("the process is gone", || (!runs(pid)).then_some(()));
+    }
+    assert!(!is_active(&agent, &below) && is_active(&agent, &above));
+    assert!(runs(root.holder.pid()) && root.issue().is_ok());
+    agent.audited(&["task.ended", "parent_ended", &leaf.task]);
+}
+
 #[test]
 fn a_kill_by_target_takes_back_what_is_for_it_and_kills_nobody() {
     let agent = agent();
@@ -390,7 +462,7 @@ fn a_kill_by_target_takes_back_what_is_for_it_and_kills_nobody() {
     assert!(!is_active(&agent, &vault) && is_active(&agent, &wiki));
     assert!(runs(holder.pid()) && run(&agent, &["task", "list"]).contains(&task));
     let refused = holder.task("https://vault.example.org", "https://vault.example.org").unwrap_err();
-    assert_eq!(refused.code, 9, "{refused:?}");
+    assert_eq!(refused.code, 7, "there is nothing else that it could do: {refused:?}");
 }
 
 #[test]

@@ -190,6 +190,7 @@ impl Shared {
         let task = parent.policy_facts();
         let mut question = Question::of_task(who, Action::Delegate, object, Phase::Begin, task, ttl, now);
         question.circumstances.chain = parent.above();
+        question.circumstances.tasks_above.clone_from(&parent.tasks_above);
         Ok(set.decide(&question, Engine::new_evaluation()))
     }
 

@@ -290,7 +290,7 @@ impl Shared {
         let mut above = view.chain.iter().rev();
         above.next();
         question.circumstances.chain = above.cloned().collect();
-        question.circumstances.tasks_above.clone_from(&view.above);
+        question.circumstances.tasks_above.clone_from(&view.tasks_above);
         if let Some(operation) = &ask.operation {
             operation.tell(&mut question.circumstances);
         }

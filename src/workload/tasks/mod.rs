@@ -112,7 +112,7 @@ impl Tasks {
         };
         Some(TaskView {
             chain: self.tree.chain(id),
-            above: self.tree.lineage(id).iter().skip(1).map(|task| task.id.to_string()).collect(),
+            tasks_above: self.tree.lineage(id).iter().skip(1).map(|task| task.id.to_string()).collect(),
             isolated: self.tree.is_isolated(id),
             deadline: at(task.deadline),
             latest: at(task.latest),
@@ -129,7 +129,7 @@ pub struct TaskView {
     /// Identities from the root to its own.
     pub chain: Vec<SpiffeId>,
     /// Tasks above it, from the parent to the root.
-    pub above: Vec<String>,
+    pub tasks_above: Vec<String>,
     /// Whether nobody else can act as it.
     pub isolated: bool,
     /// When it ends.
