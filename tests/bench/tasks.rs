@@ -251,8 +251,9 @@ async fn latencies(agent: &Agent, tasks: usize, credentials: usize) -> Result<(V
         let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
         let (mut ended, mut revoked) = (Vec::new(), Vec::new());
         for event in lines {
-            let Some(took) = event["revocation"]["latency_ms"].as_f64() else { continue };
-            match event["event"].as_str() {
+            let took = event.pointer("/revocation/latency_ms").and_then(Value::as_f64);
+            let Some(took) = took else { continue };
+            match event.get("event").and_then(Value::as_str) {
                 Some("task.ended") => ended.push(took * 1e3),
                 Some("credential.revoke") => revoked.push(took * 1e3),
                 _ => {}
