@@ -186,7 +186,7 @@ fn yes(state: &proto::Approval) -> proto::ApprovalState {
 }
 
 #[test]
-fn k_a_yes_buys_one_use_of_exactly_what_was_shown() {
+fn k_a_yes_is_for_exactly_what_was_shown_and_by_those_who_may_give_it() {
     let mut world = world("");
     let id = world.ask("write", call("PUT", 7));
     let shown = world.shown(&id);
@@ -221,7 +221,7 @@ fn k_a_yes_buys_one_use_of_exactly_what_was_shown() {
     assert_eq!(reason(world.token(call("PUT", 7), &id)), "approval_pending");
     assert_eq!(yes(&world.decide_as(&mut ann, &id, true).unwrap()), proto::ApprovalState::Approved);
     world.agent.audited(&["approval.granted", &id, &format!("uid:{ANN} (ann)")]);
-    // Nothing else can be had for it, and to look at it uses nothing.
+    // Nothing else can be had for it.
     assert_eq!(reason(world.token(call("PUT", 8), &id)), "approval_mismatch");
     let mut tampered = call("PUT", 7);
     if let Some(proto::operation::Kind::Http(http)) = &mut tampered.kind {
@@ -236,6 +236,15 @@ fn k_a_yes_buys_one_use_of_exactly_what_was_shown() {
         reason(world.issue(proto::Format::X509Svid, call("PUT", 7), &id)),
         "approval_needs_access_token"
     );
+}
+
+#[test]
+fn k_a_yes_buys_one_use_and_a_token_for_that_alone() {
+    let mut world = world("");
+    let id = world.ask("write", call("PUT", 7));
+    let shown = world.shown(&id);
+    world.decide(ANN, &id, true).unwrap();
+    // To look at it uses nothing.
     assert!(world.authorize("write", call("PUT", 7), Some(&id)).unwrap().allow);
     let token = world.token(call("PUT", 7), &id).unwrap();
     let said = claims(&token.token);

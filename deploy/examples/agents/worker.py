@@ -64,7 +64,7 @@ def wait(api, wanted, approval):
         try:
             return api.issue(**wanted, approval_id=approval).token
         except Refused as no:
-            if no.reason not in ("approval_required", "pending_approval"):
+            if no.reason != "approval_pending":
                 raise
             time.sleep(0.2)
 

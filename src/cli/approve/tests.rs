@@ -1,3 +1,5 @@
+//! What people are shown of an approval, and what they answer.
+
 use mayfly_proto::task::{Approval, ApprovalState, Fact, Vote};
 use prost_types::Timestamp;
 

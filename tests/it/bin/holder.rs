@@ -214,11 +214,7 @@ impl Holder {
         };
         Ok(match client.raw(text("path"), message.into()).await {
             Ok(answer) => json!({"event": "rpc", "answer": BASE64.encode(answer)}),
-            Err(status) => {
-                let mut event = ended("rpc", Some(&status));
-                event["details"] = BASE64.encode(status.details()).into();
-                event
-            }
+            Err(status) => ended("rpc", Some(&status)),
         })
     }
 
