@@ -173,6 +173,21 @@ fn a_token_file_is_renewed_before_it_expires() {
     assert_eq!(introspect(&agent, &std::fs::read_to_string(&file).unwrap())["active"], true);
 }
 
+/// The program may go on; what it was given may not.
+#[test]
+fn when_an_operator_ends_the_task_its_files_go_and_the_program_stays() {
+    let agent = agent();
+    let token = format!("WIKI_FILE={WIKI}");
+    let mut program = Program::start(&agent, &["--task", "restless", "--token", &token]);
+    let (_, task, file) = (program.line(), program.line(), PathBuf::from(program.line()));
+    assert!(file.exists());
+    let (code, _, err) = agent.mayfly(&["task", "end", &task, "--reason", "ticket 17"]);
+    assert_eq!(code, Some(0), "{err}");
+    until("the file is gone", || (!file.exists()).then_some(()));
+    program.tell("echo still here");
+    assert_eq!(program.line(), "still here");
+}
+
 #[test]
 fn a_jwt_svid_is_kept_for_services_that_federate() {
     let agent = agent();

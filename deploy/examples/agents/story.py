@@ -18,13 +18,24 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 
 HERE = pathlib.Path(__file__).resolve().parent
 WIKI = "https://wiki.example.org"
 ORCHESTRATOR, PYTHON, NODE, SERVER, ANN, OPERATORS = 27001, 27002, 27003, 27009, 27010, 27100
-AGENTS = {"orchestrator": ORCHESTRATOR, "worker/python": PYTHON, "worker/node": NODE}
+WORKLOADS = {
+    "agent/orchestrator": ORCHESTRATOR,
+    "agent/worker/python": PYTHON,
+    "agent/worker/node": NODE,
+    # Who asks whether a token still stands must be somebody, too.
+    "service/wiki": SERVER,
+}
+
+
+# What the actors import, and what that imports.
+PACKAGES = ("grpc", "google", "jwt", "cryptography", "cffi", "_cffi", "typing_extensions")
 
 
 class Wrong(Exception):
@@ -77,16 +88,24 @@ class Actor:
 class Stage:
     """Everything that runs, in a directory of its own."""
 
-    def __init__(self, mayfly, python, node):
-        self.mayfly, self.python, self.node = mayfly, python, node
+    def __init__(self, mayfly, node):
+        self.node = node
         self.dir = pathlib.Path(tempfile.mkdtemp(prefix="mayfly-story-"))
         self.dir.chmod(0o755)
         self.actors = []
-        # Readable for every actor, whatever the checkout's own permissions are.
-        self.code = self.dir / "agents"
+        # Readable for every actor, whatever the permissions of the checkout and of this Python are.
+        self.code, self.packages = self.dir / "agents", self.dir / "packages"
+        self.mayfly = shutil.copy(mayfly, self.dir / "mayfly")
         shutil.copytree(HERE, self.code, ignore=shutil.ignore_patterns("__pycache__"))
-        for path in [self.code, *self.code.rglob("*")]:
-            path.chmod(0o755 if path.is_dir() else 0o644)
+        self.packages.mkdir()
+        for found in pathlib.Path(sysconfig.get_paths()["platlib"]).iterdir():
+            if found.name.startswith(PACKAGES):
+                copy = shutil.copytree if found.is_dir() else shutil.copy
+                copy(found, self.packages / found.name)
+        for top in (self.code, self.packages):
+            for path in [top, *top.rglob("*")]:
+                path.chmod(0o755 if path.is_dir() else 0o644)
+        self.python = interpreter(self.packages)
 
     def agent(self):
         config, entries = self.dir / "mayfly.toml", self.dir / "entries.d"
@@ -94,17 +113,18 @@ class Stage:
         shutil.copytree(HERE / "policy", self.dir / "policy.d")
         config.write_text(CONFIG.format(dir=self.dir))
         config.chmod(0o600)
-        (entries / "agents.toml").write_text("".join(ENTRY.format(name=name, uid=uid) for name, uid in AGENTS.items()))
+        (entries / "agents.toml").write_text("".join(ENTRY.format(name=name, uid=uid) for name, uid in WORKLOADS.items()))
         # Whoever is in the agent's group may use the admin socket.
         with open(self.dir / "agent.log", "w", encoding="utf-8") as log:
             command = [self.mayfly, "agent", "--config", config]
             self.daemon = subprocess.Popen(command, group=OPERATORS, stdout=log, stderr=log)
-        self.cli("healthcheck", "--wait", "30s")
+        self.cli("healthcheck", "--wait=30s")
 
     def environment(self, **more):
         """What the actors get; no key of anybody."""
         sockets = {"SPIFFE_ENDPOINT_SOCKET": f"unix://{self.dir}/public/api.sock"}
-        return {"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1", **sockets, **more}
+        python = {"PYTHONPATH": str(self.packages), "PYTHONDONTWRITEBYTECODE": "1"}
+        return {"PATH": os.environ["PATH"], **python, **sockets, **more}
 
     def cli(self, *words, uid=None):
         """An operator's command in "another terminal"; what it prints."""
@@ -136,6 +156,23 @@ class Stage:
             self.daemon.terminate()
             self.daemon.wait()
         shutil.rmtree(self.dir)
+
+
+def interpreter(packages):
+    """A Python that the actors can run with these packages: not every one is for other users."""
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(packages)}
+    why = ""
+    for python in (sys.executable, f"/usr/bin/python{sys.version_info.major}.{sys.version_info.minor}"):
+        try:
+            command = [python, "-c", "import grpc, grpc_reflection, jwt, cryptography"]
+            who = {"user": SERVER, "group": SERVER, "extra_groups": []}
+            done = subprocess.run(command, env=environment, cwd="/", capture_output=True, text=True, check=False, **who)
+            if done.returncode == 0:
+                return python
+            why = done.stderr.strip().splitlines()[-1]
+        except OSError as error:
+            why = str(error)
+    raise Wrong(f"other users cannot run this Python and its packages: {why}")
 
 
 def step(text):
@@ -185,32 +222,32 @@ def tell(stage):
     step("The tree as it is, and what an offer is worth to somebody else.")
     print(stage.cli("task", "tree"))
     thief = stage.actor("thief", NODE, stage.python, stage.code / "worker.py", offers["python"], url)
-    if thief.process.wait() == 0:
-        raise Wrong("an offer was taken up twice")
+    thief.expect("refused", "not_yours")
 
     step("kill -9 of the orchestrator: everything below it is refused.")
     pid = int(json.loads(stage.cli("task", "show", root, "--output", "json"))["pid"])
     os.kill(pid, signal.SIGKILL)
     since = time.monotonic()
     deadline = since + 10
-    for actor, names in ((worker, ("read_later",)), (node, ("read_later", "file"))):
+    gone = ((worker, {"read_later": 401}), (node, {"read_later": 401, "file": False}))
+    for actor, wanted in gone:
         while True:
             actor.again()
-            said = actor.says(*names)
-            status = said["read_later"] if isinstance(said, dict) else said
-            if status == 401:
+            said = actor.says(*wanted)
+            if said == wanted or [said] == list(wanted.values()):
                 break
             if time.monotonic() > deadline:
-                raise Wrong(f"{actor.name} still reads: {status}")
+                raise Wrong(f"{actor.name} still has {said}")
     print(f"  refused within {(time.monotonic() - since) * 1000:.0f} ms, as seen from here")
 
     step("The record of it.")
-    timeline = stage.cli("audit", "task", root)
+    log = str(stage.dir / "data/audit.jsonl")
+    timeline = stage.cli("audit", "task", root, log)
     print(timeline)
     for wanted in ("bring page 7 up to date", "ann", "process_exit", "parent_ended"):
         if wanted not in timeline:
             raise Wrong(f"the timeline does not say {wanted!r}")
-    stage.cli("audit", "verify")
+    stage.cli("audit", "verify", log)
 
 
 CONFIG = """
@@ -231,7 +268,7 @@ dir = "{dir}/policy.d"
 
 ENTRY = """
 [[entries]]
-spiffe_id = "spiffe://example.org/agent/{name}"
+spiffe_id = "spiffe://example.org/{name}"
 selectors = ["unix:uid:{uid}"]
 """
 
@@ -241,11 +278,12 @@ def main():
         sys.exit(__doc__)
     if os.geteuid() != 0:
         sys.exit("run this as root: the actors are different users")
-    stage = Stage(sys.argv[1], sys.executable, shutil.which("node") or sys.exit("no `node` in PATH"))
+    stage = Stage(sys.argv[1], shutil.which("node") or sys.exit("no `node` in PATH"))
     try:
         tell(stage)
     except Wrong as wrong:
-        print((stage.dir / "agent.log").read_text(encoding="utf-8"), file=sys.stderr)
+        if (stage.dir / "agent.log").exists():
+            print((stage.dir / "agent.log").read_text(encoding="utf-8"), file=sys.stderr)
         sys.exit(f"not as told: {wrong}")
     finally:
         stage.close()

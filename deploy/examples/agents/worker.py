@@ -23,7 +23,11 @@ PAGE = {"http": {"method": "POST", "host": "wiki.example.org", "path": "/page/7"
 def main():
     offer, url = sys.argv[1:]
     api = TaskApi()
-    task = api.join(delegation_id=offer).id
+    try:
+        task = api.join(delegation_id=offer).id
+    except Refused as no:
+        say(refused=no.reason)
+        sys.exit(1)
     say(task=task)
     reading = api.issue(task_id=task, format="FORMAT_ACCESS_TOKEN", audience=[WIKI], details=[reads()]).token
     say(read=use(url, "GET", "/page/7", reading))

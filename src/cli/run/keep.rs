@@ -3,7 +3,8 @@
 use std::io;
 use std::time::SystemTime;
 
-use mayfly_proto::task::IssueRequest;
+use mayfly_proto::task::task_event::Event;
+use mayfly_proto::task::{IssueRequest, WatchRequest};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::Instant;
@@ -56,7 +57,7 @@ impl Keeper {
     /// is listened to.
     pub(super) async fn keep(&self, launcher: u32, note: impl Fn(&str)) -> Result<(), Failure> {
         let (task, mut words) = self.hear(launcher).await?;
-        let mut connection = self.target.connect().await?;
+        let connection = self.target.connect().await?;
         let mut kept = Vec::with_capacity(self.tokens.len());
         for token in &self.tokens {
             kept.push(self.renew(&connection, &task, token).await.map_err(|not| not.failure)?);
@@ -64,13 +65,36 @@ impl Keeper {
         let told = words.write_all(READY.as_bytes()).await;
         told.map_err(|error| Failure::failed(format!("the launcher is gone: {error}")))?;
         drop(words);
+        if kept.is_empty() {
+            return Ok(());
+        }
+        tokio::select! {
+            () = self.renewing(connection, &task, kept, &note) => {}
+            why = self.ended(&task) => {
+                self.tokens.iter().for_each(|token| self.dir.remove(token));
+                if why != PROGRAM_ENDED {
+                    note(&format!("the task has ended ({why}): its tokens are gone"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Until nothing is left that could be had again.
+    async fn renewing(
+        &self,
+        mut connection: Connection,
+        task: &str,
+        mut kept: Vec<Kept>,
+        note: &impl Fn(&str),
+    ) {
         while let Some(next) = kept.iter().map(|kept| kept.due).min() {
             tokio::time::sleep_until(next).await;
             let (due, mut later): (Vec<_>, Vec<_>) = kept.into_iter().partition(|kept| kept.due <= next);
             for old in due {
-                match self.renew(&connection, &task, &old.token).await {
+                match self.renew(&connection, task, &old.token).await {
                     Ok(new) => later.push(new),
-                    Err(not) => later.extend(self.without(old, &not, &note)),
+                    Err(not) => later.extend(self.without(old, &not, note)),
                 }
             }
             kept = later;
@@ -78,7 +102,30 @@ impl Keeper {
                 connection = again;
             }
         }
-        Ok(())
+    }
+
+    /// Until the task has ended: why. A stream that breaks is opened again.
+    async fn ended(&self, task: &str) -> String {
+        loop {
+            if let Ok(connection) = self.target.connect().await {
+                let request = WatchRequest { task_id: task.to_owned() };
+                let mut events = match connection.tasks().watch(request).await {
+                    Ok(events) => events.into_inner(),
+                    // An agent that was restarted does not know it any more.
+                    Err(status) if status.code() == Code::NotFound => return "restart".to_owned(),
+                    Err(_) => {
+                        tokio::time::sleep(RETRY).await;
+                        continue;
+                    }
+                };
+                while let Ok(Some(event)) = events.message().await {
+                    if let Some(Event::Ended(summary)) = event.event {
+                        return summary.reason;
+                    }
+                }
+            }
+            tokio::time::sleep(RETRY).await;
+        }
     }
 
     /// What becomes of a file that was not renewed: it stays while it is good for something, and is tried again while
@@ -145,3 +192,5 @@ struct NotRenewed {
 }
 
 const SOCKET: &str = "launcher.sock";
+/// Nothing to tell: the program is going, and its files with it.
+const PROGRAM_ENDED: &str = "process_exit";
