@@ -10,7 +10,9 @@ use anyhow::{Context as _, Result, bail};
 use mayfly::id::{EntryId, LeaseId, TaskId};
 use mayfly::lease::WorkloadId;
 use mayfly::ledger::{Kind, Reason, Row};
-use mayfly::task::{self, Bounds, Charter, Detail, Ending, Grants, Limits, NewOffer, NewTask, RawDetail, Tree};
+use mayfly::task::{
+    self, Bounds, Charter, Detail, Ending, Grants, Limits, NewOffer, NewTask, RawDetail, Tree,
+};
 use mayfly::workload::Denied;
 use mayfly_attestors::{BootId, ProcessKey};
 use mayfly_harness::tasks::detail;
@@ -235,7 +237,10 @@ pub(crate) async fn cascade(descendants: usize) -> Result<()> {
     anyhow::ensure!(!last.is_empty(), "credentials were issued");
     let what = format!("exit of the roots' holder, {} descendants below", made.len());
     line(&format!("{what}: each task ended"), &percentiles(&mut ended.clone()))?;
-    line("  each of as many credentials refused, in the ledger and listed", &percentiles(&mut revoked.clone()))
+    line(
+        "  each of as many credentials refused, in the ledger and listed",
+        &percentiles(&mut revoked.clone()),
+    )
 }
 
 /// Of each task that ended and of each credential that was revoked, in microseconds.

@@ -36,9 +36,7 @@ impl Fields {
             }
             let services = file.service.iter().filter(|one| format!("{package}.{}", one.name()) == service);
             let methods = services.flat_map(|one| &one.method);
-            fields
-                .methods
-                .extend(methods.map(|one| (one.name().to_owned(), one.input_type().to_owned())));
+            fields.methods.extend(methods.map(|one| (one.name().to_owned(), one.input_type().to_owned())));
         }
         fields
     }
@@ -129,9 +127,15 @@ mod tests {
         proto::BeginRequest {
             purpose: "p".to_owned(),
             params: [("a".to_owned(), "b".to_owned())].into(),
-            details: vec![proto::AuthorizationDetail { actions: vec!["read".to_owned()], ..Default::default() }],
+            details: vec![proto::AuthorizationDetail {
+                actions: vec!["read".to_owned()],
+                ..Default::default()
+            }],
             ttl: Some(prost_types::Duration { seconds: 1, nanos: 1 }),
-            limits: Some(proto::Limits { idle: Some(prost_types::Duration::default()), ..Default::default() }),
+            limits: Some(proto::Limits {
+                idle: Some(prost_types::Duration::default()),
+                ..Default::default()
+            }),
             require_isolated: true,
             ..Default::default()
         }
@@ -151,7 +155,8 @@ mod tests {
     fn every_method_and_every_message_of_its_request_is_known() {
         let fields = fields();
         assert_eq!(fields.methods.len(), 9);
-        let inner = fields.messages.values().flat_map(BTreeMap::values).filter_map(|one| one.message.as_ref());
+        let inner =
+            fields.messages.values().flat_map(BTreeMap::values).filter_map(|one| one.message.as_ref());
         for message in inner.chain(fields.methods.values()) {
             assert!(fields.messages.contains_key(message), "{message} is not in the descriptors");
         }
