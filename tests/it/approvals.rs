@@ -206,6 +206,47 @@ fn what_was_asked_for_ends_with_its_task() {
     agent.audited(&["approval.cancelled", &killed]);
 }
 
+/// Who waits for an answer need not ask again and again; who follows learns no name of anybody.
+#[test]
+fn who_follows_hears_what_people_were_asked_and_that_it_ended() {
+    let agent = world();
+    let mut holder = client(&agent);
+    let task = begin(&mut holder);
+    let first = asked(&mut holder, &write(&task, 1)).approval_id;
+    holder.task_watch(&task);
+    let mut approval = || loop {
+        if let Some(proto::task_event::Event::Approval(found)) = holder.next_task_event().unwrap().event {
+            break found;
+        }
+    };
+    let found = approval();
+    assert_eq!((&found.id, found.state()), (&first, proto::ApprovalState::Pending));
+    assert_eq!((found.facts.len(), found.votes.len(), found.action.as_str()), (0, 0, "write"));
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (mut operator, shown) = runtime.block_on(async {
+        let socket = agent.admin_socket();
+        let connector = tower::service_fn(move |_: tonic::transport::Uri| {
+            let socket = socket.clone();
+            async move {
+                let stream = tokio::net::UnixStream::connect(socket).await?;
+                Ok::<_, std::io::Error>(hyper_util::rt::TokioIo::new(stream))
+            }
+        });
+        let at = tonic::transport::Endpoint::from_static("http://localhost");
+        let channel = at.connect_with_connector(connector).await.unwrap();
+        let mut admin = proto::task_admin_client::TaskAdminClient::new(channel);
+        let request = proto::ListApprovalsRequest { follow: true, ..Default::default() };
+        let mut operator = admin.list_approvals(request).await.unwrap().into_inner();
+        let shown = operator.message().await.unwrap().unwrap();
+        (operator, shown)
+    });
+    assert_eq!((&shown.id, shown.state()), (&first, proto::ApprovalState::Pending));
+    let (_, out, _) = agent.mayfly(&["task", "end", &task, "--reason", "enough"]);
+    assert!(out.contains(&task), "{out}");
+    let after = runtime.block_on(operator.message()).unwrap().unwrap();
+    assert_eq!((&after.id, after.state()), (&first, proto::ApprovalState::Cancelled));
+}
+
 /// K04, as far as one user can show it: the agent's own user decides nothing, though the catalogue has him on call.
 #[test]
 fn k04_nobody_decides_about_what_his_own_user_asks() {

@@ -1,9 +1,11 @@
 //! `ListApprovals` and `Decide`: what agents ask people, and the answers.
 
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use futures_util::stream;
 use mayfly_proto::task as proto;
+use tokio::sync::watch;
 use tonic::{Code, Extensions, Status};
 
 use super::super::peer::Peer;
@@ -11,18 +13,81 @@ use super::super::tasks::approvals::approval;
 use super::super::tasks::errors::{malformed, of_approval, reason};
 use super::super::tasks::task_id;
 use super::super::workload::Messages;
-use crate::id::ApprovalId;
+use crate::drain::Watch;
+use crate::id::{ApprovalId, TaskId};
 use crate::workload::{Answer, AnswerError, Workloads};
 
-/// What waits, or is approved and not used; closed ones if they are asked for.
+/// What was sent of one: it is sent again when that changes.
+type Shown = (i32, usize);
+
+struct Follower {
+    workloads: Workloads,
+    task: Option<TaskId>,
+    closed: bool,
+    news: watch::Receiver<u64>,
+    drain: Watch,
+    shown: HashMap<String, Shown>,
+    queue: VecDeque<proto::Approval>,
+}
+
 pub(super) fn list(
     workloads: &Workloads,
     asked: &proto::ListApprovalsRequest,
+    drain: Watch,
 ) -> Result<Messages<proto::Approval>, Status> {
     let task = (!asked.task_id.is_empty()).then(|| task_id(&asked.task_id)).transpose()?;
-    let all = workloads.approvals(task, asked.include_closed);
-    let all: Vec<_> = all.iter().map(|view| Ok(approval(view))).collect();
-    Ok(Box::pin(stream::iter(all)))
+    if !asked.follow {
+        let all = workloads.approvals(task, asked.include_closed);
+        let all: Vec<_> = all.iter().map(|view| Ok(approval(view))).collect();
+        return Ok(Box::pin(stream::iter(all)));
+    }
+    let mut follower = Follower {
+        workloads: workloads.clone(),
+        task,
+        closed: asked.include_closed,
+        news: workloads.approval_news(),
+        drain,
+        shown: HashMap::new(),
+        queue: VecDeque::new(),
+    };
+    follower.look();
+    Ok(Box::pin(stream::unfold(follower, Follower::next)))
+}
+
+impl Follower {
+    /// What is new, or not as it was shown. One that was shown is shown to its end.
+    fn look(&mut self) {
+        self.news.mark_unchanged();
+        let all = self.workloads.approvals(self.task, true);
+        let mut now = HashMap::with_capacity(all.len());
+        for view in &all {
+            let message = approval(view);
+            let state = (message.state, message.votes.len());
+            let before = self.shown.get(&message.id);
+            let wanted = self.closed || view.approval.state.is_open() || before.is_some();
+            if !wanted {
+                continue;
+            }
+            now.insert(message.id.clone(), state);
+            if before != Some(&state) {
+                self.queue.push_back(message);
+            }
+        }
+        self.shown = now;
+    }
+
+    async fn next(mut self) -> Option<(Result<proto::Approval, Status>, Self)> {
+        loop {
+            if let Some(next) = self.queue.pop_front() {
+                return Some((Ok(next), self));
+            }
+            tokio::select! {
+                changed = self.news.changed() => changed.ok()?,
+                () = self.drain.stopping() => return None,
+            }
+            self.look();
+        }
+    }
 }
 
 pub(super) async fn decide(

@@ -96,11 +96,7 @@ impl TaskAdmin for TaskAdminService {
         request: Request<proto::ListApprovalsRequest>,
     ) -> Result<Response<Self::ListApprovalsStream>, Status> {
         operator(&self.workloads, request.extensions())?;
-        let asked = request.get_ref();
-        if asked.follow {
-            return Err(not_here());
-        }
-        approvals::list(&self.workloads, asked).map(Response::new)
+        approvals::list(&self.workloads, request.get_ref(), self.drain.clone()).map(Response::new)
     }
 
     async fn decide(
@@ -127,10 +123,6 @@ impl TaskAdmin for TaskAdminService {
         let (_, caller, order) = request.into_parts();
         super::freeze::task_thaw(&self.workloads, &caller, order).map(Response::new)
     }
-}
-
-fn not_here() -> Status {
-    Status::unimplemented("this version of the agent does not serve this call")
 }
 
 fn filter(asked: &proto::ListTasksRequest) -> Result<TaskFilter, Status> {

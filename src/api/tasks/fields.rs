@@ -183,13 +183,13 @@ mod tests {
     fn an_unknown_field_is_found_wherever_it_is() {
         let fields = fields();
         let with = |more: Vec<u8>| fields.unknown("Begin", &[begin().encode_to_vec(), more].concat());
-        assert_eq!(with(tagged(12, 0, &[1])).as_deref(), Some("#12"));
+        assert_eq!(with(tagged(15, 0, &[1])).as_deref(), Some("#15"));
         assert_eq!(with(tagged(4, 2, &tagged(9, 2, b"x"))).as_deref(), Some("details.#9"));
         assert_eq!(with(tagged(3, 2, &tagged(3, 2, b"x"))).as_deref(), Some("params.#3"));
         assert_eq!(with(tagged(5, 2, &tagged(3, 0, &[1]))).as_deref(), Some("ttl.#3"));
         assert_eq!(with(tagged(8, 2, &tagged(6, 2, &tagged(9, 0, &[1])))).as_deref(), Some("limits.idle.#9"));
         // Also where its value is none that we could read.
-        assert_eq!(with(tagged(12, 3, &[])).as_deref(), Some("#12"));
+        assert_eq!(with(tagged(15, 3, &[])).as_deref(), Some("#15"));
         let sql = tagged(8, 2, &tagged(3, 2, &tagged(4, 2, b"x")));
         assert_eq!(fields.unknown("Issue", &sql).as_deref(), Some("operation.sql.#4"));
         assert!(Fields::of(b"rubbish", SERVICE).unknown("Begin", &[]).is_some(), "nothing is known then");

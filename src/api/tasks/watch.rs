@@ -1,6 +1,6 @@
 //! The stream of a task: first the task, then what changes, last how it ended.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -9,14 +9,17 @@ use mayfly_proto::task as proto;
 use proto::task_event::Event;
 use tonic::{Code, Status};
 
+use super::approvals::approval;
 use super::errors::{of_error, reason};
 use super::wire;
 use crate::api::status::Busy;
 use crate::api::workload::Messages;
 use crate::clock::Clock;
 use crate::drain::Watch;
+use crate::id::ApprovalId;
+use crate::task::approval::ApprovalState;
 use crate::task::{Follower, Held, Note, Refused};
-use crate::workload::{Look, TaskWatch};
+use crate::workload::{ApprovalView, Look, TaskWatch};
 
 /// Tells of a task until it has ended, or its follower may not know any more.
 pub(super) fn messages(watch: TaskWatch, clock: Arc<dyn Clock>, drain: Watch) -> Messages<proto::TaskEvent> {
@@ -25,6 +28,7 @@ pub(super) fn messages(watch: TaskWatch, clock: Arc<dyn Clock>, drain: Watch) ->
         clock,
         drain,
         follower: Follower::default(),
+        asked: HashMap::new(),
         waiting: VecDeque::new(),
         over: false,
     };
@@ -54,8 +58,10 @@ struct TaskStream {
     clock: Arc<dyn Clock>,
     drain: Watch,
     follower: Follower<Shown>,
-    /// What the last look brought and nobody has taken yet: no more than the task holds credentials. Nothing is looked
-    /// at before it is empty.
+    /// Approvals as they were shown.
+    asked: HashMap<ApprovalId, ApprovalState>,
+    /// What the last look brought and nobody has taken yet: no more than the task holds credentials and has
+    /// asked people for. Nothing is looked at before it is empty.
     waiting: VecDeque<proto::TaskEvent>,
     over: bool,
 }
@@ -82,6 +88,8 @@ impl TaskStream {
             let notes = self.follower.look(shown, held, now);
             let events = notes.into_iter().map(|note| self.told(note)).map(|told| event(now, told));
             self.waiting = events.collect();
+            let asked = self.asked();
+            self.waiting.extend(asked.into_iter().map(|told| event(now, told)));
             if self.waiting.is_empty() && !self.wait().await {
                 return self.end(Err(Busy::Stopping.into()));
             }
@@ -104,6 +112,20 @@ impl TaskStream {
             () = tokio::time::sleep(SETTLE) => {}
         }
         true
+    }
+
+    /// What people were asked or have answered since the last look. One that was closed before the first is history.
+    fn asked(&mut self) -> Vec<Event> {
+        let all = self.watch.approvals();
+        let seen = std::mem::take(&mut self.asked);
+        let is_new = |view: &&ApprovalView| match seen.get(&view.approval.id) {
+            Some(before) => *before != view.approval.state,
+            None => view.approval.state.is_open(),
+        };
+        let told =
+            all.iter().filter(is_new).map(|view| Event::Approval(for_the_agent(approval(view)))).collect();
+        self.asked = all.iter().map(|view| (view.approval.id, view.approval.state)).collect();
+        told
     }
 
     fn told(&self, note: Note<Shown>) -> Event {
@@ -139,6 +161,11 @@ fn event(at: SystemTime, event: Event) -> proto::TaskEvent {
 fn frozen() -> Status {
     let message = "an operator has frozen this task or an agent in its chain";
     reason(Code::FailedPrecondition, "frozen", message, &[])
+}
+
+/// Who answered, and what the agent's daemon showed them, is for people.
+fn for_the_agent(approval: proto::Approval) -> proto::Approval {
+    proto::Approval { votes: Vec::new(), facts: Vec::new(), ..approval }
 }
 
 async fn after(duration: Option<Duration>) {

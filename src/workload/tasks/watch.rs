@@ -7,7 +7,7 @@ use std::sync::Arc;
 use mayfly_attestors::ProcessKey;
 use tokio::sync::watch;
 
-use super::{TaskError, TaskSummary, TaskView, caller};
+use super::{ApprovalView, TaskError, TaskSummary, TaskView, caller};
 use crate::clock::from_unix_seconds;
 use crate::id::{LeaseId, TaskId};
 use crate::ledger;
@@ -65,6 +65,7 @@ pub struct TaskWatch {
     process: ProcessKey,
     end: watch::Receiver<Option<TaskSummary>>,
     policy: watch::Receiver<Arc<PolicySet>>,
+    approvals: watch::Receiver<u64>,
 }
 
 impl std::fmt::Debug for TaskWatch {
@@ -94,8 +95,8 @@ impl Workloads {
         let end = tasks.watchers.of_task.entry(id).or_insert_with(|| watch::Sender::new(None)).subscribe();
         tasks.tree.watch(id);
         drop(state);
-        let policy = self.0.parts.policy.follow();
-        Ok(TaskWatch { shared: Arc::clone(&self.0), task: id, process, end, policy })
+        let (policy, approvals) = (self.0.parts.policy.follow(), self.approval_news());
+        Ok(TaskWatch { shared: Arc::clone(&self.0), task: id, process, end, policy, approvals })
     }
 }
 
@@ -126,7 +127,14 @@ impl TaskWatch {
             // An error means that the agent stops.
             _ = self.end.changed() => {}
             _ = self.policy.changed() => {}
+            _ = self.approvals.changed() => {}
         }
+    }
+
+    /// What people were asked for this task, closed ones included. Later news are news.
+    pub fn approvals(&mut self) -> Vec<ApprovalView> {
+        self.approvals.mark_unchanged();
+        Workloads(Arc::clone(&self.shared)).approvals(Some(self.task), true)
     }
 
     /// Resolves when the task has ended.
@@ -175,7 +183,7 @@ fn is_frozen(freezes: &Freezes, view: &TaskView) -> bool {
     let stops = |what: &Frozen| match what {
         Frozen::All => true,
         Frozen::Agent(id) => view.chain.iter().any(|one| one.as_str() == id),
-        Frozen::Task(id) => ids.contains(id),
+        Frozen::Task(id) => ids.contains(id) || view.tasks_above.contains(id),
         Frozen::Target(_) => false,
     };
     freezes.is_flagged() || freezes.iter().any(|(what, _)| stops(what))
