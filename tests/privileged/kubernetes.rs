@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use mayfly_harness::cgroup::PodGroup;
 use mayfly_harness::cluster::{Asked, Cluster, Manner, NODE, pod};
-use mayfly_harness::{Agent, Entry, Holder, Plan, figure, now, require_root, until};
+use mayfly_harness::{Agent, Entry, Holder, Pause, Plan, figure, now, require_root, until};
 use serde_json::{Value, json};
 
 use crate::support::{WIDE, Watcher, entries_and_watcher};
@@ -118,6 +118,29 @@ fn a_report_that_comes_late_is_waited_for_only_where_an_entry_needs_it() {
     let mut ids: Vec<String> = svids.into_iter().map(|svid| svid.spiffe_id).collect();
     ids.sort();
     assert_eq!(ids, [format!("spiffe://{}/container", agent.trust_domain()), ns]);
+}
+
+/// The pod becomes known after an attestation has looked for it and before it waits: nobody would wake it.
+#[test]
+fn a_pod_that_comes_between_the_look_and_the_wait_is_found() {
+    let cluster = Cluster::start();
+    require_root();
+    let mut agent = Plan::with_entries(&entries_and_watcher(&[by_namespace()])).prepare();
+    let (pause, spec) = Pause::at(agent.dir(), "kubernetes.before_wait");
+    let settings = format!("{WIDE}{}wait_pod = \"60s\"\n", cluster.settings(agent.dir()));
+    let plan = agent.plan().clone().settings(&settings).failpoints(&spec);
+    *agent.plan() = plan;
+    agent.write_config();
+    agent.launch();
+    cluster.watched_by(1);
+    let mut running = Running::new(&agent, "p");
+    running.holder.open_x509();
+    pause.hit();
+    cluster.put(&running.reported());
+    until("the pod is known", || (agent.admin().status().pods?.known == 1).then_some(()));
+    pause.release();
+    let svids = running.holder.next_x509().unwrap().svids;
+    assert_eq!(svids.len(), 1);
 }
 
 #[test]

@@ -144,6 +144,7 @@ impl Kubernetes {
             if wait.pod_is_known && !std::mem::replace(&mut pod_is_known, true) {
                 until = Instant::now() + self.settings.wait_status;
             }
+            crate::failpoint::hit("kubernetes.before_wait");
             let Ok(mut waiter) = self.pods.wait_for(&wait.wanted) else { return Err(CROWDED.into()) };
             // Once more, now that nothing can slip between.
             if let Look::Answer(found) = self.look(container, stage) {

@@ -37,7 +37,7 @@ impl Systemd {
         let Some(path) = subject.cgroup_path() else {
             return Ok(Found::nothing("its place among the machine's cgroups cannot be told"));
         };
-        let Some(place) = place::of(&path).filter(|place| place.unit != "init.scope") else {
+        let Some(place) = unit_at(&path) else {
             return Ok(Found::nothing("in no unit"));
         };
         let told = self.bus.unit_of(subject.process()).await?;
@@ -66,6 +66,11 @@ impl Backend for Systemd {
 /// Whether the attestor vouches for that key. What a user's manager calls its units is that user's to choose.
 pub(crate) fn vouches(key: &str) -> bool {
     key != USER_ID && KEYS.contains(&key)
+}
+
+/// What is left in the manager's own scope is in no unit that anybody wrote.
+fn unit_at(path: &[u8]) -> Option<Place> {
+    place::of(path).filter(|place| place.unit != "init.scope")
 }
 
 /// Both witnesses' word.
@@ -138,6 +143,13 @@ mod tests {
         assert_eq!(shown(&judge(web.clone(), Some(unit("web.service")), 7)), expected);
         // Another process of the unit: what root's file starts is the main one alone.
         assert_eq!(shown(&judge(web, Some(unit("web.service")), 8)), expected[..4]);
+    }
+
+    #[test]
+    fn the_managers_own_scope_is_no_unit() {
+        assert_eq!(unit_at(b"/init.scope"), None);
+        let session = unit_at(b"/user.slice/user-1000.slice/session-3.scope").unwrap();
+        assert_eq!(session.unit, "session-3.scope");
     }
 
     #[test]
