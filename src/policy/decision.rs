@@ -5,6 +5,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::id::hex_text;
+use crate::policy::Action;
 
 /// An answer. The operator may see all of it, the caller [`Decision::code`] and the evaluation id.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -22,6 +23,8 @@ pub struct Decision {
     pub reason: Reason,
     /// What must be kept to.
     pub obligations: Obligations,
+    /// What was asked about.
+    pub action: Action,
 }
 
 impl Decision {

@@ -168,8 +168,8 @@ impl PolicySet {
     /// Decides.
     pub fn decide(&self, question: &Question, id: EvaluationId) -> Decision {
         let Finding { verdict, policy_ids, reason, obligations } = self.find(question);
-        let policy_version = self.version;
-        Decision { verdict, evaluation_id: id, policy_ids, policy_version, reason, obligations }
+        let (policy_version, action) = (self.version, question.action);
+        Decision { verdict, evaluation_id: id, policy_ids, policy_version, reason, obligations, action }
     }
 
     /// Decides, and says for operators what the policies that could have applied made of it.

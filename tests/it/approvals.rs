@@ -242,7 +242,7 @@ fn who_follows_hears_what_people_were_asked_and_that_it_ended() {
     });
     assert_eq!((&shown.id, shown.state()), (&first, proto::ApprovalState::Pending));
     let (_, out, _) = agent.mayfly(&["task", "end", &task, "--reason", "enough"]);
-    assert!(out.contains(&task), "{out}");
+    assert!(out.contains("1 task ended"), "{out}");
     let after = runtime.block_on(operator.message()).unwrap().unwrap();
     assert_eq!((&after.id, after.state()), (&first, proto::ApprovalState::Cancelled));
 }

@@ -558,8 +558,8 @@ fn a_field_that_nobody_knows_is_refused_wherever_it_is() {
     // A detail with a ninth field.
     let ninth = [&request[..], &[0x22, 3, 0x4a, 1, b'x']].concat();
     // A request with a field of its own.
-    let twelfth = [&request[..], &[0x60, 1]].concat();
-    for (request, place) in [(ninth, "details.#9"), (twelfth, "#12")] {
+    let fifteenth = [&request[..], &[0x78, 1]].concat();
+    for (request, place) in [(ninth, "details.#9"), (fifteenth, "#15")] {
         let refused = planner.task_call_raw::<proto::Task>("Begin", &request).unwrap_err();
         assert_eq!((refused.code, refused.reason.as_str()), (3, "malformed"));
         assert!(refused.message.contains(place), "{refused:?}");

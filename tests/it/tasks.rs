@@ -398,3 +398,21 @@ fn an_action_is_decided_and_a_denial_says_who_could_lift_it() {
         assert_eq!(world.authorize(shown).unwrap_err().code(), Code::InvalidArgument);
     }
 }
+
+/// Which action it was that policy refused, not the one that happens to come first.
+#[test]
+fn a_refused_credential_is_recorded_with_the_action_that_was_refused() {
+    let world = world();
+    let task = world.begun();
+    let request = proto::IssueRequest {
+        details: vec![detail(&format!("{WIKI}/api"), &["write"])],
+        ..wanted(&task, proto::Format::AccessToken, &[WIKI])
+    };
+    assert_eq!(reason(&world.issue(request).unwrap_err()), "approval_required");
+    world.agent.audited(&["decision.", "\"action\":\"write\"", "writes-need-a-person", &task.id]);
+    let log = world.agent.audit();
+    let blamed = log.iter().filter(|line| line["decision"]["policy_ids"][0] == "writes-need-a-person");
+    assert!(
+        blamed.clone().count() > 0 && blamed.into_iter().all(|line| line["decision"]["action"] == "write")
+    );
+}

@@ -108,8 +108,7 @@ impl Workloads {
                 (view, target.name.clone(), (action, decision))
             }
             Err((TaskError::Denied(decision), Some(view))) => {
-                let action = ask.action.unwrap_or(Action::Read);
-                (view, ask.target.clone(), (action, *decision))
+                (view, ask.target.clone(), (decision.action, *decision))
             }
             Err((error, _)) => return Err(error),
         };
@@ -485,8 +484,7 @@ impl Shared {
         let Some(view) = view else { return };
         self.lock().tasks.tree.note_denial(view.task.id);
         if let TaskError::Denied(decision) | TaskError::Unbound(decision) = error {
-            let action = ask.action.unwrap_or(Action::Read);
-            let event = self.decided(view, decision, action, &ask.target, ask.operation.as_ref());
+            let event = self.decided(view, decision, decision.action, &ask.target, ask.operation.as_ref());
             self.parts.audit.note(vec![event]);
         }
     }

@@ -181,6 +181,7 @@ pub(super) fn template_denial(set: &PolicySet, agent: &SpiffeId, template: Optio
         policy_version: set.version(),
         reason,
         obligations: Obligations::default(),
+        action: Action::Delegate,
     })
 }
 
