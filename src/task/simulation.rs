@@ -35,6 +35,7 @@ enum Step {
     Suspend { task: u8 },
     Resume { task: u8 },
     Advance { seconds: u16 },
+    Jump { wall: i32 },
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -64,6 +65,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => n().prop_map(|task| Step::Suspend { task }),
         1 => n().prop_map(|task| Step::Resume { task }),
         2 => (0..1_500_u16).prop_map(|seconds| Step::Advance { seconds }),
+        1 => (-100_000..100_000_i32).prop_map(|wall| Step::Jump { wall }),
     ]
 }
 
@@ -230,6 +232,16 @@ impl Model {
             Step::Resume { task } => {
                 let Some(id) = Self::pick(&self.made, *task) else { return Ok(()) };
                 prop_assert!(self.tree.resume(id).iter().all(|below| !self.ended.contains(below)));
+            }
+            Step::Jump { wall } => {
+                let by = Duration::from_secs(u64::from(wall.unsigned_abs()));
+                self.wall = if *wall < 0 { self.wall - by } else { self.wall + by };
+                let (before, live) = (self.tree.deadline(), self.tree.live());
+                // What is due is due by the other clock, and that has not moved.
+                for cascade in self.tree.on_timeout(self.now, self.wall) {
+                    self.take(&cascade)?;
+                }
+                prop_assert_eq!((self.tree.deadline(), self.tree.live()), (before, live));
             }
             Step::Advance { seconds } => {
                 self.now += Duration::from_secs(u64::from(*seconds));

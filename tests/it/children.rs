@@ -88,6 +88,14 @@ fn program(agent: &Agent, name: &str) -> std::path::PathBuf {
 
 impl World {
     fn start(failpoints: impl Fn(&Agent) -> String) -> Self {
+        Self::prepared(|agent| {
+            let spec = failpoints(agent);
+            agent.plan().environment.push(("MAYFLY_FAILPOINTS".to_owned(), spec));
+        })
+    }
+
+    /// With something else that is done to the agent before it is launched.
+    pub(crate) fn prepared(prepare: impl FnOnce(&mut Agent)) -> Self {
         let mut agent = Plan::with_entries(&[]).prepare();
         let dir = agent.dir().join("policy.d");
         std::fs::create_dir(&dir).unwrap();
@@ -96,8 +104,7 @@ impl World {
         files::replace(&dir.join("a.cedar"), POLICY.as_bytes(), 0o644);
         files::replace(&dir.join("b.toml"), CATALOGUE.as_bytes(), 0o644);
         agent.write_entries(&entries(&agent));
-        let spec = failpoints(&agent);
-        agent.plan().environment.push(("MAYFLY_FAILPOINTS".to_owned(), spec));
+        prepare(&mut agent);
         agent.launch();
         Self { agent }
     }
@@ -129,7 +136,7 @@ impl World {
         Who::uid(own_uid()).program(&program).start(&self.agent)
     }
 
-    fn introspect(&self, token: &str) -> Value {
+    pub(crate) fn introspect(&self, token: &str) -> Value {
         local(&self.agent, "/introspect", &["-d", &format!("token={token}")]).json()
     }
 
@@ -466,37 +473,30 @@ fn equal_requests_at_the_same_moment_make_one_task_and_one_offer() {
     });
     let (seat, hand_on) = world.into_inner().unwrap();
     let mut planner = started.planner();
-    let twice = |planner: &mut Holder, method: &str, request: &[u8], pause: &Pause| {
+    fn twice(planner: &mut Holder, method: &str, request: &impl prost::Message, pause: &Pause) {
         for _ in 0..2 {
-            planner.order(&json!({
-                "do": "task_begin_call", "method": method, "request": base64(request),
-            }));
+            planner.task_begin_call(method, request);
             pause.hit();
             pause.forget();
         }
         pause.release();
-    };
+    }
     let request = proto::BeginRequest {
         details: vec![detail(WIKI, &["read"])],
         idempotency_key: "k".to_owned(),
         ..Default::default()
     };
-    twice(&mut planner, "Begin", &prost::Message::encode_to_vec(&request), &seat);
+    twice(&mut planner, "Begin", &request, &seat);
     let both = [planner.task_answer::<proto::Task>().unwrap(), planner.task_answer().unwrap()];
     assert_eq!(both[0].id, both[1].id);
     let request = proto::DelegateRequest { idempotency_key: "d".to_owned(), ..offer(&both[0], ANN, "/docs") };
-    twice(&mut planner, "Delegate", &prost::Message::encode_to_vec(&request), &hand_on);
+    twice(&mut planner, "Delegate", &request, &hand_on);
     let both = [planner.task_answer::<proto::Delegation>().unwrap(), planner.task_answer().unwrap()];
     assert_eq!(both[0].id, both[1].id);
     let other = proto::DelegateRequest { purpose: "else".to_owned(), ..request };
     assert_eq!(delegate(&mut planner, &other).unwrap_err().reason, "idempotency_conflict");
     let count = std::fs::read_to_string(started.agent.audit_path()).unwrap();
     assert_eq!(count.matches("\"task.begin\"").count(), 1, "and one record");
-}
-
-fn base64(bytes: &[u8]) -> String {
-    use ::base64::Engine as _;
-    ::base64::engine::general_purpose::STANDARD.encode(bytes)
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use mayfly_harness::tools::compile_preload;
-use mayfly_harness::{Agent, Holder, Plan, full, until};
+use mayfly_harness::{Agent, Holder, Plan, WallClock, full, until};
 
 use crate::support::{SHORT, WIDE, Watcher, entries_for, utf8};
 
@@ -139,37 +139,15 @@ fn g01_torn_audit_line_is_told_from_tampering() {
     assert_eq!(code, Some(0), "{out}{err}");
 }
 
-/// A wall clock of its own for an agent.
-struct Clock(std::path::PathBuf);
-
-impl Clock {
-    fn give(agent: &mut Agent) -> Self {
-        let preload = compile_preload("clockshift");
-        let file = agent.dir().join("clock");
-        std::fs::write(&file, 0i64.to_ne_bytes()).unwrap();
-        let environment = &mut agent.plan().environment;
-        environment.push(("LD_PRELOAD".to_owned(), utf8(&preload).to_owned()));
-        environment.push(("MAYFLY_TEST_CLOCK".to_owned(), utf8(&file).to_owned()));
-        Self(file)
-    }
-
-    /// Shifts it, in place: the agent has the file mapped.
-    fn shift(&self, seconds: i64) {
-        use std::os::unix::fs::FileExt as _;
-        let file = std::fs::File::options().write(true).open(&self.0).unwrap();
-        file.write_all_at(&seconds.to_ne_bytes(), 0).unwrap();
-    }
-}
-
 const DAY: i64 = 86_400;
 
 fn now() -> i64 {
     i64::try_from(std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs()).unwrap()
 }
 
-fn agent_with_clock(settings: &str) -> (Agent, Clock) {
+fn agent_with_clock(settings: &str) -> (Agent, WallClock) {
     let mut agent = Plan::with_entries(&entries_for(&[USER, OTHER])).settings(settings).prepare();
-    let clock = Clock::give(&mut agent);
+    let clock = WallClock::give(&mut agent);
     agent.launch();
     (agent, clock)
 }

@@ -5,6 +5,7 @@
 pub mod admin;
 pub mod agent;
 pub mod cgroup;
+pub mod clock;
 pub mod cluster;
 pub mod engine;
 pub mod envoy;
@@ -26,6 +27,7 @@ pub mod xds;
 use std::time::{Duration, Instant};
 
 pub use agent::{Agent, Entry, Plan};
+pub use clock::WallClock;
 pub use holder::{Holder, Refusal, Svid, Token, Wit};
 pub use pause::{Jam, Pause};
 pub use pki::Crl;

@@ -78,6 +78,15 @@ impl Holder {
         self.task_answer()
     }
 
+    /// Calls a method and does not wait: [`Self::task_answer`] has the answers, in the order in which they come.
+    ///
+    /// # Panics
+    /// When the process is gone.
+    pub fn task_begin_call(&mut self, method: &str, request: &impl Message) {
+        let request = BASE64.encode(request.encode_to_vec());
+        self.order(&json!({"do": "task_begin_call", "method": method, "request": request}));
+    }
+
     /// Calls a method again and again until it is refused.
     ///
     /// # Panics
