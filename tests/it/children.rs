@@ -70,7 +70,7 @@ pub(crate) struct World {
     pub(crate) agent: Agent,
 }
 
-fn entries(agent: &Agent) -> Vec<Entry> {
+pub(crate) fn entries(agent: &Agent) -> Vec<Entry> {
     ["planner", "worker/ann", "worker/ben"]
         .iter()
         .map(|name| {

@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
 use mayfly_harness::{Agent, Plan, files, until};
+use mayfly_proto::task as proto;
 use serde_json::Value;
 
 use crate::http::local;
-use crate::support::own_uid;
+use crate::support::{client, own_uid};
 
 const POLICY: &str = r#"
 @id("fetch") permit(principal, action == Mayfly::Action::"fetch", resource);
@@ -228,4 +229,27 @@ fn a_program_whose_task_is_refused_does_not_run() {
         );
     }
     assert!(!marker.exists());
+}
+
+/// K01: another process of the same user, with the same identity, is neither the program nor its keeper.
+#[test]
+fn k01_only_its_keeper_acts_in_the_stead_of_a_program() {
+    let agent = agent();
+    let token = format!("WIKI_FILE={WIKI}");
+    let mut program = Program::start(&agent, &["--task", "restless", "--token", &token]);
+    let (_, task, file) = (program.line(), program.line(), PathBuf::from(program.line()));
+    let mut other = client(&agent);
+    let issue = proto::IssueRequest {
+        task_id: task.clone(),
+        format: proto::Format::AccessToken.into(),
+        audience: vec![WIKI.to_owned()],
+        ..Default::default()
+    };
+    let refused = other.task_call::<proto::Credential>("Issue", &issue).unwrap_err();
+    assert_eq!(refused.reason, "not_in_task");
+    let get = proto::GetTaskRequest { task_id: task.clone() };
+    assert_eq!(other.task_call::<proto::Task>("Get", &get).unwrap_err().reason, "not_in_task");
+    let end = proto::EndRequest { task_id: task, ..Default::default() };
+    assert_eq!(other.task_call::<proto::TaskSummary>("End", &end).unwrap_err().reason, "not_in_task");
+    assert_eq!(introspect(&agent, &std::fs::read_to_string(&file).unwrap())["active"], true);
 }

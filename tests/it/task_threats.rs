@@ -3,16 +3,17 @@
 
 use std::collections::BTreeSet;
 
-use mayfly_harness::{Holder, TaskRefusal, WallClock, until};
+use mayfly_harness::tasks::detail;
+use mayfly_harness::{Entry, Holder, Pause, TaskRefusal, WallClock, until};
 use mayfly_proto::task as proto;
 use serde_json::{Value, json};
 
-use crate::children::{ANN, WIKI, World, begin, child, get, issue, lasting, seconds, wanted};
+use crate::children::{ANN, WIKI, World, begin, child, entries, get, issue, lasting, seconds, wanted};
 use crate::http::local;
 
 /// A root that may do what [`begin`] asks for, with this life and these limits.
 fn root(planner: &mut Holder, life: i64, limits: Option<proto::Limits>) -> proto::Task {
-    let details = vec![mayfly_harness::tasks::detail(WIKI, &["read"])];
+    let details = vec![detail(WIKI, &["read"])];
     let request = proto::BeginRequest { details, ttl: lasting(life), limits, ..Default::default() };
     planner.task_call("Begin", &request).unwrap()
 }
@@ -104,11 +105,8 @@ fn g07_g08_a_wall_clock_that_jumps_lengthens_no_task_and_revives_none() {
     let long = root(&mut planner, HOUR, None);
     let before = seconds(long.deadline.as_ref());
     clock.shift(-24 * HOUR);
-    let ended = until("the deadline, though it is a day away by the wall clock", || {
-        let seen = get(&mut planner, &brief).unwrap();
-        (seen.state() == proto::TaskState::Ended).then_some(seen)
-    });
-    assert_eq!(ended.reason, "deadline");
+    // Now, though it is a day away by the wall clock.
+    world.agent.audited(&["task.ended", "\"reason\":\"deadline\"", &brief.id]);
     let left = seconds(get(&mut planner, &long).unwrap().deadline.as_ref());
     assert!(left <= before - 24 * HOUR + 1, "it is shown by the clock that there is, and not a day longer");
     clock.shift(24 * HOUR);
@@ -126,4 +124,44 @@ fn g07_g08_a_wall_clock_that_jumps_lengthens_no_task_and_revives_none() {
     let after = seconds(get(&mut planner, &long).unwrap().deadline.as_ref());
     assert!((before - 1..=before + 1).contains(&after), "there and back again is as long as before");
     assert!(issue(&mut planner, &long).is_ok());
+}
+
+/// What was decided is overtaken: the identity is gone when the task is to be seated.
+#[test]
+fn k07_whoever_loses_its_identity_while_a_task_is_begun_has_no_task() {
+    let mut pause = None;
+    let world = World::prepared(|agent| {
+        let (seat, spec) = Pause::at(agent.dir(), "task.before_seat");
+        agent.plan().environment.push(("MAYFLY_FAILPOINTS".to_owned(), spec));
+        pause = Some(seat);
+    });
+    let pause = pause.unwrap();
+    let (mut planner, mut ann) = (world.planner(), world.ann());
+    let token = planner.jwt(WIKI).unwrap().remove(0).text;
+    assert!(ann.validate(WIKI, &token).is_ok());
+    let details = vec![detail(WIKI, &["read"])];
+    planner.task_begin_call("Begin", &proto::BeginRequest { details, ..Default::default() });
+    pause.hit();
+    let others: Vec<Entry> =
+        entries(&world.agent).into_iter().filter(|entry| entry.path != "/planner").collect();
+    world.agent.write_entries(&others);
+    until("the identity is gone", || ann.validate(WIKI, &token).is_err().then_some(()));
+    pause.release();
+    let refused = planner.task_answer::<proto::Task>().unwrap_err();
+    assert_eq!((refused.code, refused.reason.as_str()), (7, "not_granted"));
+    assert!(lines(&world, "task.begin", &[""]).is_empty(), "there was none");
+}
+
+/// A keeper is somebody's parent, and our own program: no other may be named.
+#[test]
+fn k01_nobody_else_keeps_the_credentials_of_a_task() {
+    let world = World::new();
+    let mut planner = world.planner();
+    let details = vec![detail(WIKI, &["read"])];
+    let keeper = Some(proto::Keeper { audiences: vec![WIKI.to_owned()] });
+    let request = proto::BeginRequest { details, keeper, ..Default::default() };
+    let refused = planner.task_call::<proto::Task>("Begin", &request).unwrap_err();
+    assert_eq!((refused.code, refused.reason.as_str()), (7, "not_granted"));
+    world.agent.audited(&["\"phase\":\"keeper\"", "not the file that the agent runs"]);
+    assert!(lines(&world, "task.begin", &[""]).is_empty());
 }

@@ -1,6 +1,8 @@
 //! The kill switch between users: who is killed, who is not, and what is said when the agent may not kill.
 
+use mayfly_harness::tasks::detail;
 use mayfly_harness::{Agent, Entry, Holder, Plan, files, require_root, until};
+use mayfly_proto::task as proto;
 use serde_json::Value;
 
 use crate::support::WIDE;
@@ -86,4 +88,21 @@ fn an_agent_that_may_not_kill_takes_everything_back_and_says_who_lives_on() {
     assert!(runs(doomed.pid()));
     agent.audited(&["task.ended", "kill_switch", "\"credentials\":1", &task]);
     assert!(doomed.task(WIKI, WIKI).is_err(), "and it gets nothing more");
+}
+
+/// K01: who has become another user has a parent still, and no keeper.
+#[test]
+fn k01_a_parent_of_another_user_keeps_nothing() {
+    let agent = agent(None);
+    let mut holder = Holder::start(&agent, OTHER);
+    let request = proto::BeginRequest {
+        details: vec![detail(WIKI, &["read"])],
+        keeper: Some(proto::Keeper { audiences: vec![WIKI.to_owned()] }),
+        ..Default::default()
+    };
+    let refused = holder.task_call::<proto::Task>("Begin", &request).unwrap_err();
+    assert_eq!((refused.code, refused.reason.as_str()), (7, "not_granted"));
+    agent.audited(&["\"phase\":\"keeper\"", "its parent is of another user", &OTHER.to_string()]);
+    let request = proto::BeginRequest { keeper: None, ..request };
+    assert!(holder.task_call::<proto::Task>("Begin", &request).is_ok(), "without one it may");
 }
