@@ -461,6 +461,16 @@ fn whoever_must_be_isolated_stays_so_and_a_cgroup_is_not_promised() {
     assert!(join(&mut ann, &offered).is_ok(), "a refused join uses up nothing");
 }
 
+/// Begins a call twice; both wait at the same point before either goes on.
+fn twice(planner: &mut Holder, method: &str, request: &impl prost::Message, pause: &Pause) {
+    for _ in 0..2 {
+        planner.task_begin_call(method, request);
+        pause.hit();
+        pause.forget();
+    }
+    pause.release();
+}
+
 /// Two equal requests, both past the look at the keys before either is seated: one task, one offer.
 #[test]
 fn equal_requests_at_the_same_moment_make_one_task_and_one_offer() {
@@ -473,14 +483,6 @@ fn equal_requests_at_the_same_moment_make_one_task_and_one_offer() {
     });
     let (seat, hand_on) = world.into_inner().unwrap();
     let mut planner = started.planner();
-    fn twice(planner: &mut Holder, method: &str, request: &impl prost::Message, pause: &Pause) {
-        for _ in 0..2 {
-            planner.task_begin_call(method, request);
-            pause.hit();
-            pause.forget();
-        }
-        pause.release();
-    }
     let request = proto::BeginRequest {
         details: vec![detail(WIKI, &["read"])],
         idempotency_key: "k".to_owned(),
