@@ -25,6 +25,16 @@ pub(super) struct Keeper {
     audiences: BTreeSet<String>,
 }
 
+impl Keeper {
+    /// Only what it was named for.
+    fn may(&self, errand: Errand<'_>) -> Result<(), Refused> {
+        match errand {
+            Errand::Issue(audience) if !self.audiences.contains(audience) => Err(Refused::NotGranted),
+            Errand::Issue(_) | Errand::Tend => Ok(()),
+        }
+    }
+}
+
 /// What somebody wants to do in a task.
 #[derive(Clone, Copy, Debug)]
 pub enum Errand<'a> {
@@ -50,11 +60,7 @@ impl Workloads {
         let Some(keeper) = state.tasks.keepers.get(&task).filter(|keeper| keeper.process == *caller) else {
             return Ok(None);
         };
-        if let Errand::Issue(audience) = errand
-            && !keeper.audiences.contains(audience)
-        {
-            return Err(Refused::NotGranted.into());
-        }
+        keeper.may(errand)?;
         let kept = state.tasks.tree.get(task).ok_or(Refused::NoSuchTask)?;
         let member = state.members.get(&kept.seat.holder);
         member.map(|member| Some(Arc::clone(&member.process))).ok_or_else(|| Refusal::Exited.into())
@@ -77,5 +83,25 @@ impl Shared {
             }
         })?;
         Ok(Keeper { process: parent.key(), audiences })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mayfly_attestors::BootId;
+
+    use super::*;
+
+    #[test]
+    fn a_keeper_asks_for_the_audiences_that_it_was_named_for_and_no_other() {
+        let boot_id = BootId::from_bytes([1; 16]);
+        let process = ProcessKey { boot_id, pid: 7, start_time: 7, pidfs_inode: None };
+        let audiences = ["https://wiki.example.org".to_owned()].into();
+        let keeper = Keeper { process, audiences };
+        assert_eq!(keeper.may(Errand::Issue("https://wiki.example.org")), Ok(()));
+        for other in ["https://vault.example.org", "https://wiki.example.org/", "https://wiki", ""] {
+            assert_eq!(keeper.may(Errand::Issue(other)), Err(Refused::NotGranted), "{other}");
+        }
+        assert_eq!(keeper.may(Errand::Tend), Ok(()));
     }
 }
