@@ -79,6 +79,20 @@ pub mod task {
 /// What a machine may read of an error.
 pub use xds::google::rpc::ErrorInfo;
 
+/// `google.rpc.Status` with its details: what travels in `grpc-status-details-bin`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct RichStatus {
+    /// The status's number.
+    #[prost(int32, tag = "1")]
+    pub code: i32,
+    /// For people.
+    #[prost(string, tag = "2")]
+    pub message: String,
+    /// For programs.
+    #[prost(message, repeated, tag = "3")]
+    pub details: Vec<prost_types::Any>,
+}
+
 /// The part of Envoy's data-plane API v3 that SDS needs, in the module tree that the packages' names make.
 pub mod xds {
     #![allow(

@@ -127,7 +127,7 @@ impl Call {
     /// As [`Call::admit`] for `process`, in whose stead the caller speaks. The connection ends with it.
     pub(super) async fn admit_as(&self, process: &Arc<Process>) -> Result<Admitted, Status> {
         let connection: Arc<dyn Connection> = self.peer.clone();
-        if !process.is_alive() {
+        if !process.is_alive() || !self.peer.process().is_alive() {
             return Err(of_refusal(&Refusal::Exited));
         }
         if let Some(admission) = self.gate.workloads.recall(process, &connection) {

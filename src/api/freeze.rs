@@ -8,7 +8,7 @@ use tonic::{Extensions, Status};
 use super::operator::operator;
 use crate::audit;
 use crate::clock::{Clock as _, SystemClock};
-use crate::id::SpiffeId;
+use crate::id::{SpiffeId, TaskId};
 use crate::policy::{Freeze, Frozen, Thawed};
 use crate::workload::{Frost, Workloads};
 
@@ -125,7 +125,13 @@ fn thing(thing: Option<proto::FrozenThing>) -> Result<Frozen, Status> {
             Ok(id) => Ok(Frozen::Agent(id.to_string())),
             Err(error) => Err(Status::invalid_argument(format!("no SPIFFE ID: {error}"))),
         },
-        Some(What::TaskId(text)) => named(text).map(Frozen::Task),
+        // A name that is none would freeze nothing, and whoever needs a kill switch would not be told.
+        Some(What::TaskId(text)) => match text.parse::<TaskId>() {
+            Ok(id) => Ok(Frozen::Task(id.to_string())),
+            Err(_not_one) => {
+                Err(Status::invalid_argument("no task has such a name: `tsk_` and 26 characters"))
+            }
+        },
         Some(What::Target(text)) => named(text).map(Frozen::Target),
         Some(What::All(false)) | None => {
             Err(Status::invalid_argument("say what: all, an agent, a task or a target"))

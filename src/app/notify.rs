@@ -33,6 +33,10 @@ pub(super) async fn follow(workloads: Workloads, settings: ApprovalSettings, mut
         news.mark_unchanged();
         let all = workloads.approvals(None, true);
         told.retain(|id| all.iter().any(|view| view.approval.id == *id));
+        let pending: HashSet<_> =
+            all.iter().filter(|view| view.is_pending()).map(|view| view.approval.id).collect();
+        // What was answered or is void by the time its turn comes is nobody's business any more.
+        queue.retain(|view: &ApprovalView| pending.contains(&view.approval.id));
         queue.extend(all.into_iter().filter(|view| view.is_pending() && told.insert(view.approval.id)));
         while running.len() < AT_ONCE
             && let Some(view) = queue.pop_front()

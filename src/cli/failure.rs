@@ -6,6 +6,8 @@
 use std::io;
 use std::path::Path;
 
+use mayfly_proto::{ErrorInfo, RichStatus};
+use prost::Message as _;
 use tonic::{Code, Status};
 
 use super::client::{ConnectError, EndpointError};
@@ -82,6 +84,13 @@ impl Failure {
             code => Self::failed(format!("the agent failed: {said} ({})", code.description())),
         }
     }
+}
+
+/// The reason of a refusal of the task API, for programs; empty where there is none.
+pub(crate) fn task_reason(status: &Status) -> String {
+    let rich = RichStatus::decode(status.details()).unwrap_or_default();
+    let info = rich.details.iter().find_map(|any| ErrorInfo::decode(any.value.as_slice()).ok());
+    info.map(|info| info.reason).unwrap_or_default()
 }
 
 impl From<Status> for Failure {

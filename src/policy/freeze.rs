@@ -97,6 +97,23 @@ impl Freezes {
         self.flag || self.of(question).next().is_some()
     }
 
+    /// Whether one of these agents, one of these tasks or this target is frozen.
+    pub fn touches<'a>(
+        &self,
+        agents: impl IntoIterator<Item = &'a str>,
+        tasks: impl IntoIterator<Item = &'a str>,
+        target: Option<&'a str>,
+    ) -> bool {
+        if self.is_empty() {
+            return false;
+        }
+        let agents = agents.into_iter().map(|id| Frozen::Agent(id.to_owned()));
+        let tasks = tasks.into_iter().map(|id| Frozen::Task(id.to_owned()));
+        let target = target.map(|name| Frozen::Target(name.to_owned()));
+        let mut all = std::iter::once(Frozen::All).chain(agents).chain(tasks).chain(target);
+        self.flag || all.any(|what| self.all.contains_key(&what))
+    }
+
     /// Whether what was given for such a question is to be taken back.
     pub fn revokes(&self, question: &Question) -> bool {
         self.of(question).any(|freeze| freeze.revoke)

@@ -13,6 +13,8 @@ use crate::id::{ApprovalId, TaskId};
 /// What exactly is asked for. Two that differ in anything are two.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Subject {
+    /// Whose task it is: its SPIFFE ID.
+    pub agent: String,
     /// In whose name.
     pub task: TaskId,
     /// What is done.
@@ -155,6 +157,12 @@ pub struct ApprovalBounds {
     pub requests: usize,
     /// See there.
     pub window: Duration,
+    /// Of an agent, whatever tasks it begins and ends, waiting.
+    pub agent_pending: usize,
+    /// Requests of an agent in the window.
+    pub agent_requests: usize,
+    /// Of this node, closed ones included.
+    pub most: usize,
     /// Closed ones are remembered for so long.
     pub memory: Duration,
 }
@@ -167,6 +175,9 @@ impl Default for ApprovalBounds {
             pending: 3,
             requests: 5,
             window: Duration::from_secs(600),
+            agent_pending: 12,
+            agent_requests: 30,
+            most: 1_000,
             memory: Duration::from_secs(1_800),
         }
     }
@@ -215,14 +226,19 @@ impl Approvals {
         self.settle(now);
         let own = self.of_task.get(&subject.task).into_iter().flatten().filter_map(|id| self.all.get(id));
         let own: Vec<&Approval> = own.collect();
-        let open = |approval: &&&Approval| approval.state == ApprovalState::Pending;
         let same = own.iter().find(|one| one.state.is_open() && one.subject == subject && one.jury == jury);
         if let Some(same) = same.map(|one| one.id) {
             return self.all.get(&same).map(|same| (same, false)).ok_or(Refused::Limit(Limit::Approvals));
         }
-        let lately = |one: &&&Approval| now.saturating_duration_since(one.requested) < self.bounds.window;
-        if own.iter().filter(open).count() >= self.bounds.pending
-            || own.iter().filter(lately).count() >= self.bounds.requests
+        let (waiting, lately) = self.count(own.into_iter(), now);
+        let of_agent = self.all.values().filter(|one| one.subject.agent == subject.agent);
+        let (agent_waiting, agent_lately) = self.count(of_agent, now);
+        let bounds = &self.bounds;
+        if waiting >= bounds.pending
+            || lately >= bounds.requests
+            || agent_waiting >= bounds.agent_pending
+            || agent_lately >= bounds.agent_requests
+            || !self.make_room()
         {
             return Err(Refused::Limit(Limit::Approvals));
         }
@@ -241,6 +257,27 @@ impl Approvals {
             expires: now + self.bounds.wait,
         };
         Ok((self.all.entry(id).insert_entry(approval).into_mut(), true))
+    }
+
+    /// How many of these wait, and how many are of the window.
+    fn count<'a>(&self, some: impl Iterator<Item = &'a Approval>, now: Instant) -> (usize, usize) {
+        some.fold((0, 0), |(waiting, lately), one| {
+            let waits = one.state == ApprovalState::Pending;
+            let fresh = now.saturating_duration_since(one.requested) < self.bounds.window;
+            (waiting + usize::from(waits), lately + usize::from(fresh))
+        })
+    }
+
+    /// Where the book is full the closed one that was asked for first goes; `false` when all are open.
+    fn make_room(&mut self) -> bool {
+        while self.all.len() >= self.bounds.most {
+            let closed = self.all.values().filter(|one| !one.state.is_open());
+            let Some(oldest) = closed.min_by_key(|one| (one.requested, one.id)).map(|one| one.id) else {
+                return false;
+            };
+            self.all.remove(&oldest);
+        }
+        true
     }
 
     /// Takes an answer. `shown` is the operation that the person saw.

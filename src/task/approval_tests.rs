@@ -16,7 +16,13 @@ fn name(n: u64) -> ApprovalId {
 }
 
 fn subject(n: u8) -> Subject {
-    Subject { task: task(n), action: Action::Write, target: "wiki".to_owned(), operation: Some([7; 32]) }
+    Subject {
+        agent: "spiffe://example.org/a".to_owned(),
+        task: task(n),
+        action: Action::Write,
+        target: "wiki".to_owned(),
+        operation: Some([7; 32]),
+    }
 }
 
 fn groups(names: &[&str]) -> BTreeSet<String> {
@@ -144,6 +150,42 @@ fn people_are_not_asked_again_and_again() {
     world.ask(8, other(8), 1, 3).unwrap();
     assert_eq!(world.ask(9, other(9), 1, 3), Err(Refused::Limit(Limit::Approvals)), "five in ten minutes");
     assert!(world.ask(9, other(9), 1, 700).is_ok());
+}
+
+/// Whoever begins and ends tasks as fast as he can tires people no less, and fills the book.
+#[test]
+fn an_agent_asks_no_more_by_many_tasks_than_people_can_bear() {
+    let mut world = World::new();
+    for n in 1..=12 {
+        world.ask(u64::from(n), subject(n), 1, 0).unwrap();
+    }
+    assert_eq!(world.ask(13, subject(13), 1, 0), Err(Refused::Limit(Limit::Approvals)), "twelve wait");
+    let other = Subject { agent: "spiffe://example.org/b".to_owned(), ..subject(14) };
+    assert!(world.ask(14, other, 1, 0).is_ok(), "another agent may ask");
+    for n in 20..38 {
+        world.book.end_task(task(n - 19));
+        world.ask(u64::from(n), subject(n), 1, 1).unwrap();
+        world.book.end_task(task(n));
+    }
+    assert_eq!(
+        world.ask(40, subject(40), 1, 1),
+        Err(Refused::Limit(Limit::Approvals)),
+        "thirty in ten minutes"
+    );
+    assert!(world.ask(41, subject(41), 1, 700).is_ok());
+}
+
+#[test]
+fn the_book_has_an_end_and_forgets_the_closed_first() {
+    let mut world = World::new();
+    world.book = Approvals::new(ApprovalBounds { most: 3, ..ApprovalBounds::default() });
+    for n in 1..=3 {
+        world.ask(u64::from(n), subject(n), 1, u64::from(n)).unwrap();
+    }
+    assert_eq!(world.ask(4, subject(4), 1, 4), Err(Refused::Limit(Limit::Approvals)), "all are open");
+    world.book.end_task(task(2));
+    world.ask(5, subject(5), 1, 5).unwrap();
+    assert!(world.book.get(name(2)).is_none() && world.book.get(name(1)).is_some());
 }
 
 #[test]

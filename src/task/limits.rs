@@ -166,8 +166,6 @@ pub struct Bounds {
     pub tasks: usize,
     /// Watch streams of one process.
     pub watches: usize,
-    /// Approvals of a task that wait.
-    pub approvals: usize,
     /// Bytes of a token.
     pub token: usize,
 }
@@ -188,7 +186,6 @@ impl Default for Bounds {
             tasks_per_agent: 32,
             tasks: 10_000,
             watches: 4,
-            approvals: 3,
             token: 8 * 1024,
         }
     }

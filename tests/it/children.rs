@@ -549,6 +549,53 @@ fn once_a_parent_has_ended_nothing_is_issued_to_a_child_that_was_asking_all_the_
     assert_eq!(get(&mut ann, &below).unwrap().live_credentials, 0);
 }
 
+/// What was decided before a freeze or a kill, and is not yet there, does not come to be after it.
+#[test]
+fn a_freeze_finds_what_is_under_way() {
+    let pauses = std::cell::RefCell::new(None);
+    let world = World::start(|agent| {
+        let (seat, one) = Pause::at(agent.dir(), "task.before_seat");
+        let (land, other) = Pause::at(agent.dir(), "task.before_land");
+        *pauses.borrow_mut() = Some((seat, land));
+        format!("{one};{other}")
+    });
+    let (seat, land) = pauses.into_inner().unwrap();
+    let mut planner = world.planner();
+    let begin = proto::BeginRequest { details: vec![detail(WIKI, &["read"])], ..Default::default() };
+    let begin = base64(&prost::Message::encode_to_vec(&begin));
+    let order = json!({"do": "task_begin_call", "method": "Begin", "request": begin});
+    planner.order(&order);
+    seat.hit();
+    seat.release();
+    let task = planner.task_answer::<proto::Task>().unwrap();
+    // A credential.
+    let issue = proto::IssueRequest {
+        task_id: task.id.clone(),
+        format: proto::Format::AccessToken.into(),
+        audience: vec![WIKI.to_owned()],
+        ..Default::default()
+    };
+    let issue = base64(&prost::Message::encode_to_vec(&issue));
+    planner.order(&json!({"do": "task_begin_call", "method": "Issue", "request": issue}));
+    land.hit();
+    let (code, _, err) = world.agent.mayfly(&["freeze", "--task", &task.id, "--revoke"]);
+    assert_eq!(code, Some(0), "{err}");
+    land.release();
+    assert_eq!(planner.task_answer::<proto::Credential>().unwrap_err().reason, "frozen");
+    world.agent.audited(&["credential.revoke", "\"reason\":\"operator\"", &task.id]);
+    let (code, _, err) = world.agent.mayfly(&["thaw", "--task", &task.id]);
+    assert_eq!(code, Some(0), "{err}");
+    assert_eq!(get(&mut planner, &task).unwrap().live_credentials, 0);
+    // A task.
+    seat.arm();
+    planner.order(&order);
+    seat.hit();
+    let (code, _, err) = world.agent.mayfly(&["freeze", "--agent", PLANNER]);
+    assert_eq!(code, Some(0), "{err}");
+    seat.release();
+    assert_eq!(planner.task_answer::<proto::Task>().unwrap_err().reason, "frozen");
+}
+
 /// What a caller names and this agent does not know could be a limit: it is refused, not passed over.
 #[test]
 fn a_field_that_nobody_knows_is_refused_wherever_it_is() {

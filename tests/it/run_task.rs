@@ -174,6 +174,33 @@ fn a_token_file_is_renewed_before_it_expires() {
     assert_eq!(introspect(&agent, &std::fs::read_to_string(&file).unwrap())["active"], true);
 }
 
+/// A freeze takes nothing away that was given, and it goes on one day.
+#[test]
+fn a_freeze_holds_renewals_up_and_a_thaw_lets_them_go_on() {
+    let agent = agent();
+    let token = format!("WIKI_FILE={WIKI}");
+    let mut program = Program::start(&agent, &["--task", "restless", "--token", &token]);
+    let (_, task, file) = (program.line(), program.line(), PathBuf::from(program.line()));
+    let run = |arguments: &[&str]| assert_eq!(agent.mayfly(arguments).0, Some(0), "{arguments:?}");
+    run(&["freeze", "--task", &task]);
+    until("the token has expired, and its file is gone", || (!file.exists()).then_some(()));
+    run(&["thaw", "--task", &task]);
+    until("a new token", || std::fs::read_to_string(&file).ok());
+}
+
+/// An agent that was restarted knows the task no more. Neither does `mayfly run` then, though nobody is left to tell it.
+#[test]
+fn after_a_restart_of_the_agent_the_files_go() {
+    let mut agent = agent();
+    let token = format!("WIKI_FILE={WIKI}");
+    let mut program = Program::start(&agent, &["--task", "restless", "--token", &token]);
+    let (_, _, file) = (program.line(), program.line(), PathBuf::from(program.line()));
+    agent.crash_and_restart();
+    until("the file is gone", || (!file.exists()).then_some(()));
+    program.tell("echo still here");
+    assert_eq!(program.line(), "still here");
+}
+
 /// The program may go on; what it was given may not.
 #[test]
 fn when_an_operator_ends_the_task_its_files_go_and_the_program_stays() {

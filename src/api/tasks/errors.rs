@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use mayfly_proto::ErrorInfo;
+use mayfly_proto::{ErrorInfo, RichStatus};
 use prost::Message as _;
 use tonic::{Code, Status};
 
@@ -13,17 +13,6 @@ use crate::workload::{Refusal, TaskError};
 
 /// Who names the reasons.
 const DOMAIN: &str = "mayfly.task.v1";
-
-/// `google.rpc.Status` with its details: what travels in `grpc-status-details-bin`.
-#[derive(Clone, PartialEq, prost::Message)]
-struct RichStatus {
-    #[prost(int32, tag = "1")]
-    code: i32,
-    #[prost(string, tag = "2")]
-    message: String,
-    #[prost(message, repeated, tag = "3")]
-    details: Vec<prost_types::Any>,
-}
 
 /// A request that is wrong in itself, and where.
 pub(in crate::api) fn malformed(field: &str) -> Status {
@@ -55,6 +44,7 @@ pub(in crate::api) fn of_error(error: TaskError) -> Status {
             let message = "this target takes only credentials that are bound to a key of yours";
             reason(Code::FailedPrecondition, "binding_required", message, &[("evaluation_id", &id)])
         }
+        TaskError::Frozen => frozen(),
         TaskError::Keeper => {
             let message = "your parent cannot keep your credentials: only `mayfly run` of this agent can";
             reason(Code::PermissionDenied, "not_granted", message, &[])
@@ -82,6 +72,12 @@ pub(in crate::api) fn of_approval(error: ApprovalError) -> Status {
         }
     };
     reason(code, word, &error.to_string(), &[])
+}
+
+/// An operator has stopped this; it may go on one day.
+pub(super) fn frozen() -> Status {
+    let message = "an operator has frozen this task or an agent in its chain";
+    reason(Code::FailedPrecondition, "frozen", message, &[])
 }
 
 fn of_decision(decision: &Decision) -> Status {

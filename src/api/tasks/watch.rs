@@ -7,10 +7,10 @@ use std::time::{Duration, Instant, SystemTime};
 use futures_util::stream;
 use mayfly_proto::task as proto;
 use proto::task_event::Event;
-use tonic::{Code, Status};
+use tonic::Status;
 
 use super::approvals::approval;
-use super::errors::{of_error, reason};
+use super::errors::{frozen, of_error};
 use super::wire;
 use crate::api::status::Busy;
 use crate::api::workload::Messages;
@@ -156,11 +156,6 @@ impl TaskStream {
 
 fn event(at: SystemTime, event: Event) -> proto::TaskEvent {
     proto::TaskEvent { at: Some(wire::timestamp(at)), event: Some(event) }
-}
-
-fn frozen() -> Status {
-    let message = "an operator has frozen this task or an agent in its chain";
-    reason(Code::FailedPrecondition, "frozen", message, &[])
 }
 
 /// Who answered, and what the agent's daemon showed them, is for people.

@@ -13,7 +13,7 @@ use tonic::Code;
 use super::begin::READY;
 use super::tokens::{RETRY, Token, TokenDir, renew_after};
 use crate::cli::client::{Connection, Target, answer};
-use crate::cli::failure::Failure;
+use crate::cli::failure::{Failure, task_reason};
 use crate::clock::{Clock as _, SystemClock};
 
 /// What is kept for one program.
@@ -111,8 +111,7 @@ impl Keeper {
                 let request = WatchRequest { task_id: task.to_owned() };
                 let mut events = match connection.tasks().watch(request).await {
                     Ok(events) => events.into_inner(),
-                    // An agent that was restarted does not know it any more.
-                    Err(status) if status.code() == Code::NotFound => return "restart".to_owned(),
+                    Err(status) if is_final(&status) => return "it is not known any more".to_owned(),
                     Err(_) => {
                         tokio::time::sleep(RETRY).await;
                         continue;
@@ -169,7 +168,7 @@ impl Keeper {
         let mut tasks = connection.tasks();
         let issued = answer(async {
             tasks.issue(request).await.inspect_err(|status| {
-                is_final = matches!(status.code(), Code::FailedPrecondition | Code::NotFound);
+                is_final = self::is_final(status);
             })
         });
         let issued = issued.await.map_err(|failure| NotRenewed { is_final, failure })?.into_inner();
@@ -182,6 +181,22 @@ impl Keeper {
         let expires = at(issued.expires_at).unwrap_or(now);
         let due = Instant::now() + renew_after(at(issued.issued_at).unwrap_or(now), expires);
         Ok(Kept { token: token.clone(), due, expires, is_gone: false })
+    }
+}
+
+/// Whether the task is over for us: it has ended, or an agent that was restarted knows neither it nor its keeper. What is
+/// frozen or waits for people may go on.
+fn is_final(status: &tonic::Status) -> bool {
+    const OVER: [&str; 5] = ["task_ended", "no_such_task", "not_in_task", "not_granted", "not_attested"];
+    match status.code() {
+        Code::NotFound => true,
+        Code::FailedPrecondition | Code::PermissionDenied | Code::Unauthenticated => {
+            let reason = task_reason(status);
+            // Without a reason: the agent does not know who we are.
+            OVER.contains(&reason.as_str())
+                || (reason.is_empty() && status.code() != Code::FailedPrecondition)
+        }
+        _ => false,
     }
 }
 

@@ -1,11 +1,13 @@
 //! Token files: where they are, what is asked for, and when next. No agent is asked here.
 
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use mayfly_proto::task::Format;
+use rustix::fs::FlockOperation;
 
 use super::plan::is_variable;
 use crate::cli::client::Env;
@@ -46,7 +48,11 @@ impl Token {
 
 /// A directory of our own in memory; gone, with what is in it, when this is dropped.
 #[derive(Debug)]
-pub(super) struct TokenDir(tempfile::TempDir);
+pub(super) struct TokenDir {
+    dir: tempfile::TempDir,
+    /// Locked while we live, so that what a killed one left behind is known as such.
+    _lock: File,
+}
 
 impl TokenDir {
     /// In the first usual place that is in memory: what is written there never reaches a disk.
@@ -58,16 +64,31 @@ impl TokenDir {
         );
         for place in places {
             let private = std::fs::Permissions::from_mode(0o700);
-            match tempfile::Builder::new().prefix("mayfly-run-").permissions(private).tempdir_in(place) {
-                Ok(dir) => return Ok(Self(dir)),
+            sweep(place, env.uid);
+            match tempfile::Builder::new()
+                .prefix(PREFIX)
+                .permissions(private)
+                .tempdir_in(place)
+                .and_then(Self::lock)
+            {
+                Ok(dir) => return Ok(dir),
                 Err(error) => last = error,
             }
         }
         Err(last)
     }
 
+    fn lock(dir: tempfile::TempDir) -> io::Result<Self> {
+        // It has its name only when it is locked: whoever sweeps at this moment finds none.
+        let (new, path) = (dir.path().join(LOCK_TO_BE), dir.path().join(LOCK));
+        let lock = File::create(&new)?;
+        rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
+        std::fs::rename(new, path)?;
+        Ok(Self { dir, _lock: lock })
+    }
+
     pub(super) fn path_of(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
+        self.dir.path().join(name)
     }
 
     /// Old or new for every reader, never half of it.
@@ -77,6 +98,19 @@ impl TokenDir {
 
     pub(super) fn remove(&self, token: &Token) {
         std::fs::remove_file(self.path_of(&token.variable)).ok();
+    }
+}
+
+/// Removes what those of our own that were killed have left: their programs died with them, and with these the tasks.
+fn sweep(place: &Path, uid: u32) {
+    for entry in std::fs::read_dir(place).into_iter().flatten().flatten() {
+        let ours = entry.file_name().as_encoded_bytes().starts_with(PREFIX.as_bytes())
+            && entry.metadata().is_ok_and(|found| found.is_dir() && found.uid() == uid);
+        let lock = ours.then(|| File::open(entry.path().join(LOCK)).ok()).flatten();
+        if lock.is_some_and(|lock| rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok())
+        {
+            std::fs::remove_dir_all(entry.path()).ok();
+        }
     }
 }
 
@@ -92,6 +126,10 @@ pub(super) fn renew_after(issued: SystemTime, expires: SystemTime) -> Duration {
 
 /// After a failure, while the file still holds something that works.
 pub(super) const RETRY: Duration = Duration::from_secs(2);
+const PREFIX: &str = "mayfly-run-";
+/// No variable has such a name.
+const LOCK: &str = "lock";
+const LOCK_TO_BE: &str = "lock.new";
 const LEAST: Duration = Duration::from_secs(1);
 const TMPFS: i64 = 0x0102_1994;
 const RAMFS: i64 = 0x8584_58f6;
@@ -132,6 +170,21 @@ mod tests {
         dir.write(&token, "third").unwrap();
         drop(dir);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn what_a_killed_one_left_goes_at_the_next_start_and_what_a_living_one_has_stays() {
+        let (env, token) = (Env::of_process(), Token::access("A_FILE=b").unwrap());
+        let living = TokenDir::create(&env).unwrap();
+        living.write(&token, "of the living").unwrap();
+        let killed = TokenDir::create(&env).unwrap();
+        killed.write(&token, "of the dead").unwrap();
+        let TokenDir { dir, _lock } = killed;
+        let left = dir.keep();
+        drop(_lock);
+        let next = TokenDir::create(&env).unwrap();
+        assert!(!left.exists());
+        assert!(living.path_of("A_FILE").exists() && next.path_of(LOCK).exists());
     }
 
     #[test]

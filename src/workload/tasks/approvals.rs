@@ -17,7 +17,7 @@ use crate::audit::{self, ApprovalStep, Event};
 use crate::id::{ApprovalId, TaskId, hex_text};
 use crate::issue::access::ApprovalTerms;
 use crate::issue::question;
-use crate::policy::{Action, ApprovalFacts, ApprovalNeeded, Decision, PolicySet, UserFacts};
+use crate::policy::{Action, ApprovalFacts, ApprovalNeeded, Decision, PolicySet, Question, UserFacts};
 use crate::task::approval::{
     Approval, ApprovalBounds, ApprovalError, ApprovalState, Approvals, Jury, Subject, Vote,
 };
@@ -90,6 +90,8 @@ pub struct Asked {
 /// A yes that is about to be used.
 pub(super) struct Approved {
     action: Action,
+    /// Whose yes it was.
+    jury: Jury,
     /// For policy.
     pub(super) facts: ApprovalFacts,
     /// For the credential.
@@ -167,6 +169,7 @@ impl Approved {
         let groups = if last.by == ROOT { approval.jury.groups.clone() } else { BTreeSet::new() };
         Some(Self {
             action: approval.subject.action,
+            jury: approval.jury.clone(),
             facts: ApprovalFacts {
                 id: approval.id.to_string(),
                 by: UserFacts { name: last.by.clone(), groups },
@@ -176,6 +179,11 @@ impl Approved {
             },
             terms: ApprovalTerms { id: approval.id, operation: approval.subject.operation },
         })
+    }
+
+    /// Whether that many people of those groups said yes: policy may have come to ask for more since they did.
+    fn covers(&self, needed: &ApprovalNeeded) -> bool {
+        needed.groups.is_subset(&self.jury.groups) && needed.quorum <= self.facts.quorum
     }
 
     /// What is asked for, as far as the approval goes.
@@ -229,6 +237,7 @@ impl Shared {
         let set = self.parts.policy.in_force();
         let target = Arc::clone(find_target(&set, ask).ok_or(Refused::NotGranted)?);
         let subject = Subject {
+            agent: view.task.charter.spiffe_id.to_string(),
             task: ask.task,
             action: ask.action.unwrap_or(Action::Read),
             target: target.name.clone(),
@@ -341,6 +350,7 @@ impl Shared {
         let own = desk.book.get(id).filter(|approval| approval.subject.task == view.task.id);
         let action = ask.action.or_else(|| own.map(|approval| approval.subject.action));
         let subject = Subject {
+            agent: view.task.charter.spiffe_id.to_string(),
             task: view.task.id,
             action: action.ok_or(ApprovalError::Unknown)?,
             target: find_target(set, ask).map_or_else(|| ask.target.clone(), |target| target.name.clone()),
@@ -354,6 +364,23 @@ impl Shared {
         self.parts.audit.note(desk.step(id, ApprovalStep::Used).into_iter().collect());
         desk.tell();
         Ok(approved)
+    }
+
+    /// Whether policy, as it is now, would ask no more of people than was had.
+    pub(super) fn is_still_enough(
+        &self,
+        approved: &Approved,
+        questions: &[Question],
+    ) -> Result<(), TaskError> {
+        for question in questions {
+            let mut bare = question.clone();
+            bare.circumstances.approval = None;
+            let decision = self.parts.policy.decide(&bare);
+            if decision.obligations.approval.as_ref().is_some_and(|needed| !approved.covers(needed)) {
+                return Err(TaskError::Denied(Box::new(decision)));
+            }
+        }
+        Ok(())
     }
 
     /// What has run out is so from now on, and on record.

@@ -233,6 +233,9 @@ impl Shared {
         if !has_identity(&state, &charter, &seat) {
             return Err(Refusal::NotEntitled.into());
         }
+        if self.is_frozen_for(&state, &charter.spiffe_id, offer) {
+            return Err(TaskError::Frozen);
+        }
         let new = NewTask { id, charter, seat, life, pending: false, begun_at: wall, key };
         let tree = &mut state.tasks.tree;
         let seated = match offer {
@@ -245,6 +248,21 @@ impl Shared {
             self.timer.notify_one();
         }
         state.tasks.view(seated, now, wall).ok_or(TaskError::Refused(Refused::NoSuchTask))
+    }
+}
+
+impl Shared {
+    /// Whether that agent, or what it would join, is frozen as of now. Whoever kills has frozen before he looks for tasks
+    /// under this lock: either he finds this one, or we find the freeze.
+    fn is_frozen_for(&self, state: &State, agent: &SpiffeId, offer: Option<DelegationId>) -> bool {
+        let tree = &state.tasks.tree;
+        let parent = offer.and_then(|id| tree.offered(id)).map(|offer| offer.parent);
+        let chain = parent.map(|id| tree.chain(id)).unwrap_or_default();
+        let above: Vec<String> =
+            parent.iter().flat_map(|id| tree.lineage(*id)).map(|task| task.id.to_string()).collect();
+        let agents = chain.iter().chain([agent]).map(|id| id.as_str());
+        let set = self.parts.policy.in_force();
+        set.freezes().touches(agents, above.iter().map(String::as_str), None)
     }
 }
 

@@ -75,6 +75,7 @@ impl Shared {
     pub(in crate::workload) fn end_overdue_tasks(self: &Arc<Self>, state: &mut State, now: Instant) {
         let wall = self.parts.clock.wall();
         self.settle_approvals(state, now);
+        state.tasks.forget_keepers();
         for cascade in state.tasks.tree.on_timeout(now, wall) {
             self.carry_out(state, &cascade, Initiator::Agent, now, None);
         }
@@ -126,7 +127,6 @@ impl Shared {
         let mut events = Vec::with_capacity(cascade.ended.len());
         for (ended, toll) in cascade.ended.iter().zip(tolls) {
             state.tasks.rates.remove(&ended.task);
-            state.tasks.keepers.remove(&ended.task);
             self.void_approvals(state, ended.task);
             let Some(view) = state.tasks.view(ended.task, now, wall) else { continue };
             if state.tasks.watchers.follows(ended.task) {

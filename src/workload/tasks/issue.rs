@@ -187,7 +187,8 @@ impl Shared {
             self.crash(flight, ticket, Some(row));
             return Err(Refusal::from(why).into());
         }
-        let credential = self.land(flight, ticket, row, minted, &committed)?;
+        mayfly_attestors::failpoint::hit("task.before_land");
+        let credential = self.land(flight, ticket, row, minted, &committed, &target.name)?;
         Ok(Issued { credential, audience: target.audience.clone(), grants, decision })
     }
 
@@ -242,6 +243,9 @@ impl Shared {
                 self.question(&subject, view, action, object, ask, facts)
             })
             .collect();
+        if let Some(approved) = &approved {
+            self.is_still_enough(approved, &questions)?;
+        }
         let all = !ask.details.is_empty() || ask.operation.is_some() || ask.action.is_some();
         let identity = &subject.identity;
         let request = PermitRequest {
@@ -435,9 +439,10 @@ impl Shared {
         row: Row,
         minted: Shut,
         committed: &Committed,
+        target: &str,
     ) -> Result<TaskCredential, TaskError> {
         let (now, wall) = (self.parts.clock.monotonic(), self.parts.clock.wall());
-        let (lease, ends) = (row.id, now + remaining(&row, wall));
+        let (lease, ends, task) = (row.id, now + remaining(&row, wall), row.task);
         let mut state = self.lock();
         state.add_row(row);
         let landing = state.tasks.tree.land(flight, lease);
@@ -451,6 +456,15 @@ impl Shared {
             let rows = state.take_row(lease).into_iter().collect();
             self.refuse(rows, Reason::TaskEnded, Initiator::Agent, now, None);
             return Err(refused.into());
+        }
+        // A freeze that came after the decision has looked for what is out under this lock: either it finds this
+        // credential, or we find the freeze.
+        let view = task.and_then(|id| state.tasks.view(id, now, wall));
+        if view.is_some_and(|view| self.is_frozen(&view, Some(target))) {
+            drop(state.core.withdraw(lease));
+            let rows = state.take_row(lease).into_iter().collect();
+            self.refuse(rows, Reason::Operator, Initiator::Agent, now, None);
+            return Err(TaskError::Frozen);
         }
         let credential = minted.release(committed).filter(|_| released).ok_or(Refusal::NotEntitled)?;
         if let TaskCredential::X509(svid) = &credential {

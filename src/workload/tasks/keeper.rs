@@ -12,7 +12,7 @@ use mayfly_attestors::{ParentError, Process, ProcessKey};
 
 use super::TaskError;
 use crate::id::TaskId;
-use crate::task::Refused;
+use crate::task::{Refused, Standing};
 use crate::workload::{Refusal, Shared, Workloads};
 
 /// The most audiences that one keeper may be named for.
@@ -62,6 +62,9 @@ impl Workloads {
         };
         keeper.may(errand)?;
         let kept = state.tasks.tree.get(task).ok_or(Refused::NoSuchTask)?;
+        if let Standing::Ended(ending) = kept.standing {
+            return Err(Refused::Ended(ending).into());
+        }
         let member = state.members.get(&kept.seat.holder);
         member.map(|member| Some(Arc::clone(&member.process))).ok_or_else(|| Refusal::Exited.into())
     }

@@ -61,6 +61,9 @@ pub enum TaskError {
     /// Policy says yes to a credential that is bound to a key, and this one would not be.
     #[error("policy allows this only for a credential that is bound to a key")]
     Unbound(Box<Decision>),
+    /// An operator froze it while it was under way.
+    #[error("an operator has frozen this")]
+    Frozen,
     /// A keeper was named, and the caller's parent is none.
     #[error("the caller's parent cannot keep its credentials")]
     Keeper,
@@ -119,6 +122,12 @@ impl Tasks {
         for id in self.tree.take_changed() {
             self.watchers.tell(id);
         }
+    }
+
+    /// A keeper is known as long as its task is, the ended ones too: it is told so.
+    fn forget_keepers(&mut self) {
+        let tree = &self.tree;
+        self.keepers.retain(|id, _| tree.get(*id).is_some());
     }
 
     /// Takes one credential of the minute.

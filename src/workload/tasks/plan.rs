@@ -128,7 +128,10 @@ impl ToBe<'_> {
         let mut may = |target: &Target, action: Action| {
             *known.entry((target.name.clone(), action)).or_insert_with(|| {
                 let question = self.question(action, Object::Target(target.name.clone()), self.ttl);
-                set.decide(&question, Engine::new_evaluation()).verdict != Verdict::Deny
+                let decision = set.decide(&question, Engine::new_evaluation());
+                // What is frozen goes on one day, and an error is nobody's no: neither is for good.
+                decision.verdict != Verdict::Deny
+                    || matches!(decision.reason, Reason::Frozen | Reason::EvaluationError)
             })
         };
         let targets: Vec<(&Arc<Target>, Location)> = set

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::begin::recorded;
-use super::plan::{DEFAULT_CREDENTIAL, ToBe};
+use super::plan::{DEFAULT_CREDENTIAL, ToBe, template_denial};
 use super::{TaskError, TaskView, caller};
 use crate::audit::{Event, PolicyDecision, TaskStep};
 use crate::id::TaskId;
@@ -94,7 +94,10 @@ impl Shared {
             return Ok((decision, recorded));
         };
         let parent = self.task_now(parent)?;
-        let decision = self.decide_delegation(set, &parent, &charter.spiffe_id, left)?;
+        let decision = match template_denial(set, &charter.spiffe_id, charter.template.as_deref()) {
+            Some(denied) => denied,
+            None => self.decide_delegation(set, &parent, &charter.spiffe_id, left)?,
+        };
         let recorded = recorded(&decision, Phase::Begin, Action::Delegate, charter.spiffe_id.as_str());
         Ok((decision, recorded))
     }

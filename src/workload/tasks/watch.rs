@@ -11,7 +11,7 @@ use super::{ApprovalView, TaskError, TaskSummary, TaskView, caller};
 use crate::clock::from_unix_seconds;
 use crate::id::{LeaseId, TaskId};
 use crate::ledger;
-use crate::policy::{Freezes, Frozen, PolicySet};
+use crate::policy::PolicySet;
 use crate::task::{Held, Limit, Refused, Standing};
 use crate::workload::{Admission, Shared, State, Workloads, lock};
 
@@ -115,7 +115,7 @@ impl TaskWatch {
             let held = view.task.leases.iter().filter_map(|lease| held(&state, *lease)).collect();
             (view, held)
         };
-        if is_frozen(self.shared.parts.policy.in_force().freezes(), &view) {
+        if self.shared.is_frozen(&view, None) {
             return Look::Frozen;
         }
         Look::Live(Box::new(view), held)
@@ -177,14 +177,12 @@ fn held(state: &State, lease: LeaseId) -> Option<Held> {
     })
 }
 
-/// Whether nothing is decided in favour of the task.
-fn is_frozen(freezes: &Freezes, view: &TaskView) -> bool {
-    let ids = [view.task.id.to_string(), view.task.root.to_string()];
-    let stops = |what: &Frozen| match what {
-        Frozen::All => true,
-        Frozen::Agent(id) => view.chain.iter().any(|one| one.as_str() == id),
-        Frozen::Task(id) => ids.contains(id) || view.tasks_above.contains(id),
-        Frozen::Target(_) => false,
-    };
-    freezes.is_flagged() || freezes.iter().any(|(what, _)| stops(what))
+impl Shared {
+    /// Whether nothing is decided in favour of the task, or nothing about that target, as of now.
+    pub(super) fn is_frozen(&self, view: &TaskView, target: Option<&str>) -> bool {
+        let set = self.parts.policy.in_force();
+        let own = view.task.id.to_string();
+        let tasks = std::iter::once(own.as_str()).chain(view.tasks_above.iter().map(String::as_str));
+        set.freezes().touches(view.chain.iter().map(|id| id.as_str()), tasks, target)
+    }
 }

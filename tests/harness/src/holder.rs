@@ -15,7 +15,7 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::pki::{Crl, Leaf, claims};
-use crate::{Agent, PATIENCE, files};
+use crate::{Agent, PATIENCE, files, until};
 
 /// An X.509-SVID as it came.
 #[derive(Clone, Debug)]
@@ -177,11 +177,13 @@ impl Holder {
     }
 
     fn spawn(mut command: Command) -> Self {
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap_or_else(|why| panic!("start {command:?}: {why}"));
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        // The program is a copy just made. Another thread's child holds it open for writing until its own exec.
+        let started = until("the program is not written to", || match command.spawn() {
+            Err(why) if why.kind() == std::io::ErrorKind::ExecutableFileBusy => None,
+            started => Some(started),
+        });
+        let mut child = started.unwrap_or_else(|why| panic!("start {command:?}: {why}"));
         let (sender, events) = channel();
         let output = BufReader::new(child.stdout.take().expect("piped"));
         std::thread::spawn(move || {
