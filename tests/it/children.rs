@@ -562,9 +562,7 @@ fn a_freeze_finds_what_is_under_way() {
     let (seat, land) = pauses.into_inner().unwrap();
     let mut planner = world.planner();
     let begin = proto::BeginRequest { details: vec![detail(WIKI, &["read"])], ..Default::default() };
-    let begin = base64(&prost::Message::encode_to_vec(&begin));
-    let order = json!({"do": "task_begin_call", "method": "Begin", "request": begin});
-    planner.order(&order);
+    planner.task_begin_call("Begin", &begin);
     seat.hit();
     seat.release();
     let task = planner.task_answer::<proto::Task>().unwrap();
@@ -575,8 +573,7 @@ fn a_freeze_finds_what_is_under_way() {
         audience: vec![WIKI.to_owned()],
         ..Default::default()
     };
-    let issue = base64(&prost::Message::encode_to_vec(&issue));
-    planner.order(&json!({"do": "task_begin_call", "method": "Issue", "request": issue}));
+    planner.task_begin_call("Issue", &issue);
     land.hit();
     let (code, _, err) = world.agent.mayfly(&["freeze", "--task", &task.id, "--revoke"]);
     assert_eq!(code, Some(0), "{err}");
@@ -588,7 +585,7 @@ fn a_freeze_finds_what_is_under_way() {
     assert_eq!(get(&mut planner, &task).unwrap().live_credentials, 0);
     // A task.
     seat.arm();
-    planner.order(&order);
+    planner.task_begin_call("Begin", &begin);
     seat.hit();
     let (code, _, err) = world.agent.mayfly(&["freeze", "--agent", PLANNER]);
     assert_eq!(code, Some(0), "{err}");
