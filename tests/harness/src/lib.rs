@@ -11,6 +11,7 @@ pub mod envoy;
 pub mod files;
 pub mod foreign;
 pub mod holder;
+pub mod idp;
 pub mod kubelet;
 pub mod manager;
 pub mod pause;
@@ -27,6 +28,7 @@ use std::time::{Duration, Instant};
 
 pub use agent::{Agent, Entry, Plan};
 pub use holder::{Holder, Refusal, Svid, Token, Wit};
+pub use idp::Idp;
 pub use pause::{Jam, Pause};
 pub use pki::Crl;
 pub use tasks::TaskRefusal;
