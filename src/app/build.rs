@@ -345,6 +345,7 @@ fn start_workloads(
             good: config.approvals.use_within,
             ..ApprovalBounds::default()
         },
+        users: config.users.clone(),
         leases_per_uid: wide(config.limits.live_leases_per_uid),
         jwt_leases_per_workload: wide(config.limits.jwt_leases_per_workload),
     };

@@ -16,6 +16,7 @@ mod settings;
 mod show;
 mod systemd;
 mod upstream;
+mod users;
 mod web;
 mod wit;
 
@@ -38,6 +39,7 @@ pub use self::settings::{
 };
 pub use self::systemd::SystemdSettings;
 pub use self::upstream::UpstreamSettings;
+pub use self::users::{UserIssuer, UserTokenType};
 pub use self::web::{BundleEndpointSettings, BundleSettings, EndpointProfile, HttpSettings};
 pub use self::wit::{WitKeyType, WitSettings};
 use crate::diag::{MAX_TOML_BYTES, Problem, Problems};

@@ -45,6 +45,7 @@ impl RawConfig {
         let sds = self.sds.resolve(problems);
         let oidc_issuer = web.oidc_issuer.take();
         let jwt = jwt(self.jwt, oidc_issuer, trust_domain.as_ref(), problems);
+        let users = super::users::resolve(self.users, &jwt.issuer, problems);
         let http_socket = super::web::socket_beside(&sockets.public);
         let federation = federation::resolve(self.federation, trust_domain.as_ref(), problems);
         let web = web.resolve(trust_domain.as_ref(), http_socket, authority.lead, problems);
@@ -55,6 +56,7 @@ impl RawConfig {
             entries: from(entries_dir),
             policy,
             approvals,
+            users,
             sockets,
             x509: X509Settings { ttl: x509_ttl, key_type: x509_key },
             jwt,

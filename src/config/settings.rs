@@ -13,6 +13,7 @@ use super::probes::ProbeSettings;
 use super::sds::SdsSettings;
 use super::systemd::SystemdSettings;
 use super::upstream::UpstreamSettings;
+use super::users::UserIssuer;
 use super::web::{BundleEndpointSettings, BundleSettings, HttpSettings};
 use super::wit::WitSettings;
 use crate::id::TrustDomain;
@@ -31,6 +32,8 @@ pub struct Config {
     pub policy: PolicyFrom,
     /// `[approvals]`
     pub approvals: ApprovalSettings,
+    /// `[[tasks.users]]`, one for each issuer of users' tokens.
+    pub users: Vec<UserIssuer>,
     /// `[sockets]`
     pub sockets: SocketSettings,
     /// `[x509]`

@@ -28,7 +28,7 @@ pub struct Terms<'a> {
     /// The `iss` claim.
     pub issuer: &'a str,
     /// The user in whose name it is used, as an issuer proved him; `None`: the agent works for itself.
-    pub user: Option<&'a str>,
+    pub user: Option<Subject<'a>>,
     /// Identities from the root of the task's tree to the one that will use the token. Never empty.
     pub chain: &'a [SpiffeId],
     /// What it is for, each an `authorization_details` entry.
@@ -43,6 +43,22 @@ pub struct Terms<'a> {
     pub longest: usize,
     /// Gives a token that ends then (Unix seconds) its place in a status list, and the list's URI.
     pub status: Option<&'a dyn Fn(u64) -> Option<(StatusIndex, String)>>,
+}
+
+/// A user as an issuer calls him.
+#[derive(Clone, Copy, Debug)]
+pub struct Subject<'a> {
+    /// The issuer.
+    pub iss: &'a str,
+    /// The name, which means nothing without the issuer.
+    pub sub: &'a str,
+}
+
+impl Subject<'_> {
+    /// RFC 9493 §3.2.3: two issuers may call two people the same.
+    fn claim(self) -> Value {
+        json!({ "format": "iss_sub", "iss": self.iss, "sub": self.sub })
+    }
 }
 
 impl fmt::Debug for Terms<'_> {
@@ -132,7 +148,8 @@ pub fn mint(
     let claims = Claims {
         iss: terms.issuer,
         aud: audience,
-        sub: terms.user.unwrap_or(root.as_str()),
+        sub: terms.user.map_or(root.as_str(), |user| user.sub),
+        sub_id: terms.user.map(Subject::claim),
         sub_profile: if terms.user.is_some() { "user" } else { "ai_agent" },
         client_id: id.as_str(),
         jti: lease.to_string(),
@@ -209,6 +226,8 @@ struct Claims<'a> {
     iss: &'a str,
     aud: &'a str,
     sub: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sub_id: Option<Value>,
     sub_profile: &'a str,
     client_id: &'a str,
     jti: String,
@@ -427,7 +446,7 @@ mod tests {
         let place =
             |not_after: u64| Some((StatusIndex { list: not_after, index: 412 }, "https://id/1".to_owned()));
         let user = Terms {
-            user: Some("https://idp.example.org/users/alice"),
+            user: Some(Subject { iss: "https://idp.example.org", sub: "alice" }),
             binding: Some(Binding::Certificate([7; 32])),
             status: Some(&place),
             ..terms(&chain)
@@ -446,7 +465,8 @@ mod tests {
         assert_eq!(
             said,
             json!({
-                "iss": "https://id.example.org", "aud": AUD, "sub": "https://idp.example.org/users/alice",
+                "iss": "https://id.example.org", "aud": AUD, "sub": "alice",
+                "sub_id": {"format": "iss_sub", "iss": "https://idp.example.org", "sub": "alice"},
                 "sub_profile": "user", "client_id": by("fetcher"), "jti": "crd",
                 "iat": NOW - 10, "nbf": NOW - 10, "exp": NOW + 300, "scope": "read",
                 "authorization_details": [{"type": "urn:mayfly:rar:target-access", "actions": ["read"]}],

@@ -6,6 +6,7 @@ mod compact;
 pub mod jwt;
 mod minted;
 pub mod question;
+pub mod user;
 pub mod wit;
 pub mod x509;
 

@@ -90,9 +90,15 @@ impl Catalogue {
         self.people.values().find(|person| person.uids.contains(&uid))
     }
 
-    /// The person whom an issuer calls by that subject.
-    pub fn person_of_subject(&self, subject: &str) -> Option<&Person> {
-        self.people.values().find(|person| person.subjects.contains(subject))
+    /// The person whom that issuer calls by that `sub`.
+    pub fn person_of_subject(&self, iss: &str, sub: &str) -> Option<&Person> {
+        let subject = subject(iss, sub);
+        self.people.values().find(|person| person.subjects.contains(&subject))
+    }
+
+    /// What policies know a user by: the person's name, or what no name of the catalogue can be.
+    pub fn name_of_user(&self, iss: &str, sub: &str) -> String {
+        self.person_of_subject(iss, sub).map_or_else(|| subject(iss, sub), |person| person.name.clone())
     }
 
     /// Every person, by name.
@@ -127,6 +133,11 @@ pub enum Allowed {
     Named(String),
 }
 
+/// A user in one text. No issuer has a `#`, so that no two users are one.
+fn subject(iss: &str, sub: &str) -> String {
+    format!("{iss}#{sub}")
+}
+
 /// Somebody who approves, or for whom agents act.
 #[derive(Clone, Debug)]
 pub struct Person {
@@ -134,7 +145,7 @@ pub struct Person {
     pub name: String,
     /// Their users on this machine.
     pub uids: BTreeSet<u32>,
-    /// What issuers of ID tokens call them.
+    /// What issuers of users' tokens call them: `ISSUER#SUB`. A `sub` means nothing without its issuer.
     pub subjects: BTreeSet<String>,
     /// Their groups.
     pub groups: BTreeSet<String>,

@@ -196,8 +196,9 @@ const CLAIMS: [&str; 11] = [
     "mayfly_template",
     "mayfly_action_class",
 ];
-const ACCESS_CLAIMS: [&str; 16] = [
+const ACCESS_CLAIMS: [&str; 17] = [
     "sub",
+    "sub_id",
     "sub_profile",
     "aud",
     "exp",

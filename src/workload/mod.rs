@@ -77,6 +77,7 @@ use crate::audit;
 use crate::authority::Authorities;
 use crate::authority::life::Record;
 use crate::clock::Clock;
+use crate::config::UserIssuer;
 use crate::id::TrustDomain;
 use crate::issue::wit::Recipe;
 use crate::ledger::{Ledger, LedgerError};
@@ -159,6 +160,8 @@ pub struct Settings {
     pub freezes: Option<std::path::PathBuf>,
     /// How long people have to answer, and an agent to use it.
     pub approvals: ApprovalBounds,
+    /// Who vouches for users.
+    pub users: Vec<UserIssuer>,
     /// Live leases of one uid.
     pub leases_per_uid: usize,
     /// Live JWT leases of one process.
@@ -254,6 +257,7 @@ impl Workloads {
                 shared.on_exit(&notice);
             }
         }))?;
+        tasks::look_at(&settings.users);
         let denied = Arc::new(Mutex::new(std::mem::take(&mut parts.revoked)));
         let timings = Arc::new(Mutex::new(Timings::new()));
         let (jobs, queue) = mpsc::channel();

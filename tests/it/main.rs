@@ -61,6 +61,8 @@ mod two_domains;
 #[cfg(test)]
 mod upstream;
 #[cfg(test)]
+mod users;
+#[cfg(test)]
 mod verify;
 #[cfg(test)]
 mod wit;

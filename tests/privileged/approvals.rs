@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use mayfly_harness::pki::claims;
-use mayfly_harness::{Agent, Entry, Holder, Plan, Refusal, files, require_root, until};
+use mayfly_harness::{Agent, Entry, Holder, Idp, Plan, Refusal, files, require_root, until};
 use mayfly_proto::ErrorInfo;
 use mayfly_proto::task as proto;
 use prost::Message as _;
@@ -47,15 +47,20 @@ fn dir(agent: &Agent) -> PathBuf {
 }
 
 fn world(more: &str) -> World {
+    world_with(more, &catalogue(), |_| String::new())
+}
+
+/// With `tables` of the agent's directory at the end of its configuration.
+fn world_with(more: &str, catalogue: &str, tables: impl Fn(&Agent) -> String) -> World {
     require_root();
     let entry = Entry::new("/agent/editor/a", &[&format!("unix:uid:{ASKER}")]);
     let mut agent = Plan::with_entries(&[entry]).prepare();
     std::fs::create_dir(dir(&agent)).unwrap();
-    let table = format!("\n[policy]\ndir = {:?}\n{more}\n", dir(&agent));
+    let table = format!("\n[policy]\ndir = {:?}\n{more}\n{}", dir(&agent), tables(&agent));
     agent.plan().settings += &table;
     agent.write_config();
     files::replace(&dir(&agent).join("policy.cedar"), starter("policy.cedar").as_bytes(), 0o644);
-    files::replace(&dir(&agent).join("catalogue.toml"), catalogue().as_bytes(), 0o644);
+    files::replace(&dir(&agent).join("catalogue.toml"), catalogue.as_bytes(), 0o644);
     agent.launch();
     // Stands for being in the admin socket's group: what is refused here is not refused by the file system.
     let socket = agent.admin_socket();
@@ -268,6 +273,32 @@ fn k_a_yes_buys_one_use_and_a_token_for_that_alone() {
     world.agent.audited(&["approval.used", &id]);
     world.agent.audited(&["credential.revoke", &token.id, "\"reason\":\"used\""]);
     assert_eq!(reason(world.token(call("PUT", 7), "")), "approval_required", "the task is no wider");
+}
+
+/// Four eyes: an issuer calls her otherwise than her own machine does, and she is the same person.
+#[test]
+fn k_nobody_approves_what_is_done_in_their_own_name() {
+    let idp = Idp::new();
+    let known = format!("uids = [\"{ANN}\"]");
+    let named = format!("{known}\nsubjects = [\"{}#00u1\"]", Idp::ISSUER);
+    let mut world = world_with("", &catalogue().replace(&known, &named), |agent| {
+        let jwks = agent.dir().join("idp.json");
+        files::replace(&jwks, &idp.jwks(), 0o644);
+        Idp::table(&jwks)
+    });
+    let request = proto::BeginRequest {
+        template: "edit".to_owned(),
+        on_behalf_of: idp.token("00u1"),
+        ..Default::default()
+    };
+    world.task = world.asker.rpc::<proto::Task>(&format!("{API}/Begin"), &request).unwrap().id;
+    let id = world.ask("write", call("PUT", 7));
+    assert_eq!(reason(world.decide(ANN, &id, false)), "own_work");
+    assert_eq!(reason(world.decide(ANN, &id, true)), "policy_denied", "four-eyes");
+    world.agent.audited(&["agent.attest_denied", "approval", "policy does not let this person approve"]);
+    assert_eq!(yes(&world.decide(BOB, &id, true).unwrap()), proto::ApprovalState::Approved);
+    let said = claims(&world.token(call("PUT", 7), &id).unwrap().token);
+    assert_eq!((&said["sub"], &said["sub_profile"]), (&json!("00u1"), &json!("user")));
 }
 
 #[test]

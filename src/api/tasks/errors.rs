@@ -45,6 +45,10 @@ pub(in crate::api) fn of_error(error: TaskError) -> Status {
             reason(Code::FailedPrecondition, "binding_required", message, &[("evaluation_id", &id)])
         }
         TaskError::Frozen => frozen(),
+        TaskError::User(_) => {
+            let message = "the token does not prove a user: an operator finds out why in the audit log";
+            reason(Code::PermissionDenied, "user_not_verified", message, &[])
+        }
         TaskError::Keeper => {
             let message = "your parent cannot keep your credentials: only `mayfly run` of this agent can";
             reason(Code::PermissionDenied, "not_granted", message, &[])

@@ -12,18 +12,16 @@ use prost_types::Timestamp;
 use tonic::{Code, Status};
 
 use super::errors::{malformed, reason, standing};
-use crate::id::{SpiffeId, TaskId};
+use crate::id::{SpiffeId, TaskId, hex_text};
+use crate::issue::user::{MAX_USER_TOKEN_BYTES, UserToken};
 use crate::policy::Decision;
 use crate::task::{Detail, Grants, Limits, Operation, RawDetail, Scope};
 use crate::trust::TrustSnapshot;
 use crate::workload::{Begin, Form, Issued, MOST_AUDIENCES, TaskCredential, TaskSummary, TaskView};
 
 /// A task to begin.
-pub(super) fn begin(asked: proto::BeginRequest) -> Result<Begin, Status> {
-    if !asked.on_behalf_of.is_empty() {
-        let message = "this agent knows no issuer of users' tokens, so that nobody's can be verified";
-        return Err(reason(Code::PermissionDenied, "user_not_verified", message, &[]));
-    }
+pub(super) fn begin(mut asked: proto::BeginRequest) -> Result<Begin, Status> {
+    let on_behalf_of = user_token(&mut asked)?;
     process_scope(asked.process_scope())?;
     let mut same = asked.clone();
     let (text, params) = (std::mem::take(&mut same.idempotency_key), std::mem::take(&mut same.params));
@@ -43,11 +41,26 @@ pub(super) fn begin(asked: proto::BeginRequest) -> Result<Begin, Status> {
         details,
         life: duration("ttl", asked.ttl)?,
         limits: limits(asked.limits.as_ref())?,
+        on_behalf_of,
         spiffe_id,
         require_isolated: asked.require_isolated,
         keeper: asked.keeper.map(keeper).transpose()?,
         key,
     })
+}
+
+/// The user's token, taken out of the request, of which copies are made. What is left there tells one token from another
+/// and is none.
+fn user_token(asked: &mut proto::BeginRequest) -> Result<Option<UserToken>, Status> {
+    let token = UserToken::new(std::mem::take(&mut asked.on_behalf_of));
+    match token.expose() {
+        "" => Ok(None),
+        text if text.len() > MAX_USER_TOKEN_BYTES => Err(malformed("on_behalf_of")),
+        text => {
+            asked.on_behalf_of = hex_text(digest(&SHA256, text.as_bytes()).as_ref());
+            Ok(Some(token))
+        }
+    }
 }
 
 /// For which audiences somebody is to keep credentials.

@@ -182,7 +182,7 @@ fn read_person(table: &mut Table<'_>) -> Option<Person> {
     let uids = table.each_parsed("uids", |text| {
         text.parse::<u32>().map_err(|_not_a_number| "is no user number: write it in quotes, such as \"1000\"")
     });
-    let subjects = table.each_parsed("subjects", filled_line).values().collect();
+    let subjects = table.each_parsed("subjects", subject).values().collect();
     let groups = groups(table);
     Some(Person {
         name: name_found?.value,
@@ -204,6 +204,14 @@ fn groups(table: &mut Table<'_>) -> BTreeSet<String> {
 
 fn name(text: &str) -> Result<String, &'static str> {
     is_name(text, 64).then(|| text.to_owned()).ok_or("is no name: write 1 to 64 of A-Z a-z 0-9 . - _")
+}
+
+/// `ISSUER#SUB`: one that no user can have would keep nobody from anything, and nobody would know.
+fn subject(text: &str) -> Result<String, &'static str> {
+    let (iss, sub) = text.split_once('#').unwrap_or_default();
+    let is_one = iss.len() > "https://".len() && iss.starts_with("https://") && !sub.is_empty();
+    let advice = "is no user: write the issuer, `#` and the `sub` of the token, such as \"https://idp.example.org#ann\"";
+    if is_one { line(text) } else { Err(advice) }
 }
 
 fn filled_line(text: &str) -> Result<String, &'static str> {
@@ -321,7 +329,7 @@ paths = ["/api/{space}/**"]
 [[people]]
 name = "ann"
 uids = ["1000", "1001"]
-subjects = ["https://idp.example.org/users/ann"]
+subjects = ["https://idp.example.org#ann"]
 groups = ["oncall"]
 "#;
 
@@ -346,7 +354,14 @@ groups = ["oncall"]
         assert!(catalogue.may_begin(&id("other"), None));
         let ann = catalogue.person_of_uid(1001).unwrap();
         assert_eq!((ann.name.as_str(), &ann.groups), ("ann", &["oncall".to_owned()].into()));
-        assert!(catalogue.person_of_subject("https://idp.example.org/users/ann").is_some());
+        assert!(catalogue.person_of_subject("https://idp.example.org", "ann").is_some());
+        // Another issuer's is another one, and so is a `sub` that is somebody's name here.
+        assert!(catalogue.person_of_subject("https://other.example.org", "ann").is_none());
+        assert_eq!(catalogue.name_of_user("https://idp.example.org", "ann"), "ann");
+        assert_eq!(
+            catalogue.name_of_user("https://other.example.org", "ann"),
+            "https://other.example.org#ann"
+        );
         assert!(catalogue.person_of_uid(1).is_none());
     }
 
@@ -488,10 +503,23 @@ uids = ["-1"]
         let agent = "[[agents]]\nspiffe_id = \"spiffe://example.org/a\"\nowner = \"x\"\n";
         assert!(report(&format!("{agent}{agent}"))[0].contains("has the pattern"));
         let found = report(
-            "[[people]]\nname = \"a\"\nuids = [\"1\"]\nsubjects = [\"s\"]\n[[people]]\nname = \"b\"\nuids = [\"1\"]\nsubjects = [\"s\"]",
+            "[[people]]\nname = \"a\"\nuids = [\"1\"]\nsubjects = [\"https://i#s\"]\n[[people]]\nname = \"b\"\nuids = [\"1\"]\nsubjects = [\"https://i#s\"]",
         );
-        assert!(found[0].contains("subject `s`") || found[1].contains("subject `s`"), "{found:#?}");
+        assert!(
+            found[0].contains("subject `https://i#s`") || found[1].contains("subject `https://i#s`"),
+            "{found:#?}"
+        );
         assert_eq!(found.len(), 2, "uid and subject: {found:#?}");
+        for wrong in [
+            "ann",
+            "idp#ann",
+            "https://idp.example.org/users/ann",
+            "https://idp.example.org#",
+            "https://#ann",
+        ] {
+            let found = report(&format!("[[people]]\nname = \"a\"\nsubjects = [\"{wrong}\"]"));
+            assert!(found[0].contains("is no user: write the issuer"), "{wrong}: {found:#?}");
+        }
         let found = report(&format!(
             "{WIKI}[[agents]]\nspiffe_id = \"spiffe://example.org/a\"\nowner = \"x\"\ntemplates = [\"t\"]"
         ));

@@ -12,6 +12,7 @@ use tokio::sync::watch;
 
 use super::approval_facts::{Fact, Place, facts};
 use super::issue::{Ask, find_target};
+use super::users::user_of;
 use super::{TaskError, TaskView};
 use crate::audit::{self, ApprovalStep, Event};
 use crate::id::{ApprovalId, TaskId, hex_text};
@@ -246,10 +247,7 @@ impl Shared {
         let jury = Jury {
             groups: needed.groups.clone(),
             quorum: needed.quorum,
-            not: view.task.charter.user.as_ref().map(|user| {
-                let known = set.catalogue().person_of_subject(&user.sub);
-                known.map_or_else(|| user.sub.clone(), |person| person.name.clone())
-            }),
+            not: user_of(&set, view.task.charter.user.as_ref()).map(|user| user.name),
         };
         let places = self.places_of(view);
         let asker = Asker {

@@ -5,12 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::plan::{DEFAULT_CREDENTIAL, Plan, ToBe, Wanted, unspent};
+use super::users::user_of;
 use super::{TaskError, TaskView};
 use crate::audit::{Event, PolicyDecision, TaskStep};
 use crate::id::{DelegationId, SpiffeId, TaskId};
+use crate::issue::user::UserToken;
 use crate::policy::{Action, Decision, Engine, Object, Phase};
 use crate::registration::Identity;
-use crate::task::{Charter, Detail, Ending, Grants, Key, Limits, NewTask, Refused, Scope, Seat};
+use crate::task::{Charter, Detail, Ending, Grants, Key, Limits, NewTask, Refused, Scope, Seat, User};
 use crate::workload::revoker::Initiator;
 use crate::workload::state::State;
 use crate::workload::{Admission, Refusal, Shared, Workloads};
@@ -30,6 +32,8 @@ pub struct Begin {
     pub life: Option<Duration>,
     /// What it may use up.
     pub limits: Limits,
+    /// A token of the user in whose name; `None`: in the agent's own.
+    pub on_behalf_of: Option<UserToken>,
     /// Which of the caller's identities; `None`: the default one.
     pub spiffe_id: Option<SpiffeId>,
     /// Refuse what is not isolated.
@@ -66,6 +70,7 @@ impl Workloads {
         let wanted = begin.spiffe_id.as_ref();
         let fits = |one: &&Identity| wanted.is_none_or(|id| *id == one.spiffe_id);
         let identity = admission.identities().iter().find(fits).ok_or(Refusal::NotEntitled)?;
+        let user = shared.verify_user(admission, begin.on_behalf_of.as_ref())?;
         let who = self.facts(admission, &identity.entry.id).ok_or(Refusal::NotEntitled)?;
         let set = shared.parts.policy.in_force();
         let (default_life, most) = shared.bounds_life();
@@ -76,7 +81,8 @@ impl Workloads {
         let names = (begin.purpose.as_str(), begin.template.as_deref());
         let ttl = plan.credential_ttl.unwrap_or(DEFAULT_CREDENTIAL);
         let task = unspent(id, (id, 0), names, (now, now + life));
-        let to_be = ToBe { who, task, chain: Vec::new(), plan: &plan.grants, ttl, now };
+        let for_whom = user_of(&set, user.as_ref());
+        let to_be = ToBe { who, task, chain: Vec::new(), user: for_whom, plan: &plan.grants, ttl, now };
         let question = to_be.question(Action::Begin, Object::Template(begin.template.clone()), life);
         let decision = set.decide(&question, Engine::new_evaluation());
         if !decision.is_allowed() {
@@ -89,7 +95,7 @@ impl Workloads {
         }
         let target = begin.template.clone().unwrap_or_default();
         let keeper = begin.keeper.clone();
-        let charter = begin.charter(identity, grants, plan, &decision);
+        let charter = begin.charter(identity, user, grants, plan, &decision);
         let newcomer = Newcomer { id, charter, life: Some(life), key, offer: None, keeper };
         let recorded = recorded(&decision, Phase::Begin, Action::Begin, &target);
         shared.take_in_task(admission, newcomer, TaskStep::Begin, recorded).await
@@ -107,7 +113,14 @@ impl Begin {
         }
     }
 
-    fn charter(self, identity: &Identity, grants: Grants, plan: Plan, decision: &Decision) -> Charter {
+    fn charter(
+        self,
+        identity: &Identity,
+        user: Option<User>,
+        grants: Grants,
+        plan: Plan,
+        decision: &Decision,
+    ) -> Charter {
         Charter {
             spiffe_id: identity.spiffe_id.clone(),
             entry: identity.entry.id.clone(),
@@ -117,7 +130,7 @@ impl Begin {
             grants,
             limits: plan.limits,
             require_isolated: self.require_isolated,
-            user: None,
+            user,
             credential_ttl: plan.credential_ttl,
             evaluation: decision.evaluation_id.to_string(),
             policy_version: version(decision),

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use super::begin::{Newcomer, key_of, recorded, version};
 use super::plan::{DEFAULT_CREDENTIAL, Plan, ToBe, Wanted, template_denial, unspent};
+use super::users::user_of;
 use super::{TaskError, TaskView, caller};
 use crate::audit::{Event, TaskStep};
 use crate::id::{DelegationId, EntryId, SpiffeId, TaskId};
@@ -149,7 +150,8 @@ impl Workloads {
         let task = unspent(id, place, names, (now, deadline));
         let ttl = charter.credential_ttl.unwrap_or(DEFAULT_CREDENTIAL);
         let chain = parent.chain.iter().rev().cloned().collect();
-        let grants = ToBe { who, task, chain, plan: &charter.grants, ttl, now }.left_by(&set);
+        let user = user_of(&set, charter.user.as_ref());
+        let grants = ToBe { who, task, chain, user, plan: &charter.grants, ttl, now }.left_by(&set);
         if grants.is_empty() {
             return Err(Refused::NotGranted.into());
         }
@@ -194,6 +196,7 @@ impl Shared {
         let mut question = Question::of_task(who, Action::Delegate, object, Phase::Begin, task, ttl, now);
         question.circumstances.chain = parent.above();
         question.circumstances.tasks_above.clone_from(&parent.tasks_above);
+        question.circumstances.on_behalf_of = user_of(set, charter.user.as_ref());
         Ok(set.decide(&question, Engine::new_evaluation()))
     }
 

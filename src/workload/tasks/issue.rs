@@ -300,6 +300,7 @@ impl Shared {
         above.next();
         question.circumstances.chain = above.cloned().collect();
         question.circumstances.tasks_above.clone_from(&view.tasks_above);
+        question.circumstances.on_behalf_of = self.user_facts(view);
         if let Some(operation) = &ask.operation {
             operation.tell(&mut question.circumstances);
         }
@@ -380,7 +381,10 @@ impl Shared {
             Form::Access => {
                 let terms = access::Terms {
                     issuer: &self.settings.jwt_issuer,
-                    user: charter.user.as_ref().map(|user| user.sub.as_str()),
+                    user: charter
+                        .user
+                        .as_ref()
+                        .map(|user| access::Subject { iss: &user.iss, sub: &user.sub }),
                     chain: &view.chain,
                     details: grants.details().iter().map(|detail| detail.raw().to_json()).collect(),
                     scope,

@@ -18,6 +18,7 @@ mod keeper;
 mod operator;
 mod plan;
 mod renew;
+mod users;
 mod watch;
 
 use std::collections::HashMap;
@@ -35,6 +36,7 @@ pub use self::following::TaskFollower;
 pub use self::issue::{Ask, Authorized, Issued, Proof};
 pub use self::keeper::{Errand, MOST_AUDIENCES};
 pub use self::operator::TaskFilter;
+pub(super) use self::users::look_at;
 pub use self::watch::{Look, TaskWatch};
 
 use self::ending::count;
@@ -42,6 +44,7 @@ use self::watch::Watchers;
 use super::{Admission, Refusal, Workloads};
 use crate::audit;
 use crate::id::{LeaseId, SpiffeId, TaskId};
+use crate::issue::user::WhyNot;
 use crate::policy::{self, Decision};
 use crate::task::approval::ApprovalError;
 use crate::task::{Bounds, Caller, Limit, Refused, Standing, Task, Tree};
@@ -64,6 +67,9 @@ pub enum TaskError {
     /// An operator froze it while it was under way.
     #[error("an operator has frozen this")]
     Frozen,
+    /// A token of a user that proves nobody.
+    #[error("{0}")]
+    User(WhyNot),
     /// A keeper was named, and the caller's parent is none.
     #[error("the caller's parent cannot keep its credentials")]
     Keeper,

@@ -9,7 +9,7 @@ use super::TaskError;
 use crate::id::{SpiffeId, TaskId};
 use crate::policy::{
     Action, Catalogue, Decision, Engine, Object, Obligations, Phase, PolicySet, Question, Reason, Target,
-    TaskFacts, Template, TemplateDetail, Verdict, WorkloadFacts,
+    TaskFacts, Template, TemplateDetail, UserFacts, Verdict, WorkloadFacts,
 };
 use crate::task::grant::TARGET_ACCESS;
 use crate::task::place::Location;
@@ -106,6 +106,8 @@ pub(super) struct ToBe<'a> {
     pub(super) task: TaskFacts,
     /// Who delegated, from the parent to the root.
     pub(super) chain: Vec<SpiffeId>,
+    /// In whose name.
+    pub(super) user: Option<UserFacts>,
     pub(super) plan: &'a Grants,
     /// Of a credential.
     pub(super) ttl: Duration,
@@ -118,6 +120,7 @@ impl ToBe<'_> {
         let (who, task) = (self.who.clone(), self.task.clone());
         let mut question = Question::of_task(who, action, object, Phase::Begin, task, ttl, self.now);
         question.circumstances.chain.clone_from(&self.chain);
+        question.circumstances.on_behalf_of.clone_from(&self.user);
         question
     }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::begin::recorded;
 use super::plan::{DEFAULT_CREDENTIAL, ToBe, template_denial};
+use super::users::user_of;
 use super::{TaskError, TaskView, caller};
 use crate::audit::{Event, PolicyDecision, TaskStep};
 use crate::id::TaskId;
@@ -32,7 +33,7 @@ impl Workloads {
         let now = shared.parts.clock.monotonic();
         // Policy is not asked for what is not to be had anyway.
         let until = shared.lock().tasks.tree.renewed_until(id, life, &caller(admission), now)?;
-        let to_be = shared.renewed(&view, until.saturating_duration_since(now))?;
+        let to_be = shared.renewed(&set, &view, until.saturating_duration_since(now))?;
         let (decision, recorded) = shared.decide_renewal(&set, &view, &to_be)?;
         if !decision.is_allowed() {
             shared.lock().tasks.tree.note_denial(id);
@@ -65,7 +66,12 @@ impl Shared {
     }
 
     /// The task as it would be with that much time.
-    fn renewed<'a>(&self, view: &'a TaskView, left: Duration) -> Result<ToBe<'a>, TaskError> {
+    fn renewed<'a>(
+        &self,
+        set: &PolicySet,
+        view: &'a TaskView,
+        left: Duration,
+    ) -> Result<ToBe<'a>, TaskError> {
         let charter = &view.task.charter;
         let subject = self.subject(view.task.seat.holder, &charter.entry).ok_or(Refusal::NotEntitled)?;
         let mut who =
@@ -74,7 +80,8 @@ impl Shared {
         let now = self.parts.clock.wall();
         let task = TaskFacts { deadline: now + left, ..view.policy_facts() };
         let ttl = charter.credential_ttl.unwrap_or(DEFAULT_CREDENTIAL);
-        Ok(ToBe { who, task, chain: view.above(), plan: &charter.grants, ttl, now })
+        let user = user_of(set, charter.user.as_ref());
+        Ok(ToBe { who, task, chain: view.above(), user, plan: &charter.grants, ttl, now })
     }
 
     /// A root is decided as when it began; a child, as when it was handed on.
