@@ -65,6 +65,7 @@ pub(super) fn announce(config: &Config) {
          \x20 {mayfly} whoami\n\
          \x20 {mayfly} fetch x509\n\
          \x20 {mayfly} demo\n\
+         \x20 {mayfly} run --task demo --token TOKEN=https://demo.mayfly.internal -- sh -c 'cat $TOKEN'\n\
          \n\
          Every identity ends with its process. Ctrl-C stops the agent.\n",
         domain = config.trust_domain,

@@ -23,6 +23,8 @@ pub struct Query {
     pub result: Option<String>,
     /// The task, this one alone.
     pub task: Option<String>,
+    /// The evaluation that an agent was told of.
+    pub evaluation: Option<String>,
     /// Not before.
     pub since: Option<SystemTime>,
     /// Before.
@@ -44,11 +46,12 @@ impl Query {
             && is_one_of(self.action.as_ref(), &["/decision/action", "/approval/action"])
             && is_one_of(self.result.as_ref(), &["/decision/result"])
             && is_one_of(self.task.as_ref(), &["/task/id"])
+            && self.evaluation.as_deref().is_none_or(|wanted| is_of_evaluation(&value, wanted))
             && self.covers(text("/ts"))
     }
 
     fn is_empty(&self) -> bool {
-        let texts = [&self.agent, &self.target, &self.action, &self.result, &self.task];
+        let texts = [&self.agent, &self.target, &self.action, &self.result, &self.task, &self.evaluation];
         self.filter.is_empty()
             && texts.iter().all(|text| text.is_none())
             && self.since.is_none()
@@ -69,6 +72,14 @@ impl Query {
 fn is_agent(wanted: &str, found: Option<&str>) -> bool {
     let below = wanted.strip_suffix('*').filter(|prefix| prefix.ends_with('/'));
     found.is_some_and(|found| below.map_or(found == wanted, |prefix| found.starts_with(prefix)))
+}
+
+/// Outside a task the evaluation stands in the words of the reason.
+fn is_of_evaluation(value: &Value, wanted: &str) -> bool {
+    let text = |pointer: &str| value.pointer(pointer).and_then(Value::as_str);
+    let named = ["/decision/evaluation_id", "/approval/evaluation_id"];
+    named.iter().any(|pointer| text(pointer) == Some(wanted))
+        || text("/decision/reason").is_some_and(|reason| reason.contains(&format!("({wanted})")))
 }
 
 fn has_audience(value: &Value, target: &str) -> bool {
@@ -112,6 +123,16 @@ mod tests {
         assert_eq!(found(&asked), ["decision.requestable"]);
         let audience = found(&Query { target: some("db"), ..Query::default() });
         assert!(audience.contains(&"credential.renew".to_owned()), "{audience:?}");
+    }
+
+    #[test]
+    fn a_query_finds_the_evaluation_that_an_agent_was_told_of() {
+        let evaluation = some(&format!("evl_{}", "0".repeat(32)));
+        let asked = found(&Query { evaluation, ..Query::default() });
+        assert!(asked.iter().any(|event| event.starts_with("decision.")), "{asked:?}");
+        assert_eq!(found(&Query { evaluation: some("evl_"), ..Query::default() }), Vec::<String>::new());
+        let outside: Value = serde_json::json!({"decision": {"reason": "no_permit (evl_1)"}});
+        assert!(is_of_evaluation(&outside, "evl_1") && !is_of_evaluation(&outside, "evl_"));
     }
 
     #[test]

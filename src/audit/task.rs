@@ -41,7 +41,7 @@ pub struct TaskFacts {
     pub template: Option<String>,
     /// In the agent's own words.
     pub purpose: String,
-    /// `pending_approval`, `active`, `suspended` or `ended`.
+    /// `pending_approval`, `active`, `suspended`, `ended`, or `refused` for one that never was.
     pub state: &'static str,
     /// It ends then.
     pub deadline: Option<SystemTime>,
@@ -72,8 +72,8 @@ impl UserPrint {
 /// What policy decided.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PolicyDecision {
-    /// Names the evaluation: the caller was told the same.
-    pub evaluation_id: String,
+    /// Names the evaluation: the caller was told the same. `None`: policy was not asked, the task does not cover it.
+    pub evaluation_id: Option<String>,
     /// `allow`, `deny` or `requestable`.
     pub result: &'static str,
     /// `begin`, `issue`, `use` or `exchange`.

@@ -250,7 +250,7 @@ fn task_events() -> Vec<Event> {
         user: Some(UserPrint::of("https://idp.example.org", "alice")),
     });
     let decision = Box::new(PolicyDecision {
-        evaluation_id: format!("evl_{}", "0".repeat(32)),
+        evaluation_id: Some(format!("evl_{}", "0".repeat(32))),
         result: "requestable",
         phase: "issue",
         action: "write",

@@ -61,12 +61,32 @@ impl Failure {
         matches!(self.exit, Exit::NoIdentity | Exit::Unreachable)
     }
 
+    /// Policy has decided: the caller learns by which evaluation, and an operator finds it in the record.
+    fn of_policy(status: &Status) -> Option<Self> {
+        let info = error_info(status)?;
+        let evaluation = info.metadata.get("evaluation_id")?;
+        let exit = if status.code() == Code::PermissionDenied { Exit::NoIdentity } else { Exit::Failed };
+        let failure = Self::new(exit, format!("{}: {} ({evaluation})", info.reason, status.message()));
+        Some(
+            failure
+                .hint(format!("an operator finds out why: `mayfly audit query --evaluation {evaluation}`")),
+        )
+    }
+
     /// What the agent's refusal means for the caller.
     pub(crate) fn from_status(status: &Status) -> Self {
         let said = status.message();
+        if let Some(refusal) = Self::of_policy(status) {
+            return refusal;
+        }
         match status.code() {
             Code::PermissionDenied | Code::Unauthenticated => {
-                Self::new(Exit::NoIdentity, format!("permission denied: {said}")).hint(EXPLAIN)
+                let failure = Self::new(Exit::NoIdentity, format!("permission denied: {said}"));
+                match task_reason(status).as_str() {
+                    "" | "not_attested" => failure.hint(EXPLAIN),
+                    "in_task" => failure.hint("about its own task a process asks with `--own`"),
+                    _ => failure,
+                }
             }
             Code::Unavailable | Code::Cancelled => {
                 Self::new(Exit::Unreachable, format!("the agent is unavailable: {said}"))
@@ -88,9 +108,12 @@ impl Failure {
 
 /// The reason of a refusal of the task API, for programs; empty where there is none.
 pub(crate) fn task_reason(status: &Status) -> String {
+    error_info(status).map(|info| info.reason).unwrap_or_default()
+}
+
+fn error_info(status: &Status) -> Option<ErrorInfo> {
     let rich = RichStatus::decode(status.details()).unwrap_or_default();
-    let info = rich.details.iter().find_map(|any| ErrorInfo::decode(any.value.as_slice()).ok());
-    info.map(|info| info.reason).unwrap_or_default()
+    rich.details.iter().find_map(|any| ErrorInfo::decode(any.value.as_slice()).ok())
 }
 
 impl From<Status> for Failure {
@@ -160,6 +183,26 @@ mod tests {
         let failure = Failure::from_status(&Status::permission_denied("no identity issued"));
         assert_eq!(failure.exit, Exit::NoIdentity);
         assert!(failure.hint.expect("hint").contains("mayfly explain --pid"));
+    }
+
+    #[test]
+    fn a_no_of_policy_names_the_evaluation_that_an_operator_looks_for() {
+        let info = ErrorInfo {
+            reason: "policy_denied".to_owned(),
+            metadata: [("evaluation_id".to_owned(), "evl_7".to_owned())].into(),
+            ..ErrorInfo::default()
+        };
+        let any = prost_types::Any { value: info.encode_to_vec(), ..prost_types::Any::default() };
+        let rich = RichStatus { details: vec![any], ..RichStatus::default() };
+        for (code, exit) in
+            [(Code::PermissionDenied, Exit::NoIdentity), (Code::FailedPrecondition, Exit::Failed)]
+        {
+            let status = Status::with_details(code, "policy says no", rich.encode_to_vec().into());
+            let failure = Failure::from_status(&status);
+            assert_eq!(failure.exit, exit);
+            assert_eq!(failure.message, "policy_denied: policy says no (evl_7)");
+            assert!(failure.hint.expect("hint").contains("audit query --evaluation evl_7"));
+        }
     }
 
     #[test]

@@ -38,20 +38,25 @@ pub enum Limit {
 impl Limit {
     /// The word.
     pub fn as_str(self) -> &'static str {
+        self.reason().trim_start_matches("limit_")
+    }
+
+    /// The stable name of a refusal for it.
+    pub fn reason(self) -> &'static str {
         match self {
-            Self::Calls => "calls",
-            Self::Bytes => "bytes",
-            Self::Cost => "cost",
-            Self::Depth => "depth",
-            Self::Children => "children",
-            Self::Tasks => "tasks",
-            Self::Details => "details",
-            Self::Purpose => "purpose",
-            Self::Life => "life",
-            Self::Streams => "streams",
-            Self::Rate => "rate",
-            Self::Approvals => "approvals",
-            Self::Token => "token",
+            Self::Calls => "limit_calls",
+            Self::Bytes => "limit_bytes",
+            Self::Cost => "limit_cost",
+            Self::Depth => "limit_depth",
+            Self::Children => "limit_children",
+            Self::Tasks => "limit_tasks",
+            Self::Details => "limit_details",
+            Self::Purpose => "limit_purpose",
+            Self::Life => "limit_life",
+            Self::Streams => "limit_streams",
+            Self::Rate => "limit_rate",
+            Self::Approvals => "limit_approvals",
+            Self::Token => "limit_token",
         }
     }
 }

@@ -313,3 +313,23 @@ pub enum Refused {
     #[error("no isolated scope can be had here")]
     NotIsolated,
 }
+
+impl Refused {
+    /// The stable name: what callers are told, and what the record says.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NoSuchTask | Self::NoSuchDelegation => "no_such_task",
+            Self::NotInTask => "not_in_task",
+            Self::NotYours => "not_yours",
+            Self::DelegationUsed => "delegation_used",
+            Self::Ended(_) => "task_ended",
+            Self::Suspended(_) => "suspended",
+            Self::Pending => "pending_approval",
+            Self::Exceeds(_) => "exceeds_parent",
+            Self::NotGranted => "not_granted",
+            Self::Limit(limit) => limit.reason(),
+            Self::Conflict => "idempotency_conflict",
+            Self::NotIsolated => "scope_unavailable",
+        }
+    }
+}

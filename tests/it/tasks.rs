@@ -416,3 +416,58 @@ fn a_refused_credential_is_recorded_with_the_action_that_was_refused() {
         blamed.clone().count() > 0 && blamed.into_iter().all(|line| line["decision"]["action"] == "write")
     );
 }
+
+#[test]
+fn what_never_began_and_what_a_task_does_not_cover_are_on_record_with_their_intent() {
+    let world = world();
+    let (purpose, template) = ("sell the silver".to_owned(), "burglary".to_owned());
+    let request = proto::BeginRequest { purpose, template, ..Default::default() };
+    let refused = world.begin(request).unwrap_err();
+    assert_eq!(reason(&refused), "policy_denied");
+    world.agent.audited(&[
+        "decision.deny",
+        "\"reason\":\"unknown_template\"",
+        "\"purpose\":\"sell the silver\"",
+        "\"state\":\"refused\"",
+        "\"action\":\"begin\"",
+        "\"target\":\"burglary\"",
+    ]);
+    let task = world.begun();
+    let wide = proto::IssueRequest {
+        details: vec![detail(VAULT, &["delete"])],
+        ..wanted(&task, proto::Format::AccessToken, &[VAULT])
+    };
+    assert_eq!(reason(&world.issue(wide).unwrap_err()), "not_granted");
+    let of_task = task.id.as_str();
+    world.agent.audited(&[
+        "decision.deny",
+        "\"reason\":\"not_granted\"",
+        "\"action\":\"delete\"",
+        VAULT,
+        of_task,
+    ]);
+    let probe = proto::AuthorizeRequest {
+        task_id: task.id.clone(),
+        action: "admin".to_owned(),
+        target: "wiki".to_owned(),
+        ..Default::default()
+    };
+    assert_eq!(reason(&world.authorize(probe).unwrap_err()), "not_granted");
+    world.agent.audited(&[
+        "decision.deny",
+        "\"reason\":\"not_granted\"",
+        "\"action\":\"admin\"",
+        "wiki",
+        of_task,
+    ]);
+    let request = proto::BeginRequest {
+        details: vec![detail(WIKI, &["read"])],
+        limits: Some(proto::Limits { max_calls: 1, ..Default::default() }),
+        ..Default::default()
+    };
+    let task = world.begin(request).unwrap();
+    world.issue(wanted(&task, proto::Format::AccessToken, &[WIKI])).unwrap();
+    let more = world.issue(wanted(&task, proto::Format::AccessToken, &[WIKI])).unwrap_err();
+    assert_eq!(reason(&more), "limit_calls");
+    world.agent.audited(&["decision.deny", "\"reason\":\"limit_calls\"", &task.id]);
+}

@@ -117,7 +117,7 @@ fn of_refused(refused: &Refused) -> Status {
         Refused::Exceeds(_) => (Code::PermissionDenied, "exceeds_parent"),
         Refused::NotGranted => (Code::PermissionDenied, "not_granted"),
         Refused::Limit(limit) => {
-            return reason(Code::ResourceExhausted, &format!("limit_{}", limit.as_str()), &message, &[]);
+            return reason(Code::ResourceExhausted, limit.reason(), &message, &[]);
         }
         Refused::Conflict => (Code::AlreadyExists, "idempotency_conflict"),
         Refused::NotIsolated => (Code::FailedPrecondition, "scope_unavailable"),

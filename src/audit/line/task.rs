@@ -95,7 +95,7 @@ impl From<&UserPrint> for UserPart {
 impl From<&PolicyDecision> for PolicyPart {
     fn from(decision: &PolicyDecision) -> Self {
         Self {
-            evaluation_id: Some(capped(&decision.evaluation_id)),
+            evaluation_id: decision.evaluation_id.as_deref().map(capped),
             action: Some(decision.action),
             target: Some(capped(&decision.target)),
             tool: decision.tool.as_deref().map(capped),

@@ -10,7 +10,7 @@ use super::super::Context;
 use super::super::args::OutputArgs;
 use super::super::failure::Failure;
 use super::super::render::count;
-use super::{PATH, opened, outcome};
+use super::{opened, outcome, usual};
 use crate::audit::{self, Filter};
 use crate::clock::{Clock, SystemClock};
 use crate::diag;
@@ -20,6 +20,7 @@ pub(super) const EXAMPLES: &str = "\
 Examples:
   mayfly audit query --agent 'spiffe://example.org/agents/*' --action write --since 2h
   mayfly audit query --target wiki --result deny --since 2026-11-30T08:00:00Z --until 2026-11-30T09:00:00Z
+  mayfly audit query --evaluation evl_…                               why was this agent told no?
   mayfly audit query --event task --output json | jq -r .task.purpose
   mayfly audit query --credential 4a0f… audit.jsonl.1 audit.jsonl      a rotated log, oldest first
 
@@ -30,8 +31,8 @@ where on they are unproven.";
 /// `mayfly audit query …`
 #[derive(clap::Args, Debug)]
 pub(super) struct Args {
-    /// The log's files, oldest first; `mayfly status` names the current one
-    #[arg(default_value = PATH, value_name = "FILE")]
+    /// The log's files, oldest first [default: /var/lib/mayfly/audit.jsonl, or that of your own agent]
+    #[arg(value_name = "FILE")]
     files: Vec<PathBuf>,
     #[command(flatten)]
     output: OutputArgs,
@@ -50,6 +51,9 @@ pub(super) struct Args {
     /// Only of this task; `mayfly audit task` shows those below it, too
     #[arg(long, value_name = "TASK")]
     task: Option<String>,
+    /// Only of this evaluation: agents are told its name (`evl_…`) when policy says no
+    #[arg(long, value_name = "EVALUATION")]
+    evaluation: Option<String>,
     /// Not before: a time, such as `2026-11-30T08:00:00Z`, or how long ago, such as `2h`
     #[arg(long, value_name = "TIME", value_parser = moment)]
     since: Option<SystemTime>,
@@ -70,7 +74,7 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args, context: &mut Context) -> Result<Exit, Failure> {
     let query = query(args);
     let (mut shown, mut found) = (Ok(()), 0_u64);
-    let reading = opened(&args.files, None, &mut |line, proven| {
+    let reading = opened(&usual::files(&args.files, &context.env), None, &mut |line, proven| {
         if shown.is_ok() && query.wants(line) {
             found += 1;
             shown = match (args.output.is_json(), proven) {
@@ -103,6 +107,7 @@ fn query(args: &Args) -> audit::Query {
         action: args.action.clone(),
         result: args.result.clone(),
         task: args.task.clone(),
+        evaluation: args.evaluation.clone(),
         since: args.since,
         until: args.until,
     }

@@ -12,7 +12,7 @@ use super::super::args::OutputArgs;
 use super::super::failure::Failure;
 use super::super::render::Table;
 use super::words::{ended, short, what};
-use super::{PATH, keys, opened, outcome};
+use super::{keys, opened, outcome, usual};
 use crate::audit::{Moment, Reading, Said, TaskLife, Timeline};
 use crate::exit::Exit;
 use crate::id::TaskId;
@@ -33,8 +33,8 @@ pub(super) struct Args {
     /// The task; `mayfly audit query --event task` finds them
     #[arg(value_name = "TASK")]
     task: TaskId,
-    /// The log's files, oldest first; `mayfly status` names the current one
-    #[arg(default_value = PATH, value_name = "FILE")]
+    /// The log's files, oldest first [default: /var/lib/mayfly/audit.jsonl, or that of your own agent]
+    #[arg(value_name = "FILE")]
     files: Vec<PathBuf>,
     #[command(flatten)]
     output: OutputArgs,
@@ -49,7 +49,9 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args, context: &mut Context) -> Result<Exit, Failure> {
     let keys = args.keys.as_deref().map(keys).transpose()?;
     let mut timeline = Timeline::of(&args.task.to_string(), args.only);
-    let reading = opened(&args.files, keys.as_ref(), &mut |line, proven| timeline.see(line, proven))?;
+    let reading = opened(&usual::files(&args.files, &context.env), keys.as_ref(), &mut |line, proven| {
+        timeline.see(line, proven)
+    })?;
     if timeline.moments().is_empty() {
         // A broken chain is the worse news.
         let _sound: Exit = outcome(&reading, context)?;

@@ -2,6 +2,7 @@
 
 mod ask;
 mod history;
+mod usual;
 mod words;
 
 use std::ops::ControlFlow;
@@ -32,9 +33,6 @@ Examples:
   mayfly audit tail --follow --event credential.revoke
   mayfly audit tail --lines 100 --pid 4242 --output json | jq .";
 
-/// Where the log is unless configured otherwise.
-const PATH: &str = "/var/lib/mayfly/audit.jsonl";
-
 /// `mayfly audit …`
 #[derive(clap::Args, Debug)]
 pub(super) struct Args {
@@ -60,9 +58,9 @@ enum What {
 
 #[derive(clap::Args, Debug)]
 struct Tail {
-    /// The log; `mayfly status` names it
-    #[arg(default_value = PATH, value_name = "FILE")]
-    file: PathBuf,
+    /// The log [default: /var/lib/mayfly/audit.jsonl, or that of your own agent]
+    #[arg(value_name = "FILE")]
+    file: Option<PathBuf>,
     #[command(flatten)]
     output: OutputArgs,
     /// How many of those that are there
@@ -87,8 +85,8 @@ struct Tail {
 
 #[derive(clap::Args, Debug)]
 struct Verify {
-    /// The log's files, oldest first; `mayfly status` names the current one
-    #[arg(default_value = PATH, value_name = "FILE")]
+    /// The log's files, oldest first [default: /var/lib/mayfly/audit.jsonl, or that of your own agent]
+    #[arg(value_name = "FILE")]
     files: Vec<PathBuf>,
     #[command(flatten)]
     output: OutputArgs,
@@ -132,21 +130,23 @@ fn tail(args: &Tail, context: &mut Context) -> Result<Exit, Failure> {
         task: None,
     };
     let options = TailOptions { last: Some(args.lines), follow: args.follow, filter };
+    let file = args.file.clone().unwrap_or_else(|| usual::log(&context.env));
     let mut shown = Ok(());
-    audit::tail(&args.file, &options, &mut |line| {
+    audit::tail(&file, &options, &mut |line| {
         shown = match args.output.is_json() {
             true => context.console.line(line),
             false => context.console.line(&audit::human(line)),
         };
         if shown.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     })
-    .map_err(|error| Failure::file("read", &args.file, &error))?;
+    .map_err(|error| Failure::file("read", &file, &error))?;
     shown?;
     Ok(Exit::Ok)
 }
 
 fn verify(args: &Verify, context: &mut Context) -> Result<Exit, Failure> {
-    let files: Vec<&Path> = args.files.iter().map(PathBuf::as_path).collect();
+    let files = usual::files(&args.files, &context.env);
+    let files: Vec<&Path> = files.iter().map(PathBuf::as_path).collect();
     let expected = Expected { partial: args.partial, head: args.expect };
     let keys = args.keys.as_deref().map(keys).transpose()?;
     let found = audit::verify_with(&files, expected, keys.as_ref())

@@ -39,6 +39,8 @@ pub(crate) struct Env {
     pub(crate) run: PathBuf,
     /// `/tmp`.
     pub(crate) tmp: PathBuf,
+    /// `/var/lib/mayfly`.
+    pub(crate) state: PathBuf,
 }
 
 impl Env {
@@ -54,7 +56,20 @@ impl Env {
             uid: rustix::process::geteuid().as_raw(),
             run: PathBuf::from("/run/mayfly"),
             tmp: PathBuf::from("/tmp"),
+            state: PathBuf::from("/var/lib/mayfly"),
         }
+    }
+
+    /// Where an agent is that had no runtime directory. Nobody has named this place: it is looked at because it might
+    /// be. `/tmp` belongs to everybody: anything but a 0700 directory of our own is somebody's trap there (A15).
+    pub(crate) fn private_tmp(&self) -> Option<PathBuf> {
+        let dir = self.guessed();
+        let found = fs::symlink_metadata(&dir).ok()?;
+        (found.is_dir() && found.uid() == self.uid && found.mode() & 0o7777 == 0o700).then_some(dir)
+    }
+
+    fn guessed(&self) -> PathBuf {
+        self.tmp.join(format!("mayfly-{}", self.uid))
     }
 }
 
@@ -98,10 +113,9 @@ impl Places {
     pub(crate) fn pick(&self, env: &Env) -> Option<&Path> {
         match self {
             Self::Named(path) => Some(path),
-            Self::Usual(paths) => paths
-                .iter()
-                .map(PathBuf::as_path)
-                .find(|path| (!path.starts_with(&env.tmp) || is_private(path, env)) && is_socket(path)),
+            Self::Usual(paths) => paths.iter().map(PathBuf::as_path).find(|path| {
+                (!path.starts_with(env.guessed()) || env.private_tmp().is_some()) && is_socket(path)
+            }),
         }
     }
 }
@@ -129,7 +143,7 @@ pub(crate) fn places(flag: Option<&str>, which: Which, env: &Env) -> Result<Plac
     }
     let mut usual = vec![which.below(&env.run)];
     usual.extend(env.runtime_dir.as_ref().map(|dir| which.below(&dir.join("mayfly"))));
-    usual.push(which.below(&env.tmp.join(format!("mayfly-{}", env.uid))));
+    usual.push(which.below(&env.guessed()));
     Ok(Places::Usual(usual))
 }
 
@@ -139,14 +153,6 @@ fn is_socket(path: &Path) -> bool {
         Ok(found) => found.file_type().is_socket(),
         Err(error) => error.kind() == io::ErrorKind::PermissionDenied,
     }
-}
-
-/// `/tmp` belongs to everybody: anything there but a 0700 directory of our own is somebody's trap (A15).
-fn is_private(socket: &Path, env: &Env) -> bool {
-    let dir = env.tmp.join(format!("mayfly-{}", env.uid));
-    socket.starts_with(&dir)
-        && fs::symlink_metadata(&dir)
-            .is_ok_and(|found| found.is_dir() && found.uid() == env.uid && found.mode() & 0o7777 == 0o700)
 }
 
 #[cfg(test)]
@@ -207,6 +213,17 @@ mod tests {
         let system = dir.path().join("run/admin/admin.sock");
         listen(&system);
         assert_eq!(usual.pick(&env), Some(system.as_path()));
+    }
+
+    #[test]
+    fn a_runtime_directory_is_taken_wherever_it_is() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let mut env = env(dir.path());
+        env.runtime_dir = Some(env.tmp.join("xdg"));
+        let socket = env.tmp.join("xdg/mayfly/admin/admin.sock");
+        listen(&socket);
+        let usual = places(None, Which::Admin, &env).expect("places");
+        assert_eq!(usual.pick(&env), Some(socket.as_path()));
     }
 
     #[test]

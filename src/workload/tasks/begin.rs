@@ -7,10 +7,10 @@ use std::time::Duration;
 use super::plan::{DEFAULT_CREDENTIAL, Plan, ToBe, Wanted, unspent};
 use super::users::user_of;
 use super::{TaskError, TaskView};
-use crate::audit::{Event, PolicyDecision, TaskStep};
+use crate::audit::{self, Event, PolicyDecision, TaskStep};
 use crate::id::{DelegationId, SpiffeId, TaskId};
 use crate::issue::user::UserToken;
-use crate::policy::{Action, Decision, Engine, Object, Phase};
+use crate::policy::{Action, Decision, Engine, Object, Phase, Verdict};
 use crate::registration::Identity;
 use crate::task::{Charter, Detail, Ending, Grants, Key, Limits, NewTask, Refused, Scope, Seat, User};
 use crate::workload::revoker::Initiator;
@@ -85,19 +85,22 @@ impl Workloads {
         let to_be = ToBe { who, task, chain: Vec::new(), user: for_whom, plan: &plan.grants, ttl, now };
         let question = to_be.question(Action::Begin, Object::Template(begin.template.clone()), life);
         let decision = set.decide(&question, Engine::new_evaluation());
+        let target = begin.template.clone().unwrap_or_default();
+        let recorded = recorded(&decision, Phase::Begin, Action::Begin, &target);
         if !decision.is_allowed() {
-            shared.note_denied(admission.process(), "policy", &crate::workload::facts::why(&decision));
+            shared.note_no_task(admission, to_be.refused(id, user.as_ref()), recorded);
             return Err(TaskError::Denied(Box::new(decision)));
         }
         let grants = to_be.left_by(&set);
         if grants.is_empty() {
+            let (result, reason) = (Verdict::Deny.as_str(), Refused::NotGranted.as_str());
+            let recorded = PolicyDecision { result, reason, ..recorded };
+            shared.note_no_task(admission, to_be.refused(id, user.as_ref()), recorded);
             return Err(Refused::NotGranted.into());
         }
-        let target = begin.template.clone().unwrap_or_default();
         let keeper = begin.keeper.clone();
         let charter = begin.charter(identity, user, grants, plan, &decision);
         let newcomer = Newcomer { id, charter, life: Some(life), key, offer: None, keeper };
-        let recorded = recorded(&decision, Phase::Begin, Action::Begin, &target);
         shared.take_in_task(admission, newcomer, TaskStep::Begin, recorded).await
     }
 }
@@ -155,7 +158,7 @@ pub(super) fn recorded(decision: &Decision, phase: Phase, action: Action, target
     let binding = obligations.binding.map(|binding| format!("binding={}", binding.as_str()));
     let log = obligations.log.iter().map(|log| format!("log={}", log.as_str()));
     PolicyDecision {
-        evaluation_id: decision.evaluation_id.to_string(),
+        evaluation_id: Some(decision.evaluation_id.to_string()),
         result: decision.verdict.as_str(),
         phase: phase.as_str(),
         action: action.as_str(),
@@ -221,6 +224,15 @@ impl Shared {
             return Err(Refusal::Audit(error).into());
         }
         Ok(view)
+    }
+
+    /// Records a task that did not begin: what it was to be for, and what policy said.
+    fn note_no_task(&self, admission: &Admission, task: audit::TaskFacts, decision: PolicyDecision) {
+        let process = admission.process();
+        let spiffe_id = task.chain.last().cloned();
+        let agent = audit::Agent { spiffe_id, ..audit::Agent::new(process.key(), process.uid()) };
+        let (task, decision) = (Box::new(task), Box::new(decision));
+        self.parts.audit.note(vec![Event::Decided { agent, task, decision }]);
     }
 
     /// Undoes a step of which no record could be made.

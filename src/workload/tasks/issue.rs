@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 use super::approvals::{AccessRequest, Approved};
 use super::begin::recorded;
 use super::credential::{Form, Shut, TaskCredential, keep_certificate};
+use super::probes::refused_event;
 use super::{TaskError, TaskView, caller};
 use crate::audit::Event;
 use crate::id::{ApprovalId, LeaseId, TaskId};
@@ -110,7 +111,10 @@ impl Workloads {
             Err((TaskError::Denied(decision), Some(view))) => {
                 (view, ask.target.clone(), (decision.action, *decision))
             }
-            Err((error, _)) => return Err(error),
+            Err((error, view)) => {
+                self.0.note_task_denial(&error, view.as_ref(), &ask);
+                return Err(error);
+            }
         };
         let (action, decision) = decision;
         let event = self.0.decided(&view, &decision, action, &name, ask.operation.as_ref());
@@ -164,7 +168,9 @@ impl Shared {
         });
         let mut events: Vec<Event> = events.collect();
         let (_, decision) = first(granted.allowed)?;
-        let (flight, ticket) = self.take_off(&view, &target.audience)?;
+        let taken_off = self.take_off(&view, &target.audience);
+        let (flight, ticket) =
+            taken_off.inspect_err(|error| self.note_task_denial(error, Some(&view), &ask))?;
         let minted = self.mint_for_task(form, granted.permit, &view, &grants, binding, approved.as_ref());
         let minted = match minted {
             Ok(minted) => minted,
@@ -501,10 +507,14 @@ impl Shared {
     fn note_task_denial(&self, error: &TaskError, view: Option<&TaskView>, ask: &Ask) {
         let Some(view) = view else { return };
         self.lock().tasks.tree.note_denial(view.task.id);
-        if let TaskError::Denied(decision) | TaskError::Unbound(decision) = error {
-            let event = self.decided(view, decision, decision.action, &ask.target, ask.operation.as_ref());
-            self.parts.audit.note(vec![event]);
-        }
+        let event = match error {
+            TaskError::Denied(decision) | TaskError::Unbound(decision) => {
+                self.decided(view, decision, decision.action, &ask.target, ask.operation.as_ref())
+            }
+            TaskError::Refused(refused) => refused_event(view, *refused, ask),
+            _ => return,
+        };
+        self.parts.audit.note(vec![event]);
     }
 }
 

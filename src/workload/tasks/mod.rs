@@ -17,6 +17,7 @@ mod issue;
 mod keeper;
 mod operator;
 mod plan;
+mod probes;
 mod renew;
 mod users;
 mod watch;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::TaskError;
+use crate::audit;
 use crate::id::{SpiffeId, TaskId};
 use crate::policy::{
     Action, Catalogue, Decision, Engine, Object, Obligations, Phase, PolicySet, Question, Reason, Target,
@@ -13,7 +14,7 @@ use crate::policy::{
 };
 use crate::task::grant::TARGET_ACCESS;
 use crate::task::place::Location;
-use crate::task::{Detail, Grants, Limit, Limits, RawDetail, Refused};
+use crate::task::{Detail, Grants, Limit, Limits, RawDetail, Refused, User};
 
 /// What was asked for.
 pub(super) struct Wanted<'a> {
@@ -146,6 +147,25 @@ impl ToBe<'_> {
             let about = |at: &Location| detail.locations.iter().any(|own| own.overlap(at).is_some());
             targets.iter().filter(|(_, at)| about(at)).any(|(target, _)| may(target, action))
         })
+    }
+}
+
+impl ToBe<'_> {
+    /// For the record, when nothing comes of it.
+    pub(super) fn refused(&self, id: TaskId, user: Option<&User>) -> audit::TaskFacts {
+        audit::TaskFacts {
+            id,
+            root: id,
+            parent: None,
+            depth: 0,
+            template: self.task.template.clone(),
+            purpose: self.task.purpose.clone(),
+            state: "refused",
+            deadline: None,
+            isolated: false,
+            chain: vec![self.who.spiffe_id.to_string()],
+            user: user.map(|user| audit::UserPrint::of(&user.iss, &user.sub)),
+        }
     }
 }
 
