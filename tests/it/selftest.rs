@@ -1,4 +1,4 @@
-//! `mayfly selftest containment` against an agent that runs.
+//! What a development agent is good for without any file: `mayfly selftest containment`, and a task.
 
 use std::process::{Child, Command, Stdio};
 
@@ -11,21 +11,62 @@ impl Drop for Agent {
     }
 }
 
+/// A development agent, and its public socket.
+fn developing(runtime: &std::path::Path) -> (Agent, std::path::PathBuf) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mayfly"));
+    command.args(["agent", "--dev", "--runtime-dir"]).arg(runtime);
+    let agent = Agent(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+    let socket = std::iter::repeat_with(|| find(runtime)).flatten().next().unwrap();
+    (agent, socket)
+}
+
+#[test]
+fn a_program_works_in_a_task_as_the_banner_says_and_the_record_tells_of_it() {
+    let home = tempfile::tempdir().unwrap();
+    let runtime = home.path().join("mayfly");
+    let (_agent, socket) = developing(&runtime);
+    let mayfly = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mayfly"));
+        command.args(arguments).env("XDG_RUNTIME_DIR", home.path()).env_remove("SPIFFE_ENDPOINT_SOCKET");
+        command.output().unwrap()
+    };
+    let socket = format!("unix://{}", socket.display());
+    let ran = mayfly(&[
+        "run",
+        "--socket",
+        &socket,
+        "--task",
+        "demo",
+        "--token",
+        "TOKEN=https://demo.mayfly.internal",
+        "--",
+        "sh",
+        "-c",
+        "test -s $TOKEN && echo $MAYFLY_TASK",
+    ]);
+    let (said, complained) = (String::from_utf8(ran.stdout).unwrap(), String::from_utf8(ran.stderr).unwrap());
+    assert!(ran.status.success() && said.starts_with("tsk_"), "{said}{complained}");
+    // Found without a name, as the log of this user's own agent.
+    let told = mayfly(&["audit", "task", said.trim()]);
+    let told = String::from_utf8(told.stdout).unwrap();
+    for word in ["allowed: read on demo", "https://demo.mayfly.internal", "ends: "] {
+        assert!(told.contains(word), "{told}");
+    }
+    let refused = mayfly(&["run", "--socket", &socket, "--task", "unheard-of", "--", "true"]);
+    let refused = String::from_utf8(refused.stderr).unwrap();
+    assert!(refused.contains("policy_denied"), "{refused}");
+    let evaluation = refused.split(['(', ')']).find(|word| word.starts_with("evl_")).expect("names it");
+    let found = mayfly(&["audit", "query", "--evaluation", evaluation]);
+    let found = String::from_utf8(found.stdout).unwrap();
+    assert!(found.contains("unknown_template") && found.lines().count() == 1, "{found}");
+}
+
 #[test]
 fn the_self_test_says_what_held_and_what_no_agent_can_hold() {
     let mayfly = env!("CARGO_BIN_EXE_mayfly");
     let home = tempfile::tempdir().unwrap();
     let runtime = home.path().join("agent");
-    let _agent = Agent(
-        Command::new(mayfly)
-            .args(["agent", "--dev", "--runtime-dir"])
-            .arg(&runtime)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap(),
-    );
-    let socket = std::iter::repeat_with(|| find(&runtime)).flatten().next().unwrap();
+    let (_agent, socket) = developing(&runtime);
     let ran = Command::new(mayfly)
         .args(["selftest", "containment", "--output", "json", "--socket"])
         .arg(socket)
