@@ -18,6 +18,7 @@ use super::kubernetes;
 use super::policy::Policies;
 use super::sockets::Socket;
 use super::storage::{self, Records, Stored};
+use super::tasks;
 use crate::api::launch::LaunchSocket;
 use crate::api::limits::AdmissionLimits;
 use crate::api::listener::{Access, Bound};
@@ -34,7 +35,6 @@ use crate::ledger::Row;
 use crate::manager::{Manager, Passed, Pidfds};
 use crate::policy::Engine;
 use crate::ready::Readiness;
-use crate::task::approval::ApprovalBounds;
 use crate::trust::{BundleStore, TrustSnapshot};
 use crate::workload::{Parts, RevokerSettings, Settings, Workloads};
 
@@ -340,11 +340,8 @@ fn start_workloads(
         wit: Recipe { key: storage::wit_key_type(config), issuer: config.wit.issuer.clone() },
         status_list_uri: config.status_list_uri.clone(),
         freezes: super::policy::freezes_file(config),
-        approvals: ApprovalBounds {
-            wait: config.approvals.answer_within,
-            good: config.approvals.use_within,
-            ..ApprovalBounds::default()
-        },
+        approvals: tasks::approvals(&config.approvals),
+        tasks: tasks::bounds(&config.tasks),
         users: config.users.clone(),
         leases_per_uid: wide(config.limits.live_leases_per_uid),
         jwt_leases_per_workload: wide(config.limits.jwt_leases_per_workload),

@@ -18,6 +18,7 @@ mod run;
 mod signals;
 mod sockets;
 mod storage;
+mod tasks;
 mod web;
 
 use std::io::Write as _;

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::federation::EndpointUrl;
+use super::resolve::count;
 use super::show::Quoted;
 use crate::diag::{Found, Problems, ShownDuration as Time, Table};
 
@@ -23,6 +24,10 @@ pub struct ApprovalSettings {
     pub answer_within: Duration,
     /// Until a yes is used.
     pub use_within: Duration,
+    /// Of a task, waiting.
+    pub pending: u32,
+    /// Of a task, in ten minutes.
+    pub requests: u32,
 }
 
 /// As written.
@@ -33,6 +38,8 @@ pub(super) struct RawApprovals {
     webhook_ca_file: Option<Found<PathBuf>>,
     answer_within: Option<Found<Duration>>,
     use_within: Option<Found<Duration>>,
+    pending: Option<Found<i64>>,
+    requests: Option<Found<i64>>,
 }
 
 impl RawApprovals {
@@ -43,6 +50,8 @@ impl RawApprovals {
             webhook_ca_file: table.path("webhook_ca_file"),
             answer_within: table.duration("answer_within"),
             use_within: table.duration("use_within"),
+            pending: table.integer("pending"),
+            requests: table.integer("requests"),
         }
     }
 
@@ -65,15 +74,18 @@ impl RawApprovals {
             webhook_ca_file: self.webhook_ca_file.map(|found| found.value),
             answer_within: within(self.answer_within, ANSWER, problems),
             use_within: within(self.use_within, USE, problems),
+            pending: count(self.pending, 1..=i64::from(PENDING), PENDING, problems),
+            requests: count(self.requests, 1..=i64::from(REQUESTS), REQUESTS, problems),
         }
     }
 }
 
 impl fmt::Display for ApprovalSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { notify_exec, notify_webhook, webhook_ca_file, answer_within, use_within } = self;
+        let Self { notify_exec, notify_webhook, webhook_ca_file, answer_within, use_within, .. } = self;
         writeln!(f, "\n[approvals]\nanswer_within = \"{}\"", Time(*answer_within))?;
         writeln!(f, "use_within = \"{}\"", Time(*use_within))?;
+        writeln!(f, "pending = {}\nrequests = {}", self.pending, self.requests)?;
         if !notify_exec.is_empty() {
             let words = notify_exec.iter().cloned().map(toml::Value::String).collect();
             writeln!(f, "notify_exec = {}", toml::Value::Array(words))?;
@@ -91,6 +103,8 @@ impl fmt::Display for ApprovalSettings {
 /// The longest there is: configuration only lowers them.
 const ANSWER: Duration = Duration::from_secs(600);
 const USE: Duration = Duration::from_secs(300);
+const PENDING: u32 = 3;
+const REQUESTS: u32 = 5;
 const LEAST: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
@@ -111,13 +125,16 @@ mod tests {
         let usual = approvals("").unwrap();
         assert!(usual.notify_exec.is_empty() && usual.notify_webhook.is_none());
         assert_eq!((usual.answer_within, usual.use_within), (ANSWER, USE));
+        assert_eq!((usual.pending, usual.requests), (3, 5));
         let written = approvals(
             "notify_exec = [\"/usr/libexec/tell\", \"oncall\"]\nnotify_webhook = \"https://chat.example.org/x?y\"\n\
-             webhook_ca_file = \"/ca.pem\"\nanswer_within = \"2m\"\nuse_within = \"10s\"",
+             webhook_ca_file = \"/ca.pem\"\nanswer_within = \"2m\"\nuse_within = \"10s\"\n\
+             pending = 1\nrequests = 2",
         )
         .unwrap();
         assert_eq!(written.notify_exec, ["/usr/libexec/tell", "oncall"]);
         assert_eq!(written.use_within, Duration::from_secs(10));
+        assert_eq!((written.pending, written.requests), (1, 2));
     }
 
     #[test]
@@ -131,6 +148,8 @@ mod tests {
             ("webhook_ca_file = \"/ca.pem\"", "approvals.webhook_ca_file: belongs to `notify_webhook`"),
             ("answer_within = \"11m\"", "approvals.answer_within: is \"11m\""),
             ("use_within = \"6m\"", "approvals.use_within: is \"6m\""),
+            ("pending = 4", "approvals.pending: is 4: write a value from 1 to 3"),
+            ("requests = 0", "approvals.requests: is 0: write a value from 1 to 5"),
             ("groups = 1", "approvals.groups: is not a known key"),
         ] {
             let report = approvals(text).unwrap_err();

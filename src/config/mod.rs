@@ -15,6 +15,7 @@ mod sds;
 mod settings;
 mod show;
 mod systemd;
+mod tasks;
 mod upstream;
 mod users;
 mod web;
@@ -38,6 +39,7 @@ pub use self::settings::{
     X509Settings,
 };
 pub use self::systemd::SystemdSettings;
+pub use self::tasks::TaskLimits;
 pub use self::upstream::UpstreamSettings;
 pub use self::users::{UserIssuer, UserTokenType};
 pub use self::web::{BundleEndpointSettings, BundleSettings, EndpointProfile, HttpSettings};

@@ -14,8 +14,8 @@ use super::probes::RawProbes;
 use super::sds::RawSds;
 use super::settings::{JwtKeyType, X509KeyType};
 use super::systemd::RawSystemd;
+use super::tasks::RawTasks;
 use super::upstream::RawUpstream;
-use super::users::RawUsers;
 use super::web::RawWeb;
 use super::wit::RawWit;
 use crate::diag::{Found, Problems, Table, read_toml};
@@ -31,7 +31,7 @@ pub struct RawConfig {
     pub(super) entries_projected: Option<Found<bool>>,
     pub(super) policy: RawPolicy,
     pub(super) approvals: RawApprovals,
-    pub(super) users: Vec<RawUsers>,
+    pub(super) tasks: RawTasks,
     pub(super) sockets: RawSockets,
     pub(super) x509: RawX509,
     pub(super) jwt: RawJwt,
@@ -145,7 +145,7 @@ impl RawConfig {
             entries_projected: table.boolean("entries_projected"),
             policy: table.section("policy", RawPolicy::read),
             approvals: table.section("approvals", RawApprovals::read),
-            users: table.section("tasks", |t| t.tables("users", RawUsers::read)).unwrap_or_default(),
+            tasks: table.section("tasks", RawTasks::read),
             sockets: table.section("sockets", |t| RawSockets {
                 public: t.path("public"),
                 admin: t.path("admin"),

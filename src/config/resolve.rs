@@ -45,7 +45,8 @@ impl RawConfig {
         let sds = self.sds.resolve(problems);
         let oidc_issuer = web.oidc_issuer.take();
         let jwt = jwt(self.jwt, oidc_issuer, trust_domain.as_ref(), problems);
-        let users = super::users::resolve(self.users, &jwt.issuer, problems);
+        let (tasks, users) = self.tasks.resolve(problems);
+        let users = super::users::resolve(users, &jwt.issuer, problems);
         let http_socket = super::web::socket_beside(&sockets.public);
         let federation = federation::resolve(self.federation, trust_domain.as_ref(), problems);
         let web = web.resolve(trust_domain.as_ref(), http_socket, authority.lead, problems);
@@ -56,6 +57,7 @@ impl RawConfig {
             entries: from(entries_dir),
             policy,
             approvals,
+            tasks,
             users,
             sockets,
             x509: X509Settings { ttl: x509_ttl, key_type: x509_key },
@@ -303,7 +305,7 @@ fn log(raw: RawLog) -> LogConfig {
     }
 }
 
-fn or(
+pub(super) fn or(
     found: Option<Found<Duration>>,
     range: &RangeInclusive<Duration>,
     default: Duration,
@@ -329,7 +331,7 @@ fn no_shorter(
     found.within(&(least..=LONGEST), problems).unwrap_or(default)
 }
 
-fn count(
+pub(super) fn count(
     found: Option<Found<i64>>,
     range: RangeInclusive<i64>,
     default: u32,

@@ -12,6 +12,7 @@ use super::policy::PolicyFrom;
 use super::probes::ProbeSettings;
 use super::sds::SdsSettings;
 use super::systemd::SystemdSettings;
+use super::tasks::TaskLimits;
 use super::upstream::UpstreamSettings;
 use super::users::UserIssuer;
 use super::web::{BundleEndpointSettings, BundleSettings, HttpSettings};
@@ -32,6 +33,8 @@ pub struct Config {
     pub policy: PolicyFrom,
     /// `[approvals]`
     pub approvals: ApprovalSettings,
+    /// `[tasks]`
+    pub tasks: TaskLimits,
     /// `[[tasks.users]]`, one for each issuer of users' tokens.
     pub users: Vec<UserIssuer>,
     /// `[sockets]`

@@ -45,7 +45,7 @@ impl fmt::Display for Config {
         write!(f, "{}", self.sds)?;
         self.upstream.iter().try_for_each(|upstream| write!(f, "{upstream}"))?;
         self.web(f)?;
-        write!(f, "{}{}{}", self.policy, self.approvals, self.probes)?;
+        write!(f, "{}{}{}{}", self.policy, self.approvals, self.probes, self.tasks)?;
         self.users.iter().try_for_each(|issuer| write!(f, "{issuer}"))?;
         self.federation.iter().try_for_each(|relationship| write!(f, "{relationship}"))
     }

@@ -173,6 +173,8 @@ pub struct Bounds {
     pub watches: usize,
     /// Bytes of a token.
     pub token: usize,
+    /// Credentials of a task in a minute.
+    pub issues: u32,
 }
 
 impl Default for Bounds {
@@ -192,6 +194,7 @@ impl Default for Bounds {
             tasks: 10_000,
             watches: 4,
             token: 8 * 1024,
+            issues: 60,
         }
     }
 }

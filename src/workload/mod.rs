@@ -87,6 +87,7 @@ use crate::ready::Readiness;
 use crate::registration::EntrySet;
 use crate::revocation::Timings;
 use crate::revocation::status_list::StatusLists;
+use crate::task::Bounds;
 use crate::task::approval::ApprovalBounds;
 use crate::trust::TrustSnapshot;
 
@@ -160,6 +161,8 @@ pub struct Settings {
     pub freezes: Option<std::path::PathBuf>,
     /// How long people have to answer, and an agent to use it.
     pub approvals: ApprovalBounds,
+    /// How much there may be of what tasks use.
+    pub tasks: Bounds,
     /// Who vouches for users.
     pub users: Vec<UserIssuer>,
     /// Live leases of one uid.
@@ -265,7 +268,7 @@ impl Workloads {
         let shown = (Arc::clone(&denied), Arc::clone(&timings), at_disk.clone());
         let crl = revoker::start(&parts, revoker, queue, shown)?;
         let mut state = State::default();
-        state.tasks.approvals = tasks::Desk::new(settings.approvals);
+        state.tasks = tasks::Tasks::new(settings.tasks.clone(), settings.approvals);
         let state = Mutex::new(state);
         let timer = Condvar::new();
         let shared = Arc::new(Shared {

@@ -73,9 +73,13 @@ fn dir(agent: &Agent) -> PathBuf {
 }
 
 fn world() -> World {
+    configured("")
+}
+
+fn configured(settings: &str) -> World {
     let mut agent = Plan::for_uids(&[own_uid()]).prepare();
     std::fs::create_dir(dir(&agent)).unwrap();
-    let table = format!("\n[policy]\ndir = {:?}\n[wit]\nenabled = true\n", dir(&agent));
+    let table = format!("\n[policy]\ndir = {:?}\n[wit]\nenabled = true\n{settings}", dir(&agent));
     agent.plan().settings += &table;
     agent.write_config();
     files::replace(&dir(&agent).join("a.cedar"), POLICY.as_bytes(), 0o644);
@@ -470,4 +474,37 @@ fn what_never_began_and_what_a_task_does_not_cover_are_on_record_with_their_inte
     let more = world.issue(wanted(&task, proto::Format::AccessToken, &[WIKI])).unwrap_err();
     assert_eq!(reason(&more), "limit_calls");
     world.agent.audited(&["decision.deny", "\"reason\":\"limit_calls\"", &task.id]);
+}
+
+#[test]
+fn what_the_configuration_lowers_is_lower_for_everybody() {
+    let limits = "\n[tasks]\nlife = \"10m\"\nper_agent = 2\ndetails = 2\npurpose_bytes = 20\nissues_per_minute = 1\n\
+                  default_credential = \"20s\"\ntoken_bytes = 1024\n";
+    let world = configured(limits);
+    let refused = |request: proto::BeginRequest| reason(&world.begin(request).unwrap_err());
+    let read = || vec![detail(WIKI, &["read"])];
+    let wordy = proto::BeginRequest { purpose: "x".repeat(21), details: read(), ..Default::default() };
+    assert_eq!(refused(wordy), "limit_purpose");
+    let long = Some(prost_types::Duration { seconds: 601, nanos: 0 });
+    assert_eq!(
+        refused(proto::BeginRequest { ttl: long, details: read(), ..Default::default() }),
+        "limit_life"
+    );
+    let many = ["a", "b", "c"].map(|page| detail(&format!("{WIKI}/api/{page}"), &["read"])).to_vec();
+    assert_eq!(refused(proto::BeginRequest { details: many, ..Default::default() }), "limit_details");
+    let begin = || world.begin(proto::BeginRequest { details: read(), ..Default::default() });
+    let (first, second) = (begin().unwrap(), begin().unwrap());
+    assert_eq!(reason(&begin().unwrap_err()), "limit_tasks");
+    // By default no longer than the longest: 10 minutes, not 15.
+    let (begun, deadline) = (first.begun_at.unwrap().seconds, first.deadline.unwrap().seconds);
+    assert!((599..=601).contains(&(deadline - begun)), "{begun} {deadline}");
+    let long = world.issue(wanted(&first, proto::Format::AccessToken, &[WIKI])).unwrap_err();
+    assert_eq!(reason(&long), "limit_token", "a token of a task is longer than a kilobyte");
+    assert_eq!(
+        reason(&world.issue(wanted(&first, proto::Format::JwtSvid, &[WIKI])).unwrap_err()),
+        "limit_rate"
+    );
+    let token = world.issue(wanted(&second, proto::Format::JwtSvid, &[WIKI])).unwrap();
+    let life = token.expires_at.unwrap().seconds - token.issued_at.unwrap().seconds;
+    assert!(life <= 31, "20 s, and everything is backdated: {life}");
 }

@@ -404,7 +404,7 @@ impl Shared {
                         instance: task.seat.instance(),
                         approval: approved.map(|approved| approved.terms),
                     },
-                    longest: crate::task::Bounds::default().token,
+                    longest: self.settings.tasks.token,
                     status: Some(&place),
                 };
                 access::mint(permit, authorities.active_jwt(), lease, &terms, now).map(Shut::Access)

@@ -47,7 +47,7 @@ use crate::audit;
 use crate::id::{LeaseId, SpiffeId, TaskId};
 use crate::issue::user::WhyNot;
 use crate::policy::{self, Decision};
-use crate::task::approval::ApprovalError;
+use crate::task::approval::{ApprovalBounds, ApprovalError};
 use crate::task::{Bounds, Caller, Limit, Refused, Standing, Task, Tree};
 
 /// Why a task gets something not, or is none. `api::tasks` has a reason for each.
@@ -101,18 +101,22 @@ pub(super) struct Tasks {
 
 impl Default for Tasks {
     fn default() -> Self {
+        Self::new(Bounds::default(), ApprovalBounds::default())
+    }
+}
+
+impl Tasks {
+    pub(super) fn new(bounds: Bounds, approvals: ApprovalBounds) -> Self {
         Self {
-            tree: Tree::new(Bounds::default()),
-            approvals: Desk::default(),
+            tree: Tree::new(bounds),
+            approvals: Desk::new(approvals),
             rates: HashMap::new(),
             certificates: HashMap::new(),
             keepers: HashMap::new(),
             watchers: Watchers::default(),
         }
     }
-}
 
-impl Tasks {
     /// The lease is gone, for whatever reason.
     pub(super) fn lease_gone(&mut self, lease: LeaseId) {
         self.tree.lease_gone(lease);
@@ -143,7 +147,7 @@ impl Tasks {
         if now.saturating_duration_since(*since) >= MINUTE {
             (*since, *used) = (now, 0);
         }
-        if *used >= ISSUES_PER_MINUTE {
+        if *used >= self.tree.bounds().issues {
             return Err(Refused::Limit(Limit::Rate));
         }
         *used += 1;
@@ -266,4 +270,3 @@ impl Workloads {
 }
 
 const MINUTE: Duration = Duration::from_secs(60);
-const ISSUES_PER_MINUTE: u32 = 60;
