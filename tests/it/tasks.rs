@@ -492,14 +492,15 @@ fn what_the_configuration_lowers_is_lower_for_everybody() {
     );
     let many = ["a", "b", "c"].map(|page| detail(&format!("{WIKI}/api/{page}"), &["read"])).to_vec();
     assert_eq!(refused(proto::BeginRequest { details: many, ..Default::default() }), "limit_details");
-    let begin = || world.begin(proto::BeginRequest { details: read(), ..Default::default() });
-    let (first, second) = (begin().unwrap(), begin().unwrap());
-    assert_eq!(reason(&begin().unwrap_err()), "limit_tasks");
+    let begin = |details| world.begin(proto::BeginRequest { details, ..Default::default() });
+    let deep = detail(&format!("{WIKI}/api/{}", "a".repeat(900)), &["read"]);
+    let (first, second) = (begin(vec![deep]).unwrap(), begin(read()).unwrap());
+    assert_eq!(reason(&begin(read()).unwrap_err()), "limit_tasks");
     // By default no longer than the longest: 10 minutes, not 15.
     let (begun, deadline) = (first.begun_at.unwrap().seconds, first.deadline.unwrap().seconds);
     assert!((599..=601).contains(&(deadline - begun)), "{begun} {deadline}");
     let long = world.issue(wanted(&first, proto::Format::AccessToken, &[WIKI])).unwrap_err();
-    assert_eq!(reason(&long), "limit_token", "a token of a task is longer than a kilobyte");
+    assert_eq!(reason(&long), "limit_token", "it says what it is for, which takes more than a kilobyte");
     assert_eq!(
         reason(&world.issue(wanted(&first, proto::Format::JwtSvid, &[WIKI])).unwrap_err()),
         "limit_rate"
