@@ -389,6 +389,7 @@ mod tests {
     use std::os::fd::AsFd;
     use std::os::unix::fs::PermissionsExt;
     use std::os::unix::process::CommandExt;
+    use std::path::PathBuf;
     use std::process::{Child, Command};
 
     use super::*;
