@@ -5,8 +5,9 @@ use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
 
 use hyper_util::rt::TokioIo;
+use mayfly_harness::policies::{WIKI, WRITES_NEED_A_PERSON};
 use mayfly_harness::tasks::detail;
-use mayfly_harness::{Agent, Entry, Holder, Plan, files, until};
+use mayfly_harness::{Agent, Entry, Holder, Plan, Policies, until};
 use mayfly_proto::task as proto;
 use mayfly_proto::task::task_admin_client::TaskAdminClient;
 use mayfly_proto::task::task_api_client::TaskApiClient;
@@ -19,57 +20,19 @@ use tonic::{Code, Request, Status};
 use crate::http::local;
 use crate::support::own_uid;
 
-const POLICY: &str = r#"
-@id("fetch") permit(principal, action == Mayfly::Action::"fetch", resource);
-@id("begin") permit(principal, action == Mayfly::Action::"begin", resource);
-@id("hand-on") permit(principal, action == Mayfly::Action::"delegate", resource);
-@id("read") @max_ttl("60") permit(principal, action == Mayfly::Action::"read", resource);
-@id("write") permit(principal, action == Mayfly::Action::"write", resource);
-@id("writes-need-a-person") @requires_approval("oncall")
-forbid(principal, action == Mayfly::Action::"write", resource)
-unless { context has approval && context.approval.quorum >= 1 };
-"#;
-
-const CATALOGUE: &str = r#"
-[[agents]]
-spiffe_id = "spiffe://example.org/**"
-groups = ["researchers"]
-owner = "docs"
-templates = ["*"]
-
-[[targets]]
-name = "wiki"
-audience = "https://wiki.example.org"
-data_class = "internal"
-groups = ["kb"]
-owner = "docs"
-binding = "none"
-location = "https://wiki.example.org/api"
-
-[[targets]]
-name = "vault"
-audience = "https://vault.example.org"
-data_class = "secret"
-groups = ["kb"]
-owner = "docs"
-binding = "none"
-location = "https://vault.example.org"
-
-[[targets]]
-name = "selftest"
-audience = "https://selftest.mayfly.internal"
-data_class = "internal"
-groups = ["kb"]
-owner = "docs"
-binding = "none"
-
-[[people]]
-name = "bob"
-uids = ["4711"]
-groups = ["oncall"]
-"#;
-
-const WIKI: &str = "https://wiki.example.org";
+fn policies() -> Policies {
+    Policies::open()
+        .permit("delegate")
+        .rule(
+            "@id(\"read\") @max_ttl(\"60\") permit(principal, action == Mayfly::Action::\"read\", resource);",
+        )
+        .permit("write")
+        .rule(WRITES_NEED_A_PERSON)
+        .target("wiki", &[("location", "https://wiki.example.org/api")])
+        .target("vault", &[("data_class", "secret"), ("location", "https://vault.example.org")])
+        .target("selftest", &[("audience", "https://selftest.mayfly.internal")])
+        .person("bob", 4711, "oncall")
+}
 
 fn agent() -> Agent {
     start(&[Entry::for_uid(own_uid())])
@@ -77,12 +40,7 @@ fn agent() -> Agent {
 
 fn start(entries: &[Entry]) -> Agent {
     let mut agent = Plan::with_entries(entries).prepare();
-    let dir = agent.dir().join("policy.d");
-    std::fs::create_dir(&dir).unwrap();
-    agent.plan().settings += &format!("\n[policy]\ndir = {dir:?}\n");
-    agent.write_config();
-    files::replace(&dir.join("a.cedar"), POLICY.as_bytes(), 0o644);
-    files::replace(&dir.join("b.toml"), CATALOGUE.as_bytes(), 0o644);
+    policies().install(&mut agent);
     agent.launch();
     agent
 }

@@ -1,35 +1,13 @@
 //! The kill switch between users: who is killed, who is not, and what is said when the agent may not kill.
 
+use mayfly_harness::policies::WIKI;
 use mayfly_harness::tasks::detail;
-use mayfly_harness::{Agent, Entry, Holder, Plan, files, require_root, until};
+use mayfly_harness::{Agent, Entry, Holder, Plan, Policies, require_root, until};
 use mayfly_proto::task as proto;
 use serde_json::Value;
 
 use crate::support::WIDE;
 
-const POLICY: &str = r#"
-@id("fetch") permit(principal, action == Mayfly::Action::"fetch", resource);
-@id("begin") permit(principal, action == Mayfly::Action::"begin", resource);
-@id("read") permit(principal, action == Mayfly::Action::"read", resource);
-"#;
-
-const CATALOGUE: &str = r#"
-[[agents]]
-spiffe_id = "spiffe://example.org/**"
-groups = ["researchers"]
-owner = "docs"
-templates = ["*"]
-
-[[targets]]
-name = "wiki"
-audience = "https://wiki.example.org"
-data_class = "internal"
-groups = ["kb"]
-owner = "docs"
-binding = "none"
-"#;
-
-const WIKI: &str = "https://wiki.example.org";
 const DOOMED: u32 = 20_931;
 const OTHER: u32 = 20_932;
 const OWN: u32 = 20_933;
@@ -40,12 +18,7 @@ fn agent(uid: Option<u32>) -> Agent {
     let mut plan = Plan::with_entries(&entries).settings(WIDE);
     plan.uid = uid;
     let mut agent = plan.prepare();
-    let dir = agent.dir().join("policy.d");
-    std::fs::create_dir(&dir).unwrap();
-    agent.plan().settings += &format!("\n[policy]\ndir = {dir:?}\n");
-    agent.write_config();
-    files::replace(&dir.join("a.cedar"), POLICY.as_bytes(), 0o644);
-    files::replace(&dir.join("b.toml"), CATALOGUE.as_bytes(), 0o644);
+    Policies::open().permit("read").target("wiki", &[]).install(&mut agent);
     agent.launch();
     agent
 }

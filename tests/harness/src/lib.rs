@@ -18,6 +18,7 @@ pub mod manager;
 pub mod pause;
 pub mod peers;
 pub mod pki;
+pub mod policies;
 #[cfg(test)]
 mod stand_in;
 pub mod tasks;
@@ -33,6 +34,7 @@ pub use holder::{Holder, Refusal, Svid, Token, Wit};
 pub use idp::Idp;
 pub use pause::{Jam, Pause};
 pub use pki::Crl;
+pub use policies::Policies;
 pub use tasks::TaskRefusal;
 
 /// How long anything may take before a test gives up. Not a performance bound: nothing is asserted about
