@@ -8,6 +8,7 @@ use mayfly_harness::foreign::{self, Authority, Endpoint};
 use mayfly_harness::pki::claims;
 use mayfly_harness::policies::{WIKI, WRITES_NEED_A_PERSON};
 use mayfly_harness::tasks::refused as reason;
+use mayfly_harness::wire::channel;
 use mayfly_harness::{Agent, Holder, Plan, Policies, Refusal, until};
 use mayfly_proto::task as proto;
 use serde_json::{Value, json};
@@ -175,16 +176,7 @@ fn who_follows_hears_what_people_were_asked_and_that_it_ended() {
     assert_eq!((found.facts.len(), found.votes.len(), found.action.as_str()), (0, 0, "write"));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let (mut operator, shown) = runtime.block_on(async {
-        let socket = agent.admin_socket();
-        let connector = tower::service_fn(move |_: tonic::transport::Uri| {
-            let socket = socket.clone();
-            async move {
-                let stream = tokio::net::UnixStream::connect(socket).await?;
-                Ok::<_, std::io::Error>(hyper_util::rt::TokioIo::new(stream))
-            }
-        });
-        let at = tonic::transport::Endpoint::from_static("http://localhost");
-        let channel = at.connect_with_connector(connector).await.unwrap();
+        let channel = channel(&agent.admin_socket()).await.unwrap();
         let mut admin = proto::task_admin_client::TaskAdminClient::new(channel);
         let request = proto::ListApprovalsRequest { follow: true, ..Default::default() };
         let mut operator = admin.list_approvals(request).await.unwrap().into_inner();

@@ -1,17 +1,16 @@
 //! Tasks: what an agent may do is decided for each credential, and ends with the task. The calling process is the
 //! agent; the resource server's side is the introspection socket.
 
-use hyper_util::rt::TokioIo;
 use mayfly_harness::peers::python;
 use mayfly_harness::policies::{WIKI, WRITES_NEED_A_PERSON};
 use mayfly_harness::tasks::{self, detail};
+use mayfly_harness::wire::channel;
 use mayfly_harness::{Agent, Plan, Policies, until};
 use mayfly_proto::task as proto;
 use mayfly_proto::task::task_api_client::TaskApiClient;
 use serde_json::Value;
-use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
-use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
 use crate::http::local;
@@ -37,8 +36,12 @@ struct World {
 }
 
 fn world() -> World {
+    configured("")
+}
+
+fn configured(settings: &str) -> World {
     let mut agent = Plan::for_uids(&[own_uid()]).prepare();
-    agent.plan().settings += "\n[wit]\nenabled = true\n";
+    agent.plan().settings += &format!("\n[wit]\nenabled = true\n{settings}");
     policies().install(&mut agent);
     agent.launch();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -58,13 +61,7 @@ fn reason(status: &Status) -> String {
 
 impl World {
     async fn client(&self) -> TaskApiClient<Channel> {
-        let path = self.agent.public();
-        let connector = tower::service_fn(move |_: Uri| {
-            let path = path.clone();
-            async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(path).await?)) }
-        });
-        let channel = Endpoint::from_static("http://localhost").connect_with_connector(connector).await;
-        TaskApiClient::new(channel.unwrap())
+        TaskApiClient::new(channel(&self.agent.public()).await.unwrap())
     }
 
     fn begin(&self, request: proto::BeginRequest) -> Result<proto::Task, Status> {

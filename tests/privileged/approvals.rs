@@ -2,9 +2,9 @@
 //! the starter set `writes-need-a-human`. Threats K03 (the screen) is in the tests of the command; K04 is here.
 
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::path::Path;
 
+use mayfly_harness::cgroup::Group;
 use mayfly_harness::pki::claims;
 use mayfly_harness::policies::WIKI;
 use mayfly_harness::tasks::refused as reason;
@@ -356,41 +356,6 @@ fn k_nothing_is_good_for_long() {
     assert_eq!(reason(world.decide(ANN, &id, true)), "approval_expired");
 }
 
-static CGROUPS: AtomicU32 = AtomicU32::new(0);
-
-/// A cgroup of the v2 hierarchy; gone with the test.
-struct Cgroup(PathBuf);
-
-impl Cgroup {
-    fn new() -> Self {
-        let n = CGROUPS.fetch_add(1, Ordering::Relaxed);
-        let unified = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"];
-        let root = unified
-            .into_iter()
-            .find(|root| Path::new(root).join("cgroup.procs").exists())
-            .expect("cgroup v2");
-        let path = Path::new(root).join(format!("mayfly-approvals-{}-{n}", std::process::id()));
-        std::fs::create_dir(&path).unwrap();
-        Self(path)
-    }
-
-    fn take(&self, pid: u32) {
-        std::fs::write(self.0.join("cgroup.procs"), pid.to_string()).unwrap();
-    }
-}
-
-impl Drop for Cgroup {
-    fn drop(&mut self) {
-        // Processes that were killed leave it a moment later.
-        for _ in 0..200 {
-            if std::fs::remove_dir(&self.0).is_ok() {
-                return;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(10));
-        }
-    }
-}
-
 /// K04: the agent does not approve for itself: not as its own user, not from its cgroup, not from its task or another.
 #[test]
 fn k04_nobody_decides_from_where_the_agent_is() {
@@ -399,7 +364,7 @@ fn k04_nobody_decides_from_where_the_agent_is() {
     let text = catalogue()
         + &format!("\n[[people]]\nname = \"agent\"\nuids = [\"{ASKER}\"]\ngroups = [\"oncall\"]\n");
     world.agent.write_catalogue(&text);
-    let cgroup = Cgroup::new();
+    let cgroup = Group::new("approvals");
     cgroup.take(world.asker.pid());
     until("the agent is where it is now", || {
         let task = world.task.clone();
@@ -429,7 +394,7 @@ fn k04_nobody_decides_from_where_the_agent_is() {
     assert_eq!(reason(decide(&mut root, &world.agent, &request)), "same_cgroup");
     world.agent.audited(&["\"phase\":\"approval\"", "cgroup of the agent"]);
     assert_eq!(world.shown(&id)["state"], "pending", "none of that counted");
-    let away = Cgroup::new();
+    let away = Group::new("approvals");
     away.take(ann.pid());
     assert_eq!(yes(&decide(&mut ann, &world.agent, &request).unwrap()), proto::ApprovalState::Approved);
     drop((ann, root));

@@ -56,6 +56,12 @@ pub fn until<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
     }
 }
 
+/// Whether the process runs: one that is dead and not waited for does not.
+pub fn is_running(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with('Z'))
+}
+
 /// Prints what a test measured: `tests/run` shows the lines that begin with `FIGURE`. Nothing is asserted about
 /// such a time.
 pub fn figure(text: &str) {
