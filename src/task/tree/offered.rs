@@ -89,11 +89,14 @@ impl super::Tree {
     /// Whether what is counted is what there is.
     pub(in crate::task) fn counts_its_offers(&self) -> bool {
         let Offers { all, of, .. } = &self.offers;
-        let (open, made) = of.iter().fold((0, 0), |(open, made), (_, one)| (open + one.open, made + one.all.len()));
+        let (open, made) =
+            of.iter().fold((0, 0), |(open, made), (_, one)| (open + one.open, made + one.all.len()));
         let is_open = |id: &&DelegationId| all.get(*id).is_some_and(|offer| offer.taken_by.is_none());
         open == all.values().filter(|offer| offer.taken_by.is_none()).count()
             && made == all.len()
-            && of.values().all(|one| one.all.iter().filter(is_open).count() == one.open && !one.all.is_empty())
+            && of
+                .values()
+                .all(|one| one.all.iter().filter(is_open).count() == one.open && !one.all.is_empty())
     }
 }
 
