@@ -4,12 +4,17 @@
 //! the same before the first read and after the last: otherwise some selectors could be of what it was and some of
 //! what it became. That is tried once more, and then given up.
 
+mod error;
+mod settings;
+
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+pub use self::error::AttestError;
+pub use self::settings::AttestSettings;
 use crate::attestation::{Attestation, Depth, ExeIdentity, Fingerprint, Gap};
 use crate::backend::{Backend, Found, Silent, Subject};
 use crate::gather::{self, Asked, Everything, Interest, Timed};
@@ -19,7 +24,7 @@ use crate::lineage::Lineage;
 use crate::measure::{MeasureError, Measurer};
 use crate::origin::{self, ContainerId, ContainerRef, Hierarchies, Origin, Refusal, View};
 use crate::process::Process;
-use crate::target::{self, OpenError, Target};
+use crate::target::{self, Target};
 use crate::unix::Unix;
 use crate::{cgroup, failpoint, ticks};
 
@@ -37,75 +42,6 @@ pub struct AttestorSet {
     backends: Vec<Box<dyn Backend>>,
     /// How often an origin was refused, by reason.
     refused: [AtomicU64; Refusal::REASONS.len()],
-}
-
-/// Bounds on attesting.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct AttestSettings {
-    /// For every attestor but back-ends, which have their own; the hash of the program has its own too
-    /// ([`crate::MeasureLimits`]).
-    pub deadline: Duration,
-    /// How many ancestors are measured at most.
-    pub ancestors: usize,
-    /// Where the machine's cgroups are mounted.
-    pub cgroup_root: PathBuf,
-    /// Below which cgroup this node's containers are; empty on an ordinary host.
-    pub cgroup_prefix: PathBuf,
-}
-
-/// Why a process has no attestation.
-#[derive(Debug, thiserror::Error)]
-pub enum AttestError {
-    /// It is gone.
-    #[error("the process exited during attestation")]
-    Exited,
-    /// It is not who it was when it connected.
-    #[error("the process changed its user or group since it connected")]
-    CredentialsChanged,
-    /// Our own descriptor table is full, or the machine's, or there is no memory: says nothing about the process.
-    /// Worth trying again.
-    #[error("no descriptor or memory is free to look at the process with")]
-    Descriptors,
-    /// Too much is being measured; worth trying again.
-    #[error("too many programs are being measured")]
-    Overloaded,
-    /// The answer did not come in time, or was not of one moment; worth trying again.
-    #[error("{kind} attestor: {why}")]
-    Unanswered {
-        /// Which attestor.
-        kind: &'static str,
-        /// One plain clause; `measure_deadline` when the program could not be read in time.
-        why: String,
-    },
-    /// It could not be read.
-    #[error("{kind} attestor: {why}")]
-    Failed {
-        /// Which attestor.
-        kind: &'static str,
-        /// One plain clause.
-        why: String,
-    },
-}
-
-impl AttestError {
-    /// Whether it is about us or about the moment: it says nothing about the process, and another try may succeed.
-    pub fn is_passing(&self) -> bool {
-        match self {
-            Self::Descriptors | Self::Overloaded | Self::Unanswered { .. } => true,
-            Self::Exited | Self::CredentialsChanged | Self::Failed { .. } => false,
-        }
-    }
-}
-
-impl Default for AttestSettings {
-    fn default() -> Self {
-        Self {
-            deadline: Duration::from_secs(1),
-            ancestors: 16,
-            cgroup_root: PathBuf::from("/sys/fs/cgroup"),
-            cgroup_prefix: PathBuf::new(),
-        }
-    }
 }
 
 impl AttestorSet {
@@ -391,16 +327,6 @@ struct Descent {
     unmeasured: Option<String>,
 }
 
-impl From<OpenError> for AttestError {
-    fn from(error: OpenError) -> Self {
-        match error {
-            OpenError::Exited => Self::Exited,
-            OpenError::Descriptors => Self::Descriptors,
-            OpenError::Failed(error) => Self::Failed { kind: "process", why: error.to_string() },
-        }
-    }
-}
-
 fn timed(gap: Gap, work: impl FnOnce() -> Result<Found, Silent>) -> Timed {
     let began = ticks::now();
     let found = work();
@@ -463,6 +389,7 @@ mod tests {
     use std::os::fd::AsFd;
     use std::os::unix::fs::PermissionsExt;
     use std::os::unix::process::CommandExt;
+    use std::path::PathBuf;
     use std::process::{Child, Command};
 
     use super::*;

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use mayfly_attestors::origin::ContainerId;
-use mayfly_attestors::{Host, PinError, Process};
+use mayfly_attestors::{Host, Process};
 use nix::sys::socket::{getsockopt, sockopt};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
@@ -26,91 +26,12 @@ use super::closer::Closer;
 pub use super::guard::Accepted;
 use super::limits::Payer;
 use super::peer::Peer;
+pub use super::refusals::{Refusal, Refusals, Refused};
 pub use super::seats::{ConnectionLimits, Full};
 use super::seats::{Seat, Seats};
+use super::spares::Spares;
 use crate::clock::Clock;
 use crate::ready::Readiness;
-
-/// Why a connection was closed before it was served.
-#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub enum Refusal {
-    /// Too many connections.
-    Total,
-    /// Too many of this uid, or of it in its container.
-    Uid,
-    /// Too many of this cgroup.
-    Cgroup,
-    /// This uid connects too fast.
-    Rate,
-    /// The process was gone before it could be pinned.
-    Exited,
-    /// The kernel cannot name it or its user from here.
-    Unnameable,
-    /// Nothing to pin it with was left.
-    Descriptors,
-    /// The kernel refuses to pin.
-    Unsupported,
-    /// The agent is stopping.
-    Stopping,
-}
-
-impl Refusal {
-    /// Every reason, in the order of [`Refusals::counts`].
-    pub const ALL: [Self; 9] = [
-        Self::Total,
-        Self::Uid,
-        Self::Cgroup,
-        Self::Rate,
-        Self::Exited,
-        Self::Unnameable,
-        Self::Descriptors,
-        Self::Unsupported,
-        Self::Stopping,
-    ];
-
-    /// A stable name for logs, metrics and the audit.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Total => "too_many_connections",
-            Self::Uid => "too_many_of_uid",
-            Self::Cgroup => "too_many_of_cgroup",
-            Self::Rate => "too_many_connects_of_uid",
-            Self::Exited => "peer_exited",
-            Self::Unnameable => "peer_unnameable",
-            Self::Descriptors => "out_of_descriptors",
-            Self::Unsupported => "pin_unsupported",
-            Self::Stopping => "stopping",
-        }
-    }
-}
-
-/// A connection that was closed before it was served.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Refused {
-    /// Why.
-    pub reason: Refusal,
-    /// Effective uid when it connected, if the kernel said.
-    pub uid: Option<u32>,
-    /// Process number when it connected; it may name another process by now.
-    pub pid: Option<u32>,
-}
-
-/// How many connections were refused, by reason.
-#[derive(Debug, Default)]
-pub struct Refusals([AtomicU64; Refusal::ALL.len()]);
-
-impl Refusals {
-    /// Each reason and its count.
-    pub fn counts(&self) -> impl Iterator<Item = (Refusal, u64)> {
-        Refusal::ALL.into_iter().zip(self.0.iter().map(|count| count.load(Ordering::Relaxed)))
-    }
-
-    fn count(&self, reason: Refusal) {
-        for (known, count) in Refusal::ALL.iter().zip(&self.0) {
-            count.fetch_add(u64::from(*known == reason), Ordering::Relaxed);
-        }
-    }
-}
 
 /// What the accept thread needs from the rest of the agent.
 pub struct AcceptSettings {
@@ -402,54 +323,6 @@ impl Accepting {
         // An error (a signal) only means looking again sooner.
         rustix::event::poll(polled.unwrap_or_default(), limit.as_ref()).ok();
         rustix::io::read(&*self.wake, &mut [0; 8]).ok();
-    }
-}
-
-impl From<Full> for Refusal {
-    fn from(full: Full) -> Self {
-        match full {
-            Full::Total => Self::Total,
-            Full::Uid => Self::Uid,
-            Full::Cgroup => Self::Cgroup,
-            Full::Rate => Self::Rate,
-        }
-    }
-}
-
-impl From<PinError> for Refusal {
-    fn from(error: PinError) -> Self {
-        match error {
-            PinError::Exited => Self::Exited,
-            PinError::Overflow => Self::Unnameable,
-            PinError::Descriptors => Self::Descriptors,
-            PinError::Unsupported(_) => Self::Unsupported,
-        }
-    }
-}
-
-/// Descriptors kept for the rest of the process, for when there are no others.
-#[derive(Debug)]
-struct Spares {
-    held: Vec<OwnedFd>,
-    wanted: usize,
-}
-
-impl Spares {
-    fn new(wanted: usize) -> io::Result<Self> {
-        let mut spares = Self { held: Vec::with_capacity(wanted), wanted };
-        spares.refill()?;
-        Ok(spares)
-    }
-
-    fn release(&mut self) {
-        self.held.clear();
-    }
-
-    fn refill(&mut self) -> io::Result<()> {
-        while self.held.len() < self.wanted {
-            self.held.push(rustix::event::eventfd(0, EventfdFlags::CLOEXEC)?);
-        }
-        Ok(())
     }
 }
 

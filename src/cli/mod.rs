@@ -14,6 +14,8 @@ mod client;
 mod completions;
 mod config;
 mod demo;
+#[cfg(test)]
+mod documented;
 mod entry;
 mod evidence;
 mod explain;

@@ -418,6 +418,7 @@ impl Model {
             prop_assert_eq!(self.tree.task_of(*lease), Some(*task));
             prop_assert!(!self.ended.contains(task));
         }
+        prop_assert!(self.tree.counts_its_offers());
         for offer in self.tree.offers() {
             prop_assert!(!self.ended.contains(&offer.parent), "an offer of the dead");
         }

@@ -1,11 +1,15 @@
 //! Attest and match: from a pinned process to an [`Admission`].
 
+mod admission;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mayfly_attestors::origin::ContainerId;
 use mayfly_attestors::{AttestError, Attestation, Depth, Everything, Process};
 
+pub use self::admission::Admission;
+use self::admission::Held;
 use super::shelf::Shelf;
 use super::state::{Member, federates_with};
 use super::{Connection, Refusal, Shared, Workloads, lock};
@@ -13,7 +17,6 @@ use crate::audit::{self, Event};
 use crate::lease::{Cause, WorkloadId};
 use crate::registration::Identity;
 use crate::registration::matching::{self, Facts};
-use crate::trust::FederatesWith;
 
 /// How long an attestation of the same, unchanged program serves further calls.
 const REUSE: Duration = Duration::from_secs(1);
@@ -27,61 +30,6 @@ const RESTLESS: &str = "what is said of it changed each time it was looked at";
 type Taken = (Option<Admission>, Arc<Attestation>);
 
 const BARRED: &str = "an operator took its identities; they come back when it restarts";
-
-/// Proof that a process was pinned, attested and matched to at least one entry just now.
-#[derive(Clone, Debug)]
-#[must_use]
-pub struct Admission {
-    id: WorkloadId,
-    process: Arc<Process>,
-    attestation: Arc<Attestation>,
-    identities: Vec<Identity>,
-    _held: Arc<Held>,
-}
-
-/// While it lives the workload is not forgotten, though it may hold nothing yet. Takes the state lock when dropped.
-struct Held(Arc<Shared>, WorkloadId);
-
-impl std::fmt::Debug for Held {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.1.fmt(f)
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        let mut state = self.0.lock();
-        state.core.unhold(self.1);
-        self.0.forget_idle(&mut state, self.1);
-    }
-}
-
-impl Admission {
-    /// The workload.
-    pub fn id(&self) -> WorkloadId {
-        self.id
-    }
-
-    /// Its process.
-    pub fn process(&self) -> &Process {
-        &self.process
-    }
-
-    /// What the attestors said.
-    pub fn attestation(&self) -> &Attestation {
-        &self.attestation
-    }
-
-    /// The trust domains whose bundles it may have: those that its entries name.
-    pub fn federates_with(&self) -> FederatesWith {
-        federates_with(&self.identities)
-    }
-
-    /// Its identities, the default first. Never empty.
-    pub fn identities(&self) -> &[Identity] {
-        &self.identities
-    }
-}
 
 impl Workloads {
     /// Answers without a new attestation when this process was attested within the last second and is

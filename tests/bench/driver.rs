@@ -4,10 +4,13 @@
 #![expect(clippy::disallowed_methods, reason = "measures real time")]
 
 mod attest;
+mod decisions;
 mod fan_out;
 mod http;
+mod record;
 mod starts;
 mod tasks;
+mod trees;
 
 use std::io::Write as _;
 use std::time::{Duration, Instant};
@@ -34,8 +37,9 @@ const SETTINGS: &str = "[x509]\nttl = \"1h\"\n[jwt]\nttl = \"1h\"\n[revocation]\
     streams_per_connection = 64\nlive_leases_per_uid = 100000\njwt_leases_per_workload = 100000\n";
 
 fn main() -> Result<()> {
-    if let Some(socket) = std::env::args().skip_while(|word| word != tasks::HOLD).nth(1) {
-        return tasks::hold(&socket);
+    let mut held = std::env::args().skip_while(|word| word != tasks::HOLD).skip(1);
+    if let (Some(socket), Some(roots)) = (held.next(), held.next()) {
+        return tasks::hold(&socket, roots.parse()?);
     }
     anyhow::ensure!(nix::unistd::geteuid().is_root(), "run as root: the clients have uids of their own");
     let quick = std::env::args().any(|argument| argument == "--quick");
@@ -80,7 +84,12 @@ fn main() -> Result<()> {
         if wanted("tasks") {
             tasks::calls(if quick { 50 } else { 500 }).await?;
             tasks::cascade(if quick { 200 } else { 1_000 }).await?;
-            tasks::cores(if quick { &[1_000] } else { &[1_000, 10_000] })?;
+            trees::cores(if quick { &[1_000] } else { &[1_000, 10_000] })?;
+            tokio::task::block_in_place(|| decisions::measure(quick))?;
+            record::measure(quick).await?;
+            if !quick {
+                tasks::cascade(tasks::MOST).await?;
+            }
         }
         if wanted("memory") {
             resident(if quick { &[1_000] } else { &[1_000, 10_000] }).await?;
@@ -372,8 +381,18 @@ fn count(n: usize) -> f64 {
 
 /// `p50`, `p99` and maximum of microseconds.
 fn percentiles(samples: &mut [f64]) -> String {
+    let [p50, p99, max] = spread(samples);
+    format!("p50 {p50:.0} us, p99 {p99:.0} us, max {max:.0} us  (n = {})", samples.len())
+}
+
+/// The same of nanoseconds.
+fn nanos(samples: &mut [f64]) -> String {
+    let [p50, p99, max] = spread(samples).map(|nanos| nanos / 1e3);
+    format!("p50 {p50:.1} us, p99 {p99:.1} us, max {max:.1} us  (n = {})", samples.len())
+}
+
+fn spread(samples: &mut [f64]) -> [f64; 3] {
     samples.sort_by(f64::total_cmp);
     let at = |percent: usize| samples.get(samples.len() * percent / 100).or_else(|| samples.last()).copied();
-    let [p50, p99, max] = [at(50), at(99), samples.last().copied()].map(Option::unwrap_or_default);
-    format!("p50 {p50:.0} us, p99 {p99:.0} us, max {max:.0} us  (n = {})", samples.len())
+    [at(50), at(99), samples.last().copied()].map(Option::unwrap_or_default)
 }

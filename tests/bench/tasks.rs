@@ -1,23 +1,16 @@
 //! What tasks cost: each call, and the end of a tree. The tree is as great as the agent's limits allow, held by one
-//! process of many identities below the roots of another one, which is killed; greater ones are made of the cores alone.
+//! process of many identities below the roots of another one, which is killed.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use mayfly::id::{EntryId, LeaseId, TaskId};
-use mayfly::lease::WorkloadId;
-use mayfly::ledger::{Kind, Reason, Row};
-use mayfly::task::{
-    self, Bounds, Charter, Detail, Ending, Grants, Limits, NewOffer, NewTask, RawDetail, Tree,
-};
-use mayfly::workload::Denied;
-use mayfly_attestors::{BootId, ProcessKey};
+use mayfly_harness::policies::WIKI;
 use mayfly_harness::tasks::detail;
 use mayfly_harness::wire::Client;
-use mayfly_harness::{Agent, Entry, Plan, files};
+use mayfly_harness::{Agent, Entry, Plan, Policies};
 use mayfly_proto::task as proto;
 use prost::Message;
 use serde_json::Value;
@@ -27,31 +20,13 @@ use crate::{DRIVER, PATIENCE, SETTINGS, line, percentiles, socket};
 /// Makes this program the holder of two roots.
 pub(crate) const HOLD: &str = "--hold-roots";
 
-const WIKI: &str = "https://wiki.example.org";
-
-const POLICY: &str = "@id(\"all\") permit(principal, action, resource);";
-
-const CATALOGUE: &str = r#"
-[[agents]]
-spiffe_id = "spiffe://example.org/**"
-groups = ["agents"]
-owner = "bench"
-templates = ["*"]
-
-[[targets]]
-name = "wiki"
-audience = "https://wiki.example.org"
-data_class = "internal"
-groups = ["kb"]
-owner = "bench"
-binding = "none"
-location = "https://wiki.example.org"
-"#;
-
 /// So many live tasks one identity may have, and some to spare.
 const TASKS_OF_ONE: usize = 28;
 const CHILDREN: usize = 8;
-const ROOTS: usize = 2;
+/// Below one root, with three levels.
+const BELOW_ROOT: usize = CHILDREN + CHILDREN * CHILDREN + CHILDREN * CHILDREN * CHILDREN;
+/// All that an agent allows are 10,000, and the roots are among them.
+pub(crate) const MOST: usize = 9_900;
 
 /// An agent with a policy set, in which this program has as many identities as are asked for.
 fn agent(identities: usize) -> Result<Agent> {
@@ -60,12 +35,11 @@ fn agent(identities: usize) -> Result<Agent> {
         .collect();
     let settings = format!("{SETTINGS}[wit]\nenabled = true\n");
     let mut agent = Plan::with_entries(&entries).settings(&settings).prepare();
-    let dir = agent.dir().join("policy.d");
-    agent.plan().settings += &format!("[policy]\ndir = {dir:?}\n");
-    agent.write_config();
-    std::fs::create_dir_all(&dir)?;
-    files::replace(&dir.join("a.cedar"), POLICY.as_bytes(), 0o644);
-    files::replace(&dir.join("b.toml"), CATALOGUE.as_bytes(), 0o644);
+    let all = "@id(\"all\") permit(principal, action, resource);";
+    Policies::of(all)
+        .agents("**", "agents", &["*"])
+        .target("wiki", &[("location", WIKI)])
+        .install(&mut agent);
     agent.launch();
     Ok(agent)
 }
@@ -128,6 +102,8 @@ impl Caller {
             task_id: task.to_owned(),
             format: format.into(),
             audience: vec![WIKI.to_owned()],
+            // It must not run out while the tree is made.
+            ttl: Some(prost_types::Duration { seconds: 600, nanos: 0 }),
             ..Default::default()
         };
         self.call("Issue", &request).await
@@ -164,15 +140,20 @@ pub(crate) async fn calls(rounds: usize) -> Result<()> {
     line("task: End of two tasks with four credentials", &percentiles(&mut ends))
 }
 
+/// The identity of the descendant that is made as the n-th.
+fn heir(n: usize) -> String {
+    identity(1 + n / TASKS_OF_ONE)
+}
+
 /// The holder of the roots: says what it offers, and waits to be killed.
-pub(crate) fn hold(socket: &str) -> Result<()> {
+pub(crate) fn hold(socket: &str, roots: usize) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut caller = Caller::new(socket.as_ref()).await?;
-        for root in 0..ROOTS {
+        for root in 0..roots {
             let (task, _) = caller.begin().await?;
             for child in 0..CHILDREN {
-                let (offer, _) = caller.delegate(&task.id, identity(1 + root * CHILDREN + child)).await?;
+                let (offer, _) = caller.delegate(&task.id, heir(root * CHILDREN + child)).await?;
                 writeln!(std::io::stdout(), "{}", offer.id)?;
             }
         }
@@ -191,9 +172,9 @@ impl Drop for Roots {
     }
 }
 
-fn roots(agent: &Agent) -> Result<(Roots, Vec<String>)> {
+fn roots(agent: &Agent, count: usize) -> Result<(Roots, Vec<String>)> {
     let mut child = Command::new(std::env::current_exe()?)
-        .args([HOLD, &socket(agent)?])
+        .args([HOLD, &socket(agent)?, &count.to_string()])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()?;
@@ -212,19 +193,19 @@ fn roots(agent: &Agent) -> Result<(Roots, Vec<String>)> {
 /// From the exit of the roots' holder, as the agent saw it, to the last effect on this machine: every task below has
 /// ended and every credential is refused. The figures are the agent's own, from the audit log.
 pub(crate) async fn cascade(descendants: usize) -> Result<()> {
-    let agent = agent(descendants / TASKS_OF_ONE + ROOTS * CHILDREN + 4)?;
-    let (mut holder, offers) = roots(&agent)?;
+    let count = descendants.div_ceil(BELOW_ROOT);
+    let agent = agent(descendants / TASKS_OF_ONE + 2)?;
+    let (mut holder, offers) = roots(&agent, count)?;
     let mut caller = Caller::new(&agent.public()).await?;
     let (mut made, mut last) = (Vec::new(), String::new());
     for offer in offers {
         made.push(caller.join(&offer).await?.0);
     }
-    let (mut at, first) = (0, 1 + ROOTS * CHILDREN);
+    let mut at = 0;
     while made.len() < descendants {
         let parent = made.get(at).context("a parent with room")?.id.clone();
         for _ in 0..CHILDREN.min(descendants - made.len()) {
-            let to = first + (made.len() - ROOTS * CHILDREN) / TASKS_OF_ONE;
-            let (offer, _) = caller.delegate(&parent, identity(to)).await?;
+            let (offer, _) = caller.delegate(&parent, heir(made.len())).await?;
             made.push(caller.join(&offer.id).await?.0);
         }
         at += 1;
@@ -233,9 +214,9 @@ pub(crate) async fn cascade(descendants: usize) -> Result<()> {
         last = caller.issue(&task.id, proto::Format::AccessToken).await?.0.id;
     }
     holder.0.kill()?;
-    let (ended, revoked) = latencies(&agent, made.len() + ROOTS, made.len()).await?;
+    let (ended, revoked) = latencies(&agent, made.len() + count, made.len()).await?;
     anyhow::ensure!(!last.is_empty(), "credentials were issued");
-    let what = format!("exit of the roots' holder, {} descendants below", made.len());
+    let what = format!("exit of the holder of {count} roots, {} descendants below", made.len());
     line(&format!("{what}: each task ended"), &percentiles(&mut ended.clone()))?;
     line(
         "  each of as many credentials refused, in the ledger and listed",
@@ -247,6 +228,8 @@ pub(crate) async fn cascade(descendants: usize) -> Result<()> {
 async fn latencies(agent: &Agent, tasks: usize, credentials: usize) -> Result<(Vec<f64>, Vec<f64>)> {
     let end = Instant::now() + PATIENCE;
     while Instant::now() < end {
+        // The whole record is read each time: not while the agent is at it.
+        tokio::time::sleep(Duration::from_secs(2)).await;
         let log = std::fs::read_to_string(agent.audit_path())?;
         let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
         let (mut ended, mut revoked) = (Vec::new(), Vec::new());
@@ -262,140 +245,6 @@ async fn latencies(agent: &Agent, tasks: usize, credentials: usize) -> Result<(V
         if ended.len() == tasks && revoked.len() == credentials {
             return Ok((ended, revoked));
         }
-        tokio::time::sleep(Duration::from_millis(100)).await;
     }
     bail!("not everything ended, or the record lost some of it")
-}
-
-/// Trees wider than any agent allows: from the order to every task ended and every lease refused in memory.
-pub(crate) fn cores(sizes: &[usize]) -> Result<()> {
-    for size in sizes {
-        let mut took = Vec::new();
-        for _ in 0..20 {
-            took.push(Big::new(*size)?.end());
-        }
-        line(&format!("cores alone: end of a tree with {size} descendants"), &percentiles(&mut took))?;
-    }
-    Ok(())
-}
-
-/// One root with that many children, each with one credential.
-struct Big {
-    tree: Tree,
-    root: TaskId,
-    rows: BTreeMap<LeaseId, Row>,
-    now: Instant,
-}
-
-impl Big {
-    fn new(size: usize) -> Result<Self> {
-        let children = u32::try_from(size)?;
-        let bounds = Bounds {
-            children,
-            children_ever: children + 1,
-            tasks_per_agent: size + 1,
-            tasks: size + 1,
-            ..Bounds::default()
-        };
-        let now = Instant::now();
-        let mut big = Self { tree: Tree::new(bounds), root: name(0), rows: BTreeMap::new(), now };
-        let grants = Grants::of(vec![whole()?]);
-        let root = new_task(name(0), charter(grants.clone())?, 0);
-        big.tree.begin(root, now)?;
-        let caller = task::Caller { process: process(0), cgroup: None };
-        for n in 1..=children {
-            let offer = NewOffer {
-                id: mayfly::id::DelegationId::from_bytes(u128::from(n).to_be_bytes()),
-                parent: name(0),
-                charter: charter(Grants::default())?,
-                asked: grants.details().to_vec(),
-                life: None,
-                drops_user: false,
-                key: None,
-            };
-            let id = big.tree.offer(offer, &grants, &caller, now)?.id;
-            big.tree.join(id, new_task(name(n), charter(grants.clone())?, n), now)?;
-            let lease = LeaseId::from_bytes((1 << 120 | u128::from(n)).to_be_bytes());
-            big.tree.hold(name(n), lease);
-            big.rows.insert(lease, row(lease, name(n)));
-        }
-        Ok(big)
-    }
-
-    fn end(mut self) -> f64 {
-        let mut denied = Denied::default();
-        let begin = Instant::now();
-        let wall = UNIX_EPOCH + Duration::from_secs(1_800_000_000);
-        let cascade = self.tree.end(self.root, Ending::ProcessExit, self.now, wall);
-        for lease in cascade.leases() {
-            if let Some(row) = self.rows.remove(&lease) {
-                denied.add(row, Reason::TaskEnded, wall);
-            }
-        }
-        let tree = &self.tree;
-        std::hint::black_box(cascade.tolls(|id| tree.get(id)?.parent));
-        begin.elapsed().as_secs_f64() * 1e6
-    }
-}
-
-fn name(n: u32) -> TaskId {
-    TaskId::from_bytes(u128::from(n).to_be_bytes())
-}
-
-fn process(n: u32) -> ProcessKey {
-    ProcessKey { boot_id: BootId::from_bytes([1; 16]), pid: n + 1, start_time: 1, pidfs_inode: None }
-}
-
-fn whole() -> Result<Detail> {
-    Ok(Detail::read(&RawDetail {
-        kind: task::grant::TARGET_ACCESS.to_owned(),
-        locations: vec![WIKI.to_owned()],
-        actions: vec!["read".to_owned()],
-        ..RawDetail::default()
-    })?)
-}
-
-fn charter(grants: Grants) -> Result<Charter> {
-    Ok(Charter {
-        spiffe_id: mayfly::id::SpiffeId::parse(b"spiffe://example.org/agent")?,
-        entry: EntryId::new("agent"),
-        purpose: String::new(),
-        template: None,
-        params: BTreeMap::new(),
-        grants,
-        limits: Limits::default(),
-        require_isolated: false,
-        user: None,
-        credential_ttl: None,
-        evaluation: String::new(),
-        policy_version: String::new(),
-    })
-}
-
-fn new_task(id: TaskId, charter: Charter, holder: u32) -> NewTask {
-    let seat = task::Seat {
-        holder: WorkloadId(holder.into()),
-        process: process(holder),
-        uid: 0,
-        scope: task::Scope::Process,
-    };
-    NewTask { id, charter, seat, life: None, pending: false, begun_at: UNIX_EPOCH, key: None }
-}
-
-fn row(id: LeaseId, task: TaskId) -> Row {
-    Row {
-        id,
-        kind: Kind::Access,
-        issuer: "kid".to_owned(),
-        spiffe_id: "spiffe://example.org/agent".to_owned(),
-        entry: EntryId::new("agent"),
-        uid: 0,
-        process: process(0),
-        issued_at: 1_800_000_000,
-        not_after: 1_800_000_300,
-        audience: vec![WIKI.to_owned()],
-        state: mayfly::ledger::State::Live,
-        status: None,
-        task: Some(task),
-    }
 }

@@ -6,61 +6,31 @@ use std::path::{Path, PathBuf};
 
 use mayfly_harness::foreign::{self, Authority, Endpoint};
 use mayfly_harness::pki::claims;
-use mayfly_harness::{Agent, Holder, Plan, Refusal, files, until};
-use mayfly_proto::ErrorInfo;
+use mayfly_harness::policies::{WIKI, WRITES_NEED_A_PERSON};
+use mayfly_harness::tasks::refused as reason;
+use mayfly_harness::wire::channel;
+use mayfly_harness::{Agent, Holder, Plan, Policies, Refusal, until};
 use mayfly_proto::task as proto;
-use prost::Message as _;
 use serde_json::{Value, json};
 
 use crate::http::local;
 use crate::support::{client, own_uid};
 
-const POLICY: &str = r#"
-@id("fetch") permit(principal, action == Mayfly::Action::"fetch", resource);
-@id("begin") permit(principal, action == Mayfly::Action::"begin", resource);
-@id("all") permit(principal, action in [Mayfly::Action::"read", Mayfly::Action::"write"], resource);
-@id("writes-need-a-person") @requires_approval("oncall")
-forbid(principal, action == Mayfly::Action::"write", resource)
-unless { context has approval && context.approval.quorum >= 1 };
-@id("oncall-approves") permit(principal in Mayfly::Group::"oncall", action == Mayfly::Action::"approve", resource);
-"#;
-
 /// Our own user is somebody on call, and a root that asks is in no cgroup of its own: only the user tells them apart.
-const CATALOGUE: &str = r#"
-[[agents]]
-spiffe_id = "spiffe://example.org/**"
-groups = ["researchers"]
-owner = "docs"
-templates = ["*"]
-
-[[targets]]
-name = "wiki"
-audience = "https://wiki.example.org"
-data_class = "internal"
-groups = ["kb"]
-owner = "docs"
-binding = "none"
-location = "https://wiki.example.org/api"
-
-[[targets]]
-name = "tools"
-audience = "https://tools.example.org"
-kind = "mcp"
-data_class = "internal"
-groups = ["kb"]
-owner = "docs"
-binding = "none"
-[targets.actions]
-write = ["edit"]
-
-[[people]]
-name = "me"
-uids = ["UID"]
-groups = ["oncall"]
-"#;
+fn policies() -> Policies {
+    Policies::open()
+        .permit("read")
+        .permit("write")
+        .rule(WRITES_NEED_A_PERSON)
+        .rule("@id(\"oncall-approves\")")
+        .rule("permit(principal in Mayfly::Group::\"oncall\", action == Mayfly::Action::\"approve\", resource);")
+        .target("wiki", &[("location", "https://wiki.example.org/api")])
+        .target("tools", &[("kind", "mcp")])
+        .more("[targets.actions]\nwrite = [\"edit\"]")
+        .person("me", own_uid(), "oncall")
+}
 
 const TOOLS: &str = "https://tools.example.org";
-const WIKI: &str = "https://wiki.example.org";
 const API: &str = "mayfly.task.v1.TaskAPI";
 
 fn world() -> Agent {
@@ -71,14 +41,9 @@ fn world() -> Agent {
 fn told_by(settings: impl Fn(&Path) -> String) -> Agent {
     let mut agent = Plan::for_uids(&[own_uid()]).prepare();
     agent.plan().environment.push(("CANARY".to_owned(), "1".to_owned()));
-    let dir: PathBuf = agent.dir().join("policy.d");
-    std::fs::create_dir(&dir).unwrap();
-    let table = format!("\n[policy]\ndir = {dir:?}\n{}\n", settings(agent.dir()));
-    agent.plan().settings += &table;
-    agent.write_config();
-    files::replace(&dir.join("a.cedar"), POLICY.as_bytes(), 0o644);
-    let catalogue = CATALOGUE.replace("UID", &own_uid().to_string());
-    files::replace(&dir.join("b.toml"), catalogue.as_bytes(), 0o644);
+    let table = settings(agent.dir());
+    agent.plan().settings += &format!("\n{table}\n");
+    policies().install(&mut agent);
     agent.launch();
     agent
 }
@@ -118,19 +83,6 @@ type Answer<T> = Result<T, (Refusal, Vec<u8>)>;
 
 fn authorize(holder: &mut Holder, request: &proto::AuthorizeRequest) -> Answer<proto::Decision> {
     holder.rpc(&format!("{API}/Authorize"), request)
-}
-
-/// The reason that a program reads.
-fn reason<T: std::fmt::Debug>(answer: Answer<T>) -> String {
-    #[derive(Clone, PartialEq, prost::Message)]
-    struct Rich {
-        #[prost(message, repeated, tag = "3")]
-        details: Vec<prost_types::Any>,
-    }
-    let (refusal, details) = answer.expect_err("a refusal");
-    let rich = Rich::decode(details.as_slice()).unwrap();
-    let info = rich.details.first().map(|any| ErrorInfo::decode(any.value.as_slice()).unwrap());
-    info.map_or_else(|| format!("{refusal:?}"), |info| info.reason)
 }
 
 fn asked(holder: &mut Holder, request: &proto::AuthorizeRequest) -> proto::AccessRequest {
@@ -224,16 +176,7 @@ fn who_follows_hears_what_people_were_asked_and_that_it_ended() {
     assert_eq!((found.facts.len(), found.votes.len(), found.action.as_str()), (0, 0, "write"));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let (mut operator, shown) = runtime.block_on(async {
-        let socket = agent.admin_socket();
-        let connector = tower::service_fn(move |_: tonic::transport::Uri| {
-            let socket = socket.clone();
-            async move {
-                let stream = tokio::net::UnixStream::connect(socket).await?;
-                Ok::<_, std::io::Error>(hyper_util::rt::TokioIo::new(stream))
-            }
-        });
-        let at = tonic::transport::Endpoint::from_static("http://localhost");
-        let channel = at.connect_with_connector(connector).await.unwrap();
+        let channel = channel(&agent.admin_socket()).await.unwrap();
         let mut admin = proto::task_admin_client::TaskAdminClient::new(channel);
         let request = proto::ListApprovalsRequest { follow: true, ..Default::default() };
         let mut operator = admin.list_approvals(request).await.unwrap().into_inner();

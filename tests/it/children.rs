@@ -2,8 +2,9 @@
 //! process; which identity it has is decided by its program's path.
 
 use mayfly_harness::holder::Who;
+pub(crate) use mayfly_harness::policies::WIKI;
 use mayfly_harness::tasks::detail;
-use mayfly_harness::{Agent, Entry, Holder, Pause, Plan, TaskRefusal, files, until};
+use mayfly_harness::{Agent, Entry, Holder, Pause, Plan, Policies, TaskRefusal, files, until};
 use mayfly_proto::task as proto;
 use serde_json::{Value, json};
 
@@ -18,28 +19,7 @@ pub(crate) const POLICY: &str = r#"
 @id("write") permit(principal in Mayfly::Group::"planners", action == Mayfly::Action::"write", resource);
 "#;
 
-const CATALOGUE: &str = r#"
-[[agents]]
-spiffe_id = "spiffe://example.org/planner"
-groups = ["planners"]
-owner = "docs"
-templates = ["*"]
-
-[[agents]]
-spiffe_id = "spiffe://example.org/worker/*"
-groups = ["workers"]
-owner = "docs"
-templates = ["summarise"]
-
-[[targets]]
-name = "wiki"
-audience = "https://wiki.example.org"
-data_class = "internal"
-groups = ["kb"]
-owner = "docs"
-binding = "none"
-location = "https://wiki.example.org"
-
+const TEMPLATES: &str = r#"
 [[templates]]
 name = "summarise"
 owner = "docs"
@@ -61,7 +41,14 @@ target = "wiki"
 actions = ["write"]
 "#;
 
-pub(crate) const WIKI: &str = "https://wiki.example.org";
+fn policies() -> Policies {
+    Policies::of(POLICY)
+        .agents("planner", "planners", &["*"])
+        .agents("worker/*", "workers", &["summarise"])
+        .target("wiki", &[("location", WIKI)])
+        .more(TEMPLATES)
+}
+
 const PLANNER: &str = "spiffe://example.org/planner";
 pub(crate) const ANN: &str = "spiffe://example.org/worker/ann";
 const BEN: &str = "spiffe://example.org/worker/ben";
@@ -97,12 +84,7 @@ impl World {
     /// With something else that is done to the agent before it is launched.
     pub(crate) fn prepared(prepare: impl FnOnce(&mut Agent)) -> Self {
         let mut agent = Plan::with_entries(&[]).prepare();
-        let dir = agent.dir().join("policy.d");
-        std::fs::create_dir(&dir).unwrap();
-        agent.plan().settings += &format!("\n[policy]\ndir = {dir:?}\n");
-        agent.write_config();
-        files::replace(&dir.join("a.cedar"), POLICY.as_bytes(), 0o644);
-        files::replace(&dir.join("b.toml"), CATALOGUE.as_bytes(), 0o644);
+        policies().install(&mut agent);
         agent.write_entries(&entries(&agent));
         prepare(&mut agent);
         agent.launch();
@@ -406,7 +388,7 @@ fn policy_decides_who_may_hand_on_and_what_is_left_for_a_child() {
     let offered = delegate(&mut planner, &offer(&root, ANN, "/docs")).unwrap();
     let closed = POLICY.replace("@id(\"hand-on\") permit", "@id(\"hand-on\") forbid");
     let closed = closed.replace("@id(\"write\") permit", "@id(\"write\") forbid");
-    files::replace(&world.agent.dir().join("policy.d/a.cedar"), closed.as_bytes(), 0o644);
+    world.agent.write_policies(&closed);
     let asked = proto::AuthorizeRequest {
         task_id: root.id.clone(),
         action: "write".to_owned(),

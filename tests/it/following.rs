@@ -1,6 +1,6 @@
 //! Tasks that are given more time, and whoever follows them.
 
-use mayfly_harness::{Holder, TaskRefusal, files, until};
+use mayfly_harness::{Holder, TaskRefusal, until};
 use mayfly_proto::task as proto;
 use mayfly_proto::task::task_event::Event;
 use nix::sys::signal::Signal;
@@ -26,7 +26,7 @@ fn brief(holder: &mut Holder) -> proto::Task {
 /// Puts another set in force, and waits until the record says so.
 fn put_in_force(world: &World, policies: &str) {
     let before = std::fs::read_to_string(world.agent.audit_path()).unwrap().matches("policy.loaded").count();
-    files::replace(&world.agent.dir().join("policy.d/a.cedar"), policies.as_bytes(), 0o644);
+    world.agent.write_policies(policies);
     until("the new set", || {
         let now = std::fs::read_to_string(world.agent.audit_path()).unwrap().matches("policy.loaded").count();
         (now > before).then_some(())

@@ -7,17 +7,16 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::Sender;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use hyper_util::rt::TokioIo;
 use mayfly_harness::pki::{Case, split};
+use mayfly_harness::wire::channel;
 use mayfly_proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 use mayfly_proto::workload::{
     JwtBundlesRequest, JwtsvidRequest, X509BundlesRequest, X509svidRequest, X509svidResponse,
 };
 use rustls::pki_types::{CertificateDer, UnixTime};
 use serde_json::Value;
-use tokio::net::UnixStream;
 use tonic::Code;
-use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::transport::Channel;
 use webpki::{
     EndEntityCert, ExpirationPolicy, KeyUsage, OwnedCertRevocationList, RevocationCheckDepth,
     RevocationOptionsBuilder, UnknownStatusPolicy, anchor_from_trusted_cert,
@@ -139,13 +138,7 @@ pub(crate) fn follow(socket: &Path, stop: &AtomicBool, counts: &Counts) {
 }
 
 async fn connect(socket: &Path) -> Result<SpiffeWorkloadApiClient<Channel>, tonic::transport::Error> {
-    let path = socket.to_owned();
-    let connector = tower::service_fn(move |_: Uri| {
-        let path = path.clone();
-        async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(path).await?)) }
-    });
-    let channel = Endpoint::from_static("http://localhost").connect_with_connector(connector).await?;
-    Ok(SpiffeWorkloadApiClient::new(channel))
+    Ok(SpiffeWorkloadApiClient::new(channel(socket).await?))
 }
 
 fn request<T>(message: T) -> tonic::Request<T> {

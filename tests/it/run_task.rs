@@ -5,34 +5,15 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
-use mayfly_harness::{Agent, Plan, files, until};
+use mayfly_harness::policies::WIKI;
+use mayfly_harness::{Agent, Plan, Policies, until};
 use mayfly_proto::task as proto;
 use serde_json::Value;
 
 use crate::http::local;
 use crate::support::{client, own_uid};
 
-const POLICY: &str = r#"
-@id("fetch") permit(principal, action == Mayfly::Action::"fetch", resource);
-@id("begin") permit(principal, action == Mayfly::Action::"begin", resource);
-@id("read") permit(principal, action == Mayfly::Action::"read", resource);
-"#;
-
-const CATALOGUE: &str = r#"
-[[agents]]
-spiffe_id = "spiffe://example.org/**"
-groups = ["researchers"]
-owner = "docs"
-templates = ["*"]
-
-[[targets]]
-name = "wiki"
-audience = "https://wiki.example.org"
-data_class = "internal"
-groups = ["kb"]
-owner = "docs"
-binding = "none"
-
+const TEMPLATES: &str = r#"
 [[templates]]
 name = "look-up"
 description = "Reads one space"
@@ -58,16 +39,9 @@ target = "wiki"
 actions = ["read"]
 "#;
 
-const WIKI: &str = "https://wiki.example.org";
-
 fn agent() -> Agent {
     let mut agent = Plan::for_uids(&[own_uid()]).prepare();
-    let policy = agent.dir().join("policy.d");
-    std::fs::create_dir(&policy).unwrap();
-    agent.plan().settings += &format!("\n[policy]\ndir = {policy:?}\n");
-    agent.write_config();
-    files::replace(&policy.join("a.cedar"), POLICY.as_bytes(), 0o644);
-    files::replace(&policy.join("b.toml"), CATALOGUE.as_bytes(), 0o644);
+    Policies::open().permit("read").target("wiki", &[]).more(TEMPLATES).install(&mut agent);
     agent.launch();
     agent
 }

@@ -4,72 +4,34 @@
 use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
 
-use hyper_util::rt::TokioIo;
+use mayfly_harness::policies::{WIKI, WRITES_NEED_A_PERSON};
 use mayfly_harness::tasks::detail;
-use mayfly_harness::{Agent, Entry, Holder, Plan, files, until};
+use mayfly_harness::wire::channel;
+use mayfly_harness::{Agent, Entry, Holder, Plan, Policies, is_running, until};
 use mayfly_proto::task as proto;
 use mayfly_proto::task::task_admin_client::TaskAdminClient;
 use mayfly_proto::task::task_api_client::TaskApiClient;
 use serde_json::Value;
-use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
-use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
 use crate::http::local;
 use crate::support::own_uid;
 
-const POLICY: &str = r#"
-@id("fetch") permit(principal, action == Mayfly::Action::"fetch", resource);
-@id("begin") permit(principal, action == Mayfly::Action::"begin", resource);
-@id("hand-on") permit(principal, action == Mayfly::Action::"delegate", resource);
-@id("read") @max_ttl("60") permit(principal, action == Mayfly::Action::"read", resource);
-@id("write") permit(principal, action == Mayfly::Action::"write", resource);
-@id("writes-need-a-person") @requires_approval("oncall")
-forbid(principal, action == Mayfly::Action::"write", resource)
-unless { context has approval && context.approval.quorum >= 1 };
-"#;
-
-const CATALOGUE: &str = r#"
-[[agents]]
-spiffe_id = "spiffe://example.org/**"
-groups = ["researchers"]
-owner = "docs"
-templates = ["*"]
-
-[[targets]]
-name = "wiki"
-audience = "https://wiki.example.org"
-data_class = "internal"
-groups = ["kb"]
-owner = "docs"
-binding = "none"
-location = "https://wiki.example.org/api"
-
-[[targets]]
-name = "vault"
-audience = "https://vault.example.org"
-data_class = "secret"
-groups = ["kb"]
-owner = "docs"
-binding = "none"
-location = "https://vault.example.org"
-
-[[targets]]
-name = "selftest"
-audience = "https://selftest.mayfly.internal"
-data_class = "internal"
-groups = ["kb"]
-owner = "docs"
-binding = "none"
-
-[[people]]
-name = "bob"
-uids = ["4711"]
-groups = ["oncall"]
-"#;
-
-const WIKI: &str = "https://wiki.example.org";
+fn policies() -> Policies {
+    Policies::open()
+        .permit("delegate")
+        .rule(
+            "@id(\"read\") @max_ttl(\"60\") permit(principal, action == Mayfly::Action::\"read\", resource);",
+        )
+        .permit("write")
+        .rule(WRITES_NEED_A_PERSON)
+        .target("wiki", &[("location", "https://wiki.example.org/api")])
+        .target("vault", &[("data_class", "secret"), ("location", "https://vault.example.org")])
+        .target("selftest", &[("audience", "https://selftest.mayfly.internal")])
+        .person("bob", 4711, "oncall")
+}
 
 fn agent() -> Agent {
     start(&[Entry::for_uid(own_uid())])
@@ -77,12 +39,7 @@ fn agent() -> Agent {
 
 fn start(entries: &[Entry]) -> Agent {
     let mut agent = Plan::with_entries(entries).prepare();
-    let dir = agent.dir().join("policy.d");
-    std::fs::create_dir(&dir).unwrap();
-    agent.plan().settings += &format!("\n[policy]\ndir = {dir:?}\n");
-    agent.write_config();
-    files::replace(&dir.join("a.cedar"), POLICY.as_bytes(), 0o644);
-    files::replace(&dir.join("b.toml"), CATALOGUE.as_bytes(), 0o644);
+    policies().install(&mut agent);
     agent.launch();
     agent
 }
@@ -107,26 +64,12 @@ fn is_active(agent: &Agent, token: &str) -> bool {
     local(agent, "/introspect", &["-d", &format!("token={token}")]).json()["active"] == true
 }
 
-/// Whether the process runs: one that is dead and not waited for does not.
-fn runs(pid: u32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with('Z'))
-}
-
 fn runtime() -> Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
 }
 
-async fn channel(path: std::path::PathBuf) -> Channel {
-    let connector = tower::service_fn(move |_: Uri| {
-        let path = path.clone();
-        async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(path).await?)) }
-    });
-    Endpoint::from_static("http://localhost").connect_with_connector(connector).await.unwrap()
-}
-
 async fn operator(agent: &Agent) -> TaskAdminClient<Channel> {
-    TaskAdminClient::new(channel(agent.admin_socket()).await)
+    TaskAdminClient::new(channel(&agent.admin_socket()).await.unwrap())
 }
 
 #[test]
@@ -176,7 +119,7 @@ fn a_process_that_is_in_a_task_gives_no_operators_orders_nor_do_its_children() {
         let details = vec![detail(&format!("{WIKI}/api"), &["read"])];
         let mut begin = Request::new(proto::BeginRequest { details, ..Default::default() });
         begin.metadata_mut().insert("workload.spiffe.io", "true".parse().unwrap());
-        TaskApiClient::new(channel(agent.public()).await).begin(begin).await.unwrap().into_inner()
+        TaskApiClient::new(channel(&agent.public()).await.unwrap()).begin(begin).await.unwrap().into_inner()
     });
     let refused = |status: Status| {
         assert_eq!(status.code(), Code::PermissionDenied, "{status}");
@@ -216,7 +159,7 @@ fn a_process_that_is_in_a_task_gives_no_operators_orders_nor_do_its_children() {
     runtime.block_on(async {
         let mut end = Request::new(proto::EndRequest { task_id: own.id.clone(), ..Default::default() });
         end.metadata_mut().insert("workload.spiffe.io", "true".parse().unwrap());
-        TaskApiClient::new(channel(agent.public()).await).end(end).await.unwrap();
+        TaskApiClient::new(channel(&agent.public()).await.unwrap()).end(end).await.unwrap();
     });
     assert!(run(&agent, &["task", "list"]).contains(&task), "after its task it is an operator again");
 }
@@ -358,13 +301,13 @@ fn what_is_killed_is_frozen_ends_and_dies_and_nobody_else_does() {
     let (pid, other_pid) = (doomed.pid(), other.pid());
     let said = run(&agent, &["kill", "--task", &task, "--reason", "incident 4711"]);
     assert!(said.contains("1 task ended (kill_switch), 1 credential refused, 1 process killed"), "{said}");
-    until("the process is gone", || (!runs(pid)).then_some(()));
+    until("the process is gone", || (!is_running(pid)).then_some(()));
     assert!(!is_active(&agent, &token));
     let frozen = agent.audited(&["\"event\":\"freeze\"", "incident 4711", &task]);
     let ended = agent.audited(&["task.ended", "kill_switch", "\"credentials\":1", &task]);
     assert!(frozen["seq"].as_u64() < ended["seq"].as_u64(), "{frozen} {ended}");
     // The one beside it, with the same identity, works on.
-    assert!(runs(other_pid) && is_active(&agent, &others));
+    assert!(is_running(other_pid) && is_active(&agent, &others));
     assert!(other.task(&format!("{WIKI}/api"), WIKI).is_ok());
     assert!(run(&agent, &["task", "list"]).contains(&others_task));
     assert!(agent.admin().status().concerns.join("\n").contains(&task), "it stays frozen");
@@ -372,7 +315,7 @@ fn what_is_killed_is_frozen_ends_and_dies_and_nobody_else_does() {
     let own = format!("spiffe://example.org/uid/{}", own_uid());
     let said = json(&agent, &["kill", "--agent", &own]);
     assert_eq!((&said["tasks"], &said["processes"], &said["not_killed"]), (&2.into(), &1.into(), &0.into()));
-    until("the other process is gone", || (!runs(other_pid)).then_some(()));
+    until("the other process is gone", || (!is_running(other_pid)).then_some(()));
     let mut third = Holder::start(&agent, own_uid());
     let refused = third.task(&format!("{WIKI}/api"), WIKI).unwrap_err();
     assert_eq!(refused.code, 9, "frozen, which is no verdict of policy: {refused:?}");
@@ -445,10 +388,10 @@ fn a_task_in_the_middle_is_frozen_and_killed_with_all_below_it_and_nothing_above
     let said = json(&agent, &["kill", "--task", &middle.task]);
     assert_eq!((&said["tasks"], &said["credentials"], &said["processes"]), (&2.into(), &1.into(), &2.into()));
     for pid in [middle.holder.pid(), leaf.holder.pid()] {
-        until("the process is gone", || (!runs(pid)).then_some(()));
+        until("the process is gone", || (!is_running(pid)).then_some(()));
     }
     assert!(!is_active(&agent, &below) && is_active(&agent, &above));
-    assert!(runs(root.holder.pid()) && root.issue().is_ok());
+    assert!(is_running(root.holder.pid()) && root.issue().is_ok());
     agent.audited(&["task.ended", "parent_ended", &leaf.task]);
 }
 
@@ -460,7 +403,7 @@ fn a_kill_by_target_takes_back_what_is_for_it_and_kills_nobody() {
     let said = json(&agent, &["kill", "--target", "vault"]);
     assert_eq!((&said["tasks"], &said["credentials"], &said["processes"]), (&0.into(), &1.into(), &0.into()));
     assert!(!is_active(&agent, &vault) && is_active(&agent, &wiki));
-    assert!(runs(holder.pid()) && run(&agent, &["task", "list"]).contains(&task));
+    assert!(is_running(holder.pid()) && run(&agent, &["task", "list"]).contains(&task));
     let refused = holder.task("https://vault.example.org", "https://vault.example.org").unwrap_err();
     assert_eq!(refused.code, 9, "what is frozen may go on one day: {refused:?}");
 }
@@ -476,7 +419,7 @@ fn a_freeze_that_revokes_takes_back_what_tasks_were_given_and_ends_none() {
     assert!(!is_active(&agent, &token));
     let left = json(&agent, &["task", "show", &task]);
     assert_eq!((&left["state"], &left["live_credentials"]), (&"active".into(), &0.into()));
-    assert!(runs(holder.pid()));
+    assert!(is_running(holder.pid()));
 }
 
 #[test]

@@ -1,75 +1,38 @@
 //! Tasks: what an agent may do is decided for each credential, and ends with the task. The calling process is the
 //! agent; the resource server's side is the introspection socket.
 
-use std::path::PathBuf;
-
-use hyper_util::rt::TokioIo;
 use mayfly_harness::peers::python;
-use mayfly_harness::{Agent, Plan, files, until};
-use mayfly_proto::ErrorInfo;
+use mayfly_harness::policies::{WIKI, WRITES_NEED_A_PERSON};
+use mayfly_harness::tasks::{self, detail};
+use mayfly_harness::wire::channel;
+use mayfly_harness::{Agent, Plan, Policies, until};
 use mayfly_proto::task as proto;
 use mayfly_proto::task::task_api_client::TaskApiClient;
-use prost::Message as _;
 use serde_json::Value;
-use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
-use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
 use crate::http::local;
 use crate::support::{client, own_uid};
 
-const POLICY: &str = r#"
-@id("fetch") permit(principal, action == Mayfly::Action::"fetch", resource);
-@id("begin") permit(principal, action == Mayfly::Action::"begin", resource);
-@id("read") @max_ttl("60") permit(principal, action == Mayfly::Action::"read", resource);
-@id("write") permit(principal, action == Mayfly::Action::"write", resource);
-@id("writes-need-a-person") @requires_approval("oncall")
-forbid(principal, action == Mayfly::Action::"write", resource)
-unless { context has approval && context.approval.quorum >= 1 };
-"#;
-
-const CATALOGUE: &str = r#"
-[[agents]]
-spiffe_id = "spiffe://example.org/**"
-groups = ["researchers"]
-owner = "docs"
-templates = ["*"]
-
-[[targets]]
-name = "wiki"
-audience = "https://wiki.example.org"
-data_class = "internal"
-groups = ["kb"]
-owner = "docs"
-binding = "none"
-location = "https://wiki.example.org/api"
-
-[[targets]]
-name = "vault"
-audience = "https://vault.example.org"
-data_class = "secret"
-groups = ["kb"]
-owner = "docs"
-binding = "mtls"
-location = "https://vault.example.org"
-
-[[people]]
-name = "bob"
-uids = ["4711"]
-groups = ["oncall"]
-"#;
-
-const WIKI: &str = "https://wiki.example.org";
 const VAULT: &str = "https://vault.example.org";
+
+fn policies() -> Policies {
+    Policies::open()
+        .rule(
+            "@id(\"read\") @max_ttl(\"60\") permit(principal, action == Mayfly::Action::\"read\", resource);",
+        )
+        .permit("write")
+        .rule(WRITES_NEED_A_PERSON)
+        .target("wiki", &[("location", "https://wiki.example.org/api")])
+        .target("vault", &[("data_class", "secret"), ("binding", "mtls"), ("location", VAULT)])
+        .person("bob", 4711, "oncall")
+}
 
 struct World {
     agent: Agent,
     runtime: Runtime,
-}
-
-fn dir(agent: &Agent) -> PathBuf {
-    agent.dir().join("policy.d")
 }
 
 fn world() -> World {
@@ -78,12 +41,8 @@ fn world() -> World {
 
 fn configured(settings: &str) -> World {
     let mut agent = Plan::for_uids(&[own_uid()]).prepare();
-    std::fs::create_dir(dir(&agent)).unwrap();
-    let table = format!("\n[policy]\ndir = {:?}\n[wit]\nenabled = true\n{settings}", dir(&agent));
-    agent.plan().settings += &table;
-    agent.write_config();
-    files::replace(&dir(&agent).join("a.cedar"), POLICY.as_bytes(), 0o644);
-    files::replace(&dir(&agent).join("b.toml"), CATALOGUE.as_bytes(), 0o644);
+    agent.plan().settings += &format!("\n[wit]\nenabled = true\n{settings}");
+    policies().install(&mut agent);
     agent.launch();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     World { agent, runtime }
@@ -95,36 +54,14 @@ fn headed<T>(message: T) -> Request<T> {
     request
 }
 
-fn detail(location: &str, actions: &[&str]) -> proto::AuthorizationDetail {
-    proto::AuthorizationDetail {
-        r#type: "urn:mayfly:rar:target-access".to_owned(),
-        locations: vec![location.to_owned()],
-        actions: actions.iter().map(|&action| action.to_owned()).collect(),
-        ..Default::default()
-    }
-}
-
 /// The reason that a program reads.
 fn reason(status: &Status) -> String {
-    #[derive(Clone, PartialEq, prost::Message)]
-    struct Rich {
-        #[prost(message, repeated, tag = "3")]
-        details: Vec<prost_types::Any>,
-    }
-    let rich = Rich::decode(status.details()).unwrap();
-    let info = rich.details.first().map(|any| ErrorInfo::decode(any.value.as_slice()).unwrap());
-    info.map(|info| info.reason).unwrap_or_default()
+    tasks::reason(status.details())
 }
 
 impl World {
     async fn client(&self) -> TaskApiClient<Channel> {
-        let path = self.agent.public();
-        let connector = tower::service_fn(move |_: Uri| {
-            let path = path.clone();
-            async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(path).await?)) }
-        });
-        let channel = Endpoint::from_static("http://localhost").connect_with_connector(connector).await;
-        TaskApiClient::new(channel.unwrap())
+        TaskApiClient::new(channel(&self.agent.public()).await.unwrap())
     }
 
     fn begin(&self, request: proto::BeginRequest) -> Result<proto::Task, Status> {
@@ -273,8 +210,8 @@ fn a_policy_edited_in_the_middle_of_a_task_bites_at_the_next_call() {
     let world = world();
     let task = world.begun();
     assert!(world.issue(wanted(&task, proto::Format::AccessToken, &[WIKI])).is_ok());
-    let closed = POLICY.replace("@id(\"read\") @max_ttl(\"60\") permit", "@id(\"read\") forbid");
-    files::replace(&dir(&world.agent).join("a.cedar"), closed.as_bytes(), 0o644);
+    let closed = policies().rules.replace("@id(\"read\") @max_ttl(\"60\") permit", "@id(\"read\") forbid");
+    world.agent.write_policies(&closed);
     let denied =
         until("the new set bites", || world.issue(wanted(&task, proto::Format::AccessToken, &[WIKI])).err());
     assert_eq!((denied.code(), reason(&denied).as_str()), (Code::PermissionDenied, "policy_denied"));

@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 
+use mayfly_harness::cgroup::Group;
 use mayfly_harness::holder::Who;
 use mayfly_harness::tools::Tool;
 use mayfly_harness::{Agent, Entry, Holder, Plan, files, full, require_root, until};
@@ -318,45 +319,11 @@ fn a13_forged_credentials_close_the_connection() {
     assert_eq!(lines[0], "forged Operation not permitted", "the kernel holds this one");
 }
 
-/// The v2 hierarchy, wherever it is mounted.
-fn cgroup_root() -> std::path::PathBuf {
-    let mounts = std::fs::read_to_string("/proc/mounts").unwrap();
-    let line = mounts.lines().find(|l| l.split(' ').nth(2) == Some("cgroup2")).expect("a cgroup2 mount");
-    line.split(' ').nth(1).unwrap().into()
-}
-
-struct Cgroup(std::path::PathBuf);
-
-impl Cgroup {
-    fn new(name: &str) -> Self {
-        let path = cgroup_root().join(name);
-        std::fs::create_dir(&path).unwrap();
-        Self(path)
-    }
-
-    fn take(&self, pid: u32) {
-        std::fs::write(self.0.join("cgroup.procs"), pid.to_string()).unwrap();
-    }
-}
-
-impl Drop for Cgroup {
-    fn drop(&mut self) {
-        // A killed process may take a moment to leave.
-        for _ in 0..500 {
-            if std::fs::remove_dir(&self.0).is_ok() {
-                return;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(5));
-        }
-    }
-}
-
 #[test]
 fn a17_moved_process_loses_what_its_cgroup_earned() {
     require_root();
-    let name = format!("mayfly-a17-{}", std::process::id());
-    let (good, other) = (Cgroup::new(&name), Cgroup::new(&format!("{name}-other")));
-    let selectors = [format!("unix:uid:{WORKLOAD}"), format!("cgroup:path:/{name}")];
+    let (good, other) = (Group::new("a17"), Group::new("a17-other"));
+    let selectors = [format!("unix:uid:{WORKLOAD}"), format!("cgroup:path:{}", good.path())];
     let selectors: Vec<&str> = selectors.iter().map(String::as_str).collect();
     let entries = entries_and_watcher(&[Entry::new("/in-cgroup", &selectors)]);
     let agent = Plan::with_entries(&entries).settings(WIDE).start();
@@ -378,9 +345,8 @@ fn a17_moved_process_loses_what_its_cgroup_earned() {
 #[test]
 fn a_waiting_sds_client_is_looked_at_again() {
     require_root();
-    let name = format!("mayfly-sds-{}", std::process::id());
-    let good = Cgroup::new(&name);
-    let selectors = [format!("unix:uid:{WORKLOAD}"), format!("cgroup:path:/{name}")];
+    let good = Group::new("sds");
+    let selectors = [format!("unix:uid:{WORKLOAD}"), format!("cgroup:path:{}", good.path())];
     let selectors: Vec<&str> = selectors.iter().map(String::as_str).collect();
     let agent = Plan::with_entries(&[Entry::new("/in-cgroup", &selectors)]).settings(WIDE).start();
     let mut holder = Who::uid(WORKLOAD).start(&agent);

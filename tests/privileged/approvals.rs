@@ -2,14 +2,14 @@
 //! the starter set `writes-need-a-human`. Threats K03 (the screen) is in the tests of the command; K04 is here.
 
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::path::Path;
 
+use mayfly_harness::cgroup::Group;
 use mayfly_harness::pki::claims;
-use mayfly_harness::{Agent, Entry, Holder, Idp, Plan, Refusal, files, require_root, until};
-use mayfly_proto::ErrorInfo;
+use mayfly_harness::policies::WIKI;
+use mayfly_harness::tasks::refused as reason;
+use mayfly_harness::{Agent, Entry, Holder, Idp, Plan, Policies, Refusal, files, require_root, until};
 use mayfly_proto::task as proto;
-use prost::Message as _;
 use serde_json::{Value, json};
 
 const ASKER: u32 = 20_811;
@@ -18,7 +18,6 @@ const BOB: u32 = 20_813;
 const CAROL: u32 = 20_814;
 const STRANGER: u32 = 20_815;
 
-const WIKI: &str = "https://wiki.example.org";
 const API: &str = "mayfly.task.v1.TaskAPI";
 
 struct World {
@@ -42,10 +41,6 @@ fn catalogue() -> String {
     text.replace("data_class = \"internal\"", "data_class = \"internal\"\nbinding = \"none\"")
 }
 
-fn dir(agent: &Agent) -> PathBuf {
-    agent.dir().join("policy.d")
-}
-
 fn world(more: &str) -> World {
     world_with(more, &catalogue(), |_| String::new())
 }
@@ -55,12 +50,9 @@ fn world_with(more: &str, catalogue: &str, tables: impl Fn(&Agent) -> String) ->
     require_root();
     let entry = Entry::new("/agent/editor/a", &[&format!("unix:uid:{ASKER}")]);
     let mut agent = Plan::with_entries(&[entry]).prepare();
-    std::fs::create_dir(dir(&agent)).unwrap();
-    let table = format!("\n[policy]\ndir = {:?}\n{more}\n{}", dir(&agent), tables(&agent));
-    agent.plan().settings += &table;
-    agent.write_config();
-    files::replace(&dir(&agent).join("policy.cedar"), starter("policy.cedar").as_bytes(), 0o644);
-    files::replace(&dir(&agent).join("catalogue.toml"), catalogue.as_bytes(), 0o644);
+    let tables = tables(&agent);
+    agent.plan().settings += &format!("\n{tables}\n{more}\n");
+    Policies { rules: starter("policy.cedar"), catalogue: catalogue.to_owned() }.install(&mut agent);
     agent.launch();
     // Stands for being in the admin socket's group: what is refused here is not refused by the file system.
     let socket = agent.admin_socket();
@@ -78,19 +70,6 @@ fn begin(asker: &mut Holder) -> String {
 }
 
 type Answer<T> = Result<T, (Refusal, Vec<u8>)>;
-
-/// The reason that a program reads.
-fn reason<T: std::fmt::Debug>(answer: Answer<T>) -> String {
-    #[derive(Clone, PartialEq, prost::Message)]
-    struct Rich {
-        #[prost(message, repeated, tag = "3")]
-        details: Vec<prost_types::Any>,
-    }
-    let (refusal, details) = answer.expect_err("a refusal");
-    let rich = Rich::decode(details.as_slice()).unwrap();
-    let info = rich.details.first().map(|any| ErrorInfo::decode(any.value.as_slice()).unwrap());
-    info.map_or_else(|| format!("{refusal:?}"), |info| info.reason)
-}
 
 fn call(method: &str, page: u32) -> proto::Operation {
     let http = proto::HttpCall {
@@ -345,17 +324,17 @@ fn k_policy_decides_again_when_a_yes_is_used() {
     let name = format!("uids = [\"{ANN}\"]\ngroups = [");
     let moved = catalogue().replace(&format!("{name}\"oncall\"]"), &format!("{name}\"writers\"]"));
     assert_ne!(moved, catalogue());
-    files::replace(&dir(&world.agent).join("catalogue.toml"), moved.as_bytes(), 0o644);
+    world.agent.write_catalogue(&moved);
     until("the catalogue bites", || {
         let said = world.authorize("write", call("PUT", 7), Some(&id)).unwrap();
         (!said.allow && said.reason == "approval_required").then_some(())
     });
-    files::replace(&dir(&world.agent).join("catalogue.toml"), catalogue().as_bytes(), 0o644);
+    world.agent.write_catalogue(&catalogue());
     until("ann is back", || world.authorize("write", call("PUT", 7), Some(&id)).unwrap().allow.then_some(()));
     // Nobody writes any more, whoever approves.
     let closed = starter("policy.cedar")
         + "\n@id(\"closed\") @owner(\"security\") forbid(principal, action == Mayfly::Action::\"write\", resource);\n";
-    files::replace(&dir(&world.agent).join("policy.cedar"), closed.as_bytes(), 0o644);
+    world.agent.write_policies(&closed);
     until("the policy bites", || {
         let said = world.authorize("write", call("PUT", 7), Some(&id)).unwrap();
         (said.reason == "policy_denied").then_some(())
@@ -377,41 +356,6 @@ fn k_nothing_is_good_for_long() {
     assert_eq!(reason(world.decide(ANN, &id, true)), "approval_expired");
 }
 
-static CGROUPS: AtomicU32 = AtomicU32::new(0);
-
-/// A cgroup of the v2 hierarchy; gone with the test.
-struct Cgroup(PathBuf);
-
-impl Cgroup {
-    fn new() -> Self {
-        let n = CGROUPS.fetch_add(1, Ordering::Relaxed);
-        let unified = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"];
-        let root = unified
-            .into_iter()
-            .find(|root| Path::new(root).join("cgroup.procs").exists())
-            .expect("cgroup v2");
-        let path = Path::new(root).join(format!("mayfly-approvals-{}-{n}", std::process::id()));
-        std::fs::create_dir(&path).unwrap();
-        Self(path)
-    }
-
-    fn take(&self, pid: u32) {
-        std::fs::write(self.0.join("cgroup.procs"), pid.to_string()).unwrap();
-    }
-}
-
-impl Drop for Cgroup {
-    fn drop(&mut self) {
-        // Processes that were killed leave it a moment later.
-        for _ in 0..200 {
-            if std::fs::remove_dir(&self.0).is_ok() {
-                return;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(10));
-        }
-    }
-}
-
 /// K04: the agent does not approve for itself: not as its own user, not from its cgroup, not from its task or another.
 #[test]
 fn k04_nobody_decides_from_where_the_agent_is() {
@@ -419,8 +363,8 @@ fn k04_nobody_decides_from_where_the_agent_is() {
     // The agent's user is somebody on call, which must not help.
     let text = catalogue()
         + &format!("\n[[people]]\nname = \"agent\"\nuids = [\"{ASKER}\"]\ngroups = [\"oncall\"]\n");
-    files::replace(&dir(&world.agent).join("catalogue.toml"), text.as_bytes(), 0o644);
-    let cgroup = Cgroup::new();
+    world.agent.write_catalogue(&text);
+    let cgroup = Group::new("approvals");
     cgroup.take(world.asker.pid());
     until("the agent is where it is now", || {
         let task = world.task.clone();
@@ -450,7 +394,7 @@ fn k04_nobody_decides_from_where_the_agent_is() {
     assert_eq!(reason(decide(&mut root, &world.agent, &request)), "same_cgroup");
     world.agent.audited(&["\"phase\":\"approval\"", "cgroup of the agent"]);
     assert_eq!(world.shown(&id)["state"], "pending", "none of that counted");
-    let away = Cgroup::new();
+    let away = Group::new("approvals");
     away.take(ann.pid());
     assert_eq!(yes(&decide(&mut ann, &world.agent, &request).unwrap()), proto::ApprovalState::Approved);
     drop((ann, root));

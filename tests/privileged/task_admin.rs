@@ -1,35 +1,13 @@
 //! The kill switch between users: who is killed, who is not, and what is said when the agent may not kill.
 
+use mayfly_harness::policies::WIKI;
 use mayfly_harness::tasks::detail;
-use mayfly_harness::{Agent, Entry, Holder, Plan, files, require_root, until};
+use mayfly_harness::{Agent, Entry, Holder, Plan, Policies, is_running, require_root, until};
 use mayfly_proto::task as proto;
 use serde_json::Value;
 
 use crate::support::WIDE;
 
-const POLICY: &str = r#"
-@id("fetch") permit(principal, action == Mayfly::Action::"fetch", resource);
-@id("begin") permit(principal, action == Mayfly::Action::"begin", resource);
-@id("read") permit(principal, action == Mayfly::Action::"read", resource);
-"#;
-
-const CATALOGUE: &str = r#"
-[[agents]]
-spiffe_id = "spiffe://example.org/**"
-groups = ["researchers"]
-owner = "docs"
-templates = ["*"]
-
-[[targets]]
-name = "wiki"
-audience = "https://wiki.example.org"
-data_class = "internal"
-groups = ["kb"]
-owner = "docs"
-binding = "none"
-"#;
-
-const WIKI: &str = "https://wiki.example.org";
 const DOOMED: u32 = 20_931;
 const OTHER: u32 = 20_932;
 const OWN: u32 = 20_933;
@@ -40,20 +18,9 @@ fn agent(uid: Option<u32>) -> Agent {
     let mut plan = Plan::with_entries(&entries).settings(WIDE);
     plan.uid = uid;
     let mut agent = plan.prepare();
-    let dir = agent.dir().join("policy.d");
-    std::fs::create_dir(&dir).unwrap();
-    agent.plan().settings += &format!("\n[policy]\ndir = {dir:?}\n");
-    agent.write_config();
-    files::replace(&dir.join("a.cedar"), POLICY.as_bytes(), 0o644);
-    files::replace(&dir.join("b.toml"), CATALOGUE.as_bytes(), 0o644);
+    Policies::open().permit("read").target("wiki", &[]).install(&mut agent);
     agent.launch();
     agent
-}
-
-/// Whether the process runs: one that is dead and not waited for does not.
-fn runs(pid: u32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with('Z'))
 }
 
 fn kill(agent: &Agent, server: u32) -> (Option<i32>, Value, String) {
@@ -72,8 +39,8 @@ fn one_users_agent_is_killed_and_anothers_works_on() {
     other.task(WIKI, WIKI).unwrap();
     let (code, said, err) = kill(&agent, 0);
     assert_eq!((code, &said["tasks"], &said["processes"]), (Some(0), &1.into(), &1.into()), "{said} {err}");
-    until("the process is gone", || (!runs(doomed.pid())).then_some(()));
-    assert!(runs(other.pid()) && other.task(WIKI, WIKI).is_ok());
+    until("the process is gone", || (!is_running(doomed.pid())).then_some(()));
+    assert!(is_running(other.pid()) && other.task(WIKI, WIKI).is_ok());
     agent.audited(&["task.ended", "kill_switch"]);
 }
 
@@ -85,7 +52,7 @@ fn an_agent_that_may_not_kill_takes_everything_back_and_says_who_lives_on() {
     let (code, said, err) = kill(&agent, OWN);
     assert_eq!((code, &said["tasks"], &said["not_killed"]), (Some(1), &1.into(), &1.into()), "{said} {err}");
     assert!(err.contains("1 process lives on") && err.contains("CAP_KILL"), "{err}");
-    assert!(runs(doomed.pid()));
+    assert!(is_running(doomed.pid()));
     agent.audited(&["task.ended", "kill_switch", "\"credentials\":1", &task]);
     assert!(doomed.task(WIKI, WIKI).is_err(), "and it gets nothing more");
 }

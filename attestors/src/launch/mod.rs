@@ -13,6 +13,7 @@
 //! digests hold against other users, and are advice.
 
 mod code;
+mod error;
 mod parent;
 mod program;
 mod sealed;
@@ -28,7 +29,7 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 
 use crate::attestation::ExeIdentity;
 use crate::host::{Host, Namespaces};
-use crate::measure::{FileFacts, FileId, Gate, MeasureError, Measurer};
+use crate::measure::{FileFacts, FileId, Gate, Measurer};
 use crate::process::{Counted, ExecCounter, ProcDir, Process, ProcessKey, Reaper, procfs};
 use crate::selector::Selector;
 use crate::target::{Exe, is_traced};
@@ -36,6 +37,8 @@ use crate::{failpoint, text};
 
 pub use code::Code;
 pub(crate) use code::CodeMap;
+pub use error::LaunchError;
+use error::{gone_or, unseen};
 pub use parent::ParentError;
 pub(crate) use sealed::closes_at_once;
 pub use sealed::{MAX_BYTES, SealError, sealed_copy, sealed_digest};
@@ -55,50 +58,6 @@ pub struct LaunchClaim {
     pub path: PathBuf,
     /// The sealed copies that the program will read.
     pub files: Vec<OwnedFd>,
-}
-
-/// Why a launch is not recorded. All but the last four are the launcher's doing.
-#[derive(Debug, thiserror::Error)]
-pub enum LaunchError {
-    /// Not our program.
-    #[error(
-        "the launcher is not the file that the agent runs: use the same mayfly, and restart the agent after an upgrade"
-    )]
-    NotOurs,
-    /// Its code is not what our program has.
-    #[error("the launcher runs with code of somebody else ({}): start it without LD_PRELOAD and debuggers", explain(*.0))]
-    Code(Code),
-    /// Some thread is traced.
-    #[error("the launcher is being traced")]
-    Traced,
-    /// Other processes of its user can still reach into it, or it acts for another user.
-    #[error("the launcher can be reached into by other processes of its user")]
-    Exposed,
-    /// A container, or a user namespace.
-    #[error(
-        "the launcher is in another user or mount namespace than the agent: in a container, use the image's digest"
-    )]
-    Elsewhere,
-    /// What it is about to run could be replaced by its user, or is no file.
-    #[error("the program to run cannot be relied on: {0}")]
-    Program(String),
-    /// A file is not sealed, too large, or there are too many.
-    #[error("a measured file is refused: {0}")]
-    File(#[from] SealError),
-    /// Its share is used up.
-    #[error("this user has {MOST_OF_UID} live launches, or all users together {MOST}")]
-    TooMany,
-    /// It is gone, or it did not wait for the answer.
-    #[error("the launcher ended")]
-    Exited,
-    /// Nobody would notice what the process becomes.
-    #[error(
-        "the kernel gives the agent no word of exec, so a launch could not be told from what comes after it"
-    )]
-    NoWord,
-    /// We could not look.
-    #[error("the agent cannot look at the launcher now: {0}")]
-    Unseen(String),
 }
 
 /// All launches that stand.
@@ -398,24 +357,6 @@ fn sees_hidden(host: &Host) -> bool {
     let status = procfs::read_at(host.proc(), "self/status", 1 << 20).unwrap_or_default();
     let held = procfs::field(&status, b"CapEff").and_then(|hex| std::str::from_utf8(hex).ok());
     held.and_then(|hex| u64::from_str_radix(hex, 16).ok()).is_none_or(|held| held & CAP_SYS_PTRACE != 0)
-}
-
-fn gone_or(process: &Process, error: &io::Error) -> LaunchError {
-    if process.is_alive() { LaunchError::Unseen(error.to_string()) } else { LaunchError::Exited }
-}
-
-fn unseen(error: &MeasureError) -> LaunchError {
-    LaunchError::Unseen(error.to_string())
-}
-
-fn explain(code: Code) -> &'static str {
-    match code {
-        Code::Ours => "none",
-        Code::Foreign => "a file is mapped that is not its own",
-        Code::Loose => "code that comes from no file or can be written",
-        Code::Patched => "code that was changed in memory",
-        Code::Unreadable => "its mappings cannot be read",
-    }
 }
 
 const CAP_SYS_PTRACE: u64 = 1 << 19;

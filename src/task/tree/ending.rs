@@ -95,8 +95,7 @@ impl Tree {
             let ending = if id == top { ending } else { Ending::ParentEnded };
             self.end_one(id, ending, now, wall, &mut cascade);
         }
-        let made = cascade.ended.iter().filter_map(|ended| self.offers_of.get(&ended.task));
-        cascade.void = made.flatten().copied().collect();
+        cascade.void = cascade.ended.iter().flat_map(|ended| self.offers.of(ended.task)).collect();
         for id in &cascade.void {
             self.forget_offer(*id);
         }

@@ -1,6 +1,7 @@
 //! The state machine itself: every task, offer, lease and timer of this node.
 
 mod ending;
+mod offered;
 mod offers;
 mod renewing;
 mod spending;
@@ -14,6 +15,7 @@ pub use self::ending::{Cascade, Ended, Toll};
 pub use self::offers::{NewOffer, Offer};
 pub use self::spending::{Flight, Landing};
 
+use self::offered::Offers;
 use super::{Bounds, Caller, Charter, Key, Limit, Refused, Scope, Seat, Standing, Task, Usage};
 use crate::id::{DelegationId, LeaseId, SpiffeId, TaskId};
 use crate::lease::{Timers, WorkloadId};
@@ -28,8 +30,7 @@ pub struct Tree {
     /// Live tasks of each identity.
     by_agent: HashMap<SpiffeId, usize>,
     live: usize,
-    offers: HashMap<DelegationId, Offer>,
-    offers_of: HashMap<TaskId, BTreeSet<DelegationId>>,
+    offers: Offers,
     leases: HashMap<LeaseId, TaskId>,
     flights: HashMap<Flight, TaskId>,
     next_flight: u64,
@@ -87,8 +88,7 @@ impl Tree {
             by_cgroup: HashMap::new(),
             by_agent: HashMap::new(),
             live: 0,
-            offers: HashMap::new(),
-            offers_of: HashMap::new(),
+            offers: Offers::default(),
             leases: HashMap::new(),
             flights: HashMap::new(),
             next_flight: 0,

@@ -68,7 +68,7 @@ impl Tree {
     /// [`Refused::Conflict`]: it was another request.
     pub fn offer_of_key(&self, key: Option<&Key>) -> Result<Option<&Offer>, Refused> {
         match key.map(|key| self.repeated(key)).transpose()?.flatten() {
-            Some(Repeat::Offer(id)) => Ok(self.offers.get(&id)),
+            Some(Repeat::Offer(id)) => Ok(self.offers.get(id)),
             Some(Repeat::Task(_)) => Err(Refused::Conflict),
             None => Ok(None),
         }
@@ -86,7 +86,7 @@ impl Tree {
         now: Instant,
     ) -> Result<&Offer, Refused> {
         if let Some(known) = self.offer_of_key(new.key.as_ref())?.map(|offer| offer.id) {
-            return self.offers.get(&known).ok_or(Refused::NoSuchDelegation);
+            return self.offers.get(known).ok_or(Refused::NoSuchDelegation);
         }
         let charter = self.part_of(&new, caller)?;
         let charter = Charter { grants: charter.grants.cap(cut), ..charter };
@@ -104,12 +104,12 @@ impl Tree {
 
     /// An offer, as long as it is remembered.
     pub fn offered(&self, id: DelegationId) -> Option<&Offer> {
-        self.offers.get(&id)
+        self.offers.get(id)
     }
 
     /// Every offer.
     pub fn offers(&self) -> impl Iterator<Item = &Offer> {
-        self.offers.values()
+        self.offers.iter()
     }
 
     /// What somebody who joins now would be, and until when.
@@ -122,7 +122,7 @@ impl Tree {
         who: &SpiffeId,
         now: Instant,
     ) -> Result<(Charter, Instant), Refused> {
-        let offer = self.offers.get(&id).ok_or(Refused::NoSuchDelegation)?;
+        let offer = self.offers.get(id).ok_or(Refused::NoSuchDelegation)?;
         if offer.charter.spiffe_id != *who {
             return Err(Refused::NotYours);
         }
@@ -162,19 +162,17 @@ impl Tree {
         let Charter { entry, evaluation, policy_version, .. } = new.charter;
         new.charter = Charter { grants, entry, evaluation, policy_version, ..charter };
         self.room_for(&new.charter, &new.seat)?;
-        let parent = self.offers.get(&id).and_then(|offer| self.tasks.get(&offer.parent));
+        let parent = self.offers.get(id).and_then(|offer| self.tasks.get(&offer.parent));
         let parent = parent.ok_or(Refused::NoSuchTask)?;
         let times = Times { deadline, latest: parent.latest };
         let parent = Parent { id: parent.id, root: parent.root, depth: parent.depth };
-        if let Some(offer) = self.offers.get_mut(&id) {
-            offer.taken_by = Some(new.id);
-        }
+        self.offers.take(id, new.id);
         Ok(self.insert(new, Some(&parent), times, now))
     }
 
     /// Takes an offer back, and says what has come of it already.
     pub fn take_back(&mut self, id: DelegationId) -> Option<TaskId> {
-        let taken_by = self.offers.get(&id)?.taken_by;
+        let taken_by = self.offers.get(id)?.taken_by;
         self.forget_offer(id);
         taken_by
     }
@@ -196,8 +194,7 @@ impl Tree {
             self.keys.insert((key.process, key.text.clone()), (key.clone(), Repeat::Offer(offer.id)));
         }
         self.timers.set(Timer::Offer(offer.id), offer.expires);
-        self.offers_of.entry(offer.parent).or_default().insert(offer.id);
-        self.offers.entry(offer.id).insert_entry(offer).into_mut()
+        self.offers.insert(offer)
     }
 
     /// `offering`: one more than there are now, offers included.
@@ -207,9 +204,7 @@ impl Tree {
         if parent.depth >= deepest {
             return Err(Refused::Limit(Limit::Depth));
         }
-        let made = self.offers_of.get(&parent.id).into_iter().flatten();
-        let open = made.filter_map(|id| self.offers.get(id)).filter(|offer| offer.taken_by.is_none());
-        let open = u32::try_from(open.count()).unwrap_or(u32::MAX);
+        let open = u32::try_from(self.offers.open_of(parent.id)).unwrap_or(u32::MAX);
         let live = u32::try_from(parent.children.len()).unwrap_or(u32::MAX);
         let most = limits.children.unwrap_or(self.bounds.children).min(self.bounds.children);
         // Whoever takes up an offer was counted when it was made.
@@ -223,13 +218,7 @@ impl Tree {
 
     pub(super) fn forget_offer(&mut self, id: DelegationId) {
         self.timers.cancel(&Timer::Offer(id));
-        let Some(offer) = self.offers.remove(&id) else { return };
-        if let Some(made) = self.offers_of.get_mut(&offer.parent) {
-            made.remove(&id);
-            if made.is_empty() {
-                self.offers_of.remove(&offer.parent);
-            }
-        }
+        let Some(offer) = self.offers.remove(id) else { return };
         if let Some(key) = offer.key {
             self.keys.remove(&(key.process, key.text));
         }

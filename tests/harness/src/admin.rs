@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use hyper_util::rt::TokioIo;
 use mayfly_proto::admin::admin_client::AdminClient;
 use mayfly_proto::admin::order_authority_request::Order;
 use mayfly_proto::admin::revoke_leases_request::Target;
@@ -11,10 +10,11 @@ use mayfly_proto::admin::{
     ListEntriesResponse, ListLeasesRequest, OrderAuthorityRequest, RevokeLeasesRequest, RevokeLeasesResponse,
     StatusRequest, StatusResponse,
 };
-use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 use tonic::Status;
-use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::transport::Channel;
+
+use crate::wire::channel;
 
 /// One connection, made anew for each call.
 #[derive(Debug)]
@@ -34,12 +34,7 @@ impl Admin {
     }
 
     async fn client(&self) -> Result<AdminClient<Channel>, Status> {
-        let path = self.socket.clone();
-        let connector = tower::service_fn(move |_: Uri| {
-            let path = path.clone();
-            async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(path).await?)) }
-        });
-        let channel = Endpoint::from_static("http://localhost").connect_with_connector(connector).await;
+        let channel = channel(&self.socket).await;
         channel.map(AdminClient::new).map_err(|why| Status::unavailable(why.to_string()))
     }
 

@@ -1,9 +1,47 @@
-//! Cgroups as a kubelet makes them, made by root.
+//! Cgroups as a kubelet makes them, and plain ones, made by root.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::PATIENCE;
+
+/// A plain cgroup at the top of the v2 hierarchy, gone with the value, once whoever was in it is.
+#[derive(Debug)]
+pub struct Group(PathBuf);
+
+impl Group {
+    /// With that and a number in its name.
+    ///
+    /// # Panics
+    /// When it cannot be made.
+    pub fn new(name: &str) -> Self {
+        let path = root().join(format!("mayfly-{name}-{}-{}", std::process::id(), next()));
+        std::fs::create_dir(&path).expect("a cgroup");
+        Self(path)
+    }
+
+    /// As `/proc/PID/cgroup` has it.
+    pub fn path(&self) -> String {
+        format!("/{}", self.0.file_name().unwrap_or_default().display())
+    }
+
+    /// Moves a process in.
+    ///
+    /// # Panics
+    /// When it is gone.
+    pub fn take(&self, pid: u32) {
+        std::fs::write(self.0.join("cgroup.procs"), pid.to_string()).expect("move a process");
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let end = std::time::Instant::now() + PATIENCE;
+        while std::fs::remove_dir(&self.0).is_err() && std::time::Instant::now() < end {
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+    }
+}
 
 /// The cgroup of one container of one pod, gone with the value.
 #[derive(Debug)]

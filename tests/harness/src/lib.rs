@@ -18,6 +18,7 @@ pub mod manager;
 pub mod pause;
 pub mod peers;
 pub mod pki;
+pub mod policies;
 #[cfg(test)]
 mod stand_in;
 pub mod tasks;
@@ -33,6 +34,7 @@ pub use holder::{Holder, Refusal, Svid, Token, Wit};
 pub use idp::Idp;
 pub use pause::{Jam, Pause};
 pub use pki::Crl;
+pub use policies::Policies;
 pub use tasks::TaskRefusal;
 
 /// How long anything may take before a test gives up. Not a performance bound: nothing is asserted about
@@ -52,6 +54,12 @@ pub fn until<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
         assert!(Instant::now() < end, "waited {PATIENCE:?} in vain: {what}");
         std::thread::sleep(Duration::from_millis(2));
     }
+}
+
+/// Whether the process runs: one that is dead and not waited for does not.
+pub fn is_running(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with('Z'))
 }
 
 /// Prints what a test measured: `tests/run` shows the lines that begin with `FIGURE`. Nothing is asserted about

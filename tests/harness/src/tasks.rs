@@ -8,7 +8,7 @@ use mayfly_proto::task::{AuthorizationDetail, TaskEvent, WatchRequest};
 use prost::Message;
 use serde_json::{Value, json};
 
-use crate::Holder;
+use crate::{Holder, Refusal};
 
 /// How a call of the task API was refused; code 0 means that a stream simply ended.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -34,6 +34,16 @@ pub fn reason(details: &[u8]) -> String {
     let rich = Rich::decode(details).expect("a rich status");
     let info = rich.details.first().map(|any| ErrorInfo::decode(any.value.as_slice()).expect("ErrorInfo"));
     info.map(|info| info.reason).unwrap_or_default()
+}
+
+/// The reason that a program reads in a refusal of [`Holder::rpc`].
+///
+/// # Panics
+/// When it was none.
+pub fn refused<T: std::fmt::Debug>(answer: Result<T, (Refusal, Vec<u8>)>) -> String {
+    let (refusal, details) = answer.expect_err("a refusal");
+    let reason = reason(&details);
+    if reason.is_empty() { format!("{refusal:?}") } else { reason }
 }
 
 /// May do that at one place.

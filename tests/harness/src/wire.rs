@@ -75,18 +75,26 @@ fn task_method(name: &str) -> Result<PathAndQuery, Status> {
     path.map_err(|_not_one| Status::internal("no method has such a name"))
 }
 
+/// A connection to a socket, for any client. Made now, by the calling process.
+///
+/// # Errors
+/// The socket cannot be reached.
+pub async fn channel(socket: &Path) -> Result<Channel, tonic::transport::Error> {
+    let path = PathBuf::from(socket);
+    let connector = tower::service_fn(move |_: Uri| {
+        let path = path.clone();
+        async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(path).await?)) }
+    });
+    Endpoint::from_static("http://localhost").connect_with_connector(connector).await
+}
+
 impl Client {
     /// Connects now, in the calling process.
     ///
     /// # Errors
     /// The socket cannot be reached.
     pub async fn connect(socket: &Path) -> Result<Self, tonic::transport::Error> {
-        let path = PathBuf::from(socket);
-        let connector = tower::service_fn(move |_: Uri| {
-            let path = path.clone();
-            async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(path).await?)) }
-        });
-        let channel = Endpoint::from_static("http://localhost").connect_with_connector(connector).await?;
+        let channel = channel(socket).await?;
         let tasks = TaskApiClient::new(channel.clone());
         Ok(Self { api: SpiffeWorkloadApiClient::new(channel.clone()), tasks, channel })
     }

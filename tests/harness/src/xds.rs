@@ -1,9 +1,8 @@
 //! A plain SDS client over a Unix socket, state of the world and incremental, that does what tests tell it and
 //! nothing by itself. Also compiled into the holder program (`tests/it/bin/holder.rs`).
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use hyper_util::rt::TokioIo;
 use mayfly_proto::xds::envoy::config::core::v3::data_source::Specifier;
 use mayfly_proto::xds::envoy::config::core::v3::node::UserAgentVersionType;
 use mayfly_proto::xds::envoy::config::core::v3::{BuildVersion, DataSource, Node};
@@ -16,11 +15,12 @@ use mayfly_proto::xds::envoy::service::discovery::v3::{
 use mayfly_proto::xds::envoy::service::secret::v3::secret_discovery_service_client::SecretDiscoveryServiceClient;
 use mayfly_proto::xds::envoy::r#type::v3::SemanticVersion;
 use prost::Message as _;
-use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::transport::Channel;
 use tonic::{Status, Streaming};
+
+use crate::wire::channel;
 
 /// One connection to the public socket.
 #[derive(Clone, Debug)]
@@ -48,13 +48,7 @@ impl Sds {
     /// # Errors
     /// The socket cannot be reached.
     pub async fn connect(socket: &Path) -> Result<Self, tonic::transport::Error> {
-        let path = PathBuf::from(socket);
-        let connector = tower::service_fn(move |_: Uri| {
-            let path = path.clone();
-            async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(path).await?)) }
-        });
-        let channel = Endpoint::from_static("http://localhost").connect_with_connector(connector).await?;
-        Ok(Self { api: SecretDiscoveryServiceClient::new(channel) })
+        Ok(Self { api: SecretDiscoveryServiceClient::new(channel(socket).await?) })
     }
 
     /// `StreamSecrets`.
