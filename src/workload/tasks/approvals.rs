@@ -11,7 +11,8 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::watch;
 
 use super::approval_facts::{Fact, Place, facts};
-use super::issue::{Ask, find_target};
+use super::deciding::find_target;
+use super::issue::Ask;
 use super::users::user_of;
 use super::{TaskError, TaskView};
 use crate::audit::{self, ApprovalStep, Event};
