@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::approvals::Approved;
+use super::approval_use::Approved;
 use super::begin::recorded;
 use super::credential::Form;
 use super::issue::Ask;

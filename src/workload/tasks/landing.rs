@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::approvals::Approved;
+use super::approval_use::Approved;
 use super::credential::{Form, Shut, TaskCredential, keep_certificate};
 use super::{TaskError, TaskView};
 use crate::audit::Event;

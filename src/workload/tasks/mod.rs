@@ -5,6 +5,7 @@
 //! anybody is served.
 
 mod approval_facts;
+mod approval_use;
 mod approvals;
 mod approvers;
 mod begin;
