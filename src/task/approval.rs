@@ -212,21 +212,21 @@ impl Approvals {
         Ok((self.all.entry(id).insert_entry(approval).into_mut(), true))
     }
 
-    /// Takes an answer. `shown` is the operation that the person saw.
+    /// What an answer would make of an approval, which stays as it is. `shown` is the operation that the person saw.
     ///
     /// # Errors
-    /// [`ApprovalError`]; nothing has changed then.
-    pub fn vote(
+    /// [`ApprovalError`].
+    pub fn weigh(
         &mut self,
         id: ApprovalId,
         person: Person<'_>,
         shown: Option<[u8; 32]>,
         vote: Vote,
         now: Instant,
-    ) -> Result<&Approval, ApprovalError> {
+    ) -> Result<Approval, ApprovalError> {
         self.settle(now);
         let good = self.bounds.good;
-        let approval = self.all.get_mut(&id).ok_or(ApprovalError::Unknown)?;
+        let mut approval = self.all.get(&id).cloned().ok_or(ApprovalError::Unknown)?;
         if approval.state != ApprovalState::Pending {
             return Err(ApprovalError::State(approval.state));
         }
@@ -245,6 +245,22 @@ impl Approvals {
             approval.approved_until = Some(at + good);
         }
         Ok(approval)
+    }
+
+    /// Takes an answer, as [`Approvals::weigh`] says.
+    ///
+    /// # Errors
+    /// [`ApprovalError`]; nothing has changed then.
+    pub fn vote(
+        &mut self,
+        id: ApprovalId,
+        person: Person<'_>,
+        shown: Option<[u8; 32]>,
+        vote: Vote,
+        now: Instant,
+    ) -> Result<&Approval, ApprovalError> {
+        let weighed = self.weigh(id, person, shown, vote, now)?;
+        Ok(self.all.entry(id).insert_entry(weighed).into_mut())
     }
 
     /// An approval that could be used now for exactly this. It stays as it is.

@@ -66,6 +66,21 @@ impl Approvals {
         Ok(())
     }
 
+    /// Whether an agent may ask for one more, in whatever task. Says so before there is any; [`Approvals::request`]
+    /// looks again.
+    ///
+    /// # Errors
+    /// [`Limit::Approvals`].
+    pub fn has_room_for(&self, agent: &str, now: Instant) -> Result<(), Refused> {
+        let (waiting, lately) = self.count(self.all.values().filter(|one| one.subject.agent == agent), now);
+        let bounds = &self.bounds;
+        let full = self.all.len() >= bounds.most && self.all.values().all(|one| one.state.is_open());
+        if waiting >= bounds.agent_pending || lately >= bounds.agent_requests || full {
+            return Err(Refused::Limit(Limit::Approvals));
+        }
+        Ok(())
+    }
+
     /// How many of these wait, and how many are of the window.
     fn count<'a>(&self, some: impl Iterator<Item = &'a Approval>, now: Instant) -> (usize, usize) {
         some.fold((0, 0), |(waiting, lately), one| {

@@ -10,7 +10,9 @@ use super::{TaskError, TaskView};
 use crate::audit::ApprovalStep;
 use crate::id::ApprovalId;
 use crate::issue::access::ApprovalTerms;
-use crate::policy::{Action, ApprovalFacts, ApprovalNeeded, PolicySet, Question, UserFacts};
+use crate::policy::{
+    Action, ApprovalFacts, ApprovalNeeded, Decision, Engine, PolicySet, Question, UserFacts,
+};
 use crate::task::Operation;
 use crate::task::approval::{Approval, ApprovalError, Jury, Subject};
 use crate::workload::Shared;
@@ -27,10 +29,16 @@ pub(super) struct Approved {
 }
 
 impl Approved {
-    fn of(approval: &Approval) -> Option<Self> {
-        let mut yes = approval.votes.iter().filter(|vote| vote.approve);
-        let quorum = u32::try_from(yes.clone().count()).unwrap_or(u32::MAX);
-        let last = yes.next_back()?;
+    /// By the catalogue as it is now: whoever has left the groups since he answered does not count any more.
+    pub(super) fn of(approval: &Approval, set: &PolicySet) -> Option<Self> {
+        let counts = |by: &str| {
+            let person = set.catalogue().person(by);
+            by == ROOT || person.is_some_and(|person| approval.jury.groups.is_subset(&person.groups))
+        };
+        let yes = || approval.votes.iter().filter(|vote| vote.approve);
+        let still = || yes().filter(|vote| counts(&vote.by));
+        let quorum = u32::try_from(still().count()).unwrap_or(u32::MAX);
+        let last = still().next_back().or_else(|| yes().next_back())?;
         // Whom the catalogue knows is in the groups that it says now, whatever they were when he answered.
         let groups = if last.by == ROOT { approval.jury.groups.clone() } else { BTreeSet::new() };
         Some(Self {
@@ -50,6 +58,15 @@ impl Approved {
     /// Whether that many people of those groups said yes: policy may have come to ask for more since they did.
     fn covers(&self, needed: &ApprovalNeeded) -> bool {
         needed.groups.is_subset(&self.jury.groups) && needed.quorum <= self.facts.quorum
+    }
+
+    /// The no of policy, if it asks for more people than have said yes, or for others.
+    pub(super) fn falls_short(&self, set: &PolicySet, question: &Question) -> Option<Decision> {
+        let mut bare = question.clone();
+        bare.circumstances.approval = None;
+        let decision = set.decide(&bare, Engine::new_evaluation());
+        let short = decision.obligations.approval.as_ref().is_some_and(|needed| !self.covers(needed));
+        short.then_some(decision)
     }
 
     /// What is asked for, as far as the approval goes.
@@ -84,29 +101,13 @@ impl Shared {
         };
         if ask.form.is_none() {
             let approval = desk.book.check(id, &subject, now)?;
-            return Approved::of(approval).ok_or_else(|| ApprovalError::Unknown.into());
+            return Approved::of(approval, set).ok_or_else(|| ApprovalError::Unknown.into());
         }
-        let approved = Approved::of(desk.book.spend(id, &subject, now)?).ok_or(ApprovalError::Unknown)?;
+        let approved =
+            Approved::of(desk.book.spend(id, &subject, now)?, set).ok_or(ApprovalError::Unknown)?;
         self.parts.audit.note(desk.step(id, ApprovalStep::Used).into_iter().collect());
-        desk.tell();
+        state.tasks.tell_approval(view.task.id);
         Ok(approved)
-    }
-
-    /// Whether policy, as it is now, would ask no more of people than was had.
-    pub(super) fn is_still_enough(
-        &self,
-        approved: &Approved,
-        questions: &[Question],
-    ) -> Result<(), TaskError> {
-        for question in questions {
-            let mut bare = question.clone();
-            bare.circumstances.approval = None;
-            let decision = self.parts.policy.decide(&bare);
-            if decision.obligations.approval.as_ref().is_some_and(|needed| !approved.covers(needed)) {
-                return Err(TaskError::Denied(Box::new(decision)));
-            }
-        }
-        Ok(())
     }
 }
 

@@ -14,11 +14,11 @@ use super::approval_facts::{Fact, Place, facts};
 use super::deciding::find_target;
 use super::issue::Ask;
 use super::users::user_of;
-use super::{TaskError, TaskView};
+use super::{TaskError, TaskView, Tasks};
 use crate::audit::{self, ApprovalStep, Event};
-use crate::id::{ApprovalId, TaskId, hex_text};
+use crate::id::{ApprovalId, DelegationId, TaskId, hex_text};
 use crate::issue::question;
-use crate::policy::{Action, ApprovalNeeded, Decision};
+use crate::policy::{Action, ApprovalNeeded, Decision, Object};
 use crate::task::approval::{Approval, ApprovalBounds, ApprovalState, Approvals, Jury, Subject, Vote};
 use crate::task::{Operation, Refused};
 use crate::workload::{Admission, Refusal, Shared, State, Workloads};
@@ -32,6 +32,10 @@ pub(in crate::workload) struct Desk {
     pub(super) book: Approvals,
     /// Of each that the book remembers.
     pub(super) askers: HashMap<ApprovalId, Asker>,
+    /// Of those that something waited for: nobody answered in time, and what waited is still there.
+    unanswered: Vec<(Approval, Option<DelegationId>)>,
+    /// One answer after the other: what is on record is what counts.
+    pub(super) turn: Arc<tokio::sync::Mutex<()>>,
     /// Moves with each change.
     news: watch::Sender<u64>,
 }
@@ -43,6 +47,10 @@ pub(super) struct Asker {
     pub(super) spiffe_id: String,
     pub(super) purpose: String,
     pub(super) operation: Option<Operation>,
+    /// What it is done to.
+    pub(super) object: Object,
+    /// The offer that waits, if it is one.
+    pub(super) offer: Option<DelegationId>,
     pub(super) facts: Vec<Fact>,
     /// Where the task and those above it are: nobody answers from there.
     pub(super) places: Vec<Place>,
@@ -106,7 +114,17 @@ impl Desk {
         })
     }
 
-    pub(super) fn tell(&self) {
+    /// The request that was made for an offer.
+    pub(super) fn of_offer(&self, offer: DelegationId) -> Option<ApprovalId> {
+        self.askers.iter().find(|(_, asker)| asker.offer == Some(offer)).map(|(id, _)| *id)
+    }
+
+    /// What waited for an answer that did not come, once.
+    pub(super) fn take_unanswered(&mut self) -> Vec<(Approval, Option<DelegationId>)> {
+        std::mem::take(&mut self.unanswered)
+    }
+
+    fn tell(&self) {
         self.news.send_modify(|generation| *generation += 1);
     }
 
@@ -207,10 +225,13 @@ impl Shared {
             spiffe_id: view.task.charter.spiffe_id.to_string(),
             purpose: view.task.charter.purpose.clone(),
             operation: ask.operation.clone(),
+            object: Object::Target(target.name.clone()),
+            offer: None,
             facts: facts(view, admission.attestation(), &places, &target, ask, decision),
             places,
             binding_token: String::new(),
         };
+        let task = subject.task;
         let (asked, event) = self.enter_request(subject, jury, decision, asker)?;
         if let Some(event) = event {
             // What is not on record was not asked.
@@ -218,14 +239,14 @@ impl Shared {
                 self.lock().tasks.approvals.book.cancel(asked.id);
                 return Err(Refusal::Audit(error).into());
             }
-            self.lock().tasks.approvals.tell();
+            self.lock().tasks.tell_approval(task);
             self.timer.notify_one();
         }
         Ok(AccessRequest { groups: needed.groups.clone(), asked: Some(asked) })
     }
 
     /// Puts it on the desk, if it is not there. With an event if it is new.
-    fn enter_request(
+    pub(super) fn enter_request(
         &self,
         subject: Subject,
         jury: Jury,
@@ -239,7 +260,10 @@ impl Shared {
         let mut state = self.lock();
         self.settle_approvals(&mut state, now);
         // It may have ended since policy was asked; and whoever ends it looks here afterwards.
-        state.tasks.tree.standing(subject.task)?;
+        match state.tasks.tree.standing(subject.task) {
+            Err(Refused::Pending) if subject.action == Action::Begin => {}
+            standing => standing?,
+        }
         let desk = &mut state.tasks.approvals;
         let (approval, new) = desk.book.request(id, subject, jury, evaluation, now, wall)?;
         if new {
@@ -289,12 +313,19 @@ impl Shared {
         let desk = &mut state.tasks.approvals;
         let over = desk.book.settle(now);
         let events: Vec<Event> = over.iter().filter_map(|id| desk.step(*id, ApprovalStep::Expired)).collect();
+        let of = |id: &ApprovalId| Some((desk.book.get(*id)?.clone(), desk.askers.get(id)?.offer));
+        let ran_out: Vec<_> = over.iter().filter_map(of).collect();
+        let tasks: BTreeSet<TaskId> = ran_out.iter().map(|(approval, _)| approval.subject.task).collect();
+        let waited = ran_out.into_iter().filter(|(approval, _)| !approval.subject.action.is_on_target());
+        desk.unanswered.extend(waited);
+        if !desk.unanswered.is_empty() {
+            // Whoever waited is told by the timer: this may be in the middle of something else.
+            self.timer.notify_one();
+        }
         let book = &desk.book;
         desk.askers.retain(|id, _| book.get(*id).is_some());
-        if !events.is_empty() {
-            self.parts.audit.note(events);
-            desk.tell();
-        }
+        self.parts.audit.note(events);
+        tasks.into_iter().for_each(|task| state.tasks.tell_approval(task));
     }
 
     /// The task has ended: nothing comes of what was asked or allowed for it.
@@ -305,8 +336,26 @@ impl Shared {
             void.iter().filter_map(|id| desk.step(*id, ApprovalStep::Cancelled)).collect();
         if !events.is_empty() {
             self.parts.audit.note(events);
-            desk.tell();
+            state.tasks.tell_approval(task);
         }
+    }
+
+    /// Nothing comes of one of them, though its task goes on.
+    pub(super) fn void_approval(&self, state: &mut State, id: ApprovalId) {
+        let desk = &mut state.tasks.approvals;
+        if desk.book.cancel(id) {
+            self.parts.audit.note(desk.step(id, ApprovalStep::Cancelled).into_iter().collect());
+        }
+        let task = desk.book.get(id).map(|approval| approval.subject.task);
+        task.into_iter().for_each(|task| state.tasks.tell_approval(task));
+    }
+}
+
+impl Tasks {
+    /// Something has become of an approval: whoever follows its task is told, and nobody who follows another.
+    pub(super) fn tell_approval(&self, task: TaskId) {
+        self.approvals.tell();
+        self.watchers.tell(task);
     }
 }
 

@@ -89,8 +89,9 @@ impl Shared {
                 self.question(&subject, view, action, object, ask, facts)
             })
             .collect();
-        if let Some(approved) = &approved {
-            self.is_still_enough(approved, &questions)?;
+        let falls_short = |yes: &Approved| questions.iter().find_map(|asked| yes.falls_short(&set, asked));
+        if let Some(denied) = approved.as_ref().and_then(falls_short) {
+            return Err(TaskError::Denied(Box::new(denied)));
         }
         let all = !ask.details.is_empty() || ask.operation.is_some() || ask.action.is_some();
         let identity = &subject.identity;

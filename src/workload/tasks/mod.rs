@@ -19,6 +19,8 @@ mod issue;
 mod keeper;
 mod landing;
 mod operator;
+mod pending;
+mod piece;
 mod plan;
 mod renew;
 mod users;
@@ -128,7 +130,11 @@ impl Tasks {
 
     /// Tells whoever follows a task that it has changed.
     pub(super) fn tell_changes(&mut self) {
-        for id in self.tree.take_changed() {
+        let changed = self.tree.take_changed();
+        if !changed.is_empty() {
+            self.watchers.tell_all();
+        }
+        for id in changed {
             self.watchers.tell(id);
         }
     }
