@@ -77,10 +77,10 @@ fn begin(asker: &mut Holder) -> String {
     asker.rpc::<proto::Task>(&format!("{API}/Begin"), &request).unwrap().id
 }
 
-type Answer<T> = Result<T, (Refusal, Vec<u8>)>;
+pub(crate) type Answer<T> = Result<T, (Refusal, Vec<u8>)>;
 
 /// The reason that a program reads.
-fn reason<T: std::fmt::Debug>(answer: Answer<T>) -> String {
+pub(crate) fn reason<T: std::fmt::Debug>(answer: Answer<T>) -> String {
     #[derive(Clone, PartialEq, prost::Message)]
     struct Rich {
         #[prost(message, repeated, tag = "3")]
@@ -182,7 +182,7 @@ impl World {
     }
 }
 
-fn decide(who: &mut Holder, agent: &Agent, request: &proto::DecideRequest) -> Answer<proto::Approval> {
+pub(crate) fn decide(who: &mut Holder, agent: &Agent, request: &proto::DecideRequest) -> Answer<proto::Approval> {
     who.rpc_at(&agent.admin_socket(), "mayfly.task.v1.TaskAdmin/Decide", request)
 }
 
