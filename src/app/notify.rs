@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use rustix::process::{Pid, Signal};
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, waitid};
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt as _;
 use tokio::task::JoinSet;
@@ -46,9 +47,12 @@ pub(super) async fn follow(workloads: Workloads, settings: ApprovalSettings, mut
         tokio::select! {
             changed = news.changed() => if changed.is_err() { return },
             _ = running.join_next(), if !running.is_empty() => {}
-            () = drain.stopping() => return,
+            () = drain.stopping() => break,
         }
     }
+    // Whoever is being told is given a moment; what is left then ends with its whole group.
+    drop(tokio::time::timeout(GRACE, async { while running.join_next().await.is_some() {} }).await);
+    running.shutdown().await;
 }
 
 async fn tell(workloads: Workloads, settings: Arc<ApprovalSettings>, view: ApprovalView) {
@@ -79,7 +83,7 @@ fn message(view: &ApprovalView) -> Value {
     let facts: Vec<Value> = view
         .facts
         .iter()
-        .filter(|(name, _)| *name != "arguments")
+        .filter(|(name, _)| !["arguments", "parameter"].contains(name))
         .map(|(name, value)| json!({ "name": name, "value": value }))
         .collect();
     json!({
@@ -98,7 +102,8 @@ fn message(view: &ApprovalView) -> Value {
     })
 }
 
-/// Runs the program with that on its standard input and nothing else: no environment, no output that we would read.
+/// Runs the program with that on its standard input and nothing else: no environment, no output that we would read. It
+/// has a process group of its own, and nothing of that outlives it, or us.
 async fn run(program: &str, arguments: &[String], body: &Bytes) -> Result<(), String> {
     let wrong = |why: &dyn std::fmt::Display| format!("`{program}` {why}");
     let path = Path::new(program).to_owned();
@@ -114,36 +119,55 @@ async fn run(program: &str, arguments: &[String], body: &Bytes) -> Result<(), St
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .process_group(0)
-        .kill_on_drop(true)
         .spawn()
         .map_err(|error| wrong(&format!("cannot be started: {error}")))?;
+    let group = Group::of(&child);
     let input = child.stdin.take();
     let work = async {
         if let Some(mut input) = input {
             // One that does not read it all says by its exit what that means.
             input.write_all(body).await.ok();
         }
-        child.wait().await
+        group.leader_ends().await
     };
-    match tokio::time::timeout(DEADLINE, work).await {
-        Ok(Ok(status)) if status.success() => Ok(()),
-        Ok(Ok(status)) => Err(wrong(&format!("failed: {status}"))),
-        Ok(Err(error)) => Err(wrong(&format!("is lost: {error}"))),
-        Err(_elapsed) => {
-            kill_group(&child);
-            Err(wrong(&format!("was killed after {} s", DEADLINE.as_secs())))
-        }
+    let in_time = tokio::time::timeout(DEADLINE, work).await;
+    // As long as the first of the group is not reaped nobody else can have its number.
+    drop(group);
+    let ended = child.wait().await;
+    match (in_time, ended) {
+        (Err(_elapsed), _) => Err(wrong(&format!("was killed after {} s", DEADLINE.as_secs()))),
+        (Ok(_), Ok(status)) if status.success() => Ok(()),
+        (Ok(_), Ok(status)) => Err(wrong(&format!("failed: {status}"))),
+        (Ok(_), Err(error)) => Err(wrong(&format!("is lost: {error}"))),
     }
 }
 
-/// It, and what it has started.
-fn kill_group(child: &tokio::process::Child) {
-    let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
-    if let Some(pid) = pid {
-        rustix::process::kill_process_group(pid, Signal::KILL).ok();
+/// A program that we run, and what it has started: all of it is gone when this is dropped.
+struct Group(Option<Pid>);
+
+impl Group {
+    fn of(child: &tokio::process::Child) -> Self {
+        Self(child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw))
+    }
+
+    /// Resolves when the first of them has ended, which is not reaped yet.
+    async fn leader_ends(&self) {
+        let Some(pid) = self.0 else { return };
+        let wait = move || waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT);
+        while let Ok(Err(Errno::INTR)) = tokio::task::spawn_blocking(wait).await {}
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(pid) = self.0 {
+            rustix::process::kill_process_group(pid, Signal::KILL).ok();
+        }
     }
 }
 
 /// So many are told at once.
 const AT_ONCE: usize = 4;
+/// At drain.
+const GRACE: Duration = Duration::from_secs(1);
 const DEADLINE: Duration = Duration::from_secs(10);

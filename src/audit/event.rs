@@ -250,6 +250,17 @@ pub enum Event {
         /// What was given is taken back, too.
         revoke: bool,
     },
+    /// The kill switch has killed a process of a task, or all of a cgroup; or could not.
+    Killed {
+        /// The process.
+        agent: Option<Agent>,
+        /// The cgroup, if it was one.
+        cgroup: Option<String>,
+        /// By whose order: `operator uid 0`.
+        initiator: String,
+        /// Why it lives on; `None`: it does not.
+        failed: Option<String>,
+    },
     /// Something that was frozen goes on.
     Thaw {
         /// The operator's process; `None`: the flag file.

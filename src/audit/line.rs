@@ -210,6 +210,9 @@ impl Body {
                 let detail = Detail::Admin { target: capped(target), credentials: *credentials };
                 Self { detail: Some(detail), ..of(by) }
             }
+            Event::Killed { agent, .. } => {
+                Self { detail: event.detail(), ..agent.as_ref().map_or_else(Self::default, of) }
+            }
             Event::BundleOrder { by, .. } | Event::Freeze { by, .. } | Event::Thaw { by, .. } => {
                 Self { detail: event.detail(), ..by.as_ref().map_or_else(Self::default, of) }
             }
@@ -357,6 +360,8 @@ fn name_and_severity(event: &Event) -> (&'static str, &'static str) {
         Event::Decided { decision, .. } => (task::decided(decision), WARNING),
         Event::Approval { step, .. } => (task::approved(*step), NOTICE),
         Event::Freeze { .. } => ("freeze", CRITICAL),
+        Event::Killed { failed: None, .. } => ("agent.killed", WARNING),
+        Event::Killed { failed: Some(_), .. } => ("agent.not_killed", CRITICAL),
         Event::Thaw { .. } => ("thaw", NOTICE),
         Event::Checkpoint { .. } => ("audit.checkpoint", INFO),
         Event::Recovered { .. } => ("audit.recovered", WARNING),

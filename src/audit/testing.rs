@@ -79,6 +79,18 @@ pub(super) fn every_event() -> Vec<Event> {
             until: at(300_000),
         }),
     });
+    events.push(Event::Killed {
+        agent: Some(bare()),
+        cgroup: None,
+        initiator: "operator uid 0".to_owned(),
+        failed: None,
+    });
+    events.push(Event::Killed {
+        agent: None,
+        cgroup: Some("/system.slice/agent.service".to_owned()),
+        initiator: "operator uid 0".to_owned(),
+        failed: Some("Permission denied (os error 13)".to_owned()),
+    });
     events
 }
 

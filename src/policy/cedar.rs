@@ -2,6 +2,7 @@
 //!
 //! Where Cedar passes over a policy that fails to evaluate, we deny: a forbid that fails is no reason to allow.
 
+mod approvable;
 mod asking;
 mod explain;
 mod index;

@@ -4,8 +4,12 @@
 //! for exactly that; policy is asked again when it is used. Nobody answers twice, nobody answers for work that is done
 //! in his own name, and one no is enough.
 
+mod room;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
+
+pub use self::room::ApprovalBounds;
 
 use super::{Action, Limit, Refused};
 use crate::id::{ApprovalId, TaskId};
@@ -144,45 +148,6 @@ pub enum ApprovalError {
     Twice,
 }
 
-/// How long things last, and how much there may be of them.
-#[derive(Clone, Copy, Debug)]
-pub struct ApprovalBounds {
-    /// Until people have answered.
-    pub wait: Duration,
-    /// Until a yes is used.
-    pub good: Duration,
-    /// Of a task, waiting.
-    pub pending: usize,
-    /// Requests of a task in [`ApprovalBounds::window`]: more tires people.
-    pub requests: usize,
-    /// See there.
-    pub window: Duration,
-    /// Of an agent, whatever tasks it begins and ends, waiting.
-    pub agent_pending: usize,
-    /// Requests of an agent in the window.
-    pub agent_requests: usize,
-    /// Of this node, closed ones included.
-    pub most: usize,
-    /// Closed ones are remembered for so long.
-    pub memory: Duration,
-}
-
-impl Default for ApprovalBounds {
-    fn default() -> Self {
-        Self {
-            wait: Duration::from_secs(600),
-            good: Duration::from_secs(300),
-            pending: 3,
-            requests: 5,
-            window: Duration::from_secs(600),
-            agent_pending: 12,
-            agent_requests: 30,
-            most: 1_000,
-            memory: Duration::from_secs(1_800),
-        }
-    }
-}
-
 /// Every approval of this node.
 #[derive(Debug, Default)]
 pub struct Approvals {
@@ -224,24 +189,12 @@ impl Approvals {
         wall: SystemTime,
     ) -> Result<(&Approval, bool), Refused> {
         self.settle(now);
-        let own = self.of_task.get(&subject.task).into_iter().flatten().filter_map(|id| self.all.get(id));
-        let own: Vec<&Approval> = own.collect();
-        let same = own.iter().find(|one| one.state.is_open() && one.subject == subject && one.jury == jury);
+        let mut own = self.of_task.get(&subject.task).into_iter().flatten().filter_map(|id| self.all.get(id));
+        let same = own.find(|one| one.state.is_open() && one.subject == subject && one.jury == jury);
         if let Some(same) = same.map(|one| one.id) {
             return self.all.get(&same).map(|same| (same, false)).ok_or(Refused::Limit(Limit::Approvals));
         }
-        let (waiting, lately) = self.count(own.into_iter(), now);
-        let of_agent = self.all.values().filter(|one| one.subject.agent == subject.agent);
-        let (agent_waiting, agent_lately) = self.count(of_agent, now);
-        let bounds = &self.bounds;
-        if waiting >= bounds.pending
-            || lately >= bounds.requests
-            || agent_waiting >= bounds.agent_pending
-            || agent_lately >= bounds.agent_requests
-            || !self.make_room()
-        {
-            return Err(Refused::Limit(Limit::Approvals));
-        }
+        self.room_for(&subject, now)?;
         self.of_task.entry(subject.task).or_default().insert(id);
         let approval = Approval {
             id,
@@ -259,42 +212,21 @@ impl Approvals {
         Ok((self.all.entry(id).insert_entry(approval).into_mut(), true))
     }
 
-    /// How many of these wait, and how many are of the window.
-    fn count<'a>(&self, some: impl Iterator<Item = &'a Approval>, now: Instant) -> (usize, usize) {
-        some.fold((0, 0), |(waiting, lately), one| {
-            let waits = one.state == ApprovalState::Pending;
-            let fresh = now.saturating_duration_since(one.requested) < self.bounds.window;
-            (waiting + usize::from(waits), lately + usize::from(fresh))
-        })
-    }
-
-    /// Where the book is full the closed one that was asked for first goes; `false` when all are open.
-    fn make_room(&mut self) -> bool {
-        while self.all.len() >= self.bounds.most {
-            let closed = self.all.values().filter(|one| !one.state.is_open());
-            let Some(oldest) = closed.min_by_key(|one| (one.requested, one.id)).map(|one| one.id) else {
-                return false;
-            };
-            self.all.remove(&oldest);
-        }
-        true
-    }
-
-    /// Takes an answer. `shown` is the operation that the person saw.
+    /// What an answer would make of an approval, which stays as it is. `shown` is the operation that the person saw.
     ///
     /// # Errors
-    /// [`ApprovalError`]; nothing has changed then.
-    pub fn vote(
+    /// [`ApprovalError`].
+    pub fn weigh(
         &mut self,
         id: ApprovalId,
         person: Person<'_>,
         shown: Option<[u8; 32]>,
         vote: Vote,
         now: Instant,
-    ) -> Result<&Approval, ApprovalError> {
+    ) -> Result<Approval, ApprovalError> {
         self.settle(now);
         let good = self.bounds.good;
-        let approval = self.all.get_mut(&id).ok_or(ApprovalError::Unknown)?;
+        let mut approval = self.all.get(&id).cloned().ok_or(ApprovalError::Unknown)?;
         if approval.state != ApprovalState::Pending {
             return Err(ApprovalError::State(approval.state));
         }
@@ -313,6 +245,22 @@ impl Approvals {
             approval.approved_until = Some(at + good);
         }
         Ok(approval)
+    }
+
+    /// Takes an answer, as [`Approvals::weigh`] says.
+    ///
+    /// # Errors
+    /// [`ApprovalError`]; nothing has changed then.
+    pub fn vote(
+        &mut self,
+        id: ApprovalId,
+        person: Person<'_>,
+        shown: Option<[u8; 32]>,
+        vote: Vote,
+        now: Instant,
+    ) -> Result<&Approval, ApprovalError> {
+        let weighed = self.weigh(id, person, shown, vote, now)?;
+        Ok(self.all.entry(id).insert_entry(weighed).into_mut())
     }
 
     /// An approval that could be used now for exactly this. It stays as it is.

@@ -1,6 +1,6 @@
 //! What an approval is good for, and who can give it, on chosen and on random histories.
 
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, UNIX_EPOCH};
 
 use proptest::prelude::*;
 

@@ -84,6 +84,7 @@ pub fn note_offer(offer: &Offer, epoch: &Epoch) -> Note {
         life: offer.life.map(millis),
         expires: epoch.millis(offer.expires),
         taken_by: offer.taken_by.map(|task| task.to_string()),
+        pending: offer.pending,
         key: offer.key.as_ref().map(KeyRecord::of),
     };
     note(OFFER, offer.id.as_bytes(), &record)
@@ -198,6 +199,9 @@ struct OfferRecord {
     life: Option<u64>,
     expires: u64,
     taken_by: Option<String>,
+    /// Whoever was asked was asked by a run that is over: nothing comes of it.
+    #[serde(default)]
+    pending: bool,
     key: Option<KeyRecord>,
 }
 
@@ -328,6 +332,9 @@ impl CharterRecord {
 
 impl OfferRecord {
     fn offer(self, id: DelegationId, epoch: &Epoch) -> Option<Offer> {
+        if self.pending {
+            return None;
+        }
         Some(Offer {
             id,
             parent: self.parent.parse().ok()?,
@@ -335,6 +342,7 @@ impl OfferRecord {
             life: self.life.map(Duration::from_millis),
             expires: epoch.moment(self.expires),
             taken_by: parsed(self.taken_by.as_deref())?,
+            pending: false,
             key: match self.key {
                 Some(key) => Some(key.key()?),
                 None => None,

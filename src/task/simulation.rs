@@ -280,6 +280,7 @@ impl Model {
             asked: asked.cloned().map_or(own, |asked| vec![asked]),
             life: life.map(|s| Duration::from_secs(u64::from(s))),
             drops_user: false,
+            waits: None,
             key: None,
         };
         let offer = new.id;
@@ -630,6 +631,7 @@ mod tests {
             asked: own.details().to_vec(),
             life: None,
             drops_user: false,
+            waits: None,
             key: None,
         };
         model.tree.offer(new, &own, &caller, model.now).map(|offer| offer.id)
@@ -687,6 +689,7 @@ mod tests {
                 asked: own.details().to_vec(),
                 life: None,
                 drops_user: false,
+                waits: None,
                 key,
             };
             model.tree.offer(new, &own, &caller, model.now).map(|offer| offer.id)

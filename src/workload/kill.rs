@@ -13,7 +13,7 @@ use rustix::process::{Signal, pidfd_send_signal};
 use super::revoker::Initiator;
 use super::state::State;
 use super::{Shared, Workloads};
-use crate::audit;
+use crate::audit::{self, Event};
 use crate::id::{LeaseId, SpiffeId, TaskId};
 use crate::ledger::{Reason, Row};
 use crate::policy::{Freeze, Frozen};
@@ -55,7 +55,7 @@ impl Workloads {
             self.0.take_back_frozen(&mut state, what, initiator);
         }
         // Before anything is waited for: a disk that hangs saves nobody.
-        seats.kill(&mut killed);
+        self.0.parts.audit.note(seats.kill(&mut killed, &initiator.named()));
         self.write_freezes()?;
         self.flush().await;
         killed.took = self.0.parts.clock.monotonic().saturating_duration_since(now);
@@ -71,13 +71,24 @@ struct Seats {
 }
 
 impl Seats {
-    fn kill(&self, killed: &mut Killed) {
+    /// For the record: each that was killed, or could not be.
+    fn kill(&self, killed: &mut Killed, by: &str) -> Vec<Event> {
+        let mut events = Vec::new();
+        let mut note = |agent, cgroup, failed: Option<&dyn std::fmt::Display>| {
+            let failed = failed.map(ToString::to_string);
+            events.push(Event::Killed { agent, cgroup, initiator: by.to_owned(), failed });
+        };
         for process in self.processes.values() {
+            let agent = || Some(audit::Agent::new(process.key(), process.uid()));
             // The pidfd was pinned when the task began: whoever has the number now is not hit.
             match pidfd_send_signal(process.pidfd(), Signal::KILL) {
-                Ok(()) => killed.scopes += 1,
+                Ok(()) => {
+                    note(agent(), None, None);
+                    killed.scopes += 1;
+                }
                 Err(Errno::SRCH) => {}
                 Err(error) => {
+                    note(agent(), None, Some(&error));
                     tracing::error!(%error, pid = process.pid(), "a process of a killed task lives on");
                     killed.not_killed += 1;
                 }
@@ -86,13 +97,18 @@ impl Seats {
         let hierarchy = Cgroups::find(Path::new("/sys/fs/cgroup"));
         for (id, path) in &self.cgroups {
             match hierarchy.again(path, *id).map_err(std::io::Error::other).and_then(|scope| scope.kill()) {
-                Ok(()) => killed.scopes += 1,
+                Ok(()) => {
+                    note(None, Some(path.clone()), None);
+                    killed.scopes += 1;
+                }
                 Err(error) => {
+                    note(None, Some(path.clone()), Some(&error));
                     tracing::error!(%error, path, "the cgroup of a killed task lives on");
                     killed.not_killed += 1;
                 }
             }
         }
+        events
     }
 }
 

@@ -223,7 +223,7 @@ fn a_child_is_what_was_offered_and_its_tokens_say_by_whom() {
     let seen = get(&mut planner, &root).unwrap();
     assert_eq!((seen.live_children, seen.used.unwrap().calls), (1, 1), "a parent spends with its children");
     assert_eq!(get(&mut planner, &child).unwrap().live_credentials, 1, "and sees them");
-    assert_eq!(get(&mut ann, &root).unwrap_err().reason, "not_in_task", "they do not see it");
+    assert_eq!(get(&mut ann, &root).unwrap_err().reason, "no_such_task", "they do not see it");
     world.agent.audited(&["task.delegate", &root.id, ANN, "hand-on"]);
     world.agent.audited(&["task.join", &child.id, &root.id, "hand-on"]);
 }

@@ -74,7 +74,7 @@ fn a_renewal_is_a_new_decision_and_never_a_revival() {
     let root = brief(&mut planner);
     let below = child(&root, &mut planner, &mut ann, ANN, "/docs");
     assert_eq!(renew(&mut ann, &below, 600).unwrap_err().reason, "limit_life", "never past the parent");
-    assert_eq!(renew(&mut ann, &root, 600).unwrap_err().reason, "not_in_task");
+    assert_eq!(renew(&mut ann, &root, 600).unwrap_err().reason, "no_such_task");
     let longer = renew(&mut planner, &root, 600).unwrap();
     assert!(seconds(longer.deadline.as_ref()) > seconds(root.deadline.as_ref()) + 500);
     assert!(same(&longer.latest_deadline, &root.latest_deadline));
@@ -166,10 +166,10 @@ fn a_parent_sees_its_child_die_and_nobody_else_sees_anything() {
     assert_eq!(task_of(&mut planner).id, below.id);
     for task in [&below, &root] {
         ben.task_watch(&task.id);
-        assert_eq!(ben.next_task_event().unwrap_err().reason, "not_in_task");
+        assert_eq!(ben.next_task_event().unwrap_err().reason, "no_such_task");
     }
     ann.task_watch(&root.id);
-    assert_eq!(ann.next_task_event().unwrap_err().reason, "not_in_task", "a child does not see its parent");
+    assert_eq!(ann.next_task_event().unwrap_err().reason, "no_such_task", "a child does not see its parent");
     ann.kill();
     assert_eq!(summary(&mut planner).reason, "process_exit");
 }

@@ -3,6 +3,8 @@
 #[cfg(test)]
 mod approvals;
 #[cfg(test)]
+mod approvals_of_tasks;
+#[cfg(test)]
 mod children;
 #[cfg(test)]
 mod demo;

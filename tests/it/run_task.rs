@@ -247,10 +247,10 @@ fn k01_only_its_keeper_acts_in_the_stead_of_a_program() {
         ..Default::default()
     };
     let refused = other.task_call::<proto::Credential>("Issue", &issue).unwrap_err();
-    assert_eq!(refused.reason, "not_in_task");
+    assert_eq!(refused.reason, "no_such_task");
     let get = proto::GetTaskRequest { task_id: task.clone() };
-    assert_eq!(other.task_call::<proto::Task>("Get", &get).unwrap_err().reason, "not_in_task");
+    assert_eq!(other.task_call::<proto::Task>("Get", &get).unwrap_err().reason, "no_such_task");
     let end = proto::EndRequest { task_id: task, ..Default::default() };
-    assert_eq!(other.task_call::<proto::TaskSummary>("End", &end).unwrap_err().reason, "not_in_task");
+    assert_eq!(other.task_call::<proto::TaskSummary>("End", &end).unwrap_err().reason, "no_such_task");
     assert_eq!(introspect(&agent, &std::fs::read_to_string(&file).unwrap())["active"], true);
 }

@@ -266,14 +266,14 @@ fn h10_k07_what_a_killed_agent_held_is_refused_everywhere_and_recorded_when_show
     assert_eq!(world.introspect(&token)["active"], true);
     let stolen = proto::Task { id: task.clone(), ..Default::default() };
     let refused = world.issue(wanted(&stolen, proto::Format::AccessToken, &[WIKI])).unwrap_err();
-    assert_eq!((refused.code(), reason(&refused).as_str()), (Code::PermissionDenied, "not_in_task"));
+    assert_eq!((refused.code(), reason(&refused).as_str()), (Code::NotFound, "no_such_task"));
     holder.kill();
     until("the token is refused", || (world.introspect(&token)["active"] == false).then_some(()));
     world.agent.audited(&["task.ended", "\"reason\":\"process_exit\"", &task]);
     world.agent.audited(&["credential.revoke", "task_ended", &task]);
     world.agent.audited(&["credential.reuse_after_end", &task]);
     let gone = world.issue(wanted(&stolen, proto::Format::AccessToken, &[WIKI])).unwrap_err();
-    assert_eq!(reason(&gone), "not_in_task");
+    assert_eq!(reason(&gone), "no_such_task");
 }
 
 /// A stock library checks the signature, the type, the issuer and the audience by the published keys; introspection

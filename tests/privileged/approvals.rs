@@ -69,7 +69,7 @@ fn begin(asker: &mut Holder) -> String {
     asker.rpc::<proto::Task>(&format!("{API}/Begin"), &request).unwrap().id
 }
 
-type Answer<T> = Result<T, (Refusal, Vec<u8>)>;
+pub(crate) type Answer<T> = Result<T, (Refusal, Vec<u8>)>;
 
 fn call(method: &str, page: u32) -> proto::Operation {
     let http = proto::HttpCall {
@@ -161,7 +161,11 @@ impl World {
     }
 }
 
-fn decide(who: &mut Holder, agent: &Agent, request: &proto::DecideRequest) -> Answer<proto::Approval> {
+pub(crate) fn decide(
+    who: &mut Holder,
+    agent: &Agent,
+    request: &proto::DecideRequest,
+) -> Answer<proto::Approval> {
     who.rpc_at(&agent.admin_socket(), "mayfly.task.v1.TaskAdmin/Decide", request)
 }
 

@@ -6,6 +6,8 @@ mod a_peer;
 #[cfg(test)]
 mod approvals;
 #[cfg(test)]
+mod approvals_of_tasks;
+#[cfg(test)]
 mod b_hash;
 #[cfg(test)]
 mod b_launch;

@@ -252,6 +252,10 @@ pub struct Delegation {
     pub expires_at: ::core::option::Option<::prost_types::Timestamp>,
     #[prost(message, optional, tag = "6")]
     pub deadline: ::core::option::Option<::prost_types::Timestamp>,
+    /// What people are asked first: until they have allowed it, whoever joins is told `pending_approval`. The parent's
+    /// `Watch` tells what they answer; if it is no, or nothing, the offer is gone. Empty: nobody is asked.
+    #[prost(string, tag = "7")]
+    pub approval_id: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct JoinRequest {
@@ -488,11 +492,14 @@ pub struct Approval {
     pub task_id: ::prost::alloc::string::String,
     #[prost(string, tag = "3")]
     pub spiffe_id: ::prost::alloc::string::String,
+    /// An action class, `begin` or `delegate`.
     #[prost(string, tag = "4")]
     pub action: ::prost::alloc::string::String,
+    /// A target by its name; of `begin` the template, of `delegate` the SPIFFE ID of whoever would get a part.
     #[prost(string, tag = "5")]
     pub target: ::prost::alloc::string::String,
-    /// SHA-256 of the operation in canonical form, hex; empty when none was named.
+    /// SHA-256 of the operation in canonical form, hex; empty when none was named. Of `begin` and `delegate`: of everything
+    /// that was asked for.
     #[prost(string, tag = "6")]
     pub operation_sha256: ::prost::alloc::string::String,
     #[prost(enumeration = "ApprovalState", tag = "7")]
@@ -1018,7 +1025,9 @@ pub mod task_api_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
-        /// Begins a task in the caller's name. The answer says what it may do, which can be less than was asked.
+        /// Begins a task in the caller's name. The answer says what it may do, which can be less than was asked. Where policy
+        /// wants people to allow it first, the answer is a task in state `pending_approval`: nothing can be done in it, `Watch`
+        /// tells what people were asked and when it becomes active, and it ends (`policy`) if they do not allow it.
         pub async fn begin(
             &mut self,
             request: impl tonic::IntoRequest<super::BeginRequest>,
@@ -1062,7 +1071,8 @@ pub mod task_api_client {
                 .insert(GrpcMethod::new("mayfly.task.v1.TaskAPI", "Get"));
             self.inner.unary(req, path, codec).await
         }
-        /// Offers a part of the caller's task to another identity. Nothing exists until that one joins.
+        /// Offers a part of the caller's task to another identity. Nothing exists until that one joins. Where policy wants
+        /// people to allow it first, the offer says which approval it waits for.
         pub async fn delegate(
             &mut self,
             request: impl tonic::IntoRequest<super::DelegateRequest>,
@@ -1234,7 +1244,9 @@ pub mod task_api_server {
     /// Generated trait containing gRPC methods that should be implemented for use with TaskApiServer.
     #[async_trait]
     pub trait TaskApi: std::marker::Send + std::marker::Sync + 'static {
-        /// Begins a task in the caller's name. The answer says what it may do, which can be less than was asked.
+        /// Begins a task in the caller's name. The answer says what it may do, which can be less than was asked. Where policy
+        /// wants people to allow it first, the answer is a task in state `pending_approval`: nothing can be done in it, `Watch`
+        /// tells what people were asked and when it becomes active, and it ends (`policy`) if they do not allow it.
         async fn begin(
             &self,
             request: tonic::Request<super::BeginRequest>,
@@ -1244,7 +1256,8 @@ pub mod task_api_server {
             &self,
             request: tonic::Request<super::GetTaskRequest>,
         ) -> std::result::Result<tonic::Response<super::Task>, tonic::Status>;
-        /// Offers a part of the caller's task to another identity. Nothing exists until that one joins.
+        /// Offers a part of the caller's task to another identity. Nothing exists until that one joins. Where policy wants
+        /// people to allow it first, the offer says which approval it waits for.
         async fn delegate(
             &self,
             request: tonic::Request<super::DelegateRequest>,

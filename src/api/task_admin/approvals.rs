@@ -124,7 +124,6 @@ fn digest(text: &str) -> Result<Option<[u8; 32]>, Status> {
 fn refused(error: &AnswerError) -> Status {
     let word = match error {
         AnswerError::Approval(why) => return of_approval(*why),
-        AnswerError::InTask => "in_task",
         AnswerError::SameUser(_) => "same_user",
         AnswerError::SameCgroup => "same_cgroup",
         AnswerError::Stranger(_) => "not_an_approver",

@@ -50,5 +50,6 @@ pub(super) fn delegation(view: &OfferView) -> proto::Delegation {
         details: wire::grants(&view.offer.charter.grants),
         expires_at: Some(wire::timestamp(view.expires)),
         deadline: Some(wire::timestamp(view.deadline)),
+        approval_id: view.approval.map(|id| id.to_string()).unwrap_or_default(),
     }
 }

@@ -38,6 +38,13 @@ pub(super) enum Detail {
         #[serde(skip_serializing_if = "is_false")]
         needs_another: bool,
     },
+    Killed {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        cgroup: Option<String>,
+        initiator: String,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        error: Option<String>,
+    },
     Policy {
         source: String,
         version: String,
@@ -162,6 +169,11 @@ impl Event {
                 Detail::Bundle { order, trust_domain: trust_domain.to_string(), sequence: *sequence }
             }
             Self::Freeze { .. } | Self::Thaw { .. } => self.frozen()?,
+            Self::Killed { cgroup, initiator, failed, .. } => Detail::Killed {
+                cgroup: cgroup.as_deref().map(capped),
+                initiator: capped(initiator),
+                error: failed.as_deref().map(capped),
+            },
             Self::Recovered { cut_bytes, moved_to } => {
                 Detail::Recovered { cut_bytes: *cut_bytes, moved_to: moved_to.as_deref().map(capped) }
             }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use mayfly_proto::task::{BeginRequest, JoinRequest, Keeper};
 use serde::{Deserialize, Serialize};
 
+use super::{awaiting, user};
 use crate::cli::client::{ClientArgs, Env, Target, Which, answer};
 use crate::cli::failure::Failure;
 
@@ -40,6 +41,8 @@ pub(super) enum Work {
         /// In seconds.
         ttl: Option<u64>,
         spiffe_id: Option<String>,
+        /// Where the token of the user is.
+        on_behalf_of: Option<PathBuf>,
     },
     /// What somebody offered.
     Join { offer: String },
@@ -82,7 +85,8 @@ async fn ask(plan: &TaskPlan) -> Result<String, Failure> {
             let request = JoinRequest { delegation_id: offer.clone(), keeper, ..JoinRequest::default() };
             answer(tasks.join(request)).await?
         }
-        Work::Begin { template, purpose, params, ttl, spiffe_id } => {
+        Work::Begin { template, purpose, params, ttl, spiffe_id, on_behalf_of } => {
+            let user = on_behalf_of.as_deref().map(user::read).transpose()?;
             let request = BeginRequest {
                 purpose: purpose.clone(),
                 template: template.clone(),
@@ -93,12 +97,13 @@ async fn ask(plan: &TaskPlan) -> Result<String, Failure> {
                 }),
                 spiffe_id: spiffe_id.clone().unwrap_or_default(),
                 keeper,
+                on_behalf_of: user.map(|token| token.as_str().to_owned()).unwrap_or_default(),
                 ..BeginRequest::default()
             };
             answer(tasks.begin(request)).await?
         }
     };
-    Ok(begun.into_inner().id)
+    Ok(awaiting::allowed(&connection, begun.into_inner()).await?.id)
 }
 
 /// What `mayfly run` says when the program may begin.

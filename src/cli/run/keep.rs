@@ -187,7 +187,7 @@ impl Keeper {
 /// Whether the task is over for us: it has ended, or an agent that was restarted knows neither it nor its keeper. What is
 /// frozen or waits for people may go on.
 fn is_final(status: &tonic::Status) -> bool {
-    const OVER: [&str; 5] = ["task_ended", "no_such_task", "not_in_task", "not_granted", "not_attested"];
+    const OVER: [&str; 4] = ["task_ended", "no_such_task", "not_granted", "not_attested"];
     match status.code() {
         Code::NotFound => true,
         Code::FailedPrecondition | Code::PermissionDenied | Code::Unauthenticated => {

@@ -3,6 +3,7 @@
 //! Two processes: this one, which passes signals on and hands back the exit code, and a launcher
 //! ([`launcher`]), which becomes the program.
 
+mod awaiting;
 mod begin;
 mod environment;
 mod interpreter;
@@ -12,11 +13,13 @@ pub(super) mod launcher;
 mod plan;
 mod signals;
 mod tokens;
+mod user;
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::os::unix::process::ExitStatusExt as _;
+use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::Duration;
 
@@ -70,7 +73,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "TEMPLATE")]
     task: Option<String>,
     /// Join the task that was offered under this name (`dlg_…`), instead of beginning one
-    #[arg(long, value_name = "DELEGATION", conflicts_with_all = ["task", "purpose", "param", "task_ttl", "identity"])]
+    #[arg(long, value_name = "DELEGATION", conflicts_with_all = ["task", "purpose", "param", "task_ttl", "identity", "on_behalf_of_file"])]
     join: Option<String>,
     /// What the task is for, in your own words: recorded, shown to approvers, never read by a machine
     #[arg(long, value_name = "TEXT", requires = "task", default_value = "", hide_default_value = true)]
@@ -84,6 +87,9 @@ pub(super) struct Args {
     /// Which of the program's identities the task is begun with [default: its first]
     #[arg(long, value_name = "SPIFFE-ID", requires = "task")]
     identity: Option<String>,
+    /// Begin the task in the name of the user whose token is in this file, which only its owner can read
+    #[arg(long, value_name = "PATH", requires = "task")]
+    on_behalf_of_file: Option<PathBuf>,
     /// Keep an access token of the task for this audience in a file, whose path the program finds in the variable
     #[arg(long, value_name = "NAME=AUDIENCE", value_parser = Token::access)]
     token: Vec<Token>,
@@ -158,6 +164,7 @@ fn keeper(args: &Args, plan: &mut Plan, context: &Context) -> Result<Option<Keep
             params: args.param.clone(),
             ttl: args.task_ttl.map(|ttl| ttl.as_secs()),
             spiffe_id: args.identity.clone(),
+            on_behalf_of: args.on_behalf_of_file.clone(),
         },
         (None, Some(offer)) => Work::Join { offer: offer.clone() },
         (None, None) if args.token.is_empty() && args.jwt_svid.is_empty() => return Ok(None),

@@ -240,7 +240,9 @@ impl Types {
 /// Whether who asks, what is done and what it is done to fit each other, and what the catalogue says before any policy.
 fn check(question: &Question, catalogue: &Catalogue) -> Result<(), Reason> {
     let fits = match (&question.principal, &question.object) {
-        (Principal::User(_), Object::Target(_)) => question.action == Action::Approve,
+        (Principal::User(_), Object::Target(_) | Object::Template(_) | Object::Agent(_)) => {
+            question.action == Action::Approve
+        }
         (Principal::Workload(_), Object::Target(_)) => question.action.is_on_target(),
         (Principal::Workload(_), Object::Agent(_)) => question.action == Action::Delegate,
         (Principal::Workload(_), Object::Template(_)) => question.action == Action::Begin,

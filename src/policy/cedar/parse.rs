@@ -8,6 +8,7 @@ use cedar_policy::{
 };
 use miette::Diagnostic;
 
+use super::approvable::unheard;
 use super::notes::Notes;
 use super::statements::{excess, statements};
 use crate::diag::{Lines, Place, Problem, Problems, Shown, read_text};
@@ -79,6 +80,9 @@ fn parse_one(source: &str, offset: usize, lines: &Lines<'_>, problems: &mut Prob
         }
     };
     let notes = Notes::read(&policy, &lines.place(offset, ""), problems)?;
+    if let Some((group, why)) = notes.approval.as_ref().zip(unheard(&policy)) {
+        problems.push(notes.place.problem(format!("`@requires_approval(\"{group}\")` {why}")));
+    }
     let policy = policy.new_id(PolicyId::new(&notes.id));
     Some(Rule { policy, notes, text: source.into(), offset })
 }

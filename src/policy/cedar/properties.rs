@@ -122,10 +122,12 @@ proptest! {
         let user = UserFacts { name: "ann".to_owned(), groups: ["x".to_owned()].into() };
         let variants = [
             question.clone(),
-            Question { action: Action::Delegate, object: Object::Agent(id), ..question.clone() },
+            Question { action: Action::Delegate, object: Object::Agent(id.clone()), ..question.clone() },
             Question { principal: Principal::Workload(workload("agent/plan")), action: Action::Begin, object: Object::Template(None), ..question.clone() },
             Question { principal: Principal::Workload(workload("agent/plan")), action: Action::Begin, object: Object::Template(Some("summarise".to_owned())), ..question.clone() },
             Question::fetch(workload("a"), identity, Duration::from_secs(1), question.now),
+            Question { principal: Principal::User(user.clone()), action: Action::Approve, object: Object::Template(None), ..question.clone() },
+            Question { principal: Principal::User(user.clone()), action: Action::Approve, object: Object::Agent(id.clone()), ..question.clone() },
             Question { principal: Principal::User(user), action: Action::Approve, ..question },
         ];
         for question in variants {

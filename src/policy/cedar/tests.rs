@@ -509,3 +509,74 @@ fn j02_a_policy_nested_without_end_is_refused_and_ends_no_agent() {
     refused_on_a_small_stack(nested("", ".a", 380));
     assert!(report(&" ".repeat((1 << 20) + 1))[0].contains("larger than"));
 }
+
+/// A no that people could lift is one that they are asked about, or the set is not loaded.
+#[test]
+fn an_approval_that_nobody_would_be_asked_for_fails_the_load() {
+    let of = |head: &str| {
+        format!("@id(\"a\") @requires_approval(\"oncall\") forbid({head}) unless {{ context.risk > 1000 }};")
+    };
+    let action = |names: &str| format!("principal, action in [{names}], resource");
+    let name = |one: &str| format!("Mayfly::Action::\"{one}\"");
+    for (head, what) in [
+        ("principal, action, resource".to_owned(), "`fetch` and `approve`"),
+        (action(&name("fetch")), "`fetch`"),
+        (action(&name("approve")), "`approve`"),
+        (action(&format!("{}, {}", name("write"), name("approve"))), "`approve`"),
+        ("principal in Mayfly::Group::\"kb\", action, resource".to_owned(), "`fetch` and `approve`"),
+        ("principal is Mayfly::User, action, resource".to_owned(), "`approve`"),
+        ("principal, action, resource is Mayfly::Identity".to_owned(), "`fetch`"),
+    ] {
+        let found = report(&of(&head));
+        let line = format!(
+            "a.cedar:1:1: `@requires_approval(\"oncall\")` stands on a forbid of {what}, which people"
+        );
+        assert!(found.iter().any(|one| one.starts_with(&line)), "{head}: {found:?}");
+    }
+    for one in ["join", "renew"] {
+        let found = report(&of(&action(&name(one))));
+        assert!(!found.is_empty() && found[0].starts_with("a.cedar:1:"), "{one} is no action: {found:?}");
+    }
+    for head in [
+        action(&["read", "write", "delete", "execute", "admin", "begin", "delegate"].map(name).join(", ")),
+        "principal is Mayfly::Workload, action, resource is Mayfly::Target".to_owned(),
+        "principal is Mayfly::Workload, action, resource is Mayfly::Template".to_owned(),
+    ] {
+        assert_eq!(set_of(&of(&head)).policies(), 1, "{head}");
+    }
+}
+
+#[test]
+fn beginning_and_handing_on_can_be_for_people_to_allow() {
+    let set = set_of(
+        "@id(\"all\") permit(principal, action, resource);
+@id(\"begin\") @requires_approval(\"oncall\") forbid(principal, action == Mayfly::Action::\"begin\", resource)
+unless { context has approval && context.approval.until > context.now };
+@id(\"hand-on\") @requires_approval(\"leads\") forbid(principal, action == Mayfly::Action::\"delegate\", resource)
+unless { context has approval && context.approval.quorum >= 2 };",
+    );
+    let agent = Object::Agent("spiffe://example.org/agent/research/a".parse().unwrap());
+    for (action, object, group, quorum) in [
+        (Action::Begin, Object::Template(Some("summarise".to_owned())), "oncall", 1),
+        (Action::Delegate, agent, "leads", 2),
+    ] {
+        let question = ask("agent/research/a", action, object.clone());
+        let decision = set.decide(&question, crate::policy::Engine::new_evaluation());
+        assert_eq!((decision.verdict, decision.reason), (Verdict::Requestable, Reason::ApprovalRequired));
+        let needed = decision.obligations.approval.unwrap();
+        assert_eq!((needed.groups, needed.quorum), ([group.to_owned()].into(), quorum));
+        let explained = set.explain(&question, crate::policy::Engine::new_evaluation());
+        assert!(explained.changes.iter().any(|change| change.contains(group)), "{:?}", explained.changes);
+        let mut approved = question;
+        approved.circumstances.approval = Some(approval("ann", quorum, 60));
+        assert!(set.decide(&approved, crate::policy::Engine::new_evaluation()).is_allowed());
+        // And somebody can be allowed to say so.
+        let user = UserFacts { name: "ann".to_owned(), groups: BTreeSet::new() };
+        let principal = Principal::User(user);
+        let approve = Question { principal, action: Action::Approve, object, ..approved };
+        assert!(set.decide(&approve, crate::policy::Engine::new_evaluation()).is_allowed());
+    }
+    let failures = set.lint(now()).into_iter().filter(|lint| lint.fails);
+    let others = failures.filter(|lint| !lint.problem.to_string().contains("permits every action"));
+    assert_eq!(others.count(), 0);
+}

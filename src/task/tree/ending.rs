@@ -160,16 +160,28 @@ impl Tree {
         self.subtree(id)
     }
 
-    /// Undoes [`Tree::suspend`], or what people had to allow; the answer is the task and everything below it.
+    /// Undoes [`Tree::suspend`]; the answer is the task and everything below it.
     pub fn resume(&mut self, id: TaskId) -> Vec<TaskId> {
         match self.tasks.get_mut(&id) {
-            Some(task) if matches!(task.standing, Standing::Suspended(_) | Standing::Pending) => {
+            Some(task) if matches!(task.standing, Standing::Suspended(_)) => {
                 task.standing = Standing::Active;
             }
             _ => return Vec::new(),
         }
         self.note_change(id);
         self.subtree(id)
+    }
+
+    /// People have allowed a task that waited for them; whether it did.
+    pub fn activate(&mut self, id: TaskId, now: Instant) -> bool {
+        let Some(task) = self.tasks.get_mut(&id).filter(|task| task.standing == Standing::Pending) else {
+            return false;
+        };
+        (task.standing, task.last_call) = (Standing::Active, now);
+        let at = wakes_at(task);
+        self.timers.set(Timer::Task(id), at);
+        self.note_change(id);
+        true
     }
 
     fn end_one(&mut self, id: TaskId, ending: Ending, now: Instant, wall: SystemTime, cascade: &mut Cascade) {
@@ -184,6 +196,7 @@ impl Tree {
         }
         self.timers.cancel(&Timer::Task(id));
         self.unwatch(id);
+        self.note_change(id);
         self.live -= 1;
         if let Some(live) = self.by_agent.get_mut(&agent) {
             *live -= 1;

@@ -40,7 +40,9 @@ pub struct Tree {
     ended: VecDeque<(Instant, TaskId)>,
     /// Somebody follows these.
     watched: BTreeSet<TaskId>,
-    /// Those of them that are otherwise than when they were last asked for.
+    /// How many follow every task.
+    followers: usize,
+    /// Those that are followed and otherwise than when they were last asked for.
     changed: BTreeSet<TaskId>,
 }
 
@@ -96,6 +98,7 @@ impl Tree {
             keys: HashMap::new(),
             ended: VecDeque::new(),
             watched: BTreeSet::new(),
+            followers: 0,
             changed: BTreeSet::new(),
         }
     }
@@ -300,13 +303,23 @@ impl Tree {
         self.changed.remove(&id);
     }
 
+    /// From now on changes of every task are noted, new tasks and ends too.
+    pub fn follow(&mut self) {
+        self.followers += 1;
+    }
+
+    /// For one fewer.
+    pub fn unfollow(&mut self) {
+        self.followers = self.followers.saturating_sub(1);
+    }
+
     /// The watched tasks that have changed since this was asked last.
     pub fn take_changed(&mut self) -> BTreeSet<TaskId> {
         std::mem::take(&mut self.changed)
     }
 
     fn note_change(&mut self, id: TaskId) {
-        if self.watched.contains(&id) {
+        if self.followers > 0 || self.watched.contains(&id) {
             self.changed.insert(id);
         }
     }
@@ -362,6 +375,7 @@ impl Tree {
             self.keys.insert((key.process, key.text.clone()), (key.clone(), Repeat::Task(id)));
         }
         self.timers.set(Timer::Task(id), wakes_at(&task));
+        self.note_change(id);
         self.tasks.entry(id).insert_entry(task).into_mut()
     }
 }
@@ -381,6 +395,8 @@ struct Times {
 
 /// When to look at the task again.
 fn wakes_at(task: &Task) -> Instant {
-    let idle = task.charter.limits.idle.map(|idle| task.last_call + idle);
+    // Whoever waits for people is not idle.
+    let idle = task.charter.limits.idle.filter(|_| task.standing != Standing::Pending);
+    let idle = idle.map(|idle| task.last_call + idle);
     idle.map_or(task.deadline, |idle| idle.min(task.deadline))
 }

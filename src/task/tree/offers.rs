@@ -21,6 +21,8 @@ pub struct Offer {
     pub expires: Instant,
     /// By whom it was, if it was.
     pub taken_by: Option<TaskId>,
+    /// It waits for people: nobody can take it up.
+    pub pending: bool,
     /// What the request can be told by.
     pub key: Option<Key>,
 }
@@ -40,6 +42,8 @@ pub struct NewOffer {
     pub life: Option<Duration>,
     /// The child works for itself, not for the parent's user.
     pub drops_user: bool,
+    /// It waits for people first, so long at most; `None`: it does not.
+    pub waits: Option<Duration>,
     /// What the request can be told by.
     pub key: Option<Key>,
 }
@@ -96,10 +100,20 @@ impl Tree {
         if let Some(parent) = self.tasks.get_mut(&new.parent) {
             parent.last_call = now;
         }
-        let NewOffer { id, parent, life, key, .. } = new;
-        let offer =
-            Offer { id, parent, charter, life, expires: now + self.bounds.offer, taken_by: None, key };
+        let NewOffer { id, parent, life, waits, key, .. } = new;
+        let expires = now + waits.unwrap_or(self.bounds.offer);
+        let pending = waits.is_some();
+        let offer = Offer { id, parent, charter, life, expires, taken_by: None, pending, key };
         Ok(self.take_in_offer(offer))
+    }
+
+    /// People have allowed an offer: it can be taken up until then, or as long as any other; whether it was there.
+    pub fn allow_offer(&mut self, id: DelegationId, until: Instant, now: Instant) -> bool {
+        let expires = until.min(now + self.bounds.offer);
+        let Some(offer) = self.offers.get_mut(&id).filter(|offer| offer.pending) else { return false };
+        (offer.pending, offer.expires) = (false, expires);
+        self.timers.set(Timer::Offer(id), expires);
+        true
     }
 
     /// An offer, as long as it is remembered.
@@ -131,6 +145,9 @@ impl Tree {
         }
         if offer.expires <= now {
             return Err(Refused::NoSuchDelegation);
+        }
+        if offer.pending {
+            return Err(Refused::Pending);
         }
         self.standing(offer.parent)?;
         let parent = self.tasks.get(&offer.parent).ok_or(Refused::NoSuchTask)?;

@@ -90,7 +90,7 @@ pub(super) fn facts(
     facts
 }
 
-fn process_facts(view: &TaskView, attestation: &Attestation, places: &[Place]) -> Vec<Fact> {
+pub(super) fn process_facts(view: &TaskView, attestation: &Attestation, places: &[Place]) -> Vec<Fact> {
     let seat = &view.task.seat;
     let one = |key: &str| attestation.values("unix", key).next().map(str::to_owned);
     let user = one("user").map(|name| format!(" ({name})")).unwrap_or_default();

@@ -6,27 +6,23 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use tokio::sync::watch;
 
 use super::approval_facts::{Fact, Place, facts};
-use super::issue::{Ask, find_target};
+use super::deciding::find_target;
+use super::issue::Ask;
 use super::users::user_of;
-use super::{TaskError, TaskView};
+use super::{TaskError, TaskView, Tasks};
 use crate::audit::{self, ApprovalStep, Event};
-use crate::id::{ApprovalId, TaskId, hex_text};
-use crate::issue::access::ApprovalTerms;
+use crate::id::{ApprovalId, DelegationId, TaskId, hex_text};
 use crate::issue::question;
-use crate::policy::{Action, ApprovalFacts, ApprovalNeeded, Decision, PolicySet, Question, UserFacts};
-use crate::task::approval::{
-    Approval, ApprovalBounds, ApprovalError, ApprovalState, Approvals, Jury, Subject, Vote,
-};
+use crate::policy::{Action, ApprovalNeeded, Decision, Object};
+use crate::task::approval::{Approval, ApprovalBounds, ApprovalState, Approvals, Jury, Subject, Vote};
 use crate::task::{Operation, Refused};
 use crate::workload::{Admission, Refusal, Shared, State, Workloads};
 
-/// No credential that an approval buys lives longer.
-const LONGEST: Duration = Duration::from_secs(120);
 /// How an uncatalogued root is called: no name of the catalogue has a colon.
 pub(super) const ROOT: &str = "uid:0";
 
@@ -36,6 +32,10 @@ pub(in crate::workload) struct Desk {
     pub(super) book: Approvals,
     /// Of each that the book remembers.
     pub(super) askers: HashMap<ApprovalId, Asker>,
+    /// Of those that something waited for: nobody answered in time, and what waited is still there.
+    unanswered: Vec<(Approval, Option<DelegationId>)>,
+    /// One answer after the other: what is on record is what counts.
+    pub(super) turn: Arc<tokio::sync::Mutex<()>>,
     /// Moves with each change.
     news: watch::Sender<u64>,
 }
@@ -47,6 +47,10 @@ pub(super) struct Asker {
     pub(super) spiffe_id: String,
     pub(super) purpose: String,
     pub(super) operation: Option<Operation>,
+    /// What it is done to.
+    pub(super) object: Object,
+    /// The offer that waits, if it is one.
+    pub(super) offer: Option<DelegationId>,
     pub(super) facts: Vec<Fact>,
     /// Where the task and those above it are: nobody answers from there.
     pub(super) places: Vec<Place>,
@@ -88,17 +92,6 @@ pub struct Asked {
     pub binding_token: String,
 }
 
-/// A yes that is about to be used.
-pub(super) struct Approved {
-    action: Action,
-    /// Whose yes it was.
-    jury: Jury,
-    /// For policy.
-    pub(super) facts: ApprovalFacts,
-    /// For the credential.
-    pub(super) terms: ApprovalTerms,
-}
-
 impl Desk {
     /// An empty one that holds to these bounds.
     pub(in crate::workload) fn new(bounds: ApprovalBounds) -> Self {
@@ -121,12 +114,22 @@ impl Desk {
         })
     }
 
-    pub(super) fn tell(&self) {
+    /// The request that was made for an offer.
+    pub(super) fn of_offer(&self, offer: DelegationId) -> Option<ApprovalId> {
+        self.askers.iter().find(|(_, asker)| asker.offer == Some(offer)).map(|(id, _)| *id)
+    }
+
+    /// What waited for an answer that did not come, once.
+    pub(super) fn take_unanswered(&mut self) -> Vec<(Approval, Option<DelegationId>)> {
+        std::mem::take(&mut self.unanswered)
+    }
+
+    fn tell(&self) {
         self.news.send_modify(|generation| *generation += 1);
     }
 
     /// A step that whoever asked, or time, has taken; `None` of one that is forgotten.
-    fn step(&self, id: ApprovalId, step: ApprovalStep) -> Option<Event> {
+    pub(super) fn step(&self, id: ApprovalId, step: ApprovalStep) -> Option<Event> {
         let agent = self.askers.get(&id)?.agent.clone();
         Some(event(step, agent, self.book.get(id)?, None))
     }
@@ -158,39 +161,6 @@ impl AccessRequest {
     /// Nobody was asked.
     pub(super) fn possible(needed: &ApprovalNeeded) -> Self {
         Self { groups: needed.groups.clone(), asked: None }
-    }
-}
-
-impl Approved {
-    fn of(approval: &Approval) -> Option<Self> {
-        let mut yes = approval.votes.iter().filter(|vote| vote.approve);
-        let quorum = u32::try_from(yes.clone().count()).unwrap_or(u32::MAX);
-        let last = yes.next_back()?;
-        // Whom the catalogue knows is in the groups that it says now, whatever they were when he answered.
-        let groups = if last.by == ROOT { approval.jury.groups.clone() } else { BTreeSet::new() };
-        Some(Self {
-            action: approval.subject.action,
-            jury: approval.jury.clone(),
-            facts: ApprovalFacts {
-                id: approval.id.to_string(),
-                by: UserFacts { name: last.by.clone(), groups },
-                at: last.at,
-                until: approval.approved_until?,
-                quorum,
-            },
-            terms: ApprovalTerms { id: approval.id, operation: approval.subject.operation },
-        })
-    }
-
-    /// Whether that many people of those groups said yes: policy may have come to ask for more since they did.
-    fn covers(&self, needed: &ApprovalNeeded) -> bool {
-        needed.groups.is_subset(&self.jury.groups) && needed.quorum <= self.facts.quorum
-    }
-
-    /// What is asked for, as far as the approval goes.
-    pub(super) fn ask(&self, ask: &Ask) -> Ask {
-        let ttl = ask.ttl.map_or(LONGEST, |ttl| ttl.min(LONGEST));
-        Ask { action: Some(self.action), ttl: Some(ttl), ..ask.clone() }
     }
 }
 
@@ -255,10 +225,13 @@ impl Shared {
             spiffe_id: view.task.charter.spiffe_id.to_string(),
             purpose: view.task.charter.purpose.clone(),
             operation: ask.operation.clone(),
+            object: Object::Target(target.name.clone()),
+            offer: None,
             facts: facts(view, admission.attestation(), &places, &target, ask, decision),
             places,
             binding_token: String::new(),
         };
+        let task = subject.task;
         let (asked, event) = self.enter_request(subject, jury, decision, asker)?;
         if let Some(event) = event {
             // What is not on record was not asked.
@@ -266,14 +239,14 @@ impl Shared {
                 self.lock().tasks.approvals.book.cancel(asked.id);
                 return Err(Refusal::Audit(error).into());
             }
-            self.lock().tasks.approvals.tell();
+            self.lock().tasks.tell_approval(task);
             self.timer.notify_one();
         }
         Ok(AccessRequest { groups: needed.groups.clone(), asked: Some(asked) })
     }
 
     /// Puts it on the desk, if it is not there. With an event if it is new.
-    fn enter_request(
+    pub(super) fn enter_request(
         &self,
         subject: Subject,
         jury: Jury,
@@ -287,7 +260,10 @@ impl Shared {
         let mut state = self.lock();
         self.settle_approvals(&mut state, now);
         // It may have ended since policy was asked; and whoever ends it looks here afterwards.
-        state.tasks.tree.standing(subject.task)?;
+        match state.tasks.tree.standing(subject.task) {
+            Err(Refused::Pending) if subject.action == Action::Begin => {}
+            standing => standing?,
+        }
         let desk = &mut state.tasks.approvals;
         let (approval, new) = desk.book.request(id, subject, jury, evaluation, now, wall)?;
         if new {
@@ -332,66 +308,24 @@ impl Shared {
         signed.map_err(|error| Refusal::Authority(error).into())
     }
 
-    /// What people have allowed, if it is for exactly this. It is used up when something is to be issued: whatever comes
-    /// of that.
-    pub(super) fn approved(
-        &self,
-        id: ApprovalId,
-        ask: &Ask,
-        view: &TaskView,
-        set: &PolicySet,
-    ) -> Result<Approved, TaskError> {
-        let now = self.parts.clock.monotonic();
-        let mut state = self.lock();
-        self.settle_approvals(&mut state, now);
-        let desk = &mut state.tasks.approvals;
-        let own = desk.book.get(id).filter(|approval| approval.subject.task == view.task.id);
-        let action = ask.action.or_else(|| own.map(|approval| approval.subject.action));
-        let subject = Subject {
-            agent: view.task.charter.spiffe_id.to_string(),
-            task: view.task.id,
-            action: action.ok_or(ApprovalError::Unknown)?,
-            target: find_target(set, ask).map_or_else(|| ask.target.clone(), |target| target.name.clone()),
-            operation: ask.operation.as_ref().map(Operation::digest),
-        };
-        if ask.form.is_none() {
-            let approval = desk.book.check(id, &subject, now)?;
-            return Approved::of(approval).ok_or_else(|| ApprovalError::Unknown.into());
-        }
-        let approved = Approved::of(desk.book.spend(id, &subject, now)?).ok_or(ApprovalError::Unknown)?;
-        self.parts.audit.note(desk.step(id, ApprovalStep::Used).into_iter().collect());
-        desk.tell();
-        Ok(approved)
-    }
-
-    /// Whether policy, as it is now, would ask no more of people than was had.
-    pub(super) fn is_still_enough(
-        &self,
-        approved: &Approved,
-        questions: &[Question],
-    ) -> Result<(), TaskError> {
-        for question in questions {
-            let mut bare = question.clone();
-            bare.circumstances.approval = None;
-            let decision = self.parts.policy.decide(&bare);
-            if decision.obligations.approval.as_ref().is_some_and(|needed| !approved.covers(needed)) {
-                return Err(TaskError::Denied(Box::new(decision)));
-            }
-        }
-        Ok(())
-    }
-
     /// What has run out is so from now on, and on record.
     pub(in crate::workload) fn settle_approvals(&self, state: &mut State, now: Instant) {
         let desk = &mut state.tasks.approvals;
         let over = desk.book.settle(now);
         let events: Vec<Event> = over.iter().filter_map(|id| desk.step(*id, ApprovalStep::Expired)).collect();
+        let of = |id: &ApprovalId| Some((desk.book.get(*id)?.clone(), desk.askers.get(id)?.offer));
+        let ran_out: Vec<_> = over.iter().filter_map(of).collect();
+        let tasks: BTreeSet<TaskId> = ran_out.iter().map(|(approval, _)| approval.subject.task).collect();
+        let waited = ran_out.into_iter().filter(|(approval, _)| !approval.subject.action.is_on_target());
+        desk.unanswered.extend(waited);
+        if !desk.unanswered.is_empty() {
+            // Whoever waited is told by the timer: this may be in the middle of something else.
+            self.timer.notify_one();
+        }
         let book = &desk.book;
         desk.askers.retain(|id, _| book.get(*id).is_some());
-        if !events.is_empty() {
-            self.parts.audit.note(events);
-            desk.tell();
-        }
+        self.parts.audit.note(events);
+        tasks.into_iter().for_each(|task| state.tasks.tell_approval(task));
     }
 
     /// The task has ended: nothing comes of what was asked or allowed for it.
@@ -402,8 +336,26 @@ impl Shared {
             void.iter().filter_map(|id| desk.step(*id, ApprovalStep::Cancelled)).collect();
         if !events.is_empty() {
             self.parts.audit.note(events);
-            desk.tell();
+            state.tasks.tell_approval(task);
         }
+    }
+
+    /// Nothing comes of one of them, though its task goes on.
+    pub(super) fn void_approval(&self, state: &mut State, id: ApprovalId) {
+        let desk = &mut state.tasks.approvals;
+        if desk.book.cancel(id) {
+            self.parts.audit.note(desk.step(id, ApprovalStep::Cancelled).into_iter().collect());
+        }
+        let task = desk.book.get(id).map(|approval| approval.subject.task);
+        task.into_iter().for_each(|task| state.tasks.tell_approval(task));
+    }
+}
+
+impl Tasks {
+    /// Something has become of an approval: whoever follows its task is told, and nobody who follows another.
+    pub(super) fn tell_approval(&self, task: TaskId) {
+        self.approvals.tell();
+        self.watchers.tell(task);
     }
 }
 

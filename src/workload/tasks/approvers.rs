@@ -5,10 +5,13 @@
 //! Root writes the policies, so that it would mean nothing to keep him from deciding where one answer is enough. Where
 //! several people have to agree, root is nobody: he may be one of those who have answered.
 
+use std::sync::Arc;
+
 use mayfly_attestors::Process;
+use tokio::sync::oneshot;
 
 use super::approvals::{ApprovalView, ROOT, event};
-use crate::audit::{self, ApprovalStep};
+use crate::audit::{self, ApprovalStep, Event};
 use crate::id::{ApprovalId, SpiffeId};
 use crate::policy::{
     Action, Circumstances, Decision, Object, Phase, PolicySet, Principal, Question, UserFacts,
@@ -35,9 +38,6 @@ pub enum AnswerError {
     /// The book says no.
     #[error(transparent)]
     Approval(#[from] ApprovalError),
-    /// Whoever answers works in a task, or for one that does.
-    #[error("a process that is in a task, or that one has started, decides nothing")]
-    InTask,
     /// Whoever answers is the user that the agent, or one it works for, runs as.
     #[error("the agent that asks runs as uid {0}: somebody else must decide")]
     SameUser(u32),
@@ -60,8 +60,8 @@ pub enum AnswerError {
     /// Policy does not let him approve.
     #[error("policy does not let this person approve: {} ({})", .0.reason.as_str(), .0.evaluation_id)]
     Policy(Box<Decision>),
-    /// The record takes nothing; the approval is void.
-    #[error("the audit log takes nothing: the request is void")]
+    /// The record takes nothing: nobody has answered.
+    #[error("the audit log takes nothing: nobody has answered, say it again when it does")]
     Audit(#[source] audit::AuditError),
 }
 
@@ -69,38 +69,71 @@ pub enum AnswerError {
 struct Matter {
     approval: Approval,
     operation: Option<crate::task::Operation>,
+    object: Object,
     task: crate::policy::TaskFacts,
     chain: Vec<SpiffeId>,
 }
 
+/// An answer that would count.
+struct Weighed {
+    who: UserFacts,
+    vote: Vote,
+    event: Event,
+}
+
 impl Workloads {
-    /// Takes an answer from the process `by` on the admin socket.
+    /// Takes an answer from the process `by` on the admin socket, which the service has found to be an operator's. It
+    /// runs to its end whether or not the caller waits.
     ///
     /// # Errors
-    /// [`AnswerError`]; nothing has changed then, but for [`AnswerError::Audit`].
-    pub async fn answer(&self, by: &Process, answer: Answer) -> Result<ApprovalView, AnswerError> {
-        let answered =
-            if self.may_order(by) { self.0.take_answer(by, &answer) } else { Err(AnswerError::InTask) };
-        let (view, event) = answered.inspect_err(|why| {
-            tracing::warn!(approval = %answer.approval, uid = by.uid(), pid = by.pid(), %why, "an answer does not count");
-            self.0.note_denied(by, "approval", &why.to_string());
-        })?;
-        if let Err(error) = self.0.parts.audit.record(vec![event]).await {
-            self.0.lock().tasks.approvals.book.cancel(answer.approval);
-            return Err(AnswerError::Audit(error));
-        }
-        self.0.lock().tasks.approvals.tell();
-        self.0.timer.notify_one();
-        Ok(view)
+    /// [`AnswerError`]; nothing has changed then.
+    pub async fn answer(&self, by: &Arc<Process>, answer: Answer) -> Result<ApprovalView, AnswerError> {
+        let (send, taken) = oneshot::channel();
+        let (shared, by) = (Arc::clone(&self.0), Arc::clone(by));
+        self.0.spawn(async move {
+            let taken = shared.take_answer(&by, &answer).await;
+            let taken = taken.inspect_err(|why| {
+                tracing::warn!(approval = %answer.approval, uid = by.uid(), pid = by.pid(), %why, "an answer does not count");
+                shared.note_denied(&by, "approval", &why.to_string());
+            });
+            send.send(taken).ok();
+        });
+        // The runtime is only gone when the agent is.
+        taken.await.unwrap_or(Err(AnswerError::Audit(audit::AuditError::Closed)))
     }
 }
 
 impl Shared {
-    fn take_answer(
-        &self,
+    /// What is on record is what counts, and nothing counts before it is there.
+    async fn take_answer(
+        self: &Arc<Self>,
         by: &Process,
         answer: &Answer,
-    ) -> Result<(ApprovalView, audit::Event), AnswerError> {
+    ) -> Result<ApprovalView, AnswerError> {
+        let turn = Arc::clone(&self.lock().tasks.approvals.turn);
+        let _turn = turn.lock().await;
+        let Weighed { who, vote, event } = self.weigh(by, answer)?;
+        self.parts.audit.record(vec![event]).await.map_err(AnswerError::Audit)?;
+        let now = self.parts.clock.monotonic();
+        let view = {
+            let mut state = self.lock();
+            self.settle_approvals(&mut state, now);
+            let desk = &mut state.tasks.approvals;
+            let person = Person { name: &who.name, groups: &who.groups };
+            let task = desk.book.vote(answer.approval, person, answer.shown, vote, now)?.subject.task;
+            let view = desk.view(answer.approval).ok_or(ApprovalError::Unknown)?;
+            state.tasks.tell_approval(task);
+            view
+        };
+        self.timer.notify_one();
+        if !view.is_pending() {
+            self.settle_pending(answer.approval).await;
+        }
+        Ok(view)
+    }
+
+    /// What the answer would do, if it counts.
+    fn weigh(&self, by: &Process, answer: &Answer) -> Result<Weighed, AnswerError> {
         let matter = self.matter(by, answer.approval)?;
         let set = self.parts.policy.in_force();
         let who = person(&set, by.uid(), &matter.approval.jury, answer.approve)?;
@@ -118,11 +151,11 @@ impl Shared {
         let step = if answer.approve { ApprovalStep::Granted } else { ApprovalStep::Denied };
         let mut state = self.lock();
         self.settle_approvals(&mut state, now);
-        let desk = &mut state.tasks.approvals;
+        let book = &mut state.tasks.approvals.book;
         let person = Person { name: &who.name, groups: &who.groups };
-        let approval = desk.book.vote(answer.approval, person, answer.shown, vote.clone(), now)?;
-        let event = event(step, audit::Agent::new(by.key(), by.uid()), approval, Some(&vote));
-        Ok((desk.view(answer.approval).ok_or(ApprovalError::Unknown)?, event))
+        let weighed = book.weigh(answer.approval, person, answer.shown, vote.clone(), now)?;
+        let event = event(step, audit::Agent::new(by.key(), by.uid()), &weighed, Some(&vote));
+        Ok(Weighed { who, vote, event })
     }
 
     /// The approval, unless whoever answers is too close to whoever asks.
@@ -138,6 +171,7 @@ impl Shared {
         Ok(Matter {
             approval: approval.clone(),
             operation: asker.operation.clone(),
+            object: asker.object.clone(),
             task: view.policy_facts(),
             chain: view.chain.iter().rev().skip(1).cloned().collect(),
         })
@@ -162,8 +196,8 @@ impl Shared {
         let question = Question {
             principal: Principal::User(who.clone()),
             action: Action::Approve,
-            object: Object::Target(subject.target.clone()),
-            phase: Phase::Issue,
+            object: matter.object.clone(),
+            phase: if subject.action.is_on_target() { Phase::Issue } else { Phase::Begin },
             now: self.parts.clock.wall(),
             requested_ttl: std::time::Duration::from_secs(120),
             task: Some(matter.task.clone()),

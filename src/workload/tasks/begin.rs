@@ -54,6 +54,8 @@ pub(super) struct Newcomer {
     pub(super) offer: Option<DelegationId>,
     /// For which audiences its holder's parent keeps credentials.
     pub(super) keeper: Option<BTreeSet<String>>,
+    /// It waits for people.
+    pub(super) pending: bool,
 }
 
 impl Workloads {
@@ -87,7 +89,9 @@ impl Workloads {
         let decision = set.decide(&question, Engine::new_evaluation());
         let target = begin.template.clone().unwrap_or_default();
         let recorded = recorded(&decision, Phase::Begin, Action::Begin, &target);
-        if !decision.is_allowed() {
+        // Beside a no that people can lift: the task waits for them.
+        let needed = decision.obligations.approval.clone();
+        if !decision.is_allowed() && needed.is_none() {
             shared.note_no_task(admission, to_be.refused(id, user.as_ref()), recorded);
             return Err(TaskError::Denied(Box::new(decision)));
         }
@@ -100,7 +104,11 @@ impl Workloads {
         }
         let keeper = begin.keeper.clone();
         let charter = begin.charter(identity, user, grants, plan, &decision);
-        let newcomer = Newcomer { id, charter, life: Some(life), key, offer: None, keeper };
+        let pending = needed.is_some();
+        let newcomer = Newcomer { id, charter, life: Some(life), key, offer: None, keeper, pending };
+        if let Some(needed) = needed {
+            return shared.take_in_pending(admission, newcomer, &decision, &needed).await;
+        }
         shared.take_in_task(admission, newcomer, TaskStep::Begin, recorded).await
     }
 }
@@ -245,8 +253,8 @@ impl Shared {
 
     /// The task of the newcomer, or the one that an equal request has made meanwhile. What was decided may have been
     /// overtaken: whether the process is still here and still has the identity is looked at in the same step.
-    fn seat(&self, admission: &Admission, newcomer: Newcomer) -> Result<TaskView, TaskError> {
-        let Newcomer { id, charter, life, key, offer, keeper } = newcomer;
+    pub(super) fn seat(&self, admission: &Admission, newcomer: Newcomer) -> Result<TaskView, TaskError> {
+        let Newcomer { id, charter, life, key, offer, keeper, pending } = newcomer;
         let (process, holder) = (admission.process(), admission.id());
         let keeper = keeper.map(|audiences| self.look_at_keeper(process, audiences)).transpose()?;
         let (now, wall) = (self.parts.clock.monotonic(), self.parts.clock.wall());
@@ -261,7 +269,7 @@ impl Shared {
         if self.is_frozen_for(&state, &charter.spiffe_id, offer) {
             return Err(TaskError::Frozen);
         }
-        let new = NewTask { id, charter, seat, life, pending: false, begun_at: wall, key };
+        let new = NewTask { id, charter, seat, life, pending, begun_at: wall, key };
         let tree = &mut state.tasks.tree;
         let seated = match offer {
             Some(offer) => tree.join(offer, new, now)?.id,

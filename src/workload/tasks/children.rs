@@ -7,12 +7,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use super::approval_use::Approved;
 use super::begin::{Newcomer, key_of, recorded, version};
 use super::plan::{DEFAULT_CREDENTIAL, Plan, ToBe, Wanted, template_denial, unspent};
 use super::users::user_of;
 use super::{TaskError, TaskView, caller};
 use crate::audit::{Event, TaskStep};
-use crate::id::{DelegationId, EntryId, SpiffeId, TaskId};
+use crate::id::{ApprovalId, DelegationId, EntryId, SpiffeId, TaskId};
 use crate::policy::{Action, Decision, Engine, Object, Phase, PolicySet, Question};
 use crate::registration::Identity;
 use crate::task::{Charter, Detail, Grants, Key, Limits, NewOffer, Offer, Refused};
@@ -65,6 +66,8 @@ pub struct OfferView {
     pub expires: SystemTime,
     /// The child would end then, if it began now.
     pub deadline: SystemTime,
+    /// What people are asked first, if they are.
+    pub approval: Option<ApprovalId>,
 }
 
 /// An offer, and everything that taking it up hangs on.
@@ -93,17 +96,23 @@ impl Workloads {
             return Err(shared.note_no_delegation(&parent, &to, denied));
         }
         let id = shared.new_offer_id()?;
-        let new = shared.new_offer(&set, id, asked, key)?;
+        let mut new = shared.new_offer(&set, id, asked, key)?;
         shared.lock().tasks.tree.part_of(&new, &caller(admission))?;
         let ttl = new.life.map_or(left, |life| life.min(left));
-        let decision = shared.decide_delegation(&set, &parent, &to, ttl)?;
-        if !decision.is_allowed() {
+        let decision = shared.decide_delegation(&set, &parent, &to, ttl, None)?;
+        // Beside a no that people can lift: the offer waits for them.
+        let needed = decision.obligations.approval.clone();
+        if !decision.is_allowed() && needed.is_none() {
             return Err(shared.note_no_delegation(&parent, &to, decision));
         }
+        new.waits = needed.is_some().then(|| shared.wait_of_offers());
         let view = shared.offer(admission, new, &decision)?;
         if view.offer.id != id {
             // Another request with the same key was faster.
             return Ok(view);
+        }
+        if let Some(needed) = needed {
+            return shared.ask_about_offer(admission, &parent, view, &decision, &needed).await;
         }
         let event = Event::Task {
             step: TaskStep::Delegate,
@@ -139,7 +148,10 @@ impl Workloads {
         let ttl = deadline.duration_since(now).unwrap_or_default();
         let decision = match template_denial(&set, &to, charter.template.as_deref()) {
             Some(denied) => denied,
-            None => shared.decide_delegation(&set, &parent, &to, ttl)?,
+            None => {
+                let lent = shared.lent(join.offer, &set);
+                shared.decide_delegation(&set, &parent, &to, ttl, lent.as_ref())?
+            }
         };
         if !decision.is_allowed() {
             return Err(shared.note_no_delegation(&parent, &to, decision));
@@ -162,8 +174,15 @@ impl Workloads {
             policy_version: version(&decision),
             ..charter
         };
-        let newcomer =
-            Newcomer { id, charter, life: None, key, offer: Some(join.offer), keeper: join.keeper };
+        let newcomer = Newcomer {
+            id,
+            charter,
+            life: None,
+            key,
+            offer: Some(join.offer),
+            keeper: join.keeper,
+            pending: false,
+        };
         let recorded = recorded(&decision, Phase::Begin, Action::Delegate, to.as_str());
         shared.take_in_task(admission, newcomer, TaskStep::Join, recorded).await
     }
@@ -178,13 +197,14 @@ impl Shared {
         state.tasks.view(id, now, wall).ok_or(TaskError::Refused(Refused::NoSuchTask))
     }
 
-    /// May the holder of that task hand a part of it to that agent, for so long?
+    /// May the holder of that task hand a part of it to that agent, for so long? `approved`: what people said to that.
     pub(super) fn decide_delegation(
         &self,
         set: &Arc<PolicySet>,
         parent: &TaskView,
         to: &SpiffeId,
         ttl: Duration,
+        approved: Option<&Approved>,
     ) -> Result<Decision, TaskError> {
         let charter = &parent.task.charter;
         let subject = self.subject(parent.task.seat.holder, &charter.entry).ok_or(Refusal::NotEntitled)?;
@@ -197,6 +217,10 @@ impl Shared {
         question.circumstances.chain = parent.above();
         question.circumstances.tasks_above.clone_from(&parent.tasks_above);
         question.circumstances.on_behalf_of = user_of(set, charter.user.as_ref());
+        question.circumstances.approval = approved.map(|approved| approved.facts.clone());
+        if let Some(denied) = approved.and_then(|approved| approved.falls_short(set, &question)) {
+            return Ok(denied);
+        }
         Ok(set.decide(&question, Engine::new_evaluation()))
     }
 
@@ -256,7 +280,7 @@ impl Shared {
         };
         let details = plan.grants.details().to_vec();
         let (life, drops_user) = (plan.life, asked.drops_user);
-        Ok(NewOffer { id, parent: asked.task, charter, asked: details, life, drops_user, key })
+        Ok(NewOffer { id, parent: asked.task, charter, asked: details, life, drops_user, waits: None, key })
     }
 
     /// Makes the offer, or finds the one that an equal request has made meanwhile.
@@ -293,7 +317,8 @@ impl Shared {
         let left = end.saturating_duration_since(now);
         let left = offer.life.map_or(left, |life| life.min(left));
         let expires = wall + offer.expires.saturating_duration_since(now);
-        Some(OfferView { offer, expires, deadline: wall + left })
+        let approval = if offer.pending { state.tasks.approvals.of_offer(id) } else { None };
+        Some(OfferView { offer, expires, deadline: wall + left, approval })
     }
 
     /// The offer, if it is for an identity that the caller has, and as much of it as is left.

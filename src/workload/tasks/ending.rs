@@ -75,6 +75,7 @@ impl Shared {
     pub(in crate::workload) fn end_overdue_tasks(self: &Arc<Self>, state: &mut State, now: Instant) {
         let wall = self.parts.clock.wall();
         self.settle_approvals(state, now);
+        self.end_unanswered(state, now);
         state.tasks.forget_keepers();
         for cascade in state.tasks.tree.on_timeout(now, wall) {
             self.carry_out(state, &cascade, Initiator::Agent, now, None);

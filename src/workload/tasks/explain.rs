@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::issue::find_target;
+use super::deciding::find_target;
 use super::{Ask, TaskError, TaskView};
 use crate::id::{SpiffeId, TaskId};
 use crate::policy::{

@@ -1,8 +1,10 @@
 //! The tasks as they change, for somebody who watches all of them: each is shown again when something of it is no longer
-//! as it was. Looks a few times in a second, as long as somebody watches: what changes faster is shown once.
+//! as it was. Looks when something has changed, a few times in a second at most: what changes faster is shown once.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
 
 use super::{TaskError, TaskFilter, TaskView};
 use crate::id::TaskId;
@@ -14,6 +16,7 @@ pub struct TaskFollower {
     workloads: Workloads,
     filter: TaskFilter,
     seen: HashMap<TaskId, Print>,
+    news: watch::Receiver<()>,
     fresh: bool,
 }
 
@@ -55,7 +58,12 @@ impl Print {
 
 impl TaskFollower {
     pub(super) fn new(workloads: Workloads, filter: TaskFilter) -> Self {
-        Self { workloads, filter, seen: HashMap::new(), fresh: true }
+        let news = {
+            let mut state = workloads.0.lock();
+            state.tasks.tree.follow();
+            state.tasks.watchers.follow_all()
+        };
+        Self { workloads, filter, seen: HashMap::new(), news, fresh: true }
     }
 
     /// First every task that there is, then those that have changed, at least one.
@@ -65,8 +73,11 @@ impl TaskFollower {
     pub async fn next(&mut self) -> Result<Vec<TaskView>, TaskError> {
         loop {
             if !std::mem::take(&mut self.fresh) {
+                // Whoever tells is there as long as we are.
+                drop(self.news.changed().await);
                 tokio::time::sleep(PAUSE).await;
             }
+            self.news.mark_unchanged();
             let changed = self.look()?;
             if !changed.is_empty() {
                 return Ok(changed);
@@ -97,4 +108,11 @@ impl TaskFollower {
     }
 }
 
+impl Drop for TaskFollower {
+    fn drop(&mut self) {
+        self.workloads.0.lock().tasks.tree.unfollow();
+    }
+}
+
+/// Changes within this time are shown together.
 const PAUSE: Duration = Duration::from_millis(200);

@@ -5,17 +5,22 @@
 //! anybody is served.
 
 mod approval_facts;
+mod approval_use;
 mod approvals;
 mod approvers;
 mod begin;
 mod children;
 mod credential;
+mod deciding;
 mod ending;
 mod explain;
 mod following;
 mod issue;
 mod keeper;
+mod landing;
 mod operator;
+mod pending;
+mod piece;
 mod plan;
 mod probes;
 mod renew;
@@ -130,7 +135,11 @@ impl Tasks {
 
     /// Tells whoever follows a task that it has changed.
     pub(super) fn tell_changes(&mut self) {
-        for id in self.tree.take_changed() {
+        let changed = self.tree.take_changed();
+        if !changed.is_empty() {
+            self.watchers.tell_all();
+        }
+        for id in changed {
             self.watchers.tell(id);
         }
     }

@@ -66,7 +66,7 @@ impl Shared {
     }
 
     /// The task as it would be with that much time.
-    fn renewed<'a>(
+    pub(super) fn renewed<'a>(
         &self,
         set: &PolicySet,
         view: &'a TaskView,
@@ -103,7 +103,7 @@ impl Shared {
         let parent = self.task_now(parent)?;
         let decision = match template_denial(set, &charter.spiffe_id, charter.template.as_deref()) {
             Some(denied) => denied,
-            None => self.decide_delegation(set, &parent, &charter.spiffe_id, left)?,
+            None => self.decide_delegation(set, &parent, &charter.spiffe_id, left, None)?,
         };
         let recorded = recorded(&decision, Phase::Begin, Action::Delegate, charter.spiffe_id.as_str());
         Ok((decision, recorded))

@@ -19,6 +19,8 @@ use crate::workload::{Admission, Shared, State, Workloads, lock};
 #[derive(Debug, Default)]
 pub(super) struct Watchers {
     of_task: HashMap<TaskId, watch::Sender<Option<TaskSummary>>>,
+    /// Moves when any task has changed while somebody follows all of them.
+    of_all: watch::Sender<()>,
     /// Open streams of each process.
     of_process: HashMap<ProcessKey, usize>,
 }
@@ -29,6 +31,16 @@ impl Watchers {
         if let Some(watchers) = self.of_task.get(&id) {
             watchers.send_modify(|_end| {});
         }
+    }
+
+    /// Says to whoever follows all tasks that there is something to look at.
+    pub(super) fn tell_all(&self) {
+        self.of_all.send_replace(());
+    }
+
+    /// Hears of changes of any task.
+    pub(super) fn follow_all(&self) -> watch::Receiver<()> {
+        self.of_all.subscribe()
     }
 
     /// Whether anybody follows.
@@ -65,7 +77,6 @@ pub struct TaskWatch {
     process: ProcessKey,
     end: watch::Receiver<Option<TaskSummary>>,
     policy: watch::Receiver<Arc<PolicySet>>,
-    approvals: watch::Receiver<u64>,
 }
 
 impl std::fmt::Debug for TaskWatch {
@@ -95,8 +106,8 @@ impl Workloads {
         let end = tasks.watchers.of_task.entry(id).or_insert_with(|| watch::Sender::new(None)).subscribe();
         tasks.tree.watch(id);
         drop(state);
-        let (policy, approvals) = (self.0.parts.policy.follow(), self.approval_news());
-        Ok(TaskWatch { shared: Arc::clone(&self.0), task: id, process, end, policy, approvals })
+        let policy = self.0.parts.policy.follow();
+        Ok(TaskWatch { shared: Arc::clone(&self.0), task: id, process, end, policy })
     }
 }
 
@@ -127,13 +138,11 @@ impl TaskWatch {
             // An error means that the agent stops.
             _ = self.end.changed() => {}
             _ = self.policy.changed() => {}
-            _ = self.approvals.changed() => {}
         }
     }
 
-    /// What people were asked for this task, closed ones included. Later news are news.
-    pub fn approvals(&mut self) -> Vec<ApprovalView> {
-        self.approvals.mark_unchanged();
+    /// What people were asked for this task, closed ones included.
+    pub fn approvals(&self) -> Vec<ApprovalView> {
         Workloads(Arc::clone(&self.shared)).approvals(Some(self.task), true)
     }
 

@@ -1,0 +1,159 @@
+//! A credential that has been decided is made: taken from the budgets, minted, written down, and handed over if the
+//! task still holds it.
+
+use std::sync::Arc;
+
+use super::approval_use::Approved;
+use super::credential::{Form, Shut, TaskCredential, keep_certificate};
+use super::{TaskError, TaskView};
+use crate::audit::Event;
+use crate::issue::access::{self, Binding, TaskTerms};
+use crate::issue::{IssueError, jwt, wit, x509};
+use crate::lease::{Completion, Jitter, Ticket};
+use crate::ledger::{Committed, Reason, Row};
+use crate::policy::Permit;
+use crate::task::{Flight, Grants, Landing, scope};
+use crate::workload::issue::{new_lease, remaining};
+use crate::workload::revoker::Initiator;
+use crate::workload::{Refusal, Shared};
+
+impl Shared {
+    /// Takes the credential from the budgets of the task and of all above it, and from its user's.
+    pub(super) fn take_off(&self, view: &TaskView, audience: &str) -> Result<(Flight, Ticket), TaskError> {
+        let now = self.parts.clock.monotonic();
+        let mut state = self.lock();
+        self.check_user(&state, view.task.seat.uid)?;
+        let flight = state.tasks.tree.take_off(view.task.id, audience, now)?;
+        match state.core.begin(view.task.seat.holder, &view.task.charter.entry) {
+            Ok(ticket) => Ok((flight, ticket)),
+            Err(_refused) => {
+                state.tasks.tree.crash(flight);
+                Err(Refusal::NotEntitled.into())
+            }
+        }
+    }
+
+    pub(super) fn mint_for_task(
+        &self,
+        form: Form,
+        permit: Permit,
+        view: &TaskView,
+        grants: &Grants,
+        binding: Option<Binding>,
+        approved: Option<&Approved>,
+    ) -> Result<Shut, Refusal> {
+        let authorities = self.parts.authorities.current();
+        let (lease, now) = (new_lease()?, self.parts.clock.wall());
+        let place = |not_after| self.list_token(not_after);
+        let (task, scope) = (&view.task, scope(&grants.actions()));
+        let charter = &task.charter;
+        let shut = match form {
+            Form::Access => {
+                let terms = access::Terms {
+                    issuer: &self.settings.jwt_issuer,
+                    user: charter
+                        .user
+                        .as_ref()
+                        .map(|user| access::Subject { iss: &user.iss, sub: &user.sub }),
+                    chain: &view.chain,
+                    details: grants.details().iter().map(|detail| detail.raw().to_json()).collect(),
+                    scope,
+                    binding,
+                    task: TaskTerms {
+                        id: task.id,
+                        root: task.root,
+                        parent: task.parent,
+                        depth: task.depth,
+                        template: charter.template.clone(),
+                        instance: task.seat.instance(),
+                        approval: approved.map(|approved| approved.terms),
+                    },
+                    longest: self.settings.tasks.token,
+                    status: Some(&place),
+                };
+                access::mint(permit, authorities.active_jwt(), lease, &terms, now).map(Shut::Access)
+            }
+            Form::Jwt => {
+                let claims =
+                    jwt::TaskClaims { id: task.id, template: charter.template.as_deref(), actions: &scope };
+                let terms = jwt::Terms {
+                    issuer: &self.settings.jwt_issuer,
+                    status: Some(&place),
+                    task: Some(claims),
+                };
+                jwt::mint_listed(permit, authorities.active_jwt(), lease, &terms, now).map(Shut::Jwt)
+            }
+            Form::X509 => {
+                let minted = x509::mint(permit, authorities.active_x509(), lease, now);
+                minted.map(|minted| Shut::X509(minted.in_task(task.id)))
+            }
+            Form::Wit => {
+                let authority =
+                    authorities.active_wit().ok_or(Refusal::Authority(IssueError::SwitchedOff))?;
+                let minted = wit::mint(permit, authority, lease, &self.settings.wit, now);
+                minted.map(|minted| Shut::Wit(minted.in_task(task.id)))
+            }
+        };
+        shut.map_err(Refusal::Authority)
+    }
+
+    pub(super) async fn write_down_noted(
+        &self,
+        row: Row,
+        events: Vec<Event>,
+    ) -> Result<Committed, (Refusal, bool)> {
+        let (committed, recorded) =
+            tokio::join!(self.parts.ledger.commit(vec![row]), self.parts.audit.record(events));
+        let committed = committed.map_err(|error| (Refusal::Ledger(error), false))?;
+        recorded.map_err(|error| (Refusal::Audit(error), true))?;
+        Ok(committed)
+    }
+
+    /// The last step: the lease belongs to the process and to the task, or it is revoked at birth.
+    pub(super) fn land(
+        self: &Arc<Self>,
+        flight: Flight,
+        ticket: Ticket,
+        row: Row,
+        minted: Shut,
+        committed: &Committed,
+        target: &str,
+    ) -> Result<TaskCredential, TaskError> {
+        let (now, wall) = (self.parts.clock.monotonic(), self.parts.clock.wall());
+        let (lease, ends, task) = (row.id, now + remaining(&row, wall), row.task);
+        let mut state = self.lock();
+        state.add_row(row);
+        let landing = state.tasks.tree.land(flight, lease);
+        let (released, actions) = match state.core.complete(ticket, lease, ends, Jitter(0), now) {
+            Completion::Release(actions) => (true, actions),
+            Completion::RevokedAtBirth(_, actions) => (false, actions),
+        };
+        self.perform(&mut state, actions, now);
+        if let Landing::Doomed(refused) = landing {
+            drop(state.core.withdraw(lease));
+            let rows = state.take_row(lease).into_iter().collect();
+            self.refuse(rows, Reason::TaskEnded, Initiator::Agent, now, None);
+            return Err(refused.into());
+        }
+        // A freeze that came after the decision has looked for what is out under this lock: either it finds this
+        // credential, or we find the freeze.
+        let view = task.and_then(|id| state.tasks.view(id, now, wall));
+        if view.is_some_and(|view| self.is_frozen(&view, Some(target))) {
+            drop(state.core.withdraw(lease));
+            let rows = state.take_row(lease).into_iter().collect();
+            self.refuse(rows, Reason::Operator, Initiator::Agent, now, None);
+            return Err(TaskError::Frozen);
+        }
+        let credential = minted.release(committed).filter(|_| released).ok_or(Refusal::NotEntitled)?;
+        if let TaskCredential::X509(svid) = &credential {
+            keep_certificate(&mut state, lease, svid);
+        }
+        Ok(credential)
+    }
+
+    /// Nothing comes of it. `written`: its row, when the ledger has it already.
+    pub(super) fn crash(self: &Arc<Self>, flight: Flight, ticket: Ticket, written: Option<Row>) {
+        self.lock().tasks.tree.crash(flight);
+        self.abandon_jwt(ticket, written);
+    }
+}

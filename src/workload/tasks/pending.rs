@@ -1,0 +1,298 @@
+//! Tasks and offers that wait for people. What policy would allow with somebody's approval is there already, and nothing
+//! can be done in it; a yes is held to policy once more, by the set and the catalogue of that moment, and then it goes
+//! on. A no, no answer, or a policy that has changed its mind is its end (decision 0079).
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::approval_use::Approved;
+use super::approvals::{Asked, Asker, event};
+use super::begin::{Newcomer, recorded};
+use super::piece::Piece;
+use super::users::user_of;
+use super::{OfferView, TaskError, TaskView};
+use crate::audit::{ApprovalStep, Event, TaskStep};
+use crate::id::{ApprovalId, DelegationId};
+use crate::policy::{Action, ApprovalNeeded, Decision, Engine, Object, Phase, PolicySet};
+use crate::task::approval::{Approval, ApprovalError, ApprovalState, Jury, Subject};
+use crate::task::{Ending, Grants, Refused, Standing};
+use crate::workload::revoker::Initiator;
+use crate::workload::{Admission, Refusal, Shared, State};
+
+/// What waits, as policy sees it now that people have allowed it.
+struct Judged {
+    decision: Decision,
+    /// Of a task: what is left of it.
+    cut: Option<Grants>,
+}
+
+impl Shared {
+    /// Seats a task that waits, and asks people about it. Neither is there without the other, nor without a record.
+    pub(super) async fn take_in_pending(
+        self: &Arc<Self>,
+        admission: &Admission,
+        newcomer: Newcomer,
+        decision: &Decision,
+        needed: &ApprovalNeeded,
+    ) -> Result<TaskView, TaskError> {
+        let id = newcomer.id;
+        let agent = newcomer.charter.spiffe_id.to_string();
+        {
+            let (now, mut state) = (self.parts.clock.monotonic(), self.lock());
+            self.settle_approvals(&mut state, now);
+            state.tasks.approvals.book.has_room_for(&agent, now)?;
+        }
+        let view = self.seat(admission, newcomer)?;
+        if view.task.id != id {
+            // Another request with the same key was faster.
+            return Ok(view);
+        }
+        let piece = Piece { charter: &view.task.charter, life: view.life(), task: id, offer: None };
+        let asked = self.ask_about(admission, &view, &piece, decision, needed);
+        let (_, event) = asked.inspect_err(|_| self.end_unrecorded(id))?;
+        let recorded = Some(Box::new(recorded(decision, Phase::Begin, Action::Begin, &piece.target())));
+        let (agent, task) = (view.agent(), view.facts());
+        let begun = Event::Task { step: TaskStep::Begin, agent, task, decision: recorded, end: None };
+        if let Err(error) = self.parts.audit.record(vec![begun, event]).await {
+            self.end_unrecorded(id);
+            return Err(Refusal::Audit(error).into());
+        }
+        self.tell_approval(&view);
+        Ok(view)
+    }
+
+    /// Asks people about an offer that waits. Without a record there is none.
+    pub(super) async fn ask_about_offer(
+        self: &Arc<Self>,
+        admission: &Admission,
+        parent: &TaskView,
+        offered: OfferView,
+        decision: &Decision,
+        needed: &ApprovalNeeded,
+    ) -> Result<OfferView, TaskError> {
+        let (id, charter) = (offered.offer.id, &offered.offer.charter);
+        let left = parent.task.deadline.saturating_duration_since(self.parts.clock.monotonic());
+        let life = offered.offer.life.map_or(left, |life| life.min(left));
+        let piece = Piece { charter, life, task: parent.task.id, offer: Some(id) };
+        let asked = self.ask_about(admission, parent, &piece, decision, needed);
+        let (asked, event) = asked.inspect_err(|_| self.forget_offer(id))?;
+        let recorded = Some(Box::new(recorded(decision, Phase::Begin, Action::Delegate, &piece.target())));
+        let (agent, task) = (parent.agent(), parent.facts());
+        let offer = Event::Task { step: TaskStep::Delegate, agent, task, decision: recorded, end: None };
+        if let Err(error) = self.parts.audit.record(vec![offer, event]).await {
+            let mut state = self.lock();
+            state.tasks.approvals.book.cancel(asked.id);
+            state.tasks.tree.take_back(id);
+            return Err(Refusal::Audit(error).into());
+        }
+        self.tell_approval(parent);
+        Ok(OfferView { approval: Some(asked.id), ..offered })
+    }
+
+    fn forget_offer(&self, id: DelegationId) {
+        // Nobody can have taken it up.
+        let _nobody = self.lock().tasks.tree.take_back(id);
+    }
+
+    fn tell_approval(&self, view: &TaskView) {
+        self.lock().tasks.tell_approval(view.task.id);
+        self.timer.notify_one();
+    }
+
+    /// Puts the question on the desk.
+    fn ask_about(
+        &self,
+        admission: &Admission,
+        view: &TaskView,
+        piece: &Piece<'_>,
+        decision: &Decision,
+        needed: &ApprovalNeeded,
+    ) -> Result<(Asked, Event), TaskError> {
+        let set = self.parts.policy.in_force();
+        let charter = &view.task.charter;
+        let subject = Subject {
+            agent: charter.spiffe_id.to_string(),
+            task: view.task.id,
+            action: piece.action(),
+            target: piece.target(),
+            operation: Some(piece.digest()),
+        };
+        let jury = Jury {
+            groups: needed.groups.clone(),
+            quorum: needed.quorum,
+            not: user_of(&set, charter.user.as_ref()).map(|user| user.name),
+        };
+        let places = self.places_of(view);
+        let asker = Asker {
+            agent: view.agent(),
+            spiffe_id: charter.spiffe_id.to_string(),
+            purpose: piece.charter.purpose.clone(),
+            operation: None,
+            object: piece.object(),
+            offer: piece.offer,
+            facts: piece.facts(&set, view, admission.attestation(), &places, decision),
+            places,
+            binding_token: String::new(),
+        };
+        let (asked, event) = self.enter_request(subject, jury, decision, asker)?;
+        // Each that waits is another: its digest has its name in it.
+        event.map(|event| (asked, event)).ok_or_else(|| Refused::Conflict.into())
+    }
+
+    /// People have said enough about something that waits: it goes on, or is over.
+    pub(super) async fn settle_pending(self: &Arc<Self>, id: ApprovalId) {
+        let Some((approval, offer, view)) = self.pending(id) else { return };
+        if let ApprovalState::Approved(until) = approval.state {
+            let judged = self.judge_pending(&approval, offer, &view);
+            match judged {
+                Ok(judged) if judged.decision.is_allowed() => {
+                    if self.go_on(&approval, offer, &view, judged, until).await {
+                        return;
+                    }
+                }
+                Ok(judged) => self.note_mind_changed(&approval, &view, &judged.decision),
+                Err(why) => tracing::warn!(approval = %id, %why, "what people allowed cannot go on"),
+            }
+        }
+        let now = self.parts.clock.monotonic();
+        self.drop_pending(&mut self.lock(), &approval, offer, now);
+    }
+
+    fn pending(&self, id: ApprovalId) -> Option<(Approval, Option<DelegationId>, TaskView)> {
+        let (now, wall) = (self.parts.clock.monotonic(), self.parts.clock.wall());
+        let state = self.lock();
+        let desk = &state.tasks.approvals;
+        let (approval, asker) = (desk.book.get(id)?, desk.askers.get(&id)?);
+        let view = state.tasks.view(approval.subject.task, now, wall)?;
+        (!approval.subject.action.is_on_target()).then(|| (approval.clone(), asker.offer, view))
+    }
+
+    fn judge_pending(
+        self: &Arc<Self>,
+        approval: &Approval,
+        offer: Option<DelegationId>,
+        view: &TaskView,
+    ) -> Result<Judged, TaskError> {
+        let set = self.parts.policy.in_force();
+        let approved = Approved::of(approval, &set).ok_or(ApprovalError::Unknown)?;
+        if let Some(offer) = offer {
+            let (to, life) = {
+                let state = self.lock();
+                let offer = state.tasks.tree.offered(offer).ok_or(Refused::NoSuchDelegation)?;
+                (offer.charter.spiffe_id.clone(), offer.life)
+            };
+            let left = view.task.deadline.saturating_duration_since(self.parts.clock.monotonic());
+            let ttl = life.map_or(left, |life| life.min(left));
+            let decision = self.decide_delegation(&set, view, &to, ttl, Some(&approved))?;
+            return Ok(Judged { decision, cut: None });
+        }
+        let left = view.task.deadline.saturating_duration_since(self.parts.clock.monotonic());
+        let to_be = self.renewed(&set, view, left)?;
+        let object = Object::Template(view.task.charter.template.clone());
+        let mut question = to_be.question(Action::Begin, object, left);
+        question.circumstances.approval = Some(approved.facts.clone());
+        let decision = match approved.falls_short(&set, &question) {
+            Some(denied) => denied,
+            None => set.decide(&question, Engine::new_evaluation()),
+        };
+        Ok(Judged { decision, cut: Some(to_be.left_by(&set)) })
+    }
+
+    /// On record first, then in memory; whether it goes on.
+    async fn go_on(
+        self: &Arc<Self>,
+        approval: &Approval,
+        offer: Option<DelegationId>,
+        view: &TaskView,
+        judged: Judged,
+        until: Instant,
+    ) -> bool {
+        let Judged { decision, cut } = judged;
+        let subject = &approval.subject;
+        let used = event(ApprovalStep::Used, view.agent(), approval, None);
+        let step = if offer.is_some() { TaskStep::Delegate } else { TaskStep::Resume };
+        let recorded = Some(Box::new(recorded(&decision, Phase::Begin, subject.action, &subject.target)));
+        let mut active = view.clone();
+        active.task.standing = Standing::Active;
+        let (agent, task) = (view.agent(), active.facts());
+        let on = Event::Task { step, agent, task, decision: recorded, end: None };
+        if let Err(error) = self.parts.audit.record(vec![used, on]).await {
+            tracing::error!(approval = %approval.id, %error, "what people allowed cannot be recorded");
+            return false;
+        }
+        let (now, wall) = (self.parts.clock.monotonic(), self.parts.clock.wall());
+        let mut state = self.lock();
+        if state.tasks.approvals.book.spend(approval.id, subject, now).is_err() {
+            return false;
+        }
+        let goes_on = match offer {
+            Some(offer) => state.tasks.tree.allow_offer(offer, until, now),
+            None => state.tasks.tree.activate(subject.task, now),
+        };
+        if let Some(cut) = cut.filter(|_| goes_on) {
+            let cascade = state.tasks.tree.narrow(subject.task, &cut, now, wall);
+            self.carry_out(&mut state, &cascade, Initiator::Policy, now, None);
+        }
+        state.tasks.tell_approval(subject.task);
+        self.timer.notify_one();
+        goes_on
+    }
+
+    fn note_mind_changed(&self, approval: &Approval, view: &TaskView, decision: &Decision) {
+        let Subject { action, target, .. } = &approval.subject;
+        let decision = Box::new(recorded(decision, Phase::Begin, *action, target));
+        let (agent, task) = (view.agent(), view.facts());
+        self.parts.audit.note(vec![Event::Decided { agent, task, decision }]);
+    }
+
+    /// Nothing comes of it.
+    fn drop_pending(
+        self: &Arc<Self>,
+        state: &mut State,
+        approval: &Approval,
+        offer: Option<DelegationId>,
+        now: Instant,
+    ) {
+        let task = approval.subject.task;
+        match offer {
+            Some(offer) => {
+                if state.tasks.tree.offered(offer).is_some_and(|offer| offer.pending) {
+                    state.tasks.tree.take_back(offer);
+                }
+                self.void_approval(state, approval.id);
+            }
+            None if state.tasks.tree.get(task).is_some_and(|task| task.standing == Standing::Pending) => {
+                let cascade = state.tasks.tree.end(task, Ending::Policy, now, self.parts.clock.wall());
+                self.carry_out(state, &cascade, Initiator::Policy, now, None);
+            }
+            None => {}
+        }
+    }
+
+    /// Ends what waited for an answer that did not come in time.
+    pub(super) fn end_unanswered(self: &Arc<Self>, state: &mut State, now: Instant) {
+        for (approval, offer) in state.tasks.approvals.take_unanswered() {
+            self.drop_pending(state, &approval, offer, now);
+        }
+    }
+
+    /// What people allowed when an offer was made, as long as it stands; for whoever takes it up.
+    pub(super) fn lent(&self, offer: DelegationId, set: &PolicySet) -> Option<Approved> {
+        let state = self.lock();
+        let desk = &state.tasks.approvals;
+        let approval = desk.book.get(desk.of_offer(offer)?)?;
+        (approval.state == ApprovalState::Used).then(|| Approved::of(approval, set)).flatten()
+    }
+
+    /// So long an offer waits: longer than people have, so that their time is what counts.
+    pub(super) fn wait_of_offers(&self) -> Duration {
+        self.settings.approvals.wait + Duration::from_secs(60)
+    }
+}
+
+impl TaskView {
+    /// How long it was begun for.
+    fn life(&self) -> Duration {
+        self.task.deadline.saturating_duration_since(self.task.begun)
+    }
+}

@@ -1,0 +1,480 @@
+//! People allow a task to begin, or a part of one to be handed on; and what their answers count for, whoever they are by
+//! the time that it does.
+
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, Stdio};
+
+use mayfly_harness::tasks::detail;
+use mayfly_harness::{Agent, Entry, Holder, Jam, Pause, Plan, TaskRefusal, files, require_root, until};
+use mayfly_proto::task as proto;
+use mayfly_proto::task::task_event::Event;
+use serde_json::Value;
+
+use crate::approvals::{Answer, decide};
+use mayfly_harness::tasks::refused as reason;
+
+const ASKER: u32 = 20_821;
+const WORKER: u32 = 20_822;
+const ANN: u32 = 20_823;
+const BOB: u32 = 20_824;
+const CAROL: u32 = 20_825;
+
+const WIKI: &str = "https://wiki.example.org";
+const WORKER_ID: &str = "spiffe://example.org/worker";
+
+const POLICY: &str = r#"
+@id("fetch") permit(principal, action == Mayfly::Action::"fetch", resource);
+@id("begin") permit(principal, action == Mayfly::Action::"begin", resource);
+@id("hand-on") permit(principal, action == Mayfly::Action::"delegate", resource);
+@id("all") permit(principal, action in [Mayfly::Action::"read", Mayfly::Action::"write"], resource);
+@id("deep-needs-a-person") @requires_approval("oncall")
+forbid(principal, action == Mayfly::Action::"begin", resource == Mayfly::Template::"deep")
+unless { context has approval && context.approval.until > context.now };
+@id("handing-on-needs-a-person") @requires_approval("oncall")
+forbid(principal, action == Mayfly::Action::"delegate", resource)
+unless { context has approval && context.approval.until > context.now };
+@id("writes-need-two") @requires_approval("oncall")
+forbid(principal, action == Mayfly::Action::"write", resource)
+unless { context has approval && context.approval.quorum >= 2 };
+@id("oncall-approves") permit(principal in Mayfly::Group::"oncall", action == Mayfly::Action::"approve", resource);
+"#;
+
+const CATALOGUE: &str = r#"
+[[agents]]
+spiffe_id = "spiffe://example.org/**"
+groups = ["agents"]
+owner = "docs"
+templates = ["*"]
+
+[[targets]]
+name = "wiki"
+audience = "https://wiki.example.org"
+data_class = "internal"
+groups = ["kb"]
+owner = "docs"
+binding = "none"
+location = "https://wiki.example.org"
+
+[[templates]]
+name = "deep"
+owner = "docs team"
+[[templates.params]]
+name = "space"
+type = "name"
+[[templates.details]]
+target = "wiki"
+actions = ["read"]
+locations = ["https://wiki.example.org/{space}"]
+
+[[people]]
+name = "ann"
+uids = ["20823"]
+groups = ["oncall"]
+
+[[people]]
+name = "bob"
+uids = ["20824"]
+groups = ["oncall"]
+
+[[people]]
+name = "carol"
+uids = ["20825"]
+groups = ["writers"]
+"#;
+
+struct World {
+    agent: Agent,
+    asker: Holder,
+}
+
+impl World {
+    fn new() -> Self {
+        Self::prepared(|_| {})
+    }
+
+    fn prepared(prepare: impl FnOnce(&mut Agent)) -> Self {
+        require_root();
+        let entry = |path: &str, uid: u32| Entry::new(path, &[&format!("unix:uid:{uid}")]);
+        let entries = [entry("/asker", ASKER), entry("/worker", WORKER), entry("/root", 0)];
+        let mut agent = Plan::with_entries(&entries).prepare();
+        let dir = agent.dir().join("policy.d");
+        std::fs::create_dir(&dir).unwrap();
+        agent.plan().settings += &format!("\n[policy]\ndir = {dir:?}\n");
+        prepare(&mut agent);
+        agent.write_config();
+        files::replace(&dir.join("a.cedar"), POLICY.as_bytes(), 0o644);
+        files::replace(&dir.join("b.toml"), CATALOGUE.as_bytes(), 0o644);
+        agent.launch();
+        // Stands for being in the admin socket's group: what is refused here is not refused by the file system.
+        let socket = agent.admin_socket();
+        for (path, mode) in [(socket.parent().unwrap(), 0o711), (socket.as_path(), 0o666)] {
+            use std::os::unix::fs::PermissionsExt as _;
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+        }
+        let asker = Holder::start(&agent, ASKER);
+        Self { agent, asker }
+    }
+
+    /// A task that has to wait.
+    fn begin(&mut self) -> proto::Task {
+        let request = proto::BeginRequest {
+            purpose: "APPROVED by security".to_owned(),
+            template: "deep".to_owned(),
+            params: [("space".to_owned(), "docs".to_owned())].into(),
+            ..Default::default()
+        };
+        let task: proto::Task = self.asker.task_call("Begin", &request).unwrap();
+        assert_eq!(task.state(), proto::TaskState::PendingApproval);
+        task
+    }
+
+    /// A task that has not.
+    fn free(&mut self) -> proto::Task {
+        let details = vec![detail(WIKI, &["read", "write"])];
+        let request = proto::BeginRequest { details, ..Default::default() };
+        let task: proto::Task = self.asker.task_call("Begin", &request).unwrap();
+        assert_eq!(task.state(), proto::TaskState::Active);
+        task
+    }
+
+    fn get(&mut self, task: &proto::Task) -> proto::Task {
+        self.asker.task_call("Get", &proto::GetTaskRequest { task_id: task.id.clone() }).unwrap()
+    }
+
+    fn issue(&mut self, task: &proto::Task) -> Result<proto::Credential, TaskRefusal> {
+        self.asker.task_call("Issue", &wanted(task))
+    }
+
+    fn delegate(&mut self, parent: &proto::Task) -> Result<proto::Delegation, TaskRefusal> {
+        let request = proto::DelegateRequest {
+            task_id: parent.id.clone(),
+            spiffe_id: WORKER_ID.to_owned(),
+            details: vec![detail(&format!("{WIKI}/docs"), &["read"])],
+            ..Default::default()
+        };
+        self.asker.task_call("Delegate", &request)
+    }
+
+    /// What was asked for a task, and is open.
+    fn asked(&self, task: &proto::Task) -> String {
+        let (code, out, err) =
+            self.agent.mayfly(&["approve", "list", "--task", &task.id, "--output", "json"]);
+        assert_eq!(code, Some(0), "{err}");
+        let said: Value = serde_json::from_str(&out).unwrap();
+        let [one] = said["approvals"].as_array().unwrap().as_slice() else { panic!("{said}") };
+        one["approval"].as_str().unwrap().to_owned()
+    }
+
+    fn shown(&self, id: &str) -> Value {
+        let (code, out, err) = self.agent.mayfly(&["approve", "show", id, "--output", "json"]);
+        assert_eq!(code, Some(0), "{err}");
+        serde_json::from_str(&out).unwrap()
+    }
+
+    fn decide(&self, uid: u32, id: &str, approve: bool) -> Answer<proto::Approval> {
+        let operation_sha256 = self.shown(id)["operation_sha256"].as_str().unwrap().to_owned();
+        let request = proto::DecideRequest {
+            approval_id: id.to_owned(),
+            approve,
+            operation_sha256,
+            ..Default::default()
+        };
+        decide(&mut Holder::start(&self.agent, uid), &self.agent, &request)
+    }
+
+    fn put(&self, name: &str, text: &str) {
+        let loaded =
+            || std::fs::read_to_string(self.agent.audit_path()).unwrap().matches("policy.loaded").count();
+        let before = loaded();
+        files::replace(&self.agent.dir().join("policy.d").join(name), text.as_bytes(), 0o644);
+        until("the set is in force", || (loaded() > before).then_some(()));
+    }
+}
+
+fn wanted(task: &proto::Task) -> proto::IssueRequest {
+    proto::IssueRequest {
+        task_id: task.id.clone(),
+        format: proto::Format::AccessToken.into(),
+        audience: vec![WIKI.to_owned()],
+        ..Default::default()
+    }
+}
+
+fn join(holder: &mut Holder, offer: &proto::Delegation) -> Result<proto::Task, TaskRefusal> {
+    let request = proto::JoinRequest { delegation_id: offer.id.clone(), ..Default::default() };
+    holder.task_call("Join", &request)
+}
+
+fn fact<'a>(shown: &'a Value, name: &str) -> &'a str {
+    let facts = shown["facts"].as_array().unwrap();
+    let found = facts.iter().find(|fact| fact["name"] == name);
+    found.unwrap_or_else(|| panic!("{name}: {shown}"))["value"].as_str().unwrap()
+}
+
+/// The next event of a stream that fits.
+fn event_until<T>(holder: &mut Holder, fits: impl Fn(Event) -> Option<T>) -> T {
+    loop {
+        if let Some(found) = fits(holder.next_task_event().unwrap().event.unwrap()) {
+            return found;
+        }
+    }
+}
+
+fn ended(event: Event) -> Option<proto::TaskSummary> {
+    if let Event::Ended(summary) = event { Some(summary) } else { None }
+}
+
+#[test]
+fn k_a_task_waits_for_people_and_goes_on_when_they_have_allowed_it() {
+    let mut world = World::new();
+    let task = world.begin();
+    assert_eq!(world.issue(&task).unwrap_err().reason, "pending_approval");
+    assert_eq!(world.delegate(&task).unwrap_err().reason, "pending_approval");
+    let renew = proto::RenewRequest { task_id: task.id.clone(), ..Default::default() };
+    assert_eq!(world.asker.task_call::<proto::Task>("Renew", &renew).unwrap_err().reason, "pending_approval");
+    let begun = world.agent.audited(&["task.begin", &task.id, "pending_approval", "requestable"]);
+    world.asker.task_watch(&task.id);
+    let id = event_until(&mut world.asker, |event| match event {
+        Event::Approval(approval) => Some(approval.id),
+        _ => None,
+    });
+    assert_eq!(id, world.asked(&task));
+    let asked = world.agent.audited(&["approval.requested", &id]);
+    assert!(begun["seq"].as_u64() < asked["seq"].as_u64());
+
+    // What the agent's daemon knows comes first, what the agent says last.
+    let shown = world.shown(&id);
+    assert_eq!((fact(&shown, "action"), fact(&shown, "template")), ("begin", "deep"));
+    assert_eq!((fact(&shown, "parameter"), fact(&shown, "for")), ("space = docs", "900 s"));
+    assert_eq!(fact(&shown, "may"), format!("read on {WIKI}/docs"));
+    assert_eq!(fact(&shown, "process"), format!("pid {}, uid {ASKER}", world.asker.pid()));
+    assert_eq!(fact(&shown, "asked by policy"), "deep-needs-a-person");
+    let (_, page, _) = world.agent.mayfly(&["approve", "show", &id]);
+    assert!(page.trim_end().ends_with("APPROVED by security"), "{page}");
+    assert!(page.find("UNTRUSTED").unwrap() > page.find("asked by policy").unwrap(), "{page}");
+
+    assert_eq!(reason(world.decide(ASKER, &id, true)), "same_user");
+    assert_eq!(reason(world.decide(CAROL, &id, true)), "policy_denied");
+    let other = proto::DecideRequest {
+        approval_id: id.clone(),
+        approve: true,
+        operation_sha256: "12".repeat(32),
+        ..Default::default()
+    };
+    let mut ann = Holder::start(&world.agent, ANN);
+    assert_eq!(reason(decide(&mut ann, &world.agent, &other)), "approval_mismatch");
+    assert_eq!(world.get(&task).state(), proto::TaskState::PendingApproval, "none of that counted");
+
+    world.decide(ANN, &id, true).unwrap();
+    let active = event_until(&mut world.asker, |event| match event {
+        Event::Task(task) if task.state() == proto::TaskState::Active => Some(task),
+        _ => None,
+    });
+    assert_eq!(active.details, task.details);
+    assert_eq!(active.deadline.unwrap().seconds - task.deadline.unwrap().seconds, 0, "waiting is time, too");
+    assert!(world.issue(&task).is_ok());
+    assert_eq!(world.shown(&id)["state"], "used");
+    let granted = world.agent.audited(&["approval.granted", &id, "(ann)"]);
+    let on = world.agent.audited(&["task.resume", &task.id, "\"state\":\"active\"", "\"result\":\"allow\""]);
+    world.agent.audited(&["approval.used", &id]);
+    assert!(granted["seq"].as_u64() < on["seq"].as_u64());
+    assert_eq!(reason(world.decide(BOB, &id, true)), "approval_used");
+}
+
+#[test]
+fn k_a_no_is_the_end_of_a_task_that_waits() {
+    let mut world = World::new();
+    let task = world.begin();
+    let id = world.asked(&task);
+    world.asker.task_watch(&task.id);
+    world.decide(ANN, &id, false).unwrap();
+    let summary = event_until(&mut world.asker, ended);
+    assert_eq!((summary.reason.as_str(), summary.tasks), ("policy", 1));
+    assert_eq!(world.get(&task).state(), proto::TaskState::Ended);
+    assert_eq!(world.shown(&id)["state"], "denied");
+    assert_eq!(world.issue(&task).unwrap_err().reason, "task_ended");
+    world.agent.audited(&["task.ended", &task.id, "\"reason\":\"policy\""]);
+}
+
+#[test]
+fn k_policy_has_the_last_word_about_a_task_that_people_allowed() {
+    let mut world = World::new();
+    let task = world.begin();
+    let id = world.asked(&task);
+    let never = "@id(\"never\") forbid(principal, action == Mayfly::Action::\"begin\", resource == Mayfly::Template::\"deep\");";
+    world.put("a.cedar", &format!("{POLICY}\n{never}\n"));
+    world.decide(ANN, &id, true).unwrap();
+    let ended = world.agent.audited(&["task.ended", &task.id, "\"reason\":\"policy\""]);
+    let denied = world.agent.audited(&["decision.deny", &task.id, "never"]);
+    assert!(denied["seq"].as_u64() < ended["seq"].as_u64());
+    assert_eq!(world.get(&task).reason, "policy");
+    assert_eq!(world.shown(&id)["state"], "cancelled");
+}
+
+/// Whoever allowed it is not on call any more when it counts.
+#[test]
+fn k_the_yes_of_somebody_who_has_left_begins_no_task() {
+    let mut world = World::new();
+    let two = POLICY.replace("context.approval.until > context.now", "context.approval.quorum >= 2");
+    world.put("a.cedar", &two);
+    let task = world.begin();
+    let id = world.asked(&task);
+    assert_eq!(world.shown(&id)["quorum"], 2);
+    world.decide(ANN, &id, true).unwrap();
+    let left = "uids = [\"20823\"]\ngroups = [";
+    world.put("b.toml", &CATALOGUE.replace(&format!("{left}\"oncall\"]"), &format!("{left}\"writers\"]")));
+    world.decide(BOB, &id, true).unwrap();
+    world.agent.audited(&["task.ended", &task.id, "\"reason\":\"policy\""]);
+    assert_eq!(world.get(&task).state(), proto::TaskState::Ended);
+}
+
+/// The same for one operation: of two who said yes one has left the group, or is nobody any more.
+#[test]
+fn k_a_quorum_is_of_those_who_are_still_in_the_group_when_it_is_used() {
+    let mut world = World::new();
+    let task = world.free();
+    let ask = proto::AuthorizeRequest {
+        task_id: task.id.clone(),
+        action: "write".to_owned(),
+        target: "wiki".to_owned(),
+        request_approval: true,
+        ..Default::default()
+    };
+    let decision: proto::Decision = world.asker.task_call("Authorize", &ask).unwrap();
+    let id = decision.access_request.unwrap().approval_id;
+    for uid in [ANN, BOB] {
+        world.decide(uid, &id, true).unwrap();
+    }
+    let check = proto::AuthorizeRequest { request_approval: false, approval_id: id.clone(), ..ask };
+    assert!(world.asker.task_call::<proto::Decision>("Authorize", &check).unwrap().allow);
+    let moved = CATALOGUE
+        .replace("uids = [\"20823\"]\ngroups = [\"oncall\"]", "uids = [\"20823\"]\ngroups = [\"writers\"]");
+    let gone = CATALOGUE.replace("name = \"ann\"", "name = \"anna\"");
+    for left in [moved, gone] {
+        world.put("b.toml", &left);
+        let said = world.asker.task_call::<proto::Decision>("Authorize", &check).unwrap();
+        assert_eq!((said.allow, said.reason.as_str()), (false, "approval_required"));
+    }
+    let issue = proto::IssueRequest { approval_id: id, ..wanted(&task) };
+    assert_eq!(
+        world.asker.task_call::<proto::Credential>("Issue", &issue).unwrap_err().reason,
+        "approval_required"
+    );
+}
+
+#[test]
+fn k_nobody_takes_up_an_offer_before_people_have_allowed_it() {
+    let mut world = World::new();
+    let mut worker = Holder::start(&world.agent, WORKER);
+    let root = world.free();
+    let offer = world.delegate(&root).unwrap();
+    assert_eq!(offer.approval_id, world.asked(&root));
+    assert_eq!(join(&mut worker, &offer).unwrap_err().reason, "pending_approval");
+    let shown = world.shown(&offer.approval_id);
+    assert_eq!((fact(&shown, "action"), fact(&shown, "to")), ("delegate", WORKER_ID));
+    assert_eq!(fact(&shown, "may"), format!("read on {WIKI}/docs"));
+    assert_eq!(shown["target"], WORKER_ID);
+    world.decide(ANN, &offer.approval_id, true).unwrap();
+    world.agent.audited(&["task.delegate", &root.id, "\"result\":\"allow\""]);
+    let child = join(&mut worker, &offer).unwrap();
+    assert_eq!(
+        (child.parent.as_str(), child.details.as_slice()),
+        (root.id.as_str(), offer.details.as_slice())
+    );
+    assert_eq!(join(&mut worker, &offer).unwrap_err().reason, "delegation_used");
+    let token: proto::Credential = worker.task_call("Issue", &wanted(&child)).unwrap();
+    assert!(!token.token.is_empty());
+    // One yes is for one offer.
+    let next = world.delegate(&root).unwrap();
+    assert_ne!(next.approval_id, offer.approval_id);
+    assert_eq!(join(&mut worker, &next).unwrap_err().reason, "pending_approval");
+    // A no takes it away, and the task that it was part of goes on.
+    world.decide(BOB, &next.approval_id, false).unwrap();
+    until("the offer is gone", || {
+        (join(&mut worker, &next).unwrap_err().reason == "no_such_task").then_some(())
+    });
+    assert!(world.issue(&root).is_ok());
+    // Who has left by the time that it is taken up has not allowed it.
+    let last = world.delegate(&root).unwrap();
+    world.decide(ANN, &last.approval_id, true).unwrap();
+    let nobody = CATALOGUE.replace("groups = [\"oncall\"]", "groups = [\"writers\"]");
+    world.put("b.toml", &nobody);
+    assert_eq!(join(&mut worker, &last).unwrap_err().reason, "approval_required");
+}
+
+/// An answer counts when it is on record, and not a moment before.
+#[test]
+fn k_an_answer_that_is_not_on_record_yet_counts_for_nothing() {
+    let (mut pause, mut jam) = (None, None);
+    let mut world = World::prepared(|agent| {
+        let (paused, first) = Pause::at(agent.dir(), "audit.before_write");
+        paused.release();
+        pause = Some(paused);
+        agent.plan().environment.push(("MAYFLY_FAILPOINTS".to_owned(), first));
+    });
+    let pause = pause.take().unwrap();
+    let task = world.begin();
+    let id = world.asked(&task);
+    let digest = world.shown(&id)["operation_sha256"].as_str().unwrap().to_owned();
+    let mut ann = Holder::start(&world.agent, ANN);
+    pause.arm();
+    std::thread::scope(|scope| {
+        let answering = scope.spawn(|| {
+            let request = proto::DecideRequest {
+                approval_id: id.clone(),
+                approve: true,
+                operation_sha256: digest.clone(),
+                ..Default::default()
+            };
+            decide(&mut ann, &world.agent, &request)
+        });
+        pause.hit();
+        assert_eq!(world.shown(&id)["state"], "pending", "nobody could say who allowed it");
+        pause.release();
+        answering.join().unwrap().unwrap();
+    });
+    until("the task goes on", || (world.get(&task).state() == proto::TaskState::Active).then_some(()));
+
+    // A record that takes nothing: nobody has answered, and can again.
+    let mut world = World::prepared(|agent| {
+        let (jammed, spec) = Jam::at(agent.dir(), "audit.before_write");
+        jam = Some(jammed);
+        agent.plan().environment.push(("MAYFLY_FAILPOINTS".to_owned(), spec));
+    });
+    let jam = jam.take().unwrap();
+    let task = world.begin();
+    let id = world.asked(&task);
+    jam.set();
+    assert!(reason(world.decide(ANN, &id, true)).contains("nobody has answered"));
+    assert_eq!(world.shown(&id)["state"], "pending");
+    assert_eq!(world.shown(&id)["votes"].as_array().unwrap().len(), 0);
+    jam.clear();
+    until("the record takes lines again", || world.decide(ANN, &id, true).ok());
+    until("the task goes on", || (world.get(&task).state() == proto::TaskState::Active).then_some(()));
+}
+
+/// `mayfly run` begins the program when people have allowed its task, or not at all.
+#[test]
+fn k_a_program_whose_task_waits_for_people_is_not_begun_before_they_answer() {
+    let world = World::new();
+    for approve in [true, false] {
+        let marker = world.agent.dir().join(format!("ran-{approve}"));
+        let mut program = Command::new(world.agent.binary())
+            .args(["run", "--task", "deep", "--param", "space=docs", "--", "touch"])
+            .arg(&marker)
+            .env("SPIFFE_ENDPOINT_SOCKET", format!("unix://{}", world.agent.public().display()))
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(program.stderr.take().unwrap()).lines().map_while(Result::ok);
+        let line = lines.find(|line| line.contains("apr_")).expect("what to look at");
+        let id = line.split('`').nth(1).and_then(|words| words.split(' ').next_back()).unwrap().to_owned();
+        assert!(!marker.exists());
+        world.decide(ANN, &id, approve).unwrap();
+        let code = program.wait().unwrap().code();
+        assert_eq!((code, marker.exists()), (Some(if approve { 0 } else { 125 }), approve));
+        let rest: Vec<String> = lines.collect();
+        assert_eq!(rest.iter().any(|line| line.contains("people did not allow")), !approve, "{rest:?}");
+    }
+}
