@@ -512,9 +512,10 @@ mod tests {
         let ((a, pa), (b, _)) = (sleeper(), sleeper());
         group.take(&a);
         let scope = group.scope(&a);
-        assert!(scope.is_populated() && scope.belongs_to(&pa).unwrap());
+        assert!(scope.is_populated() && scope.belongs_to(&pa, None).unwrap());
         group.take(&b);
-        assert!(!scope.belongs_to(&pa).unwrap(), "somebody else is in it");
+        assert!(!scope.belongs_to(&pa, None).unwrap(), "somebody else is in it");
+        assert!(scope.belongs_to(&pa, Some(b.id())).unwrap(), "whom it may be shared with");
         reaper.watch_cgroup(&scope, 3).unwrap();
         end(a);
         // A child cgroup counts as well.

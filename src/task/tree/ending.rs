@@ -185,6 +185,7 @@ impl Tree {
         }
         self.timers.cancel(&Timer::Task(id));
         self.unwatch(id);
+        self.beside.remove(id);
         self.live -= 1;
         if let Some(live) = self.by_agent.get_mut(&agent) {
             *live -= 1;

@@ -19,11 +19,11 @@ use crate::lease::{Completion, Jitter, Ticket};
 use crate::ledger::{Committed, Reason, Row};
 use crate::policy::{
     Action, ApprovalFacts, Decision, GrantedActions, Kind, Object, Permit, PermitRequest, Phase, PolicySet,
-    Question, Target,
+    Question, Target, WorkloadFacts,
 };
 use crate::task::approval::ApprovalError;
 use crate::task::{Bound, Detail, Flight, Grants, Landing, Operation, Refused, Wish, only, scope};
-use crate::workload::issue::{Subject, issue_event, new_lease, remaining};
+use crate::workload::issue::{issue_event, new_lease, remaining};
 use crate::workload::revoker::Initiator;
 use crate::workload::{Admission, Refusal, Shared, Workloads};
 
@@ -164,7 +164,7 @@ impl Shared {
         });
         let mut events: Vec<Event> = events.collect();
         let (_, decision) = first(granted.allowed)?;
-        let (flight, ticket) = self.take_off(&view, &target.audience)?;
+        let (flight, ticket) = self.take_off(&view, subject.process.uid(), &target.audience)?;
         let minted = self.mint_for_task(form, granted.permit, &view, &grants, binding, approved.as_ref());
         let minted = match minted {
             Ok(minted) => minted,
@@ -220,10 +220,11 @@ impl Shared {
         let ask = under.as_ref().unwrap_or(ask);
         let facts = approved.as_ref().map(|approved| &approved.facts);
         let subject = self.subject(admission.id(), &view.task.charter.entry).ok_or(Refusal::NotEntitled)?;
+        let who = self.facts(&subject.process, &subject.attestation, subject.attested_at, &subject.identity);
         let Some(target) = find_target(&set, ask) else {
             let object = Object::Target(ask.target.clone());
             let action = ask.action.unwrap_or(Action::Read);
-            let question = self.question(&subject, view, action, object, ask, facts);
+            let question = self.question(who, view, action, object, ask, facts);
             return Err(TaskError::Denied(Box::new(self.parts.policy.decide(&question))));
         };
         let target = Arc::clone(target);
@@ -240,7 +241,7 @@ impl Shared {
             .into_iter()
             .map(|action| {
                 let object = Object::Target(target.name.clone());
-                self.question(&subject, view, action, object, ask, facts)
+                self.question(who.clone(), view, action, object, ask, facts)
             })
             .collect();
         if let Some(approved) = &approved {
@@ -284,15 +285,13 @@ impl Shared {
 
     pub(super) fn question(
         &self,
-        subject: &Subject,
+        mut who: WorkloadFacts,
         view: &TaskView,
         action: Action,
         object: Object,
         ask: &Ask,
         approval: Option<&ApprovalFacts>,
     ) -> Question {
-        let mut who =
-            self.facts(&subject.process, &subject.attestation, subject.attested_at, &subject.identity);
         who.posture.isolated = view.isolated;
         let (task, ttl, now) = (view.policy_facts(), self.ttl(view, ask), self.parts.clock.wall());
         let mut question = Question::of_task(who, action, object, Phase::Issue, task, ttl, now);
@@ -349,10 +348,10 @@ impl Shared {
     }
 
     /// Takes the credential from the budgets of the task and of all above it, and from its user's.
-    fn take_off(&self, view: &TaskView, audience: &str) -> Result<(Flight, Ticket), TaskError> {
+    fn take_off(&self, view: &TaskView, uid: u32, audience: &str) -> Result<(Flight, Ticket), TaskError> {
         let now = self.parts.clock.monotonic();
         let mut state = self.lock();
-        self.check_user(&state, view.task.seat.uid)?;
+        self.check_user(&state, uid)?;
         let flight = state.tasks.tree.take_off(view.task.id, audience, now)?;
         match state.core.begin(view.task.seat.holder, &view.task.charter.entry) {
             Ok(ticket) => Ok((flight, ticket)),
