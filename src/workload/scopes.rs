@@ -298,6 +298,10 @@ impl Shared {
     /// Takes over the seat of a task that an earlier run held by a cgroup: its holder from here on, watched. `founder` is
     /// the process of the seat, found again and taken in. `None`: the cgroup is gone, empty, not root's any more, or cannot
     /// be watched; the task ends.
+    #[expect(
+        dead_code,
+        reason = "for the restore of tasks, which ends those of a cgroup until it calls this"
+    )]
     pub(super) fn adopt_scope(
         &self,
         state: &mut State,

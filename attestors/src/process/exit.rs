@@ -126,6 +126,9 @@ impl Reaper {
     /// # Errors
     /// As for [`Reaper::watch`].
     pub fn watch_cgroup(&self, scope: &CgroupScope, token: u64) -> Result<(), WatchLost> {
+        if failpoint::fails("reaper.cgroup") {
+            return Err(WatchLost { source: io::ErrorKind::Other.into() });
+        }
         let events = scope.events().map_err(|source| WatchLost { source })?;
         // A file just opened has an event waiting, so that the thread reads it at once.
         self.add(token, Arc::new(events), Kind::Cgroup)
