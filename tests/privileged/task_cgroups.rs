@@ -90,9 +90,11 @@ impl Drop for Group {
     }
 }
 
-fn prepare(entries: &[Entry]) -> Agent {
+fn prepare(entries: &[Entry], uid: Option<u32>) -> Agent {
     require_root();
-    let mut agent = Plan::with_entries(entries).settings(WIDE).prepare();
+    let mut plan = Plan::with_entries(entries).settings(WIDE);
+    plan.uid = uid;
+    let mut agent = plan.prepare();
     let dir = agent.dir().join("policy.d");
     std::fs::create_dir(&dir).unwrap();
     agent.plan().settings += &format!("\n[policy]\ndir = {dir:?}\n");
@@ -103,7 +105,7 @@ fn prepare(entries: &[Entry]) -> Agent {
 }
 
 fn agent() -> Agent {
-    let mut agent = prepare(&[UID, OTHER].map(Entry::for_uid));
+    let mut agent = prepare(&[UID, OTHER].map(Entry::for_uid), None);
     agent.launch();
     agent
 }
@@ -148,6 +150,15 @@ fn is_live(agent: &Agent, task: &str) -> bool {
     assert_eq!(code, Some(0), "{out}{err}");
     let shown: Value = serde_json::from_str(&out).unwrap();
     shown["state"] == "active"
+}
+
+/// Kills a holder; when this returns the agent has seen that, and only `left` of what it was given is good.
+fn kill(agent: &Agent, holder: &mut Holder, left: usize) -> u32 {
+    let pid = holder.pid();
+    holder.jwt(WIKI).unwrap();
+    holder.kill();
+    until("the exit is seen", || (live_of(agent, pid) == left).then_some(()));
+    pid
 }
 
 fn live_of(agent: &Agent, pid: u32) -> usize {
@@ -205,11 +216,8 @@ fn a_helper_acts_in_the_task_when_its_founder_has_exited_and_the_last_exit_ends_
     let mut helper = Holder::start(&agent, UID);
     group.take(helper.pid());
     issue(&mut founder, &task).unwrap();
-    let first = founder.pid();
-    founder.kill();
     // What it had asked for is the task's.
-    agent.audited(&["agent.exit", &first.to_string()]);
-    assert_eq!(live_of(&agent, first), 1);
+    let first = kill(&agent, &mut founder, 1);
     let seen = get(&mut helper, &task).unwrap();
     assert!(seen.isolated && seen.state() == proto::TaskState::Active && seen.live_credentials == 1);
     issue(&mut helper, &task).unwrap();
@@ -255,7 +263,7 @@ fn k01_whoever_is_outside_or_is_not_what_the_task_is_cannot_act_in_it() {
 fn c08_a_cgroup_that_a_user_owns_or_that_others_are_in_isolates_nothing() {
     let (agent, group) = (agent(), Group::new());
     let mut holder = Holder::start(&agent, UID);
-    let mut not_isolated = |why: &str, holder: &mut Holder| {
+    let not_isolated = |why: &str, holder: &mut Holder| {
         let task = begin(holder, Scope::Unspecified).unwrap();
         assert_eq!((task.process_scope(), task.isolated), (Scope::Process, false), "{why}");
         let actions = task.details.iter().flat_map(|detail| detail.actions.clone()).collect::<Vec<_>>();
@@ -294,13 +302,13 @@ fn a_task_is_isolated_as_long_as_nobody_else_has_a_seat_in_its_cgroup() {
     for scope in [Scope::Cgroup, Scope::Process, Scope::Unspecified] {
         assert_eq!(begin(&mut holder, scope).unwrap_err().reason, "scope_unavailable", "{scope:?}");
     }
-    let end = proto::EndRequest { task_id: first.id, reason: String::new() };
+    let end = proto::EndRequest { task_id: first.id, ..Default::default() };
     holder.task_call::<proto::TaskSummary>("End", &end).unwrap();
     let one = begin(&mut holder, Scope::Cgroup).unwrap();
     assert!(one.isolated);
     let two = begin(&mut holder, Scope::Process).unwrap();
     assert!(!two.isolated && !get(&mut holder, &one.id).unwrap().isolated);
-    let end = proto::EndRequest { task_id: two.id, reason: String::new() };
+    let end = proto::EndRequest { task_id: two.id, ..Default::default() };
     holder.task_call::<proto::TaskSummary>("End", &end).unwrap();
     assert!(get(&mut holder, &one.id).unwrap().isolated);
     // Two in one cgroup end together.
@@ -367,10 +375,8 @@ fn a_child_that_outlives_its_parent_keeps_the_task_and_is_killed_with_it() {
     group.take(parent.child.id());
     // Twice forked, with a session of its own and nobody to wait for it.
     let daemon: u32 = parent.ask("(setsid sleep 1000 >/dev/null 2>&1 & echo $!)").parse().unwrap();
-    let first = founder.pid();
-    founder.kill();
+    let first = kill(&agent, &mut founder, 1);
     drop(parent);
-    agent.audited(&["agent.exit", &first.to_string()]);
     assert!(is_live(&agent, &task) && runs(daemon));
     assert_eq!(group.read("cgroup.procs").trim(), daemon.to_string());
     let (code, out, err) = agent.mayfly(&["kill", "--task", &task, "--output", "json"]);
@@ -455,9 +461,7 @@ fn what_was_frozen_goes_on_when_it_is_thawed_after_a_restart_of_the_agent() {
 #[test]
 fn an_agent_that_may_not_write_to_cgroups_says_who_runs_on() {
     require_root();
-    let mut agent = prepare(&[UID].map(Entry::for_uid));
-    agent.plan().uid = Some(OWN);
-    agent.write_config();
+    let mut agent = prepare(&[UID].map(Entry::for_uid), Some(OWN));
     agent.launch();
     let group = Group::new();
     let (_founder, task) = founder(&agent, &group);
@@ -471,18 +475,18 @@ fn an_agent_that_may_not_write_to_cgroups_says_who_runs_on() {
 
 #[test]
 fn a_cgroup_that_cannot_be_watched_holds_no_task() {
-    let mut agent = prepare(&[UID].map(Entry::for_uid));
+    let mut agent = prepare(&[UID].map(Entry::for_uid), None);
     let switch = agent.dir().to_owned();
-    agent
-        .plan()
-        .clone_from(&agent.plan().clone().failpoints(&format!("reaper.cgroup=fail:{}", switch.display())));
+    let spec = format!("reaper.cgroup=fail:{}", switch.display());
+    let plan = agent.plan().clone().failpoints(&spec);
+    *agent.plan() = plan;
     agent.launch();
     std::fs::write(switch.join("reaper.cgroup.fail"), "").unwrap();
     let group = Group::new();
     let mut holder = Holder::start(&agent, UID);
     group.take(holder.pid());
     let refused = begin(&mut holder, Scope::Unspecified).unwrap_err();
-    assert_eq!(refused.code, 14, "{refused:?}");
+    assert_eq!((refused.code, refused.reason.as_str()), (14, ""), "{refused:?}");
     let list = order(&agent, &["task", "list"]);
     assert_eq!(list.as_array().map(Vec::len), Some(0), "{list}");
     std::fs::remove_file(switch.join("reaper.cgroup.fail")).unwrap();
@@ -492,9 +496,9 @@ fn a_cgroup_that_cannot_be_watched_holds_no_task() {
 #[test]
 fn a_founder_that_becomes_something_else_loses_the_task_and_one_that_exits_does_not() {
     require_root();
-    let mut agent = prepare(&[]);
-    let program = mayfly_harness::holder_program(&agent);
-    agent.write_entries(&[Entry::new("agent", &[&uid_selector(UID), &hash_of(&program)])]);
+    let mut agent = prepare(&[], None);
+    let program = mayfly_harness::holder::holder_program(&agent);
+    agent.write_entries(&[Entry::new("/agent", &[&uid_selector(UID), &hash_of(&program)])]);
     agent.launch();
     let group = Group::new();
     let (mut one, task) = founder(&agent, &group);
@@ -510,9 +514,7 @@ fn a_founder_that_becomes_something_else_loses_the_task_and_one_that_exits_does_
     let task = begin(&mut helper, Scope::Cgroup).unwrap().id;
     let mut second = Holder::start(&agent, UID);
     group.take(second.pid());
-    let first = helper.pid();
-    helper.kill();
-    agent.audited(&["agent.exit", &first.to_string()]);
+    kill(&agent, &mut helper, 0);
     issue(&mut second, &task).unwrap();
     agent.write_entries(&[]);
     agent.audited(&["task.ended", "\"policy\"", "entries", &task]);
@@ -528,12 +530,9 @@ fn what_an_operator_takes_from_one_in_a_cgroup_is_taken() {
         let mut helper = Holder::start(&agent, UID);
         group.take(helper.pid());
         let issued = issue(&mut helper, &task).unwrap();
-        let pid = helper.pid();
-        helper.kill();
-        agent.audited(&["agent.exit", &pid.to_string()]);
-        assert_eq!(live_of(&agent, pid), 1);
+        let pid = kill(&agent, &mut helper, 1);
         holders.push(founder);
-        (task, pid, issued.credential_id)
+        (task, pid, issued.id)
     };
     // A credential whose process is long gone.
     let (task, pid, lease) = start(&mut tasks);
@@ -553,4 +552,93 @@ fn what_an_operator_takes_from_one_in_a_cgroup_is_taken() {
     assert!(is_live(&agent, &task));
     agent.admin().revoke(Target::SpiffeId(format!("spiffe://example.org/uid/{UID}"))).unwrap();
     assert!(!is_live(&agent, &task) && live_of(&agent, pid) == 0);
+}
+
+/// `mayfly run` as root: whoever it starts says its pid, its task and its cgroup first.
+struct Run {
+    child: Child,
+    lines: Box<dyn Iterator<Item = String>>,
+}
+
+impl Run {
+    fn start(agent: &Agent, arguments: &[&str]) -> Self {
+        let script = "echo $$; echo $MAYFLY_TASK; grep ^0:: /proc/self/cgroup; while read -r line; do eval \"$line\"; done";
+        let mut command = Command::new(agent.binary());
+        command.arg("run").args(arguments).args(["--", "sh", "-c", script]);
+        command.env("SPIFFE_ENDPOINT_SOCKET", format!("unix://{}", agent.public().display()));
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+        Self { child, lines: Box::new(lines) }
+    }
+
+    fn line(&mut self) -> String {
+        self.lines.next().expect("the program ended")
+    }
+
+    fn tell(&mut self, words: &str) {
+        writeln!(self.child.stdin.as_mut().unwrap(), "{words}").unwrap();
+    }
+
+    fn end(mut self) -> (Option<i32>, String) {
+        drop(self.child.stdin.take());
+        let output = self.child.wait_with_output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    }
+}
+
+fn agent_of_root() -> Agent {
+    let mut agent = prepare(&[Entry::for_uid(0)], None);
+    agent.launch();
+    agent
+}
+
+#[test]
+fn mayfly_run_gives_a_program_a_cgroup_which_goes_with_it_and_with_whom_it_left_behind() {
+    let agent = agent_of_root();
+    let mut run = Run::start(&agent, &["--task", "look-up"]);
+    let (pid, task, line) = (run.line(), run.line(), run.line());
+    let name = line.rsplit('/').next().unwrap();
+    assert!(name.starts_with("mayfly-run-"), "{line}");
+    let group = root().join(line.strip_prefix("0::/").unwrap());
+    let shown = order(&agent, &["task", "show", &task]);
+    assert_eq!((&shown["isolated"], &shown["scope"]), (&true.into(), &"cgroup".into()), "{shown}");
+    assert!(std::fs::read_to_string(group.join("cgroup.procs")).unwrap().lines().any(|line| line == pid));
+    run.tell("setsid sleep 1000 >/dev/null 2>&1 & echo $!");
+    let daemon: u32 = run.line().parse().unwrap();
+    assert!(runs(daemon));
+    run.tell("exit 7");
+    let (code, said) = run.end();
+    assert_eq!(code, Some(7));
+    assert!(said.contains("killed 1 process that the program left behind"), "{said}");
+    assert!(!runs(daemon) && !group.exists());
+    agent.audited(&["task.ended", "process_exit", &task]);
+}
+
+#[test]
+fn mayfly_run_leaves_a_program_where_it_is_if_that_is_wanted() {
+    let agent = agent_of_root();
+    let own = std::fs::read_to_string("/proc/self/cgroup").unwrap();
+    let own = own.lines().find(|line| line.starts_with("0::")).unwrap();
+    let mut run = Run::start(&agent, &["--no-cgroup", "--task", "look-up"]);
+    let (_, task, line) = (run.line(), run.line(), run.line());
+    assert_eq!(line, own);
+    let shown = order(&agent, &["task", "show", &task]);
+    assert_eq!((&shown["isolated"], &shown["scope"]), (&false.into(), &"process".into()), "{shown}");
+    assert_eq!(run.end().0, Some(0));
+}
+
+/// One that was killed could not tidy up; the next does.
+#[test]
+fn what_a_killed_mayfly_run_left_is_removed_by_the_next() {
+    let agent = agent_of_root();
+    let mut run = Run::start(&agent, &[]);
+    let (pid, _, line) = (run.line(), run.line(), run.line());
+    let group = root().join(line.strip_prefix("0::/").unwrap());
+    run.child.kill().unwrap();
+    run.child.wait().unwrap();
+    until("the program is gone", || (!runs(pid.parse().unwrap())).then_some(()));
+    assert!(group.exists());
+    assert_eq!(Run::start(&agent, &[]).end().0, Some(0));
+    assert!(!group.exists());
 }

@@ -31,9 +31,10 @@ impl OwnCgroup {
             let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
             let own = std::fs::read_to_string("/proc/self/cgroup")?;
             let parent = place(&mounts, &own).ok_or(io::ErrorKind::NotFound)?;
+            sweep(&parent);
             let mut random = [0; 8];
             aws_lc_rs::rand::fill(&mut random).map_err(io::Error::other)?;
-            let path = parent.join(format!("{NAME}{}", crate::id::hex_text(&random)));
+            let path = parent.join(format!("{NAME}{}-{}", std::process::id(), crate::id::hex_text(&random)));
             std::fs::create_dir(&path)?;
             Ok(path)
         };
@@ -66,6 +67,17 @@ impl OwnCgroup {
                 Err(_) => tries += 1,
             }
             tokio::time::sleep(PAUSE).await;
+        }
+    }
+}
+
+/// Those of a `mayfly run` that was killed are still there. One with somebody in it cannot be removed.
+fn sweep(parent: &Path) {
+    for path in below(parent) {
+        let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_prefix(NAME));
+        let pid = name.and_then(|name| name.split_once('-')).and_then(|(pid, _)| pid.parse::<u32>().ok());
+        if pid.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists()) {
+            remove(&path).ok();
         }
     }
 }
