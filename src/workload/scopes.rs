@@ -270,7 +270,8 @@ impl Shared {
         let all = state.tasks.tree.all().into_iter().filter(in_cgroup);
         let named = |task: &&Task| match target {
             Target::Lease(lease) => task.leases.contains(lease),
-            Target::Pid(pid) => task.seat.process.pid == *pid,
+            // One that has exited has given its number back.
+            Target::Pid(pid) => task.seat.process.pid == *pid && state.process_of(&task.seat).is_some(),
             Target::SpiffeId(id) => task.charter.spiffe_id.as_str() == id,
         };
         for id in all.filter(named).map(|task| task.id).collect::<Vec<_>>() {

@@ -256,6 +256,9 @@ impl Shared {
         if self.is_frozen_for(&state, &charter.spiffe_id, offer) {
             return Err(TaskError::Frozen);
         }
+        if let Some(known) = state.tasks.tree.task_of_key(key.as_ref())? {
+            return state.tasks.view(known, now, wall).ok_or(TaskError::Refused(Refused::NoSuchTask));
+        }
         let seat = self.take_seat(&mut state, seat, &chosen, &charter, now)?;
         let new = NewTask { id, charter, seat: seat.clone(), life, pending: false, begun_at: wall, key };
         let tree = &mut state.tasks.tree;
