@@ -7,6 +7,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -14,9 +15,9 @@ use rustix::io::Errno;
 use crate::origin::{self, Hierarchies, Keeper};
 use crate::process::{ProcDir, Process, procfs};
 
-/// The v2 hierarchy of this machine, if it has one.
-#[derive(Debug)]
-pub struct Cgroups(Hierarchies);
+/// The v2 hierarchy of this machine, if it has one. Clones share its descriptors.
+#[derive(Clone, Debug)]
+pub struct Cgroups(pub(crate) Arc<Hierarchies>);
 
 /// One cgroup. At rest it costs one descriptor.
 #[derive(Debug)]
@@ -52,7 +53,7 @@ pub enum ScopeError {
 impl Cgroups {
     /// Looks for the hierarchy below `root`, usually `/sys/fs/cgroup`.
     pub fn find(root: &Path) -> Self {
-        Self(Hierarchies::at(root))
+        Self(Arc::new(Hierarchies::at(root)))
     }
 
     /// The cgroup that the process is in now.
@@ -60,20 +61,28 @@ impl Cgroups {
     /// # Errors
     /// [`ScopeError`].
     pub fn of(&self, process: &Process) -> Result<CgroupScope, ScopeError> {
-        let dir = ProcDir::open(process.host(), process.pid())?;
-        let text = dir.read("cgroup", 1 << 16)?;
-        if !process.is_alive() {
-            return Err(ScopeError::Gone);
-        }
-        let line = procfs::cgroups(&text).find(|line| line.hierarchy == 0 && line.controllers.is_empty());
-        let path = line.ok_or(ScopeError::NoHierarchy)?.path;
-        let path = std::str::from_utf8(path).map_err(|_not_text| ScopeError::NotRoots)?;
-        let scope = self.open(path)?;
+        let scope = self.open(&path_of(process)?)?;
         // The kernel's own word, where it gives it: what was just read may be the cgroup of before a move.
         match process.cgroup_id() {
             Some(id) if id != scope.id => Err(ScopeError::Gone),
             _ => Ok(scope),
         }
+    }
+
+    /// The id of the cgroup that the process is in now, in whoever's hands it is: the kernel's own word where it gives
+    /// it, else what is found at the path.
+    pub fn id_of(&self, process: &Process) -> Option<u64> {
+        if let Some(id) = process.cgroup_id() {
+            return Some(id);
+        }
+        let path = path_of(process).ok()?;
+        let parts: Vec<&[u8]> = path.split('/').filter(|part| !part.is_empty()).map(str::as_bytes).collect();
+        if parts.contains(&b"..".as_slice()) {
+            return None;
+        }
+        let (_, found) = origin::walk(self.0.root(b"")?, &parts).ok()?;
+        // What was read may be of before a move.
+        (path_of(process).ok()? == path).then_some(found.st_ino)
     }
 
     /// The cgroup that had this path and this id.
@@ -119,17 +128,23 @@ impl CgroupScope {
         self.events().is_ok_and(|events| is_populated(&events))
     }
 
-    /// Whether every process in it is the given one or descends from it.
+    /// Whether the process is in it or below it. One of which that cannot be told is taken to be.
+    pub fn holds(&self, process: &Process) -> bool {
+        let Ok(path) = path_of(process) else { return process.is_alive() };
+        path.strip_prefix(&self.path).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    }
+
+    /// Whether every process in it is the given one or descends from it. One more, by its number, does no harm.
     ///
     /// # Errors
     /// When it cannot be read.
-    pub fn belongs_to(&self, process: &Process) -> io::Result<bool> {
+    pub fn belongs_to(&self, process: &Process, besides: Option<u32>) -> io::Result<bool> {
         let file = self.read("cgroup.procs")?;
         let text = procfs::read_all(&file, 1 << 20)?;
         let text = String::from_utf8_lossy(&text);
         for line in text.lines() {
             let pid: u32 = line.parse().map_err(|_not_a_number| io::ErrorKind::InvalidData)?;
-            if !descends(process, pid) {
+            if besides != Some(pid) && !descends(process, pid) {
                 return Ok(false);
             }
         }
@@ -170,6 +185,18 @@ impl CgroupScope {
     }
 }
 
+/// In the v2 hierarchy, as it reads from here.
+fn path_of(process: &Process) -> Result<String, ScopeError> {
+    let dir = ProcDir::open(process.host(), process.pid())?;
+    let text = dir.read("cgroup", 1 << 16)?;
+    if !process.is_alive() {
+        return Err(ScopeError::Gone);
+    }
+    let line = procfs::cgroups(&text).find(|line| line.hierarchy == 0 && line.controllers.is_empty());
+    let path = line.ok_or(ScopeError::NoHierarchy)?.path;
+    std::str::from_utf8(path).map(str::to_owned).map_err(|_not_text| ScopeError::NotRoots)
+}
+
 /// Reading it also tells the kernel that we know, so that the next change wakes us.
 pub(crate) fn is_populated(events: &OwnedFd) -> bool {
     let mut text = [0; 256];
@@ -194,6 +221,17 @@ fn descends(process: &Process, mut pid: u32) -> bool {
         }
     }
     false
+}
+
+impl ScopeError {
+    /// The same, as what a look at a file would say: `NotFound` of a cgroup that is gone.
+    pub fn into_io(self) -> io::Error {
+        match self {
+            Self::Io(error) => error,
+            Self::Gone => io::Error::new(io::ErrorKind::NotFound, self),
+            other => io::Error::other(other),
+        }
+    }
 }
 
 impl From<io::Error> for ScopeError {

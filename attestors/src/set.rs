@@ -24,6 +24,7 @@ use crate::lineage::Lineage;
 use crate::measure::{MeasureError, Measurer};
 use crate::origin::{self, ContainerId, ContainerRef, Hierarchies, Origin, Refusal, View};
 use crate::process::Process;
+use crate::scope::Cgroups;
 use crate::target::{self, Target};
 use crate::unix::Unix;
 use crate::{cgroup, failpoint, ticks};
@@ -37,7 +38,7 @@ pub struct AttestorSet {
     unix: Unix,
     lineage: Lineage,
     launches: Launches,
-    hierarchies: Hierarchies,
+    hierarchies: Arc<Hierarchies>,
     view: View,
     backends: Vec<Box<dyn Backend>>,
     /// How often an origin was refused, by reason.
@@ -47,7 +48,7 @@ pub struct AttestorSet {
 impl AttestorSet {
     /// Looks for the cgroup hierarchies and our place in them; reads nothing of any process yet.
     pub fn new(host: Arc<Host>, settings: AttestSettings, measurer: Measurer) -> Self {
-        let hierarchies = Hierarchies::at(&settings.cgroup_root);
+        let hierarchies = Arc::new(Hierarchies::at(&settings.cgroup_root));
         Self {
             launches: Launches::new(&host),
             unix: Unix::new(Path::new("/etc/passwd"), Path::new("/etc/group")),
@@ -182,6 +183,11 @@ impl AttestorSet {
         let cgroups = target::cgroup_text(process).ok()?;
         let origin = origin::believed(&cgroups, &self.view, &self.hierarchies).ok()?;
         origin.container().map(|container| container.id)
+    }
+
+    /// The same hierarchies, for scopes.
+    pub fn scopes(&self) -> Cgroups {
+        Cgroups(Arc::clone(&self.hierarchies))
     }
 
     /// Path of the cgroup that `process` is in now, as it reads from here: of the v2 hierarchy or, on a machine without

@@ -20,7 +20,11 @@ pub(super) fn freeze(
     let by = operator(workloads, caller)?;
     let (what, freeze) = (thing(order.thing)?, of(&by, &order.reason, order.revoke)?);
     let frost = workloads.freeze(&what, freeze, by).map_err(|error| unwritten("it is frozen", &error))?;
-    Ok(proto::FreezeResponse { credentials: count(frost.credentials) })
+    Ok(proto::FreezeResponse {
+        credentials: count(frost.credentials),
+        scopes: count(frost.still),
+        scopes_not_held: count(frost.not_still),
+    })
 }
 
 pub(super) fn thaw(
@@ -61,14 +65,13 @@ pub(super) async fn task_freeze(
     }
     let start = SystemClock.monotonic();
     let frost = workloads.freeze(&what, freeze, by).map_err(|error| unwritten("it is frozen", &error))?;
-    let Frost { credentials, tasks, scopes } = frost;
+    let Frost { credentials, tasks, still, not_still } = frost;
     let took = SystemClock.monotonic().saturating_duration_since(start);
     Ok(task::FreezeResult {
         tasks: count(tasks),
         credentials: count(credentials),
-        // A process alone cannot be made to stand still.
-        scopes: 0,
-        scopes_not_held: count(scopes),
+        scopes: count(still),
+        scopes_not_held: count(not_still),
         micros: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
     })
 }

@@ -17,7 +17,9 @@ Examples:
   mayfly freeze --target payroll
   mayfly freeze --all --revoke --reason 'incident 4711'
 
-Nothing is issued to, or decided in favour of, what is frozen, until it is thawed; a restart thaws nothing. `mayfly status`
+Nothing is issued to, or decided in favour of, what is frozen, until it is thawed; a restart thaws nothing. The processes
+of tasks that are held by a cgroup stand still meanwhile, where the agent may write to cgroups; others run on without
+credentials. `mayfly status`
 lists what is frozen. When nothing else works, a file named FREEZE beside the directory of the admin socket
 (/run/mayfly/FREEZE) freezes everything until it is removed.";
 
@@ -80,6 +82,10 @@ struct FrozenJson {
     frozen: String,
     credentials: u32,
     revoked: bool,
+    /// Cgroups that stand still.
+    still: u32,
+    /// Holders of tasks that could not be made to.
+    not_still: u32,
 }
 
 #[derive(serde::Serialize)]
@@ -110,13 +116,24 @@ pub(super) async fn freeze(args: Freeze, context: &mut Context) -> Result<Exit, 
     let connection = target.connect().await?;
     let done = answer(connection.admin().freeze(request)).await?.into_inner();
     if args.output.is_json() {
-        let json = FrozenJson { frozen: name, credentials: done.credentials, revoked: args.revoke };
+        let json = FrozenJson {
+            frozen: name,
+            credentials: done.credentials,
+            revoked: args.revoke,
+            still: done.scopes,
+            not_still: done.scopes_not_held,
+        };
         context.console.json(&json)?;
         return Ok(Exit::Ok);
     }
     let out = count(done.credentials.into(), "live credential", "live credentials");
     let what_of = if args.revoke { "being revoked" } else { "still good until they expire" };
     context.console.line(&format!("frozen: {} ({out}, {what_of})", super::render::cell(&name)))?;
+    if done.scopes + done.scopes_not_held > 0 {
+        let still = count(done.scopes.into(), "cgroup stands still", "cgroups stand still");
+        let runs = count(done.scopes_not_held.into(), "holder of a task runs on", "holders of tasks run on");
+        context.console.line(&format!("{still}, {runs}"))?;
+    }
     Ok(Exit::Ok)
 }
 
@@ -145,7 +162,8 @@ mod tests {
     async fn exactly_one_thing_is_frozen_or_thawed() {
         let agent = Agent::start();
         let ran = agent.run(&["freeze", "--agent", "spiffe://example.org/a", "--revoke"]).await;
-        let want = "frozen: agent spiffe://example.org/a (3 live credentials, being revoked)\n";
+        let want = "frozen: agent spiffe://example.org/a (3 live credentials, being revoked)\n\
+                    1 cgroup stands still, 2 holders of tasks run on\n";
         assert_eq!((ran.exit, ran.out.as_str()), (Exit::Ok, want), "{ran:?}");
         let ran = agent.run(&["thaw", "--all"]).await;
         assert!(ran.out.starts_with("noted: another user"), "{ran:?}");

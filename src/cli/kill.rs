@@ -84,7 +84,7 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<Exit, Failu
         left => {
             let left = count(left.into(), "process lives on", "processes live on");
             Err(Failure::failed(format!("{left}: the agent may not kill it")).hint(
-                "as root: `mayfly task list --ended` names the pid; the agent needs CAP_KILL to do it itself",
+                "as root: `mayfly task list --ended` names the pid; the agent needs CAP_KILL, and cgroups that it may write, to do it itself",
             ))
         }
     }

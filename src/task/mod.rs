@@ -82,16 +82,18 @@ pub struct Seat {
 }
 
 /// Who calls.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Caller {
     /// The process.
     pub process: ProcessKey,
     /// The cgroup that it is in, of the v2 hierarchy.
     pub cgroup: Option<u64>,
+    /// What it is by its own attestation, and by which entries.
+    pub identities: Vec<(EntryId, SpiffeId)>,
 }
 
 impl Seat {
-    /// Whether the caller is one of those that can act as the task.
+    /// Whether the caller sits where the task is held; in a cgroup that is not yet enough ([`Task::admits`]).
     pub fn admits(&self, caller: &Caller) -> bool {
         match &self.scope {
             Scope::Process => self.process == caller.process,
@@ -257,6 +259,16 @@ pub struct Task {
     pub ended_at: Option<SystemTime>,
     /// What the request that made it can be told from another by, if it came with a key.
     pub key: Option<Key>,
+}
+
+impl Task {
+    /// Whether the caller can act as the task. Of those in a cgroup only who has the task's identity by itself: a tool
+    /// that the agent started is in its cgroup, and need not be what the agent is (threats K01).
+    pub fn admits(&self, caller: &Caller) -> bool {
+        let Charter { entry, spiffe_id, .. } = &self.charter;
+        let is_it = || caller.identities.iter().any(|(by, id)| by == entry && id == spiffe_id);
+        self.seat.admits(caller) && (self.seat.scope == Scope::Process || is_it())
+    }
 }
 
 /// An idempotency key, and what it stands for.

@@ -138,12 +138,13 @@ impl Model {
     }
 
     fn caller_of(&self, id: TaskId) -> Option<Caller> {
-        let seat = &self.tree.get(id)?.seat;
+        let Task { seat, charter, .. } = self.tree.get(id)?;
         let cgroup = match seat.scope {
             Scope::Cgroup { id, .. } => Some(id),
             Scope::Process => None,
         };
-        Some(Caller { process: seat.process, cgroup })
+        let identities = vec![(charter.entry.clone(), charter.spiffe_id.clone())];
+        Some(Caller { process: seat.process, cgroup, identities })
     }
 
     #[expect(clippy::too_many_lines, reason = "one arm for each step")]
@@ -290,7 +291,14 @@ impl Model {
             prop_assert!(!self.ended.contains(&id), "offered by the dead");
             self.offers.push(offer);
         }
-        let stranger = Caller { process: self.process(5), cgroup: Some(99) };
+        // In the cgroup, but not what the task is (threats K01).
+        let tool = Caller { identities: Vec::new(), process: self.process(5), ..caller.clone() };
+        if tool.process != caller.process {
+            prop_assert_eq!(self.tree.of_caller(id, &tool).err(), Some(Refused::NotInTask));
+            let other = Caller { process: self.process(5), ..caller.clone() };
+            prop_assert_eq!(self.tree.of_caller(id, &other).is_ok(), caller.cgroup.is_some());
+        }
+        let stranger = Caller { process: self.process(5), cgroup: Some(99), ..caller };
         let stranger = Caller { process: ProcessKey { pid: 99, ..stranger.process }, ..stranger };
         prop_assert_eq!(self.tree.of_caller(id, &stranger).err(), Some(Refused::NotInTask));
         Ok(())
@@ -667,7 +675,8 @@ mod tests {
     #[test]
     fn the_same_request_twice_at_once_is_one_task_and_one_offer() {
         let mut model = Model::new(Bounds::default());
-        let (process, caller) = (model.process(0), Caller { process: model.process(0), cgroup: None });
+        let process = model.process(0);
+        let caller = Caller { process, cgroup: None, identities: Vec::new() };
         let key = |digest| Some(Key { process, text: "k".to_owned(), digest: [digest; 32] });
         let begin = |model: &mut Model, key| {
             let id = TaskId::from_bytes(model.number());

@@ -55,8 +55,8 @@ impl Workloads {
         if !unchanged {
             return None;
         }
-        let mut state = self.0.lock();
-        self.0.join(&mut state, id, connection)
+        let admission = self.0.join(&mut self.0.lock(), id, connection)?;
+        Some(Admission { cgroup: self.0.cgroup_of_caller(process), ..admission })
     }
 
     /// Attests the process, matches it, and takes it in. From here on its exit revokes.
@@ -83,7 +83,8 @@ impl Workloads {
                 break taken;
             }
         };
-        admitted.ok_or_else(|| {
+        let cgroup = admitted.as_ref().and_then(|_| self.0.cgroup_of_caller(process));
+        admitted.map(|admission| Admission { cgroup, ..admission }).ok_or_else(|| {
             let mut why = self.0.why_none(&attestation);
             let odd = self.0.posture(process, &attestation);
             if !odd.is_empty() {
@@ -273,7 +274,7 @@ impl Shared {
         let (process, attestation) = (Arc::clone(&member.process), Arc::clone(&member.attestation));
         state.core.hold(id);
         let held = Arc::new(Held(Arc::clone(self), id));
-        Some(Admission { id, process, attestation, identities, _held: held })
+        Some(Admission { id, process, attestation, identities, cgroup: None, _held: held })
     }
 
     /// Puts a new attestation in place of the old one and lets the core draw the consequences.

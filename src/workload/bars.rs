@@ -26,8 +26,11 @@ impl State {
         let key = |id: &WorkloadId| Some(self.members.get(id)?.process.key());
         match target {
             Target::Lease(lease) => {
-                let row = self.rows.get(lease).into_iter();
-                row.map(|row| Bar { process: row.process, entry: Some(row.entry.clone()) }).collect()
+                // Of a task in a cgroup it may be a process that has exited: there is nobody to be barred.
+                let row = self.rows.get(lease).filter(|row| self.by_key.contains_key(&row.process));
+                row.into_iter()
+                    .map(|row| Bar { process: row.process, entry: Some(row.entry.clone()) })
+                    .collect()
             }
             Target::Pid(pid) => {
                 let ids = self.by_pid.get(pid).into_iter().flatten();

@@ -30,9 +30,14 @@ impl Shared {
     /// Ends a workload: refuses in memory, ends its streams, cuts its connections, hands the rest on.
     pub(super) fn end(self: &Arc<Self>, id: WorkloadId, cause: Cause, seen: Instant) {
         let mut state = self.lock();
+        if cause == Cause::Exited {
+            // What it began in a cgroup goes on while anybody is left there.
+            state.founder_left(id);
+        }
         self.end_tasks_of(&mut state, id, seen);
         let actions = state.core.end(id, cause);
         self.perform_seen(&mut state, actions, seen);
+        state.scopes.remove(id);
         let Some(member) = state.remove(id) else { return };
         self.parts.manager.let_go(&member.process, cause == Cause::Exited);
         // One whose watch was lost may live, and must not come back unbarred.
@@ -97,6 +102,7 @@ impl Shared {
             if let Some(member) = state.remove(id) {
                 self.parts.manager.let_go(&member.process, false);
             }
+            state.scopes.remove(id);
             self.reaper.forget(id.0);
         }
     }

@@ -34,6 +34,16 @@ impl Shared {
         attested_at: Instant,
         identity: &Identity,
     ) -> WorkloadFacts {
+        self.facts_of(process.uid(), attestation, attested_at, identity)
+    }
+
+    pub(super) fn facts_of(
+        &self,
+        uid: u32,
+        attestation: &Attestation,
+        attested_at: Instant,
+        identity: &Identity,
+    ) -> WorkloadFacts {
         let clock = &self.parts.clock;
         let age = clock.monotonic().saturating_duration_since(attested_at);
         let now = clock.wall();
@@ -42,7 +52,7 @@ impl Shared {
         WorkloadFacts {
             spiffe_id: identity.spiffe_id.clone(),
             profile: identity.entry.id.clone(),
-            uid: process.uid(),
+            uid,
             selectors: attestation.selectors().iter().map(ToString::to_string).collect(),
             exe_sha256: attestation.values("unix", "sha256").next().unwrap_or_default().to_owned(),
             node: rustix::system::uname().nodename().to_string_lossy().into_owned(),

@@ -2,11 +2,10 @@
 //! In this order: nothing new is decided, what is out is refused, then the processes go.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mayfly_attestors::{Cgroups, Process, ProcessKey};
+use mayfly_attestors::{Process, ProcessKey};
 use rustix::io::Errno;
 use rustix::process::{Signal, pidfd_send_signal};
 
@@ -43,9 +42,10 @@ impl Workloads {
     pub async fn kill(&self, what: &Frozen, freeze: Freeze, by: audit::Agent) -> std::io::Result<Killed> {
         let now = self.0.parts.clock.monotonic();
         let initiator = Initiator::OperatorUid(by.uid);
+        let by_pid = by.process.pid;
         self.freeze_in_memory(what.clone(), Freeze { revoke: true, ..freeze }, by);
-        let frost = self.concerned(what, None);
-        let mut killed = Killed { credentials: frost.credentials, ..Killed::default() };
+        let concerned = self.concerned(what, None);
+        let mut killed = Killed { credentials: concerned.credentials, ..Killed::default() };
         let mut seats = Seats::default();
         {
             let mut state = self.0.lock();
@@ -55,7 +55,7 @@ impl Workloads {
             self.0.take_back_frozen(&mut state, what, initiator);
         }
         // Before anything is waited for: a disk that hangs saves nobody.
-        self.0.parts.audit.note(seats.kill(&mut killed, &initiator.named()));
+        self.0.parts.audit.note(seats.kill(&self.0, by_pid, &mut killed, &initiator.named()));
         self.write_freezes()?;
         self.flush().await;
         killed.took = self.0.parts.clock.monotonic().saturating_duration_since(now);
@@ -71,12 +71,12 @@ struct Seats {
 }
 
 impl Seats {
-    /// For the record: each that was killed, or could not be.
-    fn kill(&self, killed: &mut Killed, by: &str) -> Vec<Event> {
+    /// For the record: each that was killed, or could not be. `by` is the process of whoever gave the order.
+    fn kill(&self, shared: &Shared, by: u32, killed: &mut Killed, named: &str) -> Vec<Event> {
         let mut events = Vec::new();
         let mut note = |agent, cgroup, failed: Option<&dyn std::fmt::Display>| {
             let failed = failed.map(ToString::to_string);
-            events.push(Event::Killed { agent, cgroup, initiator: by.to_owned(), failed });
+            events.push(Event::Killed { agent, cgroup, initiator: named.to_owned(), failed });
         };
         for process in self.processes.values() {
             let agent = || Some(audit::Agent::new(process.key(), process.uid()));
@@ -94,16 +94,17 @@ impl Seats {
                 }
             }
         }
-        let hierarchy = Cgroups::find(Path::new("/sys/fs/cgroup"));
-        for (id, path) in &self.cgroups {
-            match hierarchy.again(path, *id).map_err(std::io::Error::other).and_then(|scope| scope.kill()) {
+        for place in &self.cgroups {
+            let cgroup = || Some(place.1.clone());
+            match shared.scope_apart_from(place, by).and_then(|scope| scope.kill()) {
                 Ok(()) => {
-                    note(None, Some(path.clone()), None);
+                    note(None, cgroup(), None);
                     killed.scopes += 1;
                 }
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
                 Err(error) => {
-                    note(None, Some(path.clone()), Some(&error));
-                    tracing::error!(%error, path, "the cgroup of a killed task lives on");
+                    note(None, cgroup(), Some(&error));
+                    tracing::error!(%error, path = place.1, "the cgroup of a killed task lives on");
                     killed.not_killed += 1;
                 }
             }

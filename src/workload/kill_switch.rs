@@ -5,10 +5,12 @@ use std::collections::BTreeSet;
 use std::io;
 
 use super::revoker::Initiator;
+use super::standstill::{Place, Stilled};
 use super::{Workloads, lock};
 use crate::audit::{self, Event};
 use crate::ledger::Row;
 use crate::policy::{Freeze, Freezes, Frozen, Thawed, store_freezes};
+use crate::task::Scope;
 
 /// What a freeze did.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -17,8 +19,19 @@ pub struct Frost {
     pub credentials: usize,
     /// Live tasks that it is about, with all below them.
     pub tasks: usize,
-    /// Processes or cgroups that hold those.
-    pub scopes: usize,
+    /// Cgroups that hold those and stand still now.
+    pub still: usize,
+    /// Those that do not, and processes that hold a task alone: they cannot be made to.
+    pub not_still: usize,
+}
+
+/// What a freeze is about.
+#[derive(Debug, Default)]
+pub(super) struct Concerned {
+    pub(super) credentials: usize,
+    tasks: usize,
+    processes: usize,
+    cgroups: BTreeSet<Place>,
 }
 
 impl Workloads {
@@ -33,10 +46,13 @@ impl Workloads {
     /// It holds in memory, and could not be written down: a restart would thaw it.
     pub fn freeze(&self, what: &Frozen, freeze: Freeze, by: audit::Agent) -> io::Result<Frost> {
         let taken_by = freeze.revoke.then_some(Initiator::OperatorUid(by.uid));
+        let by_pid = by.process.pid;
         self.freeze_in_memory(what.clone(), freeze, by);
-        let frost = self.concerned(what, taken_by);
-        self.write_freezes()?;
-        Ok(frost)
+        let Concerned { credentials, tasks, processes, cgroups } = self.concerned(what, taken_by);
+        let written = self.write_freezes();
+        let Stilled { still, not_still } = self.make_still(what, cgroups, by_pid);
+        written?;
+        Ok(Frost { credentials, tasks, still, not_still: processes + not_still })
     }
 
     /// From here on nothing is decided in favour of it, and the record says so.
@@ -56,19 +72,24 @@ impl Workloads {
 
     /// Counts what a freeze is about. What was given for tasks is taken back here, in whoever's name; the rest is when
     /// everybody is judged again.
-    pub(super) fn concerned(&self, what: &Frozen, taken_by: Option<Initiator>) -> Frost {
+    pub(super) fn concerned(&self, what: &Frozen, taken_by: Option<Initiator>) -> Concerned {
         let mut state = self.0.lock();
         let fetched = |row: &&Row| row.task.is_none() && concerns(what, &row.spiffe_id);
         let fetched = state.rows.values().filter(fetched).count();
         let tops = state.tasks.named(what);
         let all: Vec<_> = tops.iter().flat_map(|top| state.tasks.tree.subtree(*top)).collect();
-        let holders = all.iter().filter_map(|id| state.tasks.tree.get(*id)).map(|task| task.seat.holder);
-        let scopes = holders.collect::<BTreeSet<_>>().len();
+        let (mut processes, mut cgroups) = (BTreeSet::new(), BTreeSet::new());
+        for task in all.iter().filter_map(|id| state.tasks.tree.get(*id)) {
+            match &task.seat.scope {
+                Scope::Process => drop(processes.insert(task.seat.holder)),
+                Scope::Cgroup { id, path } => drop(cgroups.insert((*id, path.clone()))),
+            }
+        }
         let given = match taken_by {
             Some(by) => self.0.take_back_frozen(&mut state, what, by),
             None => self.0.frozen_leases(&state, what).len(),
         };
-        Frost { credentials: fetched + given, tasks: all.len(), scopes }
+        Concerned { credentials: fetched + given, tasks: all.len(), processes: processes.len(), cgroups }
     }
 
     /// Lets something go on.
@@ -84,6 +105,9 @@ impl Workloads {
         {
             self.policy().change_freezes(|freezes| *freezes = before);
             return Err(error);
+        }
+        if thawed == Thawed::Done {
+            self.let_go_on(what);
         }
         if thawed != Thawed::Nothing {
             let (what, needs_another) = (what.to_string(), thawed == Thawed::NeedsAnother);

@@ -32,10 +32,12 @@ mod pulse;
 mod reload;
 mod restore;
 mod revoker;
+mod scopes;
 mod second_look;
 mod shelf;
 mod shown;
 mod silence;
+mod standstill;
 mod state;
 mod status_list;
 mod subscribe;
@@ -67,8 +69,8 @@ pub use self::status_list::SignedList;
 pub use self::subscribe::{Attendance, Subscription};
 pub use self::tasks::{
     AccessRequest, Answer, AnswerError, ApprovalView, Ask, AskAs, Asked, Authorized, Begin, Delegate, Errand,
-    Explained as TaskExplained, Form, Issued, Join, Look, MOST_AUDIENCES, OfferView, Proof, TaskCredential,
-    TaskError, TaskFilter, TaskFollower, TaskSummary, TaskView, TaskWatch,
+    Explained as TaskExplained, Form, Issued, Join, Look, MOST_AUDIENCES, OfferView, Proof, ScopeWish,
+    TaskCredential, TaskError, TaskFilter, TaskFollower, TaskSummary, TaskView, TaskWatch,
 };
 
 use self::revoker::Job;
@@ -240,6 +242,8 @@ struct Shared {
     crl: watch::Receiver<Option<PublishedCrl>>,
     /// One order to freeze or thaw at a time.
     freezing: Mutex<()>,
+    /// Cgroups that stand still. Taken after `freezing`, if both are.
+    standstill: Mutex<standstill::Standstill>,
     /// Whether the record says that the flag file is there.
     flag_told: Mutex<bool>,
     /// To the keeper, once there is one.
@@ -271,6 +275,7 @@ impl Workloads {
         state.tasks = tasks::Tasks::new(settings.tasks.clone(), settings.approvals);
         let state = Mutex::new(state);
         let timer = Condvar::new();
+        let still = standstill::read_back(settings.freezes.as_deref(), &parts.host.boot_id().to_string());
         let shared = Arc::new(Shared {
             parts,
             settings,
@@ -287,6 +292,7 @@ impl Workloads {
             at_disk,
             crl,
             freezing: Mutex::default(),
+            standstill: Mutex::new(still),
             flag_told: Mutex::default(),
             orders: OnceLock::new(),
             records: watch::Sender::new(Arc::from([])),

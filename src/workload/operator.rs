@@ -137,7 +137,8 @@ impl Workloads {
             let mut state = self.0.lock();
             let bars = state.bars_for(target);
             let actions: Vec<Action> = bars.iter().flat_map(|bar| state.bar(bar)).collect();
-            let leases = revoked_by(&actions);
+            let mut leases = self.0.revoke_in_cgroups(&mut state, target, start);
+            leases.extend(revoked_by(&actions));
             self.0.perform(&mut state, actions, start);
             (leases, bars)
         };

@@ -10,6 +10,7 @@ use mayfly_attestors::{Attestation, Process, ProcessKey};
 use super::Connection;
 use super::bars::Standing;
 use super::news::NewsLog;
+use super::scopes::Scopes;
 use super::shelf::Shelf;
 use super::tasks::Tasks;
 use crate::id::{EntryId, LeaseId};
@@ -41,6 +42,8 @@ pub(super) struct State {
     next_stream: u64,
     pub(super) news: NewsLog,
     pub(super) tasks: Tasks,
+    /// Cgroups that hold tasks.
+    pub(super) scopes: Scopes,
 }
 
 pub(super) struct Member {
@@ -153,8 +156,7 @@ fn revision(identity: &Identity) -> u64 {
 
 impl State {
     pub(super) fn insert(&mut self, member: Member) -> WorkloadId {
-        let id = WorkloadId(self.next);
-        self.next += 1;
+        let id = self.new_workload();
         self.core.admit(id);
         let key = member.process.key();
         self.by_key.insert(key, id);
@@ -162,6 +164,13 @@ impl State {
         self.members.insert(id, member);
         // It has nothing yet, so there is nothing to carry out.
         drop(self.apply_bars(id, key));
+        id
+    }
+
+    /// A number that nobody has had.
+    pub(super) fn new_workload(&mut self) -> WorkloadId {
+        let id = WorkloadId(self.next);
+        self.next += 1;
         id
     }
 

@@ -51,7 +51,7 @@ impl Big {
         let grants = Grants::of(vec![whole()?]);
         let root = new_task(name(0), charter(grants.clone())?, 0);
         big.tree.begin(root, now)?;
-        let caller = task::Caller { process: process(0), cgroup: None };
+        let caller = task::Caller { process: process(0), cgroup: None, identities: Vec::new() };
         for n in 1..=children {
             let offer = NewOffer {
                 id: mayfly::id::DelegationId::from_bytes(u128::from(n).to_be_bytes()),

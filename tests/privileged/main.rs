@@ -49,3 +49,5 @@ mod scale;
 mod support;
 #[cfg(test)]
 mod task_admin;
+#[cfg(test)]
+mod task_cgroups;

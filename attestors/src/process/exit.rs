@@ -126,6 +126,9 @@ impl Reaper {
     /// # Errors
     /// As for [`Reaper::watch`].
     pub fn watch_cgroup(&self, scope: &CgroupScope, token: u64) -> Result<(), WatchLost> {
+        if failpoint::fails("reaper.cgroup") {
+            return Err(WatchLost { source: io::ErrorKind::Other.into() });
+        }
         let events = scope.events().map_err(|source| WatchLost { source })?;
         // A file just opened has an event waiting, so that the thread reads it at once.
         self.add(token, Arc::new(events), Kind::Cgroup)
@@ -512,9 +515,10 @@ mod tests {
         let ((a, pa), (b, _)) = (sleeper(), sleeper());
         group.take(&a);
         let scope = group.scope(&a);
-        assert!(scope.is_populated() && scope.belongs_to(&pa).unwrap());
+        assert!(scope.is_populated() && scope.belongs_to(&pa, None).unwrap());
         group.take(&b);
-        assert!(!scope.belongs_to(&pa).unwrap(), "somebody else is in it");
+        assert!(!scope.belongs_to(&pa, None).unwrap(), "somebody else is in it");
+        assert!(scope.belongs_to(&pa, Some(b.id())).unwrap(), "whom it may be shared with");
         reaper.watch_cgroup(&scope, 3).unwrap();
         end(a);
         // A child cgroup counts as well.

@@ -451,6 +451,12 @@ pub struct FreezeResponse {
     /// Live credentials of the Workload API that it is about.
     #[prost(uint32, tag = "1")]
     pub credentials: u32,
+    /// Cgroups of tasks whose processes stand still.
+    #[prost(uint32, tag = "2")]
+    pub scopes: u32,
+    /// Holders of tasks that cannot be made to: a process alone, or a cgroup that the agent may not write.
+    #[prost(uint32, tag = "3")]
+    pub scopes_not_held: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ThawRequest {

@@ -750,7 +750,7 @@ pub struct FreezeResult {
     /// Scopes whose processes stand still, or were killed.
     #[prost(uint32, tag = "3")]
     pub scopes: u32,
-    /// Scopes of tasks that cannot be made to: a process alone.
+    /// Scopes of tasks that cannot be made to: a process alone, or a cgroup that the agent may not write.
     #[prost(uint32, tag = "4")]
     pub scopes_not_held: u32,
     #[prost(uint64, tag = "5")]
@@ -790,7 +790,8 @@ pub struct ThawResult {
 pub enum Scope {
     /// `CGROUP` where the caller has a root-made, root-owned cgroup to itself, else `PROCESS`.
     Unspecified = 0,
-    /// Every process in the caller's cgroup; the task ends when the last one below it exits.
+    /// Every process in the caller's cgroup that has the task's identity by its own attestation; the task ends when the last
+    /// one in the cgroup or below it exits. Where it cannot be had: `scope_unavailable`.
     Cgroup = 1,
     /// The calling process alone; the task ends with it.
     Process = 2,

@@ -33,12 +33,12 @@ pub(super) fn delegate(asked: proto::DelegateRequest) -> Result<Delegate, Status
 
 /// An offer to take up.
 pub(super) fn join(asked: proto::JoinRequest) -> Result<Join, Status> {
-    wire::process_scope(asked.process_scope())?;
+    let scope = wire::scope_wish(asked.process_scope)?;
     let offer = asked.delegation_id.parse().map_err(|_not_a_name| malformed("delegation_id"))?;
     let mut rest = asked;
     let text = std::mem::take(&mut rest.idempotency_key);
     let keeper = rest.keeper.clone().map(wire::keeper).transpose()?;
-    Ok(Join { offer, keeper, key: wire::key("Join", text, &std::collections::HashMap::new(), &rest)? })
+    Ok(Join { offer, keeper, scope, key: wire::key("Join", text, &std::collections::HashMap::new(), &rest)? })
 }
 
 /// An offer as it is.

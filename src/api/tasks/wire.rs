@@ -17,12 +17,14 @@ use crate::issue::user::{MAX_USER_TOKEN_BYTES, UserToken};
 use crate::policy::Decision;
 use crate::task::{Detail, Grants, Limits, Operation, RawDetail, Scope};
 use crate::trust::TrustSnapshot;
-use crate::workload::{Begin, Form, Issued, MOST_AUDIENCES, TaskCredential, TaskSummary, TaskView};
+use crate::workload::{
+    Begin, Form, Issued, MOST_AUDIENCES, ScopeWish, TaskCredential, TaskSummary, TaskView,
+};
 
 /// A task to begin.
 pub(super) fn begin(mut asked: proto::BeginRequest) -> Result<Begin, Status> {
     let on_behalf_of = user_token(&mut asked)?;
-    process_scope(asked.process_scope())?;
+    let scope = scope_wish(asked.process_scope)?;
     let mut same = asked.clone();
     let (text, params) = (std::mem::take(&mut same.idempotency_key), std::mem::take(&mut same.params));
     let key = key("Begin", text, &params, &same)?;
@@ -45,6 +47,7 @@ pub(super) fn begin(mut asked: proto::BeginRequest) -> Result<Begin, Status> {
         spiffe_id,
         require_isolated: asked.require_isolated,
         keeper: asked.keeper.map(keeper).transpose()?,
+        scope,
         key,
     })
 }
@@ -76,13 +79,14 @@ pub(super) fn spiffe_id(text: &str) -> Result<SpiffeId, Status> {
     SpiffeId::parse(text.as_bytes()).map_err(|_not_one| malformed("spiffe_id"))
 }
 
-/// A task is held by one process here.
-pub(super) fn process_scope(asked: proto::Scope) -> Result<(), Status> {
-    if asked != proto::Scope::Cgroup {
-        return Ok(());
+/// By what a task is to be held.
+pub(super) fn scope_wish(asked: i32) -> Result<ScopeWish, Status> {
+    match proto::Scope::try_from(asked) {
+        Ok(proto::Scope::Unspecified) => Ok(ScopeWish::Any),
+        Ok(proto::Scope::Cgroup) => Ok(ScopeWish::Cgroup),
+        Ok(proto::Scope::Process) => Ok(ScopeWish::Process),
+        Err(_unknown) => Err(malformed("process_scope")),
     }
-    let message = "this agent holds tasks by one process: leave `process_scope` open, or say SCOPE_PROCESS";
-    Err(reason(Code::FailedPrecondition, "scope_unavailable", message, &[]))
 }
 
 /// An idempotency key, with the digest of the request: `rest` is what is left of it without key and `params`, since

@@ -77,6 +77,11 @@ fn become_program(arguments: &[OsString]) -> Result<std::convert::Infallible, Fa
     let plan: Plan = plan.to_str().and_then(|text| serde_json::from_str(text).ok()).ok_or(Failure::Plan)?;
     super::signals::give_back().map_err(|_errno| Failure::Plan)?;
     die_with(plan.parent)?;
+    if let Some(cgroup) = &plan.cgroup
+        && let Err(error) = super::cgroup::enter(cgroup)
+    {
+        writeln!(io::stderr(), "mayfly: runs without a cgroup of its own: {error}").ok();
+    }
     let path = find(program).map_err(|source| Failure::Program { program: program.clone(), source })?;
     let mut command = Command::new(&path);
     command.arg0(program).env_clear().envs(variables(&plan)?);

@@ -5,6 +5,7 @@
 
 mod awaiting;
 mod begin;
+mod cgroup;
 mod environment;
 mod interpreter;
 mod keep;
@@ -28,6 +29,7 @@ use nix::unistd::Pid;
 use tokio::process::{Child, Command};
 
 use self::begin::{TaskPlan, Work};
+use self::cgroup::{Leftovers, OwnCgroup};
 use self::environment::Reason;
 use self::keep::Keeper;
 use self::plan::{Measured, Plan, is_variable};
@@ -96,6 +98,10 @@ pub(super) struct Args {
     /// The same with a JWT-SVID, for services that federate (`ANTHROPIC_IDENTITY_TOKEN_FILE=https://api.anthropic.com`)
     #[arg(long, value_name = "NAME=AUDIENCE", value_parser = Token::jwt_svid)]
     jwt_svid: Vec<Token>,
+    /// Leave the program in the cgroup that this is run in. As root it gets one of its own, if there is a v2 hierarchy:
+    /// its task is isolated then, its children can act in it, and who is left when the program ends is killed
+    #[arg(long)]
+    no_cgroup: bool,
     /// The program and its arguments
     #[arg(last = true, required = true, value_name = "PROGRAM")]
     program: Vec<OsString>,
@@ -111,7 +117,15 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<Exit, Failu
     let mut signals = signals::take_over().map_err(|error| failed("cannot take over signals", &error))?;
     let mut plan = plan(&args, context)?;
     let keeper = keeper(&args, &mut plan, context)?;
-    let mut child = start(&plan, &args.program).map_err(|error| failed("cannot start a process", &error))?;
+    let cgroup = if args.no_cgroup { None } else { OwnCgroup::make() };
+    plan.cgroup = cgroup.as_ref().map(|cgroup| cgroup.path().to_owned());
+    let mut child = match start(&plan, &args.program) {
+        Ok(child) => child,
+        Err(error) => {
+            tell_left(&end(cgroup).await, &mut context.console);
+            return Err(failed("cannot start a process", &error));
+        }
+    };
     let launcher = child.id();
     let console = RefCell::new(&mut context.console);
     let keeping = async {
@@ -123,8 +137,28 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<Exit, Failu
         }
     };
     let status = until_it_ends(follow(&mut child, &mut signals), keeping, &console).await;
+    let left = end(cgroup).await;
+    tell_left(&left, &mut console.borrow_mut());
     let status = status.map_err(|error| failed("the program is lost", &error))?;
     Ok(Exit::Passed(code(status)))
+}
+
+/// Nobody whom the program left behind goes on with its work.
+async fn end(cgroup: Option<OwnCgroup>) -> Leftovers {
+    match cgroup {
+        Some(cgroup) => cgroup.end().await,
+        None => Leftovers::default(),
+    }
+}
+
+fn tell_left(Leftovers { killed, stays }: &Leftovers, console: &mut Console) {
+    if *killed > 0 {
+        let left = super::render::count(*killed, "process", "processes");
+        console.note(&format!("killed {left} that the program left behind (`--no-cgroup` lets them live)"));
+    }
+    if let Some(why) = stays {
+        console.note(&format!("the program's cgroup stays: {why}"));
+    }
 }
 
 fn plan(args: &Args, context: &mut Context) -> Result<Plan, Failure> {

@@ -22,6 +22,8 @@ pub(super) struct Plan {
     pub(super) keep: Vec<String>,
     /// Variables of the loader that were taken away from the launcher and are the program's.
     pub(super) loader: Vec<(String, String)>,
+    /// The cgroup to enter first of all.
+    pub(super) cgroup: Option<PathBuf>,
     /// The task to begin.
     pub(super) task: Option<TaskPlan>,
     /// Variables that are new.

@@ -312,7 +312,7 @@ impl Admin for Script {
 
     async fn freeze(&self, request: Request<adm::FreezeRequest>) -> Answer<Response<adm::FreezeResponse>> {
         self.note(&request);
-        Ok(Response::new(adm::FreezeResponse { credentials: 3 }))
+        Ok(Response::new(adm::FreezeResponse { credentials: 3, scopes: 1, scopes_not_held: 2 }))
     }
 
     async fn thaw(&self, request: Request<adm::ThawRequest>) -> Answer<Response<adm::ThawResponse>> {

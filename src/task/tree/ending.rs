@@ -197,6 +197,7 @@ impl Tree {
         self.timers.cancel(&Timer::Task(id));
         self.unwatch(id);
         self.note_change(id);
+        self.beside.remove(id);
         self.live -= 1;
         if let Some(live) = self.by_agent.get_mut(&agent) {
             *live -= 1;

@@ -1,5 +1,6 @@
 //! The state machine itself: every task, offer, lease and timer of this node.
 
+mod beside;
 mod ending;
 mod offered;
 mod offers;
@@ -11,6 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use mayfly_attestors::ProcessKey;
 
+use self::beside::Beside;
 pub use self::ending::{Cascade, Ended, Toll};
 pub use self::offers::{NewOffer, Offer};
 pub use self::spending::{Flight, Landing};
@@ -27,6 +29,7 @@ pub struct Tree {
     tasks: HashMap<TaskId, Task>,
     by_holder: HashMap<WorkloadId, BTreeSet<TaskId>>,
     by_cgroup: HashMap<u64, BTreeSet<TaskId>>,
+    beside: Beside,
     /// Live tasks of each identity.
     by_agent: HashMap<SpiffeId, usize>,
     live: usize,
@@ -88,6 +91,7 @@ impl Tree {
             tasks: HashMap::new(),
             by_holder: HashMap::new(),
             by_cgroup: HashMap::new(),
+            beside: Beside::default(),
             by_agent: HashMap::new(),
             live: 0,
             offers: Offers::default(),
@@ -176,7 +180,7 @@ impl Tree {
     /// [`Refused::NoSuchTask`], [`Refused::NotInTask`].
     pub fn of_caller(&self, id: TaskId, caller: &Caller) -> Result<&Task, Refused> {
         let task = self.tasks.get(&id).ok_or(Refused::NoSuchTask)?;
-        if task.seat.admits(caller) { Ok(task) } else { Err(Refused::NotInTask) }
+        if task.admits(caller) { Ok(task) } else { Err(Refused::NotInTask) }
     }
 
     /// The task, if the caller can act as it or as one above it.
@@ -186,10 +190,10 @@ impl Tree {
     pub fn seen_by(&self, id: TaskId, caller: &Caller) -> Result<&Task, Refused> {
         let line = self.lineage(id);
         let task = line.first().copied().ok_or(Refused::NoSuchTask)?;
-        if line.iter().any(|task| task.seat.admits(caller)) { Ok(task) } else { Err(Refused::NotInTask) }
+        if line.iter().any(|task| task.admits(caller)) { Ok(task) } else { Err(Refused::NotInTask) }
     }
 
-    /// Whether one of these can act as a live task.
+    /// Whether one of these sits where a live task is held.
     pub fn seats_any(&self, callers: &[Caller]) -> bool {
         let live = |task: &&Task| !matches!(task.standing, Standing::Ended(_));
         let seated = |task: &Task| callers.iter().any(|caller| task.seat.admits(caller));
@@ -207,7 +211,8 @@ impl Tree {
         match task.seat.scope {
             Scope::Process => false,
             Scope::Cgroup { id: cgroup, .. } => {
-                self.by_cgroup.get(&cgroup).is_none_or(|all| all.iter().all(|other| *other == id))
+                let alone = |all: &BTreeSet<TaskId>| all.iter().all(|other| *other == id);
+                self.by_cgroup.get(&cgroup).is_none_or(alone) && !self.beside.anybody(cgroup)
             }
         }
     }
@@ -266,14 +271,11 @@ impl Tree {
         if own >= self.bounds.tasks_per_agent || self.live >= self.bounds.tasks {
             return Err(Refused::Limit(Limit::Tasks));
         }
-        let alone = |cgroup: &u64| self.by_cgroup.get(cgroup).is_none_or(BTreeSet::is_empty);
-        let wants_alone = |cgroup: &u64| {
-            let others = self.by_cgroup.get(cgroup).into_iter().flatten();
-            others.filter_map(|id| self.tasks.get(id)).any(|task| task.charter.require_isolated)
-        };
         match &seat.scope {
-            Scope::Cgroup { id, .. } if charter.require_isolated && !alone(id) => Err(Refused::NotIsolated),
-            Scope::Cgroup { id, .. } if wants_alone(id) => Err(Refused::NotIsolated),
+            Scope::Cgroup { id, .. } if charter.require_isolated && !self.is_free(*id) => {
+                Err(Refused::NotIsolated)
+            }
+            Scope::Cgroup { id, .. } if self.is_reserved(*id) => Err(Refused::NotIsolated),
             Scope::Process if charter.require_isolated => Err(Refused::NotIsolated),
             _ => Ok(()),
         }

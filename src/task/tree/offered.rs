@@ -142,7 +142,7 @@ mod tests {
             drops_user: false,
             key: None,
         };
-        let caller = Caller { process: seat().process, cgroup: None };
+        let caller = Caller { process: seat().process, cgroup: None, identities: Vec::new() };
         tree.offer(offer, &grants, &caller, now).unwrap();
         assert_eq!(tree.offers.open_of(task(0)), 1);
         tree.join(id, new_task(task(n), Charter { grants, ..charter(1) }, seat(), None, UNIX_EPOCH), now)

@@ -18,6 +18,7 @@ pub struct Admission {
     pub(super) process: Arc<Process>,
     pub(super) attestation: Arc<Attestation>,
     pub(super) identities: Vec<Identity>,
+    pub(super) cgroup: Option<u64>,
     pub(super) _held: Arc<Held>,
 }
 
@@ -47,6 +48,11 @@ impl Admission {
     /// Its process.
     pub fn process(&self) -> &Process {
         &self.process
+    }
+
+    /// The cgroup that it is in, where one holds a task: read for this call.
+    pub(in crate::workload) fn cgroup(&self) -> Option<u64> {
+        self.cgroup
     }
 
     /// What the attestors said.

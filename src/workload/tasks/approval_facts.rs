@@ -38,9 +38,7 @@ impl Shared {
         let seats: Vec<_> = {
             let state = self.lock();
             let line = state.tasks.tree.lineage(view.task.id);
-            let process = |task: &Task| {
-                state.members.get(&task.seat.holder).map(|member| std::sync::Arc::clone(&member.process))
-            };
+            let process = |task: &Task| state.process_of(&task.seat);
             line.into_iter().map(|task| (task.seat.clone(), process(task))).collect()
         };
         let place = |(seat, process): (crate::task::Seat, Option<_>)| {

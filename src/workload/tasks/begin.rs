@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::plan::{DEFAULT_CREDENTIAL, Plan, ToBe, Wanted, unspent};
+use super::scope::{Chosen, ScopeWish};
 use super::users::user_of;
 use super::{TaskError, TaskView};
 use crate::audit::{self, Event, PolicyDecision, TaskStep};
@@ -40,6 +41,8 @@ pub struct Begin {
     pub require_isolated: bool,
     /// For which audiences the caller's parent is to keep credentials; `None`: nobody is.
     pub keeper: Option<BTreeSet<String>>,
+    /// By what it is to be held.
+    pub scope: ScopeWish,
     /// The idempotency key and the digest of the request, if there is one.
     pub key: Option<(String, [u8; 32])>,
 }
@@ -56,6 +59,8 @@ pub(super) struct Newcomer {
     pub(super) keeper: Option<BTreeSet<String>>,
     /// It waits for people.
     pub(super) pending: bool,
+    /// What it is held by.
+    pub(super) chosen: Chosen,
 }
 
 impl Workloads {
@@ -73,7 +78,9 @@ impl Workloads {
         let fits = |one: &&Identity| wanted.is_none_or(|id| *id == one.spiffe_id);
         let identity = admission.identities().iter().find(fits).ok_or(Refusal::NotEntitled)?;
         let user = shared.verify_user(admission, begin.on_behalf_of.as_ref())?;
-        let who = self.facts(admission, &identity.entry.id).ok_or(Refusal::NotEntitled)?;
+        let chosen = shared.choose_scope(admission, begin.scope, begin.keeper.is_some())?;
+        let mut who = self.facts(admission, &identity.entry.id).ok_or(Refusal::NotEntitled)?;
+        who.posture.isolated = chosen.is_isolated;
         let set = shared.parts.policy.in_force();
         let (default_life, most) = shared.bounds_life();
         let wanted = Wanted { life: Some(begin.life.unwrap_or(default_life)), ..begin.wanted() };
@@ -105,7 +112,7 @@ impl Workloads {
         let keeper = begin.keeper.clone();
         let charter = begin.charter(identity, user, grants, plan, &decision);
         let pending = needed.is_some();
-        let newcomer = Newcomer { id, charter, life: Some(life), key, offer: None, keeper, pending };
+        let newcomer = Newcomer { id, charter, life: Some(life), key, offer: None, keeper, pending, chosen };
         if let Some(needed) = needed {
             return shared.take_in_pending(admission, newcomer, &decision, &needed).await;
         }
@@ -254,13 +261,13 @@ impl Shared {
     /// The task of the newcomer, or the one that an equal request has made meanwhile. What was decided may have been
     /// overtaken: whether the process is still here and still has the identity is looked at in the same step.
     pub(super) fn seat(&self, admission: &Admission, newcomer: Newcomer) -> Result<TaskView, TaskError> {
-        let Newcomer { id, charter, life, key, offer, keeper, pending } = newcomer;
-        let (process, holder) = (admission.process(), admission.id());
+        let Newcomer { id, charter, life, key, offer, keeper, pending, chosen } = newcomer;
+        let (process, member) = (admission.process(), admission.id());
         let keeper = keeper.map(|audiences| self.look_at_keeper(process, audiences)).transpose()?;
         let (now, wall) = (self.parts.clock.monotonic(), self.parts.clock.wall());
-        let seat = Seat { holder, process: process.key(), uid: process.uid(), scope: Scope::Process };
+        let seat = Seat { holder: member, process: process.key(), uid: process.uid(), scope: Scope::Process };
         let mut state = self.lock();
-        if !state.members.contains_key(&holder) {
+        if !state.members.contains_key(&member) {
             return Err(Refusal::Exited.into());
         }
         if !has_identity(&state, &charter, &seat) {
@@ -269,17 +276,26 @@ impl Shared {
         if self.is_frozen_for(&state, &charter.spiffe_id, offer) {
             return Err(TaskError::Frozen);
         }
-        let new = NewTask { id, charter, seat, life, pending, begun_at: wall, key };
+        if let Some(known) = state.tasks.tree.task_of_key(key.as_ref())? {
+            return state.tasks.view(known, now, wall).ok_or(TaskError::Refused(Refused::NoSuchTask));
+        }
+        let seat = self.take_seat(&mut state, seat, &chosen, &charter, now)?;
+        let new = NewTask { id, charter, seat: seat.clone(), life, pending, begun_at: wall, key };
         let tree = &mut state.tasks.tree;
         let seated = match offer {
-            Some(offer) => tree.join(offer, new, now)?.id,
-            None => tree.begin(new, now)?.id,
+            Some(offer) => tree.join(offer, new, now).map(|task| task.id),
+            None => tree.begin(new, now).map(|task| task.id),
         };
-        if seated == id {
+        if seated == Ok(id) {
             state.tasks.keepers.extend(keeper.map(|keeper| (id, keeper)));
-            state.core.hold(holder);
+            state.core.hold(seat.holder);
+            state.found(id, &seat, member);
+            chosen.beside().into_iter().for_each(|cgroup| state.tasks.tree.note_beside(id, cgroup));
             self.timer.notify_one();
+        } else if seat.holder != member {
+            self.forget_idle(&mut state, seat.holder);
         }
+        let seated = seated?;
         state.tasks.view(seated, now, wall).ok_or(TaskError::Refused(Refused::NoSuchTask))
     }
 }
@@ -301,8 +317,5 @@ impl Shared {
 
 /// Whether the holder has the identity that the charter rests on.
 pub(super) fn has_identity(state: &State, charter: &Charter, seat: &Seat) -> bool {
-    let member = state.members.get(&seat.holder);
-    let identity = member.and_then(|member| member.identity(&charter.entry));
-    identity.is_some_and(|identity| identity.spiffe_id == charter.spiffe_id)
-        && state.held(seat.holder).contains(&charter.entry)
+    state.has_identity(charter, seat)
 }

@@ -10,11 +10,12 @@ use std::time::{Duration, SystemTime};
 use super::approval_use::Approved;
 use super::begin::{Newcomer, key_of, recorded, version};
 use super::plan::{DEFAULT_CREDENTIAL, Plan, ToBe, Wanted, template_denial, unspent};
+use super::scope::ScopeWish;
 use super::users::user_of;
 use super::{TaskError, TaskView, caller};
 use crate::audit::{Event, TaskStep};
 use crate::id::{ApprovalId, DelegationId, EntryId, SpiffeId, TaskId};
-use crate::policy::{Action, Decision, Engine, Object, Phase, PolicySet, Question};
+use crate::policy::{Action, Decision, Engine, Object, Phase, PolicySet, Question, WorkloadFacts};
 use crate::registration::Identity;
 use crate::task::{Charter, Detail, Grants, Key, Limits, NewOffer, Offer, Refused};
 use crate::workload::{Admission, Refusal, Shared, State, Workloads};
@@ -53,6 +54,8 @@ pub struct Join {
     pub offer: DelegationId,
     /// For which audiences the caller's parent is to keep credentials; `None`: nobody is.
     pub keeper: Option<BTreeSet<String>>,
+    /// By what it is to be held.
+    pub scope: ScopeWish,
     /// The idempotency key and the digest of the request, if there is one.
     pub key: Option<(String, [u8; 32])>,
 }
@@ -99,7 +102,8 @@ impl Workloads {
         let mut new = shared.new_offer(&set, id, asked, key)?;
         shared.lock().tasks.tree.part_of(&new, &caller(admission))?;
         let ttl = new.life.map_or(left, |life| life.min(left));
-        let decision = shared.decide_delegation(&set, &parent, &to, ttl, None)?;
+        let who = self.facts(admission, &parent.task.charter.entry);
+        let decision = shared.decide_delegation(&set, &parent, who, &to, ttl, None)?;
         // Beside a no that people can lift: the offer waits for them.
         let needed = decision.obligations.approval.clone();
         if !decision.is_allowed() && needed.is_none() {
@@ -142,7 +146,9 @@ impl Workloads {
             return Ok(known);
         }
         let Taken { identity, charter, parent, deadline } = shared.taken(admission, join.offer)?;
-        let who = self.facts(admission, &identity.entry.id).ok_or(Refusal::NotEntitled)?;
+        let chosen = shared.choose_scope(admission, join.scope, join.keeper.is_some())?;
+        let mut who = self.facts(admission, &identity.entry.id).ok_or(Refusal::NotEntitled)?;
+        who.posture.isolated = chosen.is_isolated;
         let (set, now) = (shared.parts.policy.in_force(), shared.parts.clock.wall());
         let to = charter.spiffe_id.clone();
         let ttl = deadline.duration_since(now).unwrap_or_default();
@@ -150,7 +156,7 @@ impl Workloads {
             Some(denied) => denied,
             None => {
                 let lent = shared.lent(join.offer, &set);
-                shared.decide_delegation(&set, &parent, &to, ttl, lent.as_ref())?
+                shared.decide_delegation(&set, &parent, None, &to, ttl, lent.as_ref())?
             }
         };
         if !decision.is_allowed() {
@@ -182,6 +188,7 @@ impl Workloads {
             offer: Some(join.offer),
             keeper: join.keeper,
             pending: false,
+            chosen,
         };
         let recorded = recorded(&decision, Phase::Begin, Action::Delegate, to.as_str());
         shared.take_in_task(admission, newcomer, TaskStep::Join, recorded).await
@@ -197,19 +204,20 @@ impl Shared {
         state.tasks.view(id, now, wall).ok_or(TaskError::Refused(Refused::NoSuchTask))
     }
 
-    /// May the holder of that task hand a part of it to that agent, for so long? `approved`: what people said to that.
+    /// May the holder of that task hand a part of it to that agent, for so long? `who` is the process that does; `None`:
+    /// it does not call now, and is taken as it is known. `approved`: what people said to that.
     pub(super) fn decide_delegation(
         &self,
         set: &Arc<PolicySet>,
         parent: &TaskView,
+        who: Option<WorkloadFacts>,
         to: &SpiffeId,
         ttl: Duration,
         approved: Option<&Approved>,
     ) -> Result<Decision, TaskError> {
         let charter = &parent.task.charter;
-        let subject = self.subject(parent.task.seat.holder, &charter.entry).ok_or(Refusal::NotEntitled)?;
-        let mut who =
-            self.facts(&subject.process, &subject.attestation, subject.attested_at, &subject.identity);
+        let who = who.or_else(|| self.facts_of_seat(&parent.task.seat, &charter.entry));
+        let mut who = who.ok_or(Refusal::NotEntitled)?;
         who.posture.isolated = parent.isolated;
         let (object, now) = (Object::Agent(to.clone()), self.parts.clock.wall());
         let task = parent.policy_facts();

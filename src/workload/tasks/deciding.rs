@@ -14,11 +14,10 @@ use super::{TaskError, TaskView, caller};
 use crate::audit::Event;
 use crate::policy::{
     Action, ApprovalFacts, Decision, GrantedActions, Kind, Object, PermitRequest, Phase, PolicySet, Question,
-    Target,
+    Target, WorkloadFacts,
 };
 use crate::task::approval::ApprovalError;
 use crate::task::{Grants, Operation, Refused, Wish, only};
-use crate::workload::issue::Subject;
 use crate::workload::{Admission, Refusal, Shared};
 
 /// Everything that was decided about one request.
@@ -67,10 +66,11 @@ impl Shared {
         let ask = under.as_ref().unwrap_or(ask);
         let facts = approved.as_ref().map(|approved| &approved.facts);
         let subject = self.subject(admission.id(), &view.task.charter.entry).ok_or(Refusal::NotEntitled)?;
+        let who = self.facts(&subject.process, &subject.attestation, subject.attested_at, &subject.identity);
         let Some(target) = find_target(&set, ask) else {
             let object = Object::Target(ask.target.clone());
             let action = ask.action.unwrap_or(Action::Read);
-            let question = self.question(&subject, view, action, object, ask, facts);
+            let question = self.question(who, view, action, object, ask, facts);
             return Err(TaskError::Denied(Box::new(self.parts.policy.decide(&question))));
         };
         let target = Arc::clone(target);
@@ -87,7 +87,7 @@ impl Shared {
             .into_iter()
             .map(|action| {
                 let object = Object::Target(target.name.clone());
-                self.question(&subject, view, action, object, ask, facts)
+                self.question(who.clone(), view, action, object, ask, facts)
             })
             .collect();
         let falls_short = |yes: &Approved| questions.iter().find_map(|asked| yes.falls_short(&set, asked));
@@ -132,15 +132,13 @@ impl Shared {
 
     pub(super) fn question(
         &self,
-        subject: &Subject,
+        mut who: WorkloadFacts,
         view: &TaskView,
         action: Action,
         object: Object,
         ask: &Ask,
         approval: Option<&ApprovalFacts>,
     ) -> Question {
-        let mut who =
-            self.facts(&subject.process, &subject.attestation, subject.attested_at, &subject.identity);
         who.posture.isolated = view.isolated;
         let (task, ttl, now) = (view.policy_facts(), self.ttl(view, ask), self.parts.clock.wall());
         let mut question = Question::of_task(who, action, object, Phase::Issue, task, ttl, now);

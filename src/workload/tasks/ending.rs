@@ -69,6 +69,11 @@ impl Shared {
         let wall = self.parts.clock.wall();
         let cascade = state.tasks.tree.end_holder(id, Ending::ProcessExit, seen, wall);
         self.carry_out(state, &cascade, Initiator::Kernel, seen, Some(id));
+        // It founded these, and nobody can tell any more what it is.
+        for task in state.tasks_resting_on(id) {
+            let cascade = state.tasks.tree.end(task, Ending::ProcessExit, seen, wall);
+            self.carry_out(state, &cascade, Initiator::Kernel, seen, Some(id));
+        }
     }
 
     /// Ends the tasks whose time is over.
@@ -91,16 +96,28 @@ impl Shared {
         seen: Instant,
     ) {
         for (holder, initiator) in about {
-            for id in state.tasks.tree.of_holder(*holder) {
-                let task = state.tasks.tree.get(id).filter(|task| task.ended_at.is_none());
-                if task.is_none_or(|task| has_identity(state, &task.charter, &task.seat)) {
-                    continue;
-                }
-                let cascade = state.tasks.tree.end(id, Ending::Policy, seen, self.parts.clock.wall());
+            for id in state.tasks_resting_on(*holder) {
                 // Whoever calls is not done with the holder.
-                self.carry_out(state, &cascade, *initiator, seen, Some(*holder));
+                self.end_if_without_identity(state, id, *initiator, seen, Some(*holder));
             }
         }
+    }
+
+    /// Ends a task that rests on an identity which its holder, or founder, has lost.
+    pub(in crate::workload) fn end_if_without_identity(
+        self: &Arc<Self>,
+        state: &mut State,
+        id: TaskId,
+        initiator: Initiator,
+        seen: Instant,
+        kept: Option<WorkloadId>,
+    ) {
+        let task = state.tasks.tree.get(id).filter(|task| task.ended_at.is_none());
+        if task.is_none_or(|task| has_identity(state, &task.charter, &task.seat)) {
+            return;
+        }
+        let cascade = state.tasks.tree.end(id, Ending::Policy, seen, self.parts.clock.wall());
+        self.carry_out(state, &cascade, initiator, seen, kept);
     }
 
     /// Carries out an end: memory refuses everything before this returns, the rest is handed on. `kept` is a holder
@@ -137,9 +154,11 @@ impl Shared {
                 let summary = TaskSummary { view, tasks: descendants + 1, credentials, took };
                 state.tasks.watchers.tell_end(summary);
             }
-            let holder = view.task.seat.holder;
-            if state.core.unhold(holder) && kept != Some(holder) {
-                self.forget_idle(state, holder);
+            let founder = state.unfound(&view.task);
+            for holder in std::iter::once(view.task.seat.holder).chain(founder) {
+                if state.core.unhold(holder) && kept != Some(holder) {
+                    self.forget_idle(state, holder);
+                }
             }
             events.push(Event::Task {
                 step: TaskStep::Ended,

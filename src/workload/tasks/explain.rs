@@ -67,13 +67,13 @@ impl Shared {
             return Err(TaskError::Malformed("spiffe_id".to_owned()));
         }
         let seat = &view.task.seat;
-        let Some(subject) = self.subject(seat.holder, &view.task.charter.entry) else {
+        let Some(who) = self.facts_of_seat(seat, &view.task.charter.entry) else {
             // Its process is gone: there is nobody to ask policy about.
             return Err(standing.err().map_or_else(|| Refusal::NotEntitled.into(), TaskError::Refused));
         };
         let name = find_target(set, ask).map_or_else(|| ask.target.clone(), |target| target.name.clone());
         let action = ask.action.unwrap_or(Action::Read);
-        let question = self.question(&subject, &view, action, Object::Target(name), ask, None);
+        let question = self.question(who, &view, action, Object::Target(name), ask, None);
         let before = standing.err().or_else(|| not_granted(set, &view, ask));
         Ok(Explained { explanation: set.explain(&question, Engine::new_evaluation()), question, before })
     }

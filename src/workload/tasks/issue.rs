@@ -146,7 +146,7 @@ impl Shared {
         });
         let mut events: Vec<Event> = events.collect();
         let (_, decision) = first(granted.allowed)?;
-        let taken_off = self.take_off(&view, &target.audience);
+        let taken_off = self.take_off(&view, subject.process.uid(), &target.audience);
         let (flight, ticket) =
             taken_off.inspect_err(|error| self.note_task_denial(error, Some(&view), &ask))?;
         let minted = self.mint_for_task(form, granted.permit, &view, &grants, binding, approved.as_ref());

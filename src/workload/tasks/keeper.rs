@@ -65,8 +65,7 @@ impl Workloads {
         if let Standing::Ended(ending) = kept.standing {
             return Err(Refused::Ended(ending).into());
         }
-        let member = state.members.get(&kept.seat.holder);
-        member.map(|member| Some(Arc::clone(&member.process))).ok_or_else(|| Refusal::Exited.into())
+        state.process_of(&kept.seat).map(Some).ok_or_else(|| Refusal::Exited.into())
     }
 }
 

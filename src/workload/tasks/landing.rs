@@ -19,10 +19,15 @@ use crate::workload::{Refusal, Shared};
 
 impl Shared {
     /// Takes the credential from the budgets of the task and of all above it, and from its user's.
-    pub(super) fn take_off(&self, view: &TaskView, audience: &str) -> Result<(Flight, Ticket), TaskError> {
+    pub(super) fn take_off(
+        &self,
+        view: &TaskView,
+        uid: u32,
+        audience: &str,
+    ) -> Result<(Flight, Ticket), TaskError> {
         let now = self.parts.clock.monotonic();
         let mut state = self.lock();
-        self.check_user(&state, view.task.seat.uid)?;
+        self.check_user(&state, uid)?;
         let flight = state.tasks.tree.take_off(view.task.id, audience, now)?;
         match state.core.begin(view.task.seat.holder, &view.task.charter.entry) {
             Ok(ticket) => Ok((flight, ticket)),

@@ -1,7 +1,7 @@
 //! The shell around the task core: begins, ends and decides, and issues for tasks.
 //!
 //! The tree stands beside the lease core behind the same lock, so that whoever ends a task ends its leases in the same
-//! step. A task is held by one process. A restart of the agent ends every task: its credentials are refused before
+//! step. A task is held by one process, or by a cgroup. A restart of the agent ends every task: its credentials are refused before
 //! anybody is served.
 
 mod approval_facts;
@@ -24,6 +24,7 @@ mod piece;
 mod plan;
 mod probes;
 mod renew;
+mod scope;
 mod users;
 mod watch;
 
@@ -42,6 +43,7 @@ pub use self::following::TaskFollower;
 pub use self::issue::{Ask, Authorized, Issued, Proof};
 pub use self::keeper::{Errand, MOST_AUDIENCES};
 pub use self::operator::TaskFilter;
+pub use self::scope::ScopeWish;
 pub(super) use self::users::look_at;
 pub use self::watch::{Look, TaskWatch};
 
@@ -257,7 +259,9 @@ impl TaskView {
 
 /// Who calls, for the task core.
 pub(super) fn caller(admission: &Admission) -> Caller {
-    Caller { process: admission.process().key(), cgroup: None }
+    let identities = admission.identities().iter();
+    let identities = identities.map(|one| (one.entry.id.clone(), one.spiffe_id.clone())).collect();
+    Caller { process: admission.process().key(), cgroup: admission.cgroup(), identities }
 }
 
 impl Workloads {

@@ -43,9 +43,10 @@ impl Workloads {
         if self.live_tasks() == 0 {
             return true;
         }
-        let cgroup = process.cgroup_id();
+        let cgroup = self.0.cgroup_of_caller(process);
         let keys = std::iter::once(process.key()).chain(process.ancestors(MOST_ANCESTORS));
-        let callers: Vec<Caller> = keys.map(|process| Caller { process, cgroup }).collect();
+        let callers: Vec<Caller> =
+            keys.map(|process| Caller { process, cgroup, identities: Vec::new() }).collect();
         let in_task = self.0.lock().tasks.tree.seats_any(&callers);
         if in_task {
             self.0.note_denied(process, "operator", "in_task");

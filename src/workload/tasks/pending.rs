@@ -183,7 +183,7 @@ impl Shared {
             };
             let left = view.task.deadline.saturating_duration_since(self.parts.clock.monotonic());
             let ttl = life.map_or(left, |life| life.min(left));
-            let decision = self.decide_delegation(&set, view, &to, ttl, Some(&approved))?;
+            let decision = self.decide_delegation(&set, view, None, &to, ttl, Some(&approved))?;
             return Ok(Judged { decision, cut: None });
         }
         let left = view.task.deadline.saturating_duration_since(self.parts.clock.monotonic());

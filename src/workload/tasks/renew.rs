@@ -10,7 +10,7 @@ use super::users::user_of;
 use super::{TaskError, TaskView, caller};
 use crate::audit::{Event, PolicyDecision, TaskStep};
 use crate::id::TaskId;
-use crate::policy::{Action, Decision, Engine, Object, Phase, PolicySet, TaskFacts};
+use crate::policy::{Action, Decision, Engine, Object, Phase, PolicySet, TaskFacts, WorkloadFacts};
 use crate::task::{Grants, Refused};
 use crate::workload::revoker::Initiator;
 use crate::workload::{Admission, Refusal, Shared, Workloads};
@@ -33,7 +33,8 @@ impl Workloads {
         let now = shared.parts.clock.monotonic();
         // Policy is not asked for what is not to be had anyway.
         let until = shared.lock().tasks.tree.renewed_until(id, life, &caller(admission), now)?;
-        let to_be = shared.renewed(&set, &view, until.saturating_duration_since(now))?;
+        let who = self.facts(admission, &view.task.charter.entry).ok_or(Refusal::NotEntitled)?;
+        let to_be = shared.renewed(&set, &view, who, until.saturating_duration_since(now));
         let (decision, recorded) = shared.decide_renewal(&set, &view, &to_be)?;
         if !decision.is_allowed() {
             shared.lock().tasks.tree.note_denial(id);
@@ -70,18 +71,16 @@ impl Shared {
         &self,
         set: &PolicySet,
         view: &'a TaskView,
+        mut who: WorkloadFacts,
         left: Duration,
-    ) -> Result<ToBe<'a>, TaskError> {
+    ) -> ToBe<'a> {
         let charter = &view.task.charter;
-        let subject = self.subject(view.task.seat.holder, &charter.entry).ok_or(Refusal::NotEntitled)?;
-        let mut who =
-            self.facts(&subject.process, &subject.attestation, subject.attested_at, &subject.identity);
         who.posture.isolated = view.isolated;
         let now = self.parts.clock.wall();
         let task = TaskFacts { deadline: now + left, ..view.policy_facts() };
         let ttl = charter.credential_ttl.unwrap_or(DEFAULT_CREDENTIAL);
         let user = user_of(set, charter.user.as_ref());
-        Ok(ToBe { who, task, chain: view.above(), user, plan: &charter.grants, ttl, now })
+        ToBe { who, task, chain: view.above(), user, plan: &charter.grants, ttl, now }
     }
 
     /// A root is decided as when it began; a child, as when it was handed on.
@@ -103,7 +102,7 @@ impl Shared {
         let parent = self.task_now(parent)?;
         let decision = match template_denial(set, &charter.spiffe_id, charter.template.as_deref()) {
             Some(denied) => denied,
-            None => self.decide_delegation(set, &parent, &charter.spiffe_id, left, None)?,
+            None => self.decide_delegation(set, &parent, None, &charter.spiffe_id, left, None)?,
         };
         let recorded = recorded(&decision, Phase::Begin, Action::Delegate, charter.spiffe_id.as_str());
         Ok((decision, recorded))

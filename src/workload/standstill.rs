@@ -1,0 +1,255 @@
+//! Cgroups that stand still by an operator's order, and until when: each until nothing that concerns it is frozen any
+//! more. Written down beside the freezes before the kernel is told, because their processes stand still over a restart of
+//! the agent, which ends the tasks by which it could find them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use mayfly_attestors::{CgroupScope, Process};
+use serde::{Deserialize, Serialize};
+
+use super::{Shared, Workloads, lock};
+use crate::files::write_atomic;
+use crate::policy::Frozen;
+
+/// A cgroup, by its id and its path.
+pub(super) type Place = (u64, String);
+
+/// Those that stand still, and for which orders. Pure.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(super) struct Standstill(BTreeMap<Place, BTreeSet<String>>);
+
+impl Standstill {
+    fn add(&mut self, place: &Place, what: &Frozen) {
+        self.0.entry(place.clone()).or_default().insert(what.to_string());
+    }
+
+    fn remove(&mut self, place: &Place, what: &Frozen) {
+        if let Some(orders) = self.0.get_mut(place) {
+            orders.remove(&what.to_string());
+            if orders.is_empty() {
+                self.0.remove(place);
+            }
+        }
+    }
+
+    /// Those that may go on now that this is thawed.
+    fn thaw(&mut self, what: &Frozen) -> Vec<Place> {
+        let order = what.to_string();
+        let freed = |orders: &BTreeSet<String>| orders.len() == 1 && orders.contains(&order);
+        let freed: Vec<Place> =
+            self.0.iter().filter(|(_, orders)| freed(orders)).map(|(place, _)| place.clone()).collect();
+        self.0.retain(|_, orders| {
+            orders.remove(&order);
+            !orders.is_empty()
+        });
+        freed
+    }
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct Document {
+    v: u32,
+    /// Ids of cgroups are this boot's.
+    boot_id: String,
+    still: Vec<Row>,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct Row {
+    id: u64,
+    path: String,
+    orders: BTreeSet<String>,
+}
+
+/// What an earlier run of this boot left.
+fn load(path: &Path, boot_id: &str) -> io::Result<Standstill> {
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Standstill::default()),
+        Err(error) => return Err(error),
+    };
+    let document: Document = serde_json::from_slice(&bytes)?;
+    if document.v != VERSION {
+        return Err(io::Error::other("it is of another version"));
+    }
+    let still = document.still.into_iter().filter(|_| document.boot_id == boot_id);
+    Ok(Standstill(still.map(|row| ((row.id, row.path), row.orders)).collect()))
+}
+
+fn store(path: &Path, boot_id: &str, still: &Standstill) -> io::Result<()> {
+    let row = |((id, path), orders): (&Place, &BTreeSet<String>)| Row {
+        id: *id,
+        path: path.clone(),
+        orders: orders.clone(),
+    };
+    let still = still.0.iter().map(row).collect();
+    let document = Document { v: VERSION, boot_id: boot_id.to_owned(), still };
+    write_atomic(path, 0o600, &serde_json::to_vec(&document)?)
+}
+
+/// How many stand still now, and how many should and do not.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(super) struct Stilled {
+    pub(super) still: usize,
+    pub(super) not_still: usize,
+}
+
+impl Workloads {
+    /// Makes cgroups stand still, as long as that is frozen. Never our own, nor that of whoever orders it.
+    pub(super) fn make_still(&self, what: &Frozen, places: BTreeSet<Place>, by: u32) -> Stilled {
+        let mut stilled = Stilled::default();
+        if places.is_empty() {
+            return stilled;
+        }
+        let mut all = lock(&self.0.standstill);
+        // Whoever thaws takes the freeze away first and then comes for this lock: either he finds these, or we see that.
+        if !self.freezes().iter().any(|(frozen, _)| frozen == what) {
+            return Stilled { not_still: places.len(), ..stilled };
+        }
+        for place in places {
+            all.add(&place, what);
+            let written = self.0.store_standstill(&all);
+            let done = written.and_then(|()| self.0.scope_apart_from(&place, by)?.freeze(true));
+            match done {
+                Ok(()) => stilled.still += 1,
+                Err(error) => {
+                    tracing::error!(%error, path = place.1, "a cgroup of a frozen task does not stand still");
+                    all.remove(&place, what);
+                    stilled.not_still += 1;
+                }
+            }
+        }
+        if stilled.not_still > 0
+            && let Err(error) = self.0.store_standstill(&all)
+        {
+            tracing::error!(%error, "which cgroups stand still cannot be written down");
+        }
+        stilled
+    }
+
+    /// Lets those go on that only stood still for that.
+    pub(super) fn let_go_on(&self, what: &Frozen) {
+        let mut all = lock(&self.0.standstill);
+        let (before, freed) = (all.clone(), all.thaw(what));
+        for (id, path) in freed {
+            let scope = self.0.parts.attestors.scopes().again(&path, id);
+            match scope.map_err(mayfly_attestors::ScopeError::into_io).and_then(|scope| scope.freeze(false)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    tracing::error!(%error, path, "a cgroup that was thawed stands still: write 0 to its `cgroup.freeze`");
+                }
+                _ => {}
+            }
+        }
+        if *all != before
+            && let Err(error) = self.0.store_standstill(&all)
+        {
+            tracing::error!(%error, "which cgroups stand still cannot be written down");
+        }
+    }
+}
+
+impl Shared {
+    /// The cgroup, if neither we nor the process of that number are in it or below it.
+    pub(super) fn scope_apart_from(&self, (id, path): &Place, by: u32) -> io::Result<CgroupScope> {
+        let scope = self.parts.attestors.scopes().again(path, *id);
+        let scope = scope.map_err(mayfly_attestors::ScopeError::into_io)?;
+        for pid in [std::process::id(), by] {
+            let inside = match Process::of_pid(&self.parts.host, pid) {
+                Ok(process) => scope.holds(&process),
+                // Who has gone is nowhere.
+                Err(mayfly_attestors::PinError::Exited) => false,
+                Err(_) => true,
+            };
+            if inside {
+                return Err(io::Error::other("the agent, or whoever gave the order, is in it"));
+            }
+        }
+        Ok(scope)
+    }
+
+    fn store_standstill(&self, still: &Standstill) -> io::Result<()> {
+        match &self.settings.freezes {
+            Some(path) => store(&beside(path), &self.parts.host.boot_id().to_string(), still),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What was left of the run before. A file that cannot be read makes nobody go on: it is said, and thawed by hand.
+pub(super) fn read_back(freezes: Option<&Path>, boot_id: &str) -> Standstill {
+    let Some(path) = freezes.map(beside) else { return Standstill::default() };
+    load(&path, boot_id).unwrap_or_else(|error| {
+        let path = path.display();
+        tracing::error!(%error, %path, "which cgroups stand still cannot be read: a thaw will not let them go on");
+        Standstill::default()
+    })
+}
+
+fn beside(freezes: &Path) -> PathBuf {
+    freezes.with_file_name("standstill.json")
+}
+
+const VERSION: u32 = 1;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn order(n: u8) -> Frozen {
+        match n {
+            0 => Frozen::All,
+            n => Frozen::Task(format!("tsk_{n}")),
+        }
+    }
+
+    fn cgroup(n: u8) -> Place {
+        (n.into(), format!("/t/{n}"))
+    }
+
+    proptest! {
+        #[test]
+        fn a_cgroup_stands_still_until_the_last_order_for_it_is_thawed(
+            steps in proptest::collection::vec((any::<bool>(), 0..4u8, 0..4u8), 0..40)
+        ) {
+            let (mut still, mut model) = (Standstill::default(), BTreeSet::new());
+            for (freeze, place, what) in steps {
+                if freeze {
+                    still.add(&cgroup(place), &order(what));
+                    model.insert((place, what));
+                } else {
+                    let before: BTreeSet<u8> = model.iter().map(|(place, _)| *place).collect();
+                    model.retain(|(_, order)| *order != what);
+                    let after: BTreeSet<u8> = model.iter().map(|(place, _)| *place).collect();
+                    let freed: Vec<Place> = before.difference(&after).map(|n| cgroup(*n)).collect();
+                    prop_assert_eq!(still.thaw(&order(what)), freed);
+                }
+                let all: BTreeSet<u8> = model.iter().map(|(place, _)| *place).collect();
+                prop_assert_eq!(still.0.len(), all.len());
+            }
+        }
+    }
+
+    #[test]
+    fn what_stands_still_is_known_after_a_restart_and_not_after_a_boot() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("standstill.json");
+        assert_eq!(load(&path, "b1").unwrap(), Standstill::default());
+        let mut still = Standstill::default();
+        still.add(&cgroup(1), &order(0));
+        still.add(&cgroup(1), &order(2));
+        still.remove(&cgroup(1), &order(3));
+        store(&path, "b1", &still).unwrap();
+        assert_eq!(load(&path, "b1").unwrap(), still);
+        assert_eq!(load(&path, "b2").unwrap(), Standstill::default(), "ids of another boot");
+        for wrong in ["", "{}", r#"{"v":2,"boot_id":"b1","still":[]}"#] {
+            std::fs::write(&path, wrong).unwrap();
+            assert!(load(&path, "b1").is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! What a task is held by: a cgroup that only root can enter and leave, where whoever begins has one to itself; else the
+//! process that begins (decision 0078).
+
+use std::time::Instant;
+
+use mayfly_attestors::{CgroupScope, Process, ScopeError};
+
+use super::TaskError;
+use crate::task::{Charter, Refused, Scope, Seat};
+use crate::workload::state::State;
+use crate::workload::{Admission, Refusal, Shared};
+
+/// What is asked for.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum ScopeWish {
+    /// The cgroup, where it can be had.
+    #[default]
+    Any,
+    /// The cgroup, or nothing.
+    Cgroup,
+    /// The process alone.
+    Process,
+}
+
+/// What is found of the cgroup of whoever begins.
+#[derive(Debug)]
+enum Place<S> {
+    /// Only root enters and leaves it, and nobody else is in it.
+    Own(S),
+    /// Others are in it, or it cannot be told who is.
+    Shared,
+    /// There is none that only root enters and leaves: why.
+    Nowhere(String),
+}
+
+/// What a task is to be held by.
+#[derive(Debug)]
+pub(super) struct Chosen {
+    /// `None`: the process.
+    cgroup: Option<CgroupScope>,
+    /// The cgroup that the process is in, whatever holds the task.
+    within: Option<u64>,
+    /// Nobody else could act as the task, when this was looked at.
+    pub(super) is_isolated: bool,
+}
+
+/// The scope, or why it cannot be had.
+fn choose<S>(wish: ScopeWish, place: Place<S>) -> Result<Option<S>, String> {
+    match (wish, place) {
+        (ScopeWish::Process, _) | (ScopeWish::Any, Place::Shared | Place::Nowhere(_)) => Ok(None),
+        (ScopeWish::Any | ScopeWish::Cgroup, Place::Own(scope)) => Ok(Some(scope)),
+        (ScopeWish::Cgroup, Place::Shared) => {
+            Err("others than the caller and its children are in its cgroup".to_owned())
+        }
+        (ScopeWish::Cgroup, Place::Nowhere(why)) => Err(why),
+    }
+}
+
+fn place(
+    found: Result<CgroupScope, ScopeError>,
+    process: &Process,
+    besides: Option<u32>,
+) -> Place<CgroupScope> {
+    match found {
+        Ok(scope) => match scope.belongs_to(process, besides) {
+            Ok(true) => Place::Own(scope),
+            Ok(false) | Err(_) => Place::Shared,
+        },
+        Err(error) => Place::Nowhere(error.to_string()),
+    }
+}
+
+impl Shared {
+    /// Looks at the cgroup of whoever begins or joins. `has_keeper`: the caller's parent keeps credentials, and does no
+    /// harm in there.
+    pub(super) fn choose_scope(
+        &self,
+        admission: &Admission,
+        wish: ScopeWish,
+        has_keeper: bool,
+    ) -> Result<Chosen, TaskError> {
+        let (process, scopes) = (admission.process(), self.parts.attestors.scopes());
+        let within = scopes.id_of(process);
+        let place = match wish {
+            ScopeWish::Process => Place::Shared,
+            ScopeWish::Any | ScopeWish::Cgroup => {
+                // Whether the parent is a keeper at all is looked at when the seat is taken.
+                let keeper = has_keeper.then(|| self.parts.attestors.launches().parent_of(process).ok());
+                place(scopes.of(process), process, keeper.flatten().map(|parent| parent.pid()))
+            }
+        };
+        let cgroup = choose(wish, place).map_err(|why| {
+            tracing::warn!(pid = process.pid(), why, "a task was to be held by a cgroup, and is not begun");
+            self.note_denied(process, "scope", &why);
+            Refused::NotIsolated
+        })?;
+        let is_free = |scope: &CgroupScope| self.lock().tasks.tree.is_free(scope.id());
+        let is_isolated = cgroup.as_ref().is_some_and(is_free);
+        Ok(Chosen { cgroup, within, is_isolated })
+    }
+
+    /// The seat in the chosen scope, for a process that has the charter's identity. What was looked at may be overtaken:
+    /// who was to be alone is.
+    pub(super) fn take_seat(
+        &self,
+        state: &mut State,
+        own: Seat,
+        chosen: &Chosen,
+        charter: &Charter,
+        now: Instant,
+    ) -> Result<Seat, TaskError> {
+        let tree = &state.tasks.tree;
+        let Some(scope) = &chosen.cgroup else {
+            let is_reserved = chosen.within.is_some_and(|cgroup| tree.is_reserved(cgroup));
+            return if is_reserved { Err(Refused::NotIsolated.into()) } else { Ok(own) };
+        };
+        if chosen.is_isolated && !tree.is_free(scope.id()) {
+            return Err(Refused::NotIsolated.into());
+        }
+        let holder = state.stand_in(&self.reaper, scope, &charter.entry, now)?;
+        if !state.held(holder).contains(&charter.entry) {
+            return Err(Refusal::NotEntitled.into());
+        }
+        let scope = Scope::Cgroup { id: scope.id(), path: scope.path().to_owned() };
+        Ok(Seat { holder, scope, ..own })
+    }
+}
+
+impl Chosen {
+    /// The cgroup beside which a task sits that is held by one process.
+    pub(super) fn beside(&self) -> Option<u64> {
+        self.within.filter(|_| self.cgroup.is_none())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cgroup_of_ones_own_is_taken_unless_it_is_not_wanted_and_nothing_else_is_taken_for_one() {
+        let nowhere = || Place::Nowhere("why".to_owned());
+        for (wish, place, scope) in [
+            (ScopeWish::Any, Place::Own(7), Ok(Some(7))),
+            (ScopeWish::Any, Place::Shared, Ok(None)),
+            (ScopeWish::Any, nowhere(), Ok(None)),
+            (ScopeWish::Cgroup, Place::Own(7), Ok(Some(7))),
+            (ScopeWish::Cgroup, Place::Shared, Err(())),
+            (ScopeWish::Cgroup, nowhere(), Err(())),
+            (ScopeWish::Process, Place::Own(7), Ok(None)),
+            (ScopeWish::Process, Place::Shared, Ok(None)),
+            (ScopeWish::Process, nowhere(), Ok(None)),
+        ] {
+            let text = format!("{wish:?} {place:?}");
+            assert_eq!(choose(wish, place).map_err(drop), scope, "{text}");
+        }
+        assert_eq!(choose(ScopeWish::Cgroup, Place::<u8>::Nowhere("why".to_owned())), Err("why".to_owned()));
+    }
+}
