@@ -88,6 +88,7 @@ use crate::registration::EntrySet;
 use crate::revocation::Timings;
 use crate::revocation::status_list::StatusLists;
 use crate::task::approval::ApprovalBounds;
+use crate::task::journal::Epoch;
 use crate::trust::TrustSnapshot;
 
 /// A connection that can be closed from any thread, at once, without waiting.
@@ -232,6 +233,8 @@ struct Shared {
     refusals: Mutex<std::collections::BTreeMap<&'static str, u64>>,
     /// Taken before the state lock, never after it.
     exec_watch: Mutex<exec_watch::WatchState>,
+    /// What moments are on the clock that all runs share.
+    epoch: Epoch,
     jobs: mpsc::Sender<Job>,
     at_disk: pulse::AtDisk,
     crl: watch::Receiver<Option<PublishedCrl>>,
@@ -268,6 +271,7 @@ impl Workloads {
         state.tasks.approvals = tasks::Desk::new(settings.approvals);
         let state = Mutex::new(state);
         let timer = Condvar::new();
+        let epoch = Epoch { now: parts.clock.monotonic(), since_boot: crate::clock::since_boot() };
         let shared = Arc::new(Shared {
             parts,
             settings,
@@ -280,6 +284,7 @@ impl Workloads {
             refusals: Mutex::default(),
             status: Mutex::default(),
             exec_watch: Mutex::default(),
+            epoch,
             jobs,
             at_disk,
             crl,

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::begin::{Newcomer, key_of, recorded, version};
+use super::keeping::Written;
 use super::plan::{DEFAULT_CREDENTIAL, Plan, ToBe, Wanted, template_denial, unspent};
 use super::users::user_of;
 use super::{TaskError, TaskView, caller};
@@ -15,6 +16,7 @@ use crate::audit::{Event, TaskStep};
 use crate::id::{DelegationId, EntryId, SpiffeId, TaskId};
 use crate::policy::{Action, Decision, Engine, Object, Phase, PolicySet, Question};
 use crate::registration::Identity;
+use crate::task::journal::forget_offer;
 use crate::task::{Charter, Detail, Grants, Key, Limits, NewOffer, Offer, Refused};
 use crate::workload::{Admission, Refusal, Shared, State, Workloads};
 
@@ -83,8 +85,8 @@ impl Workloads {
     pub async fn delegate(&self, admission: &Admission, asked: Delegate) -> Result<OfferView, TaskError> {
         let shared = &self.0;
         let key = key_of(admission, asked.key.clone());
-        if let Some(known) = shared.known_offer(key.as_ref())? {
-            return Ok(known);
+        if shared.known_offer(key.as_ref())?.is_some() {
+            return shared.offered_again(key.as_ref()).await;
         }
         let parent = shared.enter(asked.task, admission)?;
         let set = shared.parts.policy.in_force();
@@ -100,10 +102,11 @@ impl Workloads {
         if !decision.is_allowed() {
             return Err(shared.note_no_delegation(&parent, &to, decision));
         }
-        let view = shared.offer(admission, new, &decision)?;
+        let key = new.key.clone();
+        let (view, written) = shared.offer(admission, new, &decision)?;
         if view.offer.id != id {
             // Another request with the same key was faster.
-            return Ok(view);
+            return shared.offered_again(key.as_ref()).await;
         }
         let event = Event::Task {
             step: TaskStep::Delegate,
@@ -112,11 +115,17 @@ impl Workloads {
             decision: Some(Box::new(recorded(&decision, Phase::Begin, Action::Delegate, to.as_str()))),
             end: None,
         };
-        if let Err(error) = shared.parts.audit.record(vec![event]).await {
+        let (written, recorded) = tokio::join!(written, shared.parts.audit.record(vec![event]));
+        let done = written.map_err(Refusal::Ledger).and(recorded.map_err(Refusal::Audit));
+        if let Err(refusal) = done {
             // An offer of which no record could be made is none.
-            let taken_by = shared.lock().tasks.tree.take_back(id);
+            let taken_by = {
+                let mut state = shared.lock();
+                shared.parts.ledger.note_soon(vec![forget_offer(id)]);
+                state.tasks.tree.take_back(id)
+            };
             taken_by.into_iter().for_each(|child| shared.end_unrecorded(child));
-            return Err(Refusal::Audit(error).into());
+            return Err(refusal.into());
         }
         Ok(view)
     }
@@ -129,8 +138,8 @@ impl Workloads {
     pub async fn join_task(&self, admission: &Admission, join: Join) -> Result<TaskView, TaskError> {
         let shared = &self.0;
         let key = key_of(admission, join.key);
-        if let Some(known) = shared.known_task(key.as_ref())? {
-            return Ok(known);
+        if shared.known_task(key.as_ref())?.is_some() {
+            return shared.again(key.as_ref()).await;
         }
         let Taken { identity, charter, parent, deadline } = shared.taken(admission, join.offer)?;
         let who = self.facts(admission, &identity.entry.id).ok_or(Refusal::NotEntitled)?;
@@ -207,7 +216,7 @@ impl Shared {
         to: &SpiffeId,
         decision: Decision,
     ) -> TaskError {
-        self.lock().tasks.tree.note_denial(parent.task.id);
+        self.count_denial(parent.task.id);
         let recorded = Box::new(recorded(&decision, Phase::Begin, Action::Delegate, to.as_str()));
         let event = Event::Decided { agent: parent.agent(), task: parent.facts(), decision: recorded };
         self.parts.audit.note(vec![event]);
@@ -265,7 +274,7 @@ impl Shared {
         admission: &Admission,
         mut new: NewOffer,
         decision: &Decision,
-    ) -> Result<OfferView, TaskError> {
+    ) -> Result<(OfferView, Written), TaskError> {
         new.charter.evaluation = decision.evaluation_id.to_string();
         new.charter.policy_version = version(decision);
         mayfly_attestors::failpoint::hit("task.before_offer");
@@ -277,7 +286,14 @@ impl Shared {
         let cut = cut.ok_or(Refused::NoSuchTask)?;
         let id = state.tasks.tree.offer(new, &cut, &caller, now)?.id;
         self.timer.notify_one();
-        self.offer_view(&state, id).ok_or(TaskError::Refused(Refused::NoSuchDelegation))
+        let view = self.offer_view(&state, id).ok_or(TaskError::Refused(Refused::NoSuchDelegation))?;
+        Ok((view, self.note_down(state.tasks.tree.notes_of_offer(id, &self.epoch))))
+    }
+
+    /// The offer that an equal request has made, once it is certain that it was made.
+    async fn offered_again(&self, key: Option<&Key>) -> Result<OfferView, TaskError> {
+        self.catch_up().await?;
+        self.known_offer(key)?.ok_or(TaskError::Refused(Refused::NoSuchDelegation))
     }
 
     fn known_offer(&self, key: Option<&Key>) -> Result<Option<OfferView>, TaskError> {

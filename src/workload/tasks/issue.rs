@@ -429,7 +429,7 @@ impl Shared {
 
     async fn write_down_noted(&self, row: Row, events: Vec<Event>) -> Result<Committed, (Refusal, bool)> {
         let (committed, recorded) =
-            tokio::join!(self.parts.ledger.commit(vec![row]), self.parts.audit.record(events));
+            tokio::join!(self.write_down_used(row), self.parts.audit.record(events));
         let committed = committed.map_err(|error| (Refusal::Ledger(error), false))?;
         recorded.map_err(|error| (Refusal::Audit(error), true))?;
         Ok(committed)
@@ -500,7 +500,7 @@ impl Shared {
 
     fn note_task_denial(&self, error: &TaskError, view: Option<&TaskView>, ask: &Ask) {
         let Some(view) = view else { return };
-        self.lock().tasks.tree.note_denial(view.task.id);
+        self.count_denial(view.task.id);
         if let TaskError::Denied(decision) | TaskError::Unbound(decision) = error {
             let event = self.decided(view, decision, decision.action, &ask.target, ask.operation.as_ref());
             self.parts.audit.note(vec![event]);

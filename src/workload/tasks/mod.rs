@@ -15,6 +15,7 @@ mod explain;
 mod following;
 mod issue;
 mod keeper;
+mod keeping;
 mod operator;
 mod plan;
 mod renew;
