@@ -28,7 +28,7 @@ impl Tree {
         holder: impl Fn(&Task) -> Option<WorkloadId>,
         now: Instant,
         wall: SystemTime,
-    ) -> Cascade {
+    ) -> Vec<Cascade> {
         let order: Vec<TaskId> = past.tasks.iter().map(|task| task.id).collect();
         for mut task in past.tasks {
             task.seat.holder = holder(&task).unwrap_or(NOBODY);
@@ -41,25 +41,23 @@ impl Tree {
         for (lease, task) in past.leases {
             self.hold(task, lease);
         }
-        let mut cascade = Cascade::default();
+        let mut cascades = Vec::new();
         for id in order {
             let lost = self.tasks.get(&id).is_some_and(|task| task.ended_at.is_none() && !self.goes_on(task, now));
             if lost {
-                cascade.extend(self.end(id, Ending::Restart, now, wall));
+                cascades.push(self.end(id, Ending::Restart, now, wall));
             }
         }
         for offer in past.offers {
             if self.stands_by(&offer) {
                 self.take_in_offer(offer);
             } else {
-                cascade.void.push(offer.id);
+                cascades.push(Cascade { void: vec![offer.id], ..Cascade::default() });
             }
         }
         // Time has passed meanwhile.
-        for due in self.on_timeout(now, wall) {
-            cascade.extend(due);
-        }
-        cascade
+        cascades.extend(self.on_timeout(now, wall));
+        cascades
     }
 
     /// Whether the task, by itself and beside the one above it, is one that this tree could have.

@@ -1,8 +1,8 @@
 //! The shell around the task core: begins, ends and decides, and issues for tasks.
 //!
 //! The tree stands beside the lease core behind the same lock, so that whoever ends a task ends its leases in the same
-//! step. A task is held by one process. A restart of the agent ends every task: its credentials are refused before
-//! anybody is served.
+//! step. A task is held by one process, and outlives a restart of the agent if that process does ([`keeping`]): what does
+//! not go on is refused before anybody is served.
 
 mod approval_facts;
 mod approvals;
@@ -19,6 +19,7 @@ mod keeping;
 mod operator;
 mod plan;
 mod renew;
+mod restoring;
 mod users;
 mod watch;
 
@@ -37,6 +38,7 @@ pub use self::following::TaskFollower;
 pub use self::issue::{Ask, Authorized, Issued, Proof};
 pub use self::keeper::{Errand, MOST_AUDIENCES};
 pub use self::operator::TaskFilter;
+pub(super) use self::restoring::{Claim, TasksRestored};
 pub(super) use self::users::look_at;
 pub use self::watch::{Look, TaskWatch};
 
