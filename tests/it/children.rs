@@ -64,7 +64,7 @@ actions = ["write"]
 pub(crate) const WIKI: &str = "https://wiki.example.org";
 const PLANNER: &str = "spiffe://example.org/planner";
 pub(crate) const ANN: &str = "spiffe://example.org/worker/ann";
-const BEN: &str = "spiffe://example.org/worker/ben";
+pub(crate) const BEN: &str = "spiffe://example.org/worker/ben";
 
 pub(crate) struct World {
     pub(crate) agent: Agent,

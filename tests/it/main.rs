@@ -53,6 +53,8 @@ mod support;
 #[cfg(test)]
 mod task_admin;
 #[cfg(test)]
+mod task_restart;
+#[cfg(test)]
 mod task_threats;
 #[cfg(test)]
 mod tasks;
