@@ -39,6 +39,7 @@ mod silence;
 mod state;
 mod status_list;
 mod subscribe;
+mod suspended;
 mod tasks;
 mod timer;
 mod wit;
@@ -227,6 +228,8 @@ struct Shared {
     timings: Arc<Mutex<Timings>>,
     /// Places of tokens in published lists.
     status: Mutex<StatusLists>,
+    /// The policy set by which the lists say what is suspended.
+    suspended_by: Mutex<Option<Arc<crate::policy::PolicySet>>>,
     /// Refusals by user, phase and reason, for the audit log.
     denials: Mutex<audit::Tally<(u32, &'static str, String)>>,
     /// The same by phase alone, for metrics.
@@ -283,6 +286,7 @@ impl Workloads {
             denials: Mutex::default(),
             refusals: Mutex::default(),
             status: Mutex::default(),
+            suspended_by: Mutex::default(),
             exec_watch: Mutex::default(),
             epoch,
             jobs,

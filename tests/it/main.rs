@@ -51,6 +51,8 @@ mod startup;
 #[cfg(test)]
 mod support;
 #[cfg(test)]
+mod suspended;
+#[cfg(test)]
 mod task_admin;
 #[cfg(test)]
 mod task_restart;
