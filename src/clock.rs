@@ -26,6 +26,13 @@ impl Clock for SystemClock {
     }
 }
 
+/// The clock that [`Clock::monotonic`] reads, as time since the boot: the same for every run of the agent.
+pub fn since_boot() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let seconds = u64::try_from(now.tv_sec).unwrap_or_default();
+    Duration::new(seconds, u32::try_from(now.tv_nsec).unwrap_or_default())
+}
+
 /// Whole seconds since the Unix epoch; times before it count as 0.
 pub fn unix_seconds(at: SystemTime) -> u64 {
     at.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())

@@ -25,7 +25,7 @@ pub(super) async fn token(
 ) -> Result<proto::ValidateJwtsvidResponse, Status> {
     let trust = workloads.trust().borrow().clone();
     let check = |bundles: &JwtBundles| {
-        let denied = |lease| workloads.refuses(lease, "ValidateJWTSVID");
+        let denied = |lease| workloads.refuses(lease, "ValidateJWTSVID") || workloads.is_suspended(lease);
         jwt::validate(&asked.svid, &asked.audience, bundles, &denied, now)
     };
     let mut verdict = check(trust.jwt_bundles());

@@ -122,15 +122,27 @@ impl Ledger {
         self.commit_noting(rows, Vec::new()).await
     }
 
-    /// [`Ledger::commit`], and notes in the same transaction.
-    pub async fn commit_noting(&self, rows: Vec<Row>, notes: Vec<Note>) -> Result<Committed, LedgerError> {
+    /// [`Ledger::commit`], and notes in the same transaction. All is in the queue when this returns, before anything that
+    /// is asked later: notes that are made under a lock are written in the order of what they tell.
+    pub fn commit_noting(
+        &self,
+        rows: Vec<Row>,
+        notes: Vec<Note>,
+    ) -> impl Future<Output = Result<Committed, LedgerError>> + Send + use<'_> {
+        let queued = self.queue_commit(&rows, notes);
+        async move {
+            let mut claim = queued?;
+            (&mut claim.answer).await.unwrap_or(Err(LedgerError::Closed))
+        }
+    }
+
+    fn queue_commit(&self, rows: &[Row], notes: Vec<Note>) -> Result<Claim<'_>, LedgerError> {
         // Encoded here, on the caller's thread: the writer's time is everybody's.
         let rows = rows.iter().map(encode).collect::<Result<Vec<_>, _>>()?;
         let (to, answer) = oneshot::channel();
         let (weight, issued_at) = (rows.len(), rows.iter().map(|row| row.issued_at).max().unwrap_or(0));
         self.thread.jobs()?.offer(Job::Commit(Change::Commit(rows, notes), to), weight)?;
-        let mut claim = Claim { ledger: self, answer, issued_at };
-        (&mut claim.answer).await.unwrap_or(Err(LedgerError::Closed))
+        Ok(Claim { ledger: self, answer, issued_at })
     }
 
     /// Marks leases as revoked at `at_millis` (Unix milliseconds). Leases that are not in the ledger (expired
@@ -175,6 +187,17 @@ impl Ledger {
             queued?;
             answer.await.unwrap_or(Err(LedgerError::Closed)).map(|_| ())
         }
+    }
+
+    /// [`Ledger::note`] for whoever does not wait: what cannot be written now goes out with the next transaction that
+    /// succeeds, unless something newer was noted under the same key since.
+    pub fn note_soon(&self, notes: Vec<Note>) {
+        if notes.is_empty() {
+            return;
+        }
+        let job = Job::Change(Change::Revoke(Vec::new(), notes), oneshot::channel().0);
+        // A ledger that is closed is read again at the next start.
+        self.thread.jobs().ok().map(|jobs| jobs.push(job));
     }
 
     /// The notes that were in the ledger when it was opened.

@@ -119,6 +119,14 @@ impl Freezes {
         self.of(question).any(|freeze| freeze.revoke)
     }
 
+    /// Frozen targets.
+    pub fn targets(&self) -> impl Iterator<Item = &str> {
+        self.all.keys().filter_map(|what| match what {
+            Frozen::Target(name) => Some(name.as_str()),
+            _ => None,
+        })
+    }
+
     /// Everything that is frozen by order.
     pub fn iter(&self) -> impl Iterator<Item = (&Frozen, &Freeze)> {
         self.all.iter()

@@ -1,10 +1,11 @@
-//! Token status lists: for each hour in which tokens end, one bit for each of them, set when it was taken back.
-//! Pure; the random numbers and the time are passed in. Format: draft-ietf-oauth-status-list §4.
+//! Token status lists: for each hour in which tokens end, two bits for each of them: valid (0), taken back (1), or
+//! suspended (2), which is over one day or ends in one of the others. What was taken back stays so, suspended or not.
+//! Pure; the random numbers and the time are passed in. Format: draft-ietf-oauth-status-list §4 and §7.1.
 //!
 //! A place is random, so that it tells nothing about when or to whom a token was given, and never used twice in
 //! its list. A list grows before it is half full, and is dropped when all its tokens have expired.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 
 use flate2::Compression;
@@ -20,14 +21,15 @@ pub struct StatusLists(BTreeMap<u64, List>);
 struct List {
     used: Bits,
     revoked: Bits,
+    suspended: BTreeSet<u32>,
     count: usize,
-    /// In bits, a power of two.
+    /// In tokens, a power of two.
     capacity: u32,
     /// Moves when the published form does.
     revision: u64,
 }
 
-/// Bit 0 is the least significant one of the first octet (§4.1).
+/// Bit 0 is the least significant one of the first octet.
 #[derive(Clone, Debug, Default)]
 struct Bits(Vec<u8>);
 
@@ -76,6 +78,21 @@ impl StatusLists {
         }
     }
 
+    /// These tokens are suspended from now on, and no others.
+    pub fn suspend(&mut self, places: impl IntoIterator<Item = StatusIndex>) {
+        let mut wanted: BTreeMap<u64, BTreeSet<u32>> = BTreeMap::new();
+        for place in places {
+            wanted.entry(place.list).or_default().insert(place.index);
+        }
+        for (list, entry) in &mut self.0 {
+            let suspended = wanted.remove(list).unwrap_or_default();
+            if suspended != entry.suspended {
+                entry.suspended = suspended;
+                entry.revision += 1;
+            }
+        }
+    }
+
     /// Drops the lists all of whose tokens have expired at `now` (Unix seconds).
     pub fn expire(&mut self, now: u64) {
         self.0.retain(|list, _| ends(*list) > now);
@@ -89,11 +106,8 @@ impl StatusLists {
     /// The octets of a list, compressed with zlib, and their revision.
     pub fn compressed(&self, list: u64) -> Option<(Vec<u8>, u64)> {
         let entry = self.0.get(&list)?;
-        let octets = usize::try_from(entry.capacity / 8).ok()?;
-        let mut bits = entry.revoked.0.clone();
-        bits.resize(octets, 0);
         let mut encoder = ZlibEncoder::new(Vec::new(), Compression::best());
-        encoder.write_all(&bits).ok()?;
+        encoder.write_all(&entry.octets()?).ok()?;
         Some((encoder.finish().ok()?, entry.revision))
     }
 }
@@ -106,6 +120,20 @@ impl List {
             self.grow();
         }
         self.count < usize::try_from(self.capacity).unwrap_or(usize::MAX)
+    }
+
+    /// Four tokens an octet, the first in its two least significant bits (§4.1).
+    fn octets(&self) -> Option<Vec<u8>> {
+        let mut octets = vec![0; usize::try_from(self.capacity / PER_OCTET).ok()?];
+        let suspended = self.suspended.iter().filter(|index| !self.revoked.get(**index));
+        let suspended = suspended.map(|index| (*index, SUSPENDED));
+        let revoked = self.revoked.all().map(|index| (index, INVALID));
+        for (index, status) in suspended.chain(revoked) {
+            if let Some(octet) = octets.get_mut(usize::try_from(index / PER_OCTET).ok()?) {
+                *octet |= status << (index % PER_OCTET * BITS);
+            }
+        }
+        Some(octets)
     }
 
     fn grow(&mut self) {
@@ -130,6 +158,12 @@ impl Bits {
         }
     }
 
+    /// Every one that is set.
+    fn all(&self) -> impl Iterator<Item = u32> {
+        let octets = (0_u32..).zip(&self.0).filter(|(_, octet)| **octet != 0);
+        octets.flat_map(|(at, octet)| (0..8).filter(move |bit| octet & (1 << bit) != 0).map(move |bit| at * 8 + bit))
+    }
+
     fn place(index: u32) -> (usize, u8) {
         (usize::try_from(index / 8).unwrap_or(usize::MAX), 1 << (index % 8))
     }
@@ -145,6 +179,11 @@ pub fn ends(list: u64) -> u64 {
     list.saturating_add(1).saturating_mul(LIST_SECONDS)
 }
 
+/// The size of a token's place.
+pub const BITS: u32 = 2;
+const PER_OCTET: u32 = 8 / BITS;
+const INVALID: u8 = 1;
+const SUSPENDED: u8 = 2;
 const LIST_SECONDS: u64 = 3_600;
 /// Even one token hides among these.
 const MIN_CAPACITY: u32 = 1_024;
@@ -167,16 +206,30 @@ mod tests {
         out
     }
 
+    /// What a token's two bits say, by the rule of the draft.
+    fn status(octets: &[u8], index: u32) -> u8 {
+        octets[usize::try_from(index / 4).unwrap()] >> (index % 4 * 2) & 3
+    }
+
     #[test]
     fn the_example_of_the_draft_has_its_bits_where_it_says() {
         let mut lists = StatusLists::default();
-        // §4.1: the octets b9 a3, indices 0 to 15.
-        let expected = [1, 0, 0, 1, 1, 1, 0, 1, 1, 1, 0, 0, 0, 1, 0, 1];
-        for (index, status) in expected.into_iter().enumerate() {
-            lists.restore(StatusIndex { list: 5, index: u32::try_from(index).unwrap() }, status == 1);
-        }
+        // §4.1, two bits a token: the octets c9 44 f9, indices 0 to 11. We never say 3, which is an application's own.
+        let expected = [1, 2, 0, 3, 0, 1, 0, 1, 1, 2, 3, 3];
+        let places = (0_u32..).zip(expected).map(|(index, status)| (StatusIndex { list: 5, index }, status));
+        let places: Vec<(StatusIndex, u8)> = places.collect();
+        places.iter().for_each(|(place, status)| lists.restore(*place, *status == 1));
+        let suspended = places.iter().filter(|(_, status)| *status == 2).map(|(place, _)| *place);
+        lists.suspend(suspended);
         let octets = bits(&lists, 5);
-        assert_eq!((&octets[..2], octets.len()), ([0xb9, 0xa3].as_slice(), 128));
+        let without_own: Vec<u8> = [0xc9_u8, 0x44, 0xf9]
+            .iter()
+            .map(|octet| (0..4).map(|at| octet & (3 << (at * 2))).filter(|two| ![0xc0, 0x30, 0x0c, 0x03].contains(two)).sum())
+            .collect();
+        assert_eq!((&octets[..3], octets.len()), (without_own.as_slice(), 256));
+        for (place, want) in places {
+            assert_eq!(status(&octets, place.index), if want == 3 { 0 } else { want }, "{place:?}");
+        }
     }
 
     #[test]
@@ -190,6 +243,7 @@ mod tests {
     enum Op {
         Take(u64, u32),
         Revoke(prop::sample::Index),
+        Suspend(Vec<prop::sample::Index>),
         Restart,
         Advance(u64),
     }
@@ -198,6 +252,7 @@ mod tests {
         prop_oneof![
             4 => (0_u64..7_200, any::<u32>()).prop_map(|(ttl, seed)| Op::Take(ttl, seed)),
             2 => any::<prop::sample::Index>().prop_map(Op::Revoke),
+            2 => prop::collection::vec(any::<prop::sample::Index>(), 0..4).prop_map(Op::Suspend),
             1 => Just(Op::Restart),
             1 => (0_u64..4_000).prop_map(Op::Advance),
         ]
@@ -206,9 +261,10 @@ mod tests {
     proptest! {
         /// The model: every token ever given a place, with its end and whether it was taken back.
         #[test]
-        fn a_bit_is_set_exactly_for_what_was_taken_back(ops in prop::collection::vec(op(), 1..120)) {
+        fn a_place_says_exactly_what_was_taken_back_and_what_is_suspended(ops in prop::collection::vec(op(), 1..120)) {
             let (mut now, mut lists) = (1_000_000_u64, StatusLists::default());
             let mut model: BTreeMap<StatusIndex, (u64, bool)> = BTreeMap::new();
+            let mut suspended: BTreeSet<StatusIndex> = BTreeSet::new();
             for op in ops {
                 match op {
                     Op::Take(ttl, seed) => {
@@ -225,8 +281,20 @@ mod tests {
                         prop_assert_eq!(lists.revision(place.list) != before, !token.1);
                         token.1 = true;
                     }
-                    Op::Revoke(_) => {}
+                    Op::Suspend(which) if !model.is_empty() => {
+                        let before = suspended.clone();
+                        suspended = which.iter().map(|which| *model.keys().nth(which.index(model.len())).unwrap()).collect();
+                        let all: BTreeSet<u64> = model.keys().map(|place| place.list).collect();
+                        let revisions: Vec<_> = all.iter().map(|list| (*list, lists.revision(*list))).collect();
+                        lists.suspend(suspended.iter().copied());
+                        for (list, revision) in revisions {
+                            let of = |set: &BTreeSet<StatusIndex>| set.iter().filter(|place| place.list == list).copied().collect::<BTreeSet<_>>();
+                            prop_assert_eq!(lists.revision(list) != revision, of(&before) != of(&suspended));
+                        }
+                    }
+                    Op::Revoke(_) | Op::Suspend(_) => {}
                     Op::Restart => {
+                        suspended.clear();
                         lists = StatusLists::default();
                         for (place, (_, revoked)) in &model {
                             lists.restore(*place, *revoked);
@@ -236,12 +304,13 @@ mod tests {
                         now += by;
                         lists.expire(now);
                         model.retain(|place, _| ends(place.list) > now);
+                        suspended.retain(|place| ends(place.list) > now);
                     }
                 }
                 for (place, (not_after, revoked)) in &model {
                     prop_assert!(*not_after < ends(place.list));
-                    let octet = bits(&lists, place.list)[usize::try_from(place.index / 8).unwrap()];
-                    prop_assert_eq!(octet & (1 << (place.index % 8)) != 0, *revoked);
+                    let expected = if *revoked { 1 } else { u8::from(suspended.contains(place)) * 2 };
+                    prop_assert_eq!(status(&bits(&lists, place.list), place.index), expected);
                 }
             }
         }

@@ -3,6 +3,9 @@
 //! Moments are kept as time since the boot, so that a clock that is set between two runs moves no deadline; a task of
 //! another boot is over anyway. Who holds a task is not kept but found again, or the task ends.
 
+mod changes;
+mod keepers;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 use std::time::{Duration, Instant, UNIX_EPOCH};
@@ -10,6 +13,8 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 use mayfly_attestors::{BootId, ProcessKey};
 use serde::{Deserialize, Serialize};
 
+use self::keepers::KeeperRecord;
+pub use self::keepers::{KeptBy, note_keeper};
 use super::{
     Charter, Detail, Ending, Grants, Key, Limits, Offer, RawDetail, Scope, Seat, Standing, Task, Usage, User,
 };
@@ -34,6 +39,8 @@ pub struct Kept {
     pub tasks: Vec<Task>,
     /// Offers that were open.
     pub offers: Vec<Offer>,
+    /// Who keeps credentials of tasks.
+    pub keepers: Vec<KeptBy>,
     /// Notes of ours that cannot be read, or that belong to no task: to be taken back.
     pub stray: Vec<Vec<u8>>,
 }
@@ -91,8 +98,8 @@ pub fn note_offer(offer: &Offer, epoch: &Epoch) -> Note {
 }
 
 /// Takes back everything that keeps a task.
-pub fn forget_task(id: TaskId) -> [Note; 2] {
-    [TASK, USAGE].map(|kind| Note { key: key(kind, id.as_bytes()), value: None })
+pub fn forget_task(id: TaskId) -> [Note; 3] {
+    [TASK, USAGE, KEEPER].map(|kind| Note { key: key(kind, id.as_bytes()), value: None })
 }
 
 /// Takes back what keeps an offer.
@@ -120,6 +127,9 @@ pub fn read(notes: &[Note], epoch: &Epoch) -> Kept {
             OFFER => parse::<OfferRecord>(value)
                 .and_then(|record| record.offer(DelegationId::from_bytes(id), epoch))
                 .map(|offer| kept.offers.push(offer)),
+            KEEPER => parse::<KeeperRecord>(value)
+                .and_then(|record| record.keeper(TaskId::from_bytes(id)))
+                .map(|keeper| kept.keepers.push(keeper)),
             _ => None,
         };
         if read.is_none() {
@@ -135,6 +145,11 @@ pub fn read(notes: &[Note], epoch: &Epoch) -> Kept {
         }
     }
     kept.stray.extend(usage.into_keys().map(|id| key(USAGE, &id)));
+    let tasks: BTreeSet<TaskId> = kept.tasks.iter().map(|task| task.id).collect();
+    let (keepers, alone): (Vec<_>, _) =
+        kept.keepers.into_iter().partition(|keeper| tasks.contains(&keeper.task));
+    kept.keepers = keepers;
+    kept.stray.extend(alone.into_iter().map(|keeper: KeptBy| key(KEEPER, keeper.task.as_bytes())));
     kept.tasks.sort_by_key(|task| (task.depth, task.id));
     kept
 }
@@ -429,6 +444,7 @@ fn millis(duration: Duration) -> u64 {
 const TASK: u8 = b't';
 const USAGE: u8 = b'u';
 const OFFER: u8 = b'o';
+const KEEPER: u8 = b'k';
 
 #[cfg(test)]
 mod tests {

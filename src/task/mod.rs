@@ -11,6 +11,7 @@
 //! 3. What a task and all below it used up never exceeds a limit of its own or of any task above it.
 //! 4. An offer is taken up at most once, by the identity that it names, while its parent lives.
 //! 5. Renewal never revives, and never goes beyond the longest life.
+//! 6. A restart of the agent revives nothing and widens nothing: what goes on is what went on, with what it had used up.
 
 pub mod approval;
 mod follow;
@@ -38,7 +39,7 @@ pub use self::grant::{Access, Detail, DetailError, Exceeds, Grants, Only, RawDet
 pub use self::limits::{Bounds, Cost, Limit, Limits, Usage};
 pub use self::narrow::only;
 pub use self::operation::{Operation, OperationError, scope};
-pub use self::tree::{Cascade, Ended, Flight, Landing, NewOffer, NewTask, Offer, Repeat, Toll, Tree};
+pub use self::tree::{Cascade, Ended, Flight, Landing, NewOffer, NewTask, Offer, Past, Repeat, Toll, Tree};
 pub use self::wish::{Bound, Wish};
 
 use crate::id::{EntryId, LeaseId, SpiffeId, TaskId};

@@ -1,6 +1,8 @@
 //! Random histories against the tree: tasks begin, delegate, spend, are renewed, suspended and narrowed, holders die,
 //! time passes, credentials arrive late. After each step the model checks the rules of the module's contract.
 
+mod restarts;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -10,7 +12,7 @@ use proptest::prelude::*;
 use super::tests::{any_detail, any_grants};
 use super::{
     Access, Action, Bounds, Caller, Cascade, Charter, Cost, Detail, Ended, Ending, Flight, Grants, Key,
-    Landing, Limits, NewOffer, NewTask, Refused, Scope, Seat, Standing, Task, Tree,
+    Landing, Limits, NewOffer, NewTask, Past, Refused, Scope, Seat, Standing, Task, Tree,
 };
 use crate::clock::{Clock, SystemClock, from_unix_seconds};
 use crate::id::{DelegationId, EntryId, LeaseId, SpiffeId, TaskId};
@@ -36,6 +38,7 @@ enum Step {
     Resume { task: u8 },
     Advance { seconds: u16 },
     Jump { wall: i32 },
+    Restart { alive: u8 },
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -66,12 +69,14 @@ fn step() -> impl Strategy<Value = Step> {
         1 => n().prop_map(|task| Step::Resume { task }),
         2 => (0..1_500_u16).prop_map(|seconds| Step::Advance { seconds }),
         1 => (-100_000..100_000_i32).prop_map(|wall| Step::Jump { wall }),
+        1 => (n(), n()).prop_map(|(one, other)| Step::Restart { alive: one | other }),
     ]
 }
 
 /// What must be true, kept apart from the tree.
 struct Model {
     tree: Tree,
+    began: Instant,
     now: Instant,
     wall: SystemTime,
     next: u64,
@@ -86,13 +91,16 @@ struct Model {
     flights: Vec<(Flight, TaskId)>,
     live: BTreeMap<LeaseId, TaskId>,
     revoked: BTreeSet<LeaseId>,
+    journal: restarts::Journal,
 }
 
 impl Model {
     fn new(bounds: Bounds) -> Self {
+        let now = SystemClock.monotonic();
         Self {
             tree: Tree::new(bounds),
-            now: SystemClock.monotonic(),
+            began: now,
+            now,
             wall: from_unix_seconds(1_790_000_000),
             next: 0,
             lives: [0; 6],
@@ -104,6 +112,7 @@ impl Model {
             flights: Vec::new(),
             live: BTreeMap::new(),
             revoked: BTreeSet::new(),
+            journal: restarts::Journal::default(),
         }
     }
 
@@ -162,6 +171,7 @@ impl Model {
                 let new = new_task(id, charter, seat, Some(u64::from(*life)), self.wall);
                 if self.tree.begin(new, self.now).is_ok() {
                     self.made.push(id);
+                    self.note(|tree, epoch| tree.notes_of_task(id, epoch));
                 }
             }
             Step::Offer { task, to, asked, calls, life, alone } => {
@@ -184,12 +194,16 @@ impl Model {
                 let cost = Cost { calls: 1, bytes: u64::from(*bytes), microusd: 0 };
                 if self.tree.spend(id, cost, "aud", self.now).is_ok() {
                     self.charge(id);
+                    self.journal.had(&self.tree, id);
+                    self.note(|tree, epoch| tree.notes_of_usage(id, epoch));
                 }
             }
             Step::Answer { flight } => {
                 let Some((flight, id)) = self.take_flight(*flight) else { return Ok(()) };
                 let lease = LeaseId::from_bytes(self.number());
                 let may = self.tree.standing(id).is_ok();
+                self.journal.had(&self.tree, id);
+                self.note(|tree, epoch| tree.notes_of_usage(id, epoch));
                 match self.tree.land(flight, lease) {
                     Landing::Stands => {
                         prop_assert!(may && !self.ended.contains(&id), "released to the dead");
@@ -223,16 +237,19 @@ impl Model {
                 let Some(id) = Self::pick(&self.made, *task) else { return Ok(()) };
                 let cascade = self.tree.narrow(id, cut, self.now, self.wall);
                 self.take(&cascade)?;
+                self.note(|tree, epoch| tree.notes_of_subtree(id, epoch));
             }
             Step::Suspend { task } => {
                 let Some(id) = Self::pick(&self.made, *task) else { return Ok(()) };
                 for below in self.tree.suspend(id, Ending::Admin) {
                     prop_assert!(self.tree.standing(below).is_err(), "{below} goes on");
                 }
+                self.note(|tree, epoch| tree.notes_of_subtree(id, epoch));
             }
             Step::Resume { task } => {
                 let Some(id) = Self::pick(&self.made, *task) else { return Ok(()) };
                 prop_assert!(self.tree.resume(id).iter().all(|below| !self.ended.contains(below)));
+                self.note(|tree, epoch| tree.notes_of_subtree(id, epoch));
             }
             Step::Jump { wall } => {
                 let by = Duration::from_secs(u64::from(wall.unsigned_abs()));
@@ -244,6 +261,7 @@ impl Model {
                 }
                 prop_assert_eq!((self.tree.deadline(), self.tree.live()), (before, live));
             }
+            Step::Restart { alive } => self.restart(*alive)?,
             Step::Advance { seconds } => {
                 self.now += Duration::from_secs(u64::from(*seconds));
                 self.wall += Duration::from_secs(u64::from(*seconds));
@@ -290,6 +308,7 @@ impl Model {
             prop_assert!(before.part(offered.charter.grants.details()).is_ok(), "more than the parent has");
             prop_assert!(!self.ended.contains(&id), "offered by the dead");
             self.offers.push(offer);
+            self.note(|tree, epoch| tree.notes_of_offer(offer, epoch));
         }
         // In the cgroup, but not what the task is (threats K01).
         let tool = Caller { identities: Vec::new(), process: self.process(5), ..caller.clone() };
@@ -326,6 +345,7 @@ impl Model {
             prop_assert_eq!(task.parent, parent);
             prop_assert!(self.taken.insert(offer), "taken up twice");
             self.made.push(id);
+            self.note(|tree, epoch| tree.notes_of_task(id, epoch));
         }
         Ok(())
     }
@@ -358,6 +378,7 @@ impl Model {
         if let Ok(cascade) = self.tree.renew(id, life, &cut, &caller, self.now, self.wall) {
             prop_assert!(!self.ended.contains(&id), "revived");
             self.take(&cascade)?;
+            self.note(|tree, epoch| tree.notes_of_subtree(id, epoch));
             let after = self.tree.get(id).expect("renewed");
             prop_assert!(after.deadline > before.deadline && after.deadline <= after.latest);
             prop_assert_eq!(after.latest, before.latest);
@@ -382,6 +403,7 @@ impl Model {
 
     /// Carries out what an end has brought about, and holds it to the rules.
     fn take(&mut self, cascade: &Cascade) -> Result<(), TestCaseError> {
+        self.journal.forget(cascade.notes(), self.now);
         for ended in &cascade.ended {
             prop_assert!(self.ended.insert(ended.task), "{} ended twice", ended.task);
             for lease in &ended.leases {
@@ -776,8 +798,12 @@ mod tests {
             [parent, child].iter().map(|id| model.tree.get(*id).unwrap().clone()).collect();
         tasks[0].charter.limits.calls = Some(3);
         let mut tree = Tree::new(Bounds::default());
-        tasks.into_iter().for_each(|task| tree.adopt(task).unwrap());
-        let now = model.now;
+        let holders: BTreeMap<TaskId, WorkloadId> =
+            tasks.iter().map(|task| (task.id, task.seat.holder)).collect();
+        tasks[1].charter.limits.calls = Some(3);
+        let past = Past { tasks, ..Past::default() };
+        let (now, wall) = (model.now, model.wall);
+        assert!(tree.restore(past, |task| holders.get(&task.id).copied(), now, wall).is_empty());
         let mut ask = |id| tree.take_off(id, "a", now).map(drop);
         assert_eq!([ask(child), ask(parent), ask(child)], [Ok(()), Ok(()), Ok(())]);
         let over = Err(Refused::Limit(super::super::Limit::Calls));

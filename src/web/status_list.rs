@@ -69,8 +69,8 @@ fn document(signed: &SignedList) -> Document {
         content_type: "application/statuslist+jwt",
         tag: format!("{}-{}", signed.issued_at, signed.revision),
         modified: Some(from_unix_seconds(signed.issued_at)),
-        cache: "public, max-age=30, must-revalidate".to_owned(),
+        cache: "public, max-age=10, must-revalidate".to_owned(),
     }
 }
 
-const RESIGN_SECONDS: u64 = 30;
+const RESIGN_SECONDS: u64 = 10;

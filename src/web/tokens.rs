@@ -33,7 +33,11 @@ pub(super) async fn introspect(
         Ok(asked) => asked,
         Err(refused) => return refused,
     };
-    let active = match site.inspect(&token, "introspection") {
+    let workloads = &site.parts.workloads;
+    let good = site.inspect(&token, "introspection");
+    // What is frozen is not used up by a question: it may go on.
+    let suspended = |valid: &Valid| valid.lease().is_some_and(|lease| workloads.is_suspended(lease));
+    let active = match good.filter(|valid| !suspended(valid)) {
         Some(Valid::Access(access)) if access.is_single_use() => {
             site.parts.workloads.use_up(access.lease).await.then_some(Valid::Access(access))
         }

@@ -1,7 +1,7 @@
 //! What happens when a process exits, and what every revocation begins with.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::time::Instant;
 
 use mayfly_attestors::{ExitCause, ExitNotice, Process};
@@ -11,7 +11,7 @@ use super::revoker::{Initiator, Job, RevokeJob};
 use super::{Shared, State, lock};
 use crate::audit::{self, Event};
 use crate::lease::{Action, Cause, WorkloadId};
-use crate::ledger::Reason;
+use crate::ledger::{Note, Reason};
 
 impl Shared {
     /// Runs on the reaper thread: memory first, then everything that may wait.
@@ -116,9 +116,21 @@ impl Shared {
         seen: Instant,
         done: Option<super::revoker::Done>,
     ) {
-        if rows.is_empty() && done.is_none() {
-            return;
+        if !rows.is_empty() || done.is_some() {
+            self.refuse_noting(rows, reason, initiator, seen, done, Vec::new());
         }
+    }
+
+    /// The same, and notes for the ledger with it.
+    pub(super) fn refuse_noting(
+        &self,
+        rows: Vec<crate::ledger::Row>,
+        reason: Reason,
+        initiator: Initiator,
+        seen: Instant,
+        done: Option<super::revoker::Done>,
+        notes: Vec<Note>,
+    ) {
         let at = self.parts.clock.wall();
         {
             let mut denied = lock(&self.denied);
@@ -128,10 +140,19 @@ impl Shared {
         }
         self.list_as_revoked(&rows);
         let refused = self.parts.clock.monotonic();
-        let job = RevokeJob { rows, reason, initiator, at, seen, refused, done };
+        let job = RevokeJob { rows, reason, initiator, at, seen, refused, done, notes };
         if self.jobs.send(Job::Revoke(job)).is_err() {
             // Only when the revoker thread is gone; memory already refuses.
             self.parts.readiness.raise("revoker", "stopped; restart the agent");
+        }
+    }
+
+    /// Puts something on record once everything that was refused before is in the ledger: a crash must not leave a record
+    /// of an end that a restart undoes.
+    pub(super) fn record_after(&self, events: Vec<Event>) {
+        if let Err(mpsc::SendError(Job::Record(events))) = self.jobs.send(Job::Record(events)) {
+            // Only when the revoker thread is gone.
+            self.parts.audit.note(events);
         }
     }
 

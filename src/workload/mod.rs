@@ -41,6 +41,7 @@ mod standstill;
 mod state;
 mod status_list;
 mod subscribe;
+mod suspended;
 mod tasks;
 mod timer;
 mod wit;
@@ -91,6 +92,7 @@ use crate::revocation::Timings;
 use crate::revocation::status_list::StatusLists;
 use crate::task::Bounds;
 use crate::task::approval::ApprovalBounds;
+use crate::task::journal::Epoch;
 use crate::trust::TrustSnapshot;
 
 /// A connection that can be closed from any thread, at once, without waiting.
@@ -231,12 +233,16 @@ struct Shared {
     timings: Arc<Mutex<Timings>>,
     /// Places of tokens in published lists.
     status: Mutex<StatusLists>,
+    /// The policy set by which the lists say what is suspended.
+    suspended_by: Mutex<Option<Arc<crate::policy::PolicySet>>>,
     /// Refusals by user, phase and reason, for the audit log.
     denials: Mutex<audit::Tally<(u32, &'static str, String)>>,
     /// The same by phase alone, for metrics.
     refusals: Mutex<std::collections::BTreeMap<&'static str, u64>>,
     /// Taken before the state lock, never after it.
     exec_watch: Mutex<exec_watch::WatchState>,
+    /// What moments are on the clock that all runs share.
+    epoch: Epoch,
     jobs: mpsc::Sender<Job>,
     at_disk: pulse::AtDisk,
     crl: watch::Receiver<Option<PublishedCrl>>,
@@ -276,6 +282,7 @@ impl Workloads {
         let state = Mutex::new(state);
         let timer = Condvar::new();
         let still = standstill::read_back(settings.freezes.as_deref(), &parts.host.boot_id().to_string());
+        let epoch = Epoch { now: parts.clock.monotonic(), since_boot: crate::clock::since_boot() };
         let shared = Arc::new(Shared {
             parts,
             settings,
@@ -287,7 +294,9 @@ impl Workloads {
             denials: Mutex::default(),
             refusals: Mutex::default(),
             status: Mutex::default(),
+            suspended_by: Mutex::default(),
             exec_watch: Mutex::default(),
+            epoch,
             jobs,
             at_disk,
             crl,

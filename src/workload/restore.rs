@@ -1,7 +1,7 @@
 //! After a restart: leases of processes that are gone are revoked, those of living ones taken over, and what
-//! an operator took stays taken.
+//! an operator took stays taken. Then tasks go on whose holders live, and all others end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use super::admit::member;
 use super::issue::remaining;
 use super::revoker::Initiator;
 use super::state::State;
+use super::tasks::{Claim, TasksRestored};
 use super::{Shared, Workloads};
 use crate::clock::unix_seconds;
 use crate::id::SpiffeId;
@@ -38,14 +39,18 @@ const SHORT: &str = "no descriptor is free to look at the processes that hold th
 pub struct Restored {
     /// Taken over.
     pub adopted: usize,
-    /// Revoked, because their process is gone or matches no longer.
+    /// Revoked, because their process is gone or matches no longer, or their task has ended.
     pub revoked: usize,
+    /// Tasks that go on.
+    pub tasks: usize,
+    /// Tasks that have ended, because their process is gone or matches no longer, or their time is over.
+    pub tasks_ended: usize,
 }
 
 /// What became of one process of the run before.
 enum Outcome {
     /// It lives: how many leases were taken over, and those it has lost.
-    Found(usize, Vec<Row>),
+    Found(ProcessKey, usize, Vec<Row>),
     /// It has ended: nothing of it stands any more.
     Gone(ProcessKey, Vec<Row>),
     /// It may live, but cannot be known: it loses its leases, and what was taken from it stays taken.
@@ -68,22 +73,32 @@ impl Workloads {
     pub async fn restore(&self, rows: Vec<Row>, kept: &Pidfds) -> Restored {
         failpoint::hit("restore.before");
         self.0.restore_lists(&rows);
-        // No task outlives a restart, and nothing outlives its task.
-        let of_task = |row: &Row| row.task.is_some() && row.state == RowState::Live;
-        let (ended, rows): (Vec<Row>, Vec<Row>) = rows.into_iter().partition(of_task);
+        let tasks = self.0.past_tasks(&rows);
+        // Nothing outlives its task.
+        let alone = |row: &Row| row.task.is_some_and(|task| !tasks.knows(task)) && row.state == RowState::Live;
+        let (ended, rows): (Vec<Row>, Vec<Row>) = rows.into_iter().partition(alone);
         let mut restored = Restored { revoked: ended.len(), ..Restored::default() };
         if !ended.is_empty() {
             self.refuse_gone(ended).await;
         }
         let mut pending = self.0.read_past(rows);
+        let claims = tasks.holders();
+        for key in claims.keys() {
+            pending.entry(*key).or_default();
+        }
+        let mut held = BTreeSet::new();
         loop {
-            let looked = stream::iter(pending).map(|(key, live)| self.0.adopt(key, live, kept));
+            let looked = stream::iter(pending).map(|(key, live)| {
+                let claims = claims.get(&key).map(Vec::as_slice).unwrap_or_default();
+                self.0.adopt(key, live, claims, kept)
+            });
             let outcomes: Vec<Outcome> = looked.buffer_unordered(AT_ONCE).collect().await;
             pending = BTreeMap::new();
             let (mut gone, mut ended) = (Vec::new(), Vec::new());
             for outcome in outcomes {
                 match outcome {
-                    Outcome::Found(adopted, lost) => {
+                    Outcome::Found(key, adopted, lost) => {
+                        held.insert(key);
                         restored.adopted += adopted;
                         gone.extend(lost);
                     }
@@ -105,7 +120,11 @@ impl Workloads {
             tokio::time::sleep(PAUSE).await;
         }
         self.0.parts.readiness.clear(CONCERN);
-        restored
+        held.retain(|key| claims.contains_key(key));
+        let TasksRestored { live, ended, lost } = self.0.restore_tasks(tasks, &held);
+        restored.adopted -= lost.min(restored.adopted);
+        self.flush().await;
+        Restored { revoked: restored.revoked + lost, tasks: live, tasks_ended: ended, ..restored }
     }
 
     async fn refuse_gone(&self, gone: Vec<Row>) {
@@ -140,7 +159,14 @@ impl Shared {
         past
     }
 
-    async fn adopt(self: &Arc<Self>, key: ProcessKey, live: Vec<Row>, kept: &Pidfds) -> Outcome {
+    /// `claims`: what the tasks that the process holds rest on. As long as it is not known whether they go on, it is held.
+    async fn adopt(
+        self: &Arc<Self>,
+        key: ProcessKey,
+        live: Vec<Row>,
+        claims: &[Claim],
+        kept: &Pidfds,
+    ) -> Outcome {
         let since = self.lock().news.now();
         let (process, attestation) = match self.find(key, kept).await {
             Ok(found) => found,
@@ -150,11 +176,11 @@ impl Shared {
         };
         let mut state = self.lock();
         let overtaken = state.news.overtook(since, &attestation);
-        let identities = self.match_past(&attestation, &live);
+        let identities = self.match_past(&attestation, &live, claims);
         let earned = |row: &Row| row.uid == process.uid() && is_earned(&identities, row);
         let (rows, gone): (Vec<Row>, Vec<Row>) = live.into_iter().partition(earned);
-        if rows.is_empty() && !state.standing.contains_key(&key) {
-            return Outcome::Found(0, gone);
+        if rows.is_empty() && claims.is_empty() && !state.standing.contains_key(&key) {
+            return Outcome::Found(key, 0, gone);
         }
         let now = self.parts.clock.monotonic();
         let id = state.insert(member(&process, Arc::new(attestation), identities, now));
@@ -167,13 +193,16 @@ impl Shared {
         if let Some(member) = state.members.get_mut(&id) {
             member.stale = overtaken;
         }
+        if !claims.is_empty() {
+            state.core.hold(id);
+        }
         let adopted = rows.len();
         self.take_over(&mut state, id, key, rows);
         drop(state);
         if overtaken {
             self.suspect(id);
         }
-        Outcome::Found(adopted, gone)
+        Outcome::Found(key, adopted, gone)
     }
 
     fn take_over(self: &Arc<Self>, state: &mut State, id: WorkloadId, key: ProcessKey, rows: Vec<Row>) {
@@ -231,11 +260,13 @@ impl Shared {
 impl Shared {
     /// What the process has earned; while an attestor is silent that may be more than can be told, and what it held
     /// in the run before stands until it is refuted.
-    fn match_past(&self, attestation: &Attestation, live: &[Row]) -> Vec<Identity> {
+    fn match_past(&self, attestation: &Attestation, live: &[Row], claims: &[Claim]) -> Vec<Identity> {
         let entries = self.entries();
-        let held = live.iter().filter_map(|row| {
-            let entry = entries.get(&row.entry).filter(|entry| entry.spiffe_id.gives(&row.spiffe_id))?;
-            let spiffe_id = SpiffeId::parse(row.spiffe_id.as_bytes()).ok()?;
+        let held = live.iter().map(|row| (&row.entry, &row.spiffe_id));
+        let held = held.chain(claims.iter().map(|(entry, spiffe_id)| (entry, spiffe_id)));
+        let held = held.filter_map(|(entry, spiffe_id)| {
+            let entry = entries.get(entry).filter(|entry| entry.spiffe_id.gives(spiffe_id))?;
+            let spiffe_id = SpiffeId::parse(spiffe_id.as_bytes()).ok()?;
             let because = vec!["held before the agent was restarted".to_owned()];
             Some(Identity { entry: Arc::clone(entry), spiffe_id, hint: String::new(), because })
         });

@@ -25,7 +25,7 @@ use crate::audit;
 use crate::authority::{Authorities, AuthoritySet, X509Authority};
 use crate::clock::{Clock, unix_seconds};
 use crate::id::KeyId;
-use crate::ledger::{CrlMark, Kind, Ledger, Reason};
+use crate::ledger::{CrlMark, Kind, Ledger, Note, Reason};
 use crate::ready::Readiness;
 use crate::revocation::{self, Crl, CrlNumbering, Timings};
 use crate::trust::TrustSnapshot;
@@ -89,6 +89,8 @@ pub(super) fn start(
         next_update,
         issuers,
         unwritten: Vec::new(),
+        notes: Vec::new(),
+        unrecorded: Vec::new(),
         waiting: Vec::new(),
     };
     revoker.publish();
@@ -113,6 +115,10 @@ struct Revoker {
     issuers: Issuers,
     /// Revocations the ledger has not taken yet.
     unwritten: Vec<(crate::id::LeaseId, Reason, u64)>,
+    /// Notes that go with them.
+    notes: Vec<Note>,
+    /// For the record, after them.
+    unrecorded: Vec<audit::Event>,
     /// Jobs not yet published.
     waiting: Vec<RevokeJob>,
 }
@@ -154,7 +160,8 @@ impl Revoker {
 
     fn take(&mut self, job: Job) {
         match job {
-            Job::Revoke(job) => {
+            Job::Revoke(mut job) => {
+                self.notes.append(&mut job.notes);
                 let at_millis = crate::clock::unix_millis(job.at);
                 self.unwritten.extend(job.rows.iter().map(|row| (row.id, job.reason, at_millis)));
                 for row in job.rows.iter().filter(|row| row.kind == Kind::X509) {
@@ -162,6 +169,7 @@ impl Revoker {
                 }
                 self.waiting.push(job);
             }
+            Job::Record(mut events) => self.unrecorded.append(&mut events),
             Job::Authorities { set, done } => {
                 // What was revoked before is in the lists that come with the set.
                 self.write_down();
@@ -175,9 +183,20 @@ impl Revoker {
 
     fn write_down(&mut self) {
         failpoint::hit("revoke.after_memory");
-        let Some(at_millis) = self.unwritten.iter().map(|(_, _, at)| *at).min() else { return };
+        if !self.unwritten.is_empty() || !self.notes.is_empty() {
+            self.write_down_all();
+        }
+        if !self.unrecorded.is_empty() {
+            self.audit.note(std::mem::take(&mut self.unrecorded));
+        }
+    }
+
+    fn write_down_all(&mut self) {
+        let at_millis = self.unwritten.iter().map(|(_, _, at)| *at).min().unwrap_or_default();
         let leases: Vec<_> = self.unwritten.iter().map(|(id, reason, _)| (*id, *reason)).collect();
-        match self.at_disk.during(|| self.ledger.revoke_blocking(&leases, at_millis)) {
+        // Notes that cannot be written are kept by the ledger itself.
+        let notes = std::mem::take(&mut self.notes);
+        match self.at_disk.during(|| self.ledger.revoke_noting_blocking(&leases, at_millis, notes)) {
             Ok(()) => {
                 self.unwritten.clear();
                 self.readiness.clear("revocations in the ledger");

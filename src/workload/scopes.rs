@@ -296,17 +296,13 @@ impl Shared {
         leases
     }
 
-    /// Takes over the seat of a task that an earlier run held by a cgroup: its holder from here on, watched. `founder` is
-    /// the process of the seat, found again and taken in. `None`: the cgroup is gone, empty, not root's any more, or cannot
-    /// be watched; the task ends.
-    #[expect(
-        dead_code,
-        reason = "for the restore of tasks, which ends those of a cgroup until it calls this"
-    )]
+    /// Who holds a task from here on that an earlier run held by a cgroup, watched. `founder` is the process of the seat,
+    /// found again and taken in. `None`: the cgroup is gone, empty, not root's any more, or cannot be watched; the task
+    /// ends.
     pub(super) fn adopt_scope(
         &self,
         state: &mut State,
-        task: &mut Task,
+        task: &Task,
         founder: WorkloadId,
     ) -> Option<WorkloadId> {
         let Scope::Cgroup { id, path } = &task.seat.scope else { return None };
@@ -316,9 +312,7 @@ impl Shared {
         }
         let now = self.parts.clock.monotonic();
         let holder = state.stand_in(&self.reaper, &scope, &task.charter.entry, now).ok()?;
-        task.seat.holder = holder;
-        state.core.hold(holder);
-        state.found(task.id, &task.seat, founder);
+        state.found(task.id, &Seat { holder, ..task.seat.clone() }, founder);
         Some(holder)
     }
 }

@@ -1,5 +1,5 @@
-//! Published status lists: each token gets its place when it is minted, and its bit in the same step in which
-//! memory begins to refuse it.
+//! Published status lists: each token gets its place when it is minted, and is listed as taken back in the same step in
+//! which memory begins to refuse it. That it is suspended follows from what is frozen whenever a list is asked for.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -25,6 +25,7 @@ impl Workloads {
     /// Which form of a list is in force; `None` when there is no such list (any more), or none is published.
     pub fn status_list_revision(&self, list: u64) -> Option<u64> {
         self.0.settings.status_list_uri.as_ref()?;
+        self.0.list_suspended();
         let mut lists = lock(&self.0.status);
         lists.expire(unix_seconds(self.0.parts.clock.wall()));
         lists.revision(list)
@@ -33,6 +34,7 @@ impl Workloads {
     /// Signs a list as it is now. Blocking: the key may be anywhere.
     pub fn sign_status_list(&self, list: u64) -> Option<SignedList> {
         let uri = self.0.settings.status_list_uri.as_ref()?;
+        self.0.list_suspended();
         let (octets, revision) = lock(&self.0.status).compressed(list)?;
         let issued_at = unix_seconds(self.0.parts.clock.wall());
         let claims = Claims {
@@ -40,7 +42,7 @@ impl Workloads {
             iat: issued_at,
             exp: status_list::ends(list).min(issued_at + VALID_SECONDS),
             ttl: TTL_SECONDS,
-            status_list: Lst { bits: 1, lst: URL_SAFE_NO_PAD.encode(octets) },
+            status_list: Lst { bits: status_list::BITS, lst: URL_SAFE_NO_PAD.encode(octets) },
         };
         let authorities = self.0.parts.authorities.current();
         let token = authorities.active_jwt().sign_as(TYPE, &claims);
@@ -89,12 +91,12 @@ struct Claims {
 
 #[derive(Serialize)]
 struct Lst {
-    bits: u8,
+    bits: u32,
     lst: String,
 }
 
 const TYPE: &str = "statuslist+jwt";
 /// How long a verifier may keep a list before it asks again.
-const TTL_SECONDS: u64 = 60;
+const TTL_SECONDS: u64 = 20;
 /// How long one is good for at all, for verifiers that heed nothing else.
 const VALID_SECONDS: u64 = 300;

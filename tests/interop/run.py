@@ -308,10 +308,10 @@ def a_status_list_says_what_was_taken_back():
                 text = answer.read().decode()
             assert jwt.get_unverified_header(text)["typ"] == "statuslist+jwt"
             claims = jwt.decode(text, keys.get_signing_key_from_jwt(text), algorithms=["ES256"])
-            assert claims["sub"] == place["uri"] and claims["ttl"] > 0 and claims["status_list"]["bits"] == 1
+            assert claims["sub"] == place["uri"] and 0 < claims["ttl"] <= 30 and claims["status_list"]["bits"] == 2
             packed = claims["status_list"]["lst"]
             octets = zlib.decompress(base64.urlsafe_b64decode(packed + "=" * (-len(packed) % 4)))
-            return octets[place["idx"] // 8] >> place["idx"] % 8 & 1 == 1
+            return octets[place["idx"] // 4] >> place["idx"] % 4 * 2 & 3 == 1
 
         assert not any(revoked(place) for place in places)
         subprocess.run(

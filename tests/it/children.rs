@@ -51,7 +51,7 @@ fn policies() -> Policies {
 
 const PLANNER: &str = "spiffe://example.org/planner";
 pub(crate) const ANN: &str = "spiffe://example.org/worker/ann";
-const BEN: &str = "spiffe://example.org/worker/ben";
+pub(crate) const BEN: &str = "spiffe://example.org/worker/ben";
 
 pub(crate) struct World {
     pub(crate) agent: Agent,

@@ -53,7 +53,11 @@ mod startup;
 #[cfg(test)]
 mod support;
 #[cfg(test)]
+mod suspended;
+#[cfg(test)]
 mod task_admin;
+#[cfg(test)]
+mod task_restart;
 #[cfg(test)]
 mod task_threats;
 #[cfg(test)]

@@ -162,17 +162,24 @@ fn a_freeze_holds_renewals_up_and_a_thaw_lets_them_go_on() {
     until("a new token", || std::fs::read_to_string(&file).ok());
 }
 
-/// An agent that was restarted knows the task no more. Neither does `mayfly run` then, though nobody is left to tell it.
+/// An agent that was restarted knows the task, and who keeps its credentials.
 #[test]
-fn after_a_restart_of_the_agent_the_files_go() {
+fn after_a_restart_of_the_agent_the_files_are_kept_on() {
     let mut agent = agent();
     let token = format!("WIKI_FILE={WIKI}");
     let mut program = Program::start(&agent, &["--task", "restless", "--token", &token]);
-    let (_, _, file) = (program.line(), program.line(), PathBuf::from(program.line()));
+    let (_, task, file) = (program.line(), program.line(), PathBuf::from(program.line()));
+    let before = std::fs::read_to_string(&file).unwrap();
     agent.crash_and_restart();
-    until("the file is gone", || (!file.exists()).then_some(()));
-    program.tell("echo still here");
-    assert_eq!(program.line(), "still here");
+    let after = until("a new token", || {
+        std::fs::read_to_string(&file).ok().filter(|token| !token.is_empty() && *token != before)
+    });
+    assert_eq!(claims(&after)["urn:mayfly:task"]["id"], task.as_str());
+    agent.kill();
+    drop(program.child.stdin.take());
+    assert_eq!(program.child.wait().unwrap().code(), Some(0));
+    agent.launch();
+    agent.audited(&["task.ended", "\"reason\":\"restart\"", &task]);
 }
 
 /// The program may go on; what it was given may not.

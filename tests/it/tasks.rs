@@ -238,7 +238,7 @@ fn budgets_are_spent_and_a_repeated_begin_is_the_same_task() {
 }
 
 #[test]
-fn no_credential_of_a_task_outlives_a_restart_or_its_deadline() {
+fn no_credential_of_a_task_outlives_its_deadline_and_a_restart_ends_and_revives_nothing() {
     let mut world = world();
     let brief = proto::BeginRequest {
         details: vec![detail(&format!("{WIKI}/api"), &["read"])],
@@ -254,6 +254,9 @@ fn no_credential_of_a_task_outlives_a_restart_or_its_deadline() {
     assert_eq!(world.introspect(&token.token)["active"], true);
     world.agent.kill();
     world.agent.launch();
+    assert_eq!(world.introspect(&token.token)["active"], true, "its holder is still there");
+    assert_eq!(world.introspect(&short.token)["active"], false);
+    world.end(&task).unwrap();
     assert_eq!(world.introspect(&token.token)["active"], false);
 }
 

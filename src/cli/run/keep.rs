@@ -184,7 +184,7 @@ impl Keeper {
     }
 }
 
-/// Whether the task is over for us: it has ended, or an agent that was restarted knows neither it nor its keeper. What is
+/// Whether the task is over for us: it has ended, or an agent that has lost its ledger knows neither it nor its keeper. What is
 /// frozen or waits for people may go on.
 fn is_final(status: &tonic::Status) -> bool {
     const OVER: [&str; 4] = ["task_ended", "no_such_task", "not_granted", "not_attested"];

@@ -5,6 +5,7 @@ mod ending;
 mod offered;
 mod offers;
 mod renewing;
+mod restoring;
 mod spending;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -15,6 +16,7 @@ use mayfly_attestors::ProcessKey;
 use self::beside::Beside;
 pub use self::ending::{Cascade, Ended, Toll};
 pub use self::offers::{NewOffer, Offer};
+pub use self::restoring::Past;
 pub use self::spending::{Flight, Landing};
 
 use self::offered::Offers;
@@ -279,19 +281,6 @@ impl Tree {
             Scope::Process if charter.require_isolated => Err(Refused::NotIsolated),
             _ => Ok(()),
         }
-    }
-
-    /// Takes over a task of an earlier run whose holder was found again. Its parent must be here already.
-    ///
-    /// # Errors
-    /// [`Refused::NoSuchTask`]: the parent is not.
-    pub fn adopt(&mut self, task: Task) -> Result<(), Refused> {
-        let parent = task.parent.map(|id| self.tasks.get_mut(&id).ok_or(Refused::NoSuchTask)).transpose()?;
-        if let Some(parent) = parent {
-            parent.children.insert(task.id);
-        }
-        self.index(task);
-        Ok(())
     }
 
     /// From now on changes of the task are noted.

@@ -194,19 +194,7 @@ impl Tree {
         taken_by
     }
 
-    /// Takes over an offer of an earlier run. Its parent must be here already.
-    ///
-    /// # Errors
-    /// [`Refused::NoSuchTask`]: the parent is not.
-    pub fn adopt_offer(&mut self, offer: Offer) -> Result<(), Refused> {
-        if !self.tasks.contains_key(&offer.parent) {
-            return Err(Refused::NoSuchTask);
-        }
-        self.take_in_offer(offer);
-        Ok(())
-    }
-
-    fn take_in_offer(&mut self, offer: Offer) -> &Offer {
+    pub(super) fn take_in_offer(&mut self, offer: Offer) -> &Offer {
         if let Some(key) = &offer.key {
             self.keys.insert((key.process, key.text.clone()), (key.clone(), Repeat::Offer(offer.id)));
         }

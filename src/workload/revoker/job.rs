@@ -5,8 +5,9 @@ use std::time::{Instant, SystemTime};
 
 use tokio::sync::oneshot;
 
+use crate::audit::Event;
 use crate::authority::AuthoritySet;
-use crate::ledger::{Reason, Row};
+use crate::ledger::{Note, Reason, Row};
 
 /// Answered with the number of the CRL in force once everything queued before is published.
 pub(in crate::workload) type Done = oneshot::Sender<u64>;
@@ -24,6 +25,8 @@ pub(in crate::workload) struct RevokeJob {
     /// When memory began to refuse.
     pub(in crate::workload) refused: Instant,
     pub(in crate::workload) done: Option<Done>,
+    /// For the ledger, in the same transaction.
+    pub(in crate::workload) notes: Vec<Note>,
 }
 
 /// What the revoker is told.
@@ -31,6 +34,8 @@ pub(in crate::workload) struct RevokeJob {
 pub(in crate::workload) enum Job {
     /// These leases are refused.
     Revoke(RevokeJob),
+    /// For the record, once everything that came before is in the ledger or could not be put there.
+    Record(Vec<Event>),
     /// These authorities are in force from now on.
     Authorities {
         set: Arc<AuthoritySet>,

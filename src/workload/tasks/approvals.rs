@@ -2,7 +2,7 @@
 //! what was asked. The book of approvals stands beside the tree behind the same lock, so that what was allowed for a
 //! task ends in the same step as the task. Who may answer is in [`super::approvers`].
 //!
-//! Nothing here is kept over a restart of the agent: that ends every task, and with them all that was asked for.
+//! Nothing here is kept over a restart of the agent, also where the task is: whoever needs people asks them again.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;

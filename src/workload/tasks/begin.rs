@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::keeping::Written;
 use super::plan::{DEFAULT_CREDENTIAL, Plan, ToBe, Wanted, unspent};
 use super::scope::{Chosen, ScopeWish};
 use super::users::user_of;
@@ -13,6 +14,7 @@ use crate::id::{DelegationId, SpiffeId, TaskId};
 use crate::issue::user::UserToken;
 use crate::policy::{Action, Decision, Engine, Object, Phase, Verdict};
 use crate::registration::Identity;
+use crate::task::journal::note_keeper;
 use crate::task::{Charter, Detail, Ending, Grants, Key, Limits, NewTask, Refused, Scope, Seat, User};
 use crate::workload::revoker::Initiator;
 use crate::workload::state::State;
@@ -71,8 +73,8 @@ impl Workloads {
     pub async fn begin_task(&self, admission: &Admission, begin: Begin) -> Result<TaskView, TaskError> {
         let shared = &self.0;
         let key = key_of(admission, begin.key.clone());
-        if let Some(known) = shared.known_task(key.as_ref())? {
-            return Ok(known);
+        if shared.known_task(key.as_ref())?.is_some() {
+            return shared.again(key.as_ref()).await;
         }
         let wanted = begin.spiffe_id.as_ref();
         let fits = |one: &&Identity| wanted.is_none_or(|id| *id == one.spiffe_id);
@@ -227,16 +229,20 @@ impl Shared {
     ) -> Result<TaskView, TaskError> {
         let id = newcomer.id;
         mayfly_attestors::failpoint::hit("task.before_seat");
-        let view = self.seat(admission, newcomer)?;
+        let key = newcomer.key.clone();
+        let (view, written) = self.seat(admission, newcomer)?;
         if view.task.id != id {
             // Another request with the same key was faster.
-            return Ok(view);
+            return self.again(key.as_ref()).await;
         }
+        mayfly_attestors::failpoint::hit("task.after_seat");
         let (agent, task, decision) = (view.agent(), view.facts(), Some(Box::new(decision)));
         let event = Event::Task { step, agent, task, decision, end: None };
-        if let Err(error) = self.parts.audit.record(vec![event]).await {
+        let done = self.written_and_recorded(written, vec![event]).await;
+        mayfly_attestors::failpoint::hit("task.before_answer");
+        if let Err(refusal) = done {
             self.end_unrecorded(id);
-            return Err(Refusal::Audit(error).into());
+            return Err(refusal.into());
         }
         Ok(view)
     }
@@ -250,6 +256,12 @@ impl Shared {
         self.parts.audit.note(vec![Event::Decided { agent, task, decision }]);
     }
 
+    /// The task that an equal request has made, once it is certain that it was made.
+    pub(super) async fn again(&self, key: Option<&Key>) -> Result<TaskView, TaskError> {
+        self.catch_up().await?;
+        self.known_task(key)?.ok_or(TaskError::Refused(Refused::NoSuchTask))
+    }
+
     /// Undoes a step of which no record could be made.
     pub(super) fn end_unrecorded(self: &Arc<Self>, id: TaskId) {
         let (now, wall) = (self.parts.clock.monotonic(), self.parts.clock.wall());
@@ -260,7 +272,11 @@ impl Shared {
 
     /// The task of the newcomer, or the one that an equal request has made meanwhile. What was decided may have been
     /// overtaken: whether the process is still here and still has the identity is looked at in the same step.
-    pub(super) fn seat(&self, admission: &Admission, newcomer: Newcomer) -> Result<TaskView, TaskError> {
+    pub(super) fn seat(
+        &self,
+        admission: &Admission,
+        newcomer: Newcomer,
+    ) -> Result<(TaskView, Written), TaskError> {
         let Newcomer { id, charter, life, key, offer, keeper, pending, chosen } = newcomer;
         let (process, member) = (admission.process(), admission.id());
         let keeper = keeper.map(|audiences| self.look_at_keeper(process, audiences)).transpose()?;
@@ -277,7 +293,8 @@ impl Shared {
             return Err(TaskError::Frozen);
         }
         if let Some(known) = state.tasks.tree.task_of_key(key.as_ref())? {
-            return state.tasks.view(known, now, wall).ok_or(TaskError::Refused(Refused::NoSuchTask));
+            let view = state.tasks.view(known, now, wall).ok_or(TaskError::Refused(Refused::NoSuchTask))?;
+            return Ok((view, self.note_down(Vec::new())));
         }
         let seat = self.take_seat(&mut state, seat, &chosen, &charter, now)?;
         let new = NewTask { id, charter, seat: seat.clone(), life, pending, begun_at: wall, key };
@@ -286,7 +303,10 @@ impl Shared {
             Some(offer) => tree.join(offer, new, now).map(|task| task.id),
             None => tree.begin(new, now).map(|task| task.id),
         };
+        let mut notes = Vec::new();
         if seated == Ok(id) {
+            notes = state.tasks.tree.notes_of_task(id, &self.epoch);
+            notes.extend(keeper.as_ref().map(|keeper| note_keeper(&keeper.kept(id))));
             state.tasks.keepers.extend(keeper.map(|keeper| (id, keeper)));
             state.core.hold(seat.holder);
             state.found(id, &seat, member);
@@ -295,8 +315,8 @@ impl Shared {
         } else if seat.holder != member {
             self.forget_idle(&mut state, seat.holder);
         }
-        let seated = seated?;
-        state.tasks.view(seated, now, wall).ok_or(TaskError::Refused(Refused::NoSuchTask))
+        let view = state.tasks.view(seated?, now, wall).ok_or(TaskError::Refused(Refused::NoSuchTask))?;
+        Ok((view, self.note_down(notes)))
     }
 }
 

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use super::approval_use::Approved;
 use super::begin::{Newcomer, key_of, recorded, version};
+use super::keeping::Written;
 use super::plan::{DEFAULT_CREDENTIAL, Plan, ToBe, Wanted, template_denial, unspent};
 use super::scope::ScopeWish;
 use super::users::user_of;
@@ -17,6 +18,7 @@ use crate::audit::{Event, TaskStep};
 use crate::id::{ApprovalId, DelegationId, EntryId, SpiffeId, TaskId};
 use crate::policy::{Action, Decision, Engine, Object, Phase, PolicySet, Question, WorkloadFacts};
 use crate::registration::Identity;
+use crate::task::journal::forget_offer;
 use crate::task::{Charter, Detail, Grants, Key, Limits, NewOffer, Offer, Refused};
 use crate::workload::{Admission, Refusal, Shared, State, Workloads};
 
@@ -89,8 +91,8 @@ impl Workloads {
     pub async fn delegate(&self, admission: &Admission, asked: Delegate) -> Result<OfferView, TaskError> {
         let shared = &self.0;
         let key = key_of(admission, asked.key.clone());
-        if let Some(known) = shared.known_offer(key.as_ref())? {
-            return Ok(known);
+        if shared.known_offer(key.as_ref())?.is_some() {
+            return shared.offered_again(key.as_ref()).await;
         }
         let parent = shared.enter(asked.task, admission)?;
         let set = shared.parts.policy.in_force();
@@ -110,13 +112,14 @@ impl Workloads {
             return Err(shared.note_no_delegation(&parent, &to, decision));
         }
         new.waits = needed.is_some().then(|| shared.wait_of_offers());
-        let view = shared.offer(admission, new, &decision)?;
+        let key = new.key.clone();
+        let (view, written) = shared.offer(admission, new, &decision)?;
         if view.offer.id != id {
             // Another request with the same key was faster.
-            return Ok(view);
+            return shared.offered_again(key.as_ref()).await;
         }
         if let Some(needed) = needed {
-            return shared.ask_about_offer(admission, &parent, view, &decision, &needed).await;
+            return shared.ask_about_offer(admission, &parent, (view, written), &decision, &needed).await;
         }
         let event = Event::Task {
             step: TaskStep::Delegate,
@@ -125,11 +128,15 @@ impl Workloads {
             decision: Some(Box::new(recorded(&decision, Phase::Begin, Action::Delegate, to.as_str()))),
             end: None,
         };
-        if let Err(error) = shared.parts.audit.record(vec![event]).await {
+        if let Err(refusal) = shared.written_and_recorded(written, vec![event]).await {
             // An offer of which no record could be made is none.
-            let taken_by = shared.lock().tasks.tree.take_back(id);
+            let taken_by = {
+                let mut state = shared.lock();
+                shared.parts.ledger.note_soon(vec![forget_offer(id)]);
+                state.tasks.tree.take_back(id)
+            };
             taken_by.into_iter().for_each(|child| shared.end_unrecorded(child));
-            return Err(Refusal::Audit(error).into());
+            return Err(refusal.into());
         }
         Ok(view)
     }
@@ -142,8 +149,8 @@ impl Workloads {
     pub async fn join_task(&self, admission: &Admission, join: Join) -> Result<TaskView, TaskError> {
         let shared = &self.0;
         let key = key_of(admission, join.key);
-        if let Some(known) = shared.known_task(key.as_ref())? {
-            return Ok(known);
+        if shared.known_task(key.as_ref())?.is_some() {
+            return shared.again(key.as_ref()).await;
         }
         let Taken { identity, charter, parent, deadline } = shared.taken(admission, join.offer)?;
         let chosen = shared.choose_scope(admission, join.scope, join.keeper.is_some())?;
@@ -239,7 +246,7 @@ impl Shared {
         to: &SpiffeId,
         decision: Decision,
     ) -> TaskError {
-        self.lock().tasks.tree.note_denial(parent.task.id);
+        self.count_denial(parent.task.id);
         let recorded = Box::new(recorded(&decision, Phase::Begin, Action::Delegate, to.as_str()));
         let event = Event::Decided { agent: parent.agent(), task: parent.facts(), decision: recorded };
         self.parts.audit.note(vec![event]);
@@ -297,7 +304,7 @@ impl Shared {
         admission: &Admission,
         mut new: NewOffer,
         decision: &Decision,
-    ) -> Result<OfferView, TaskError> {
+    ) -> Result<(OfferView, Written), TaskError> {
         new.charter.evaluation = decision.evaluation_id.to_string();
         new.charter.policy_version = version(decision);
         mayfly_attestors::failpoint::hit("task.before_offer");
@@ -309,7 +316,14 @@ impl Shared {
         let cut = cut.ok_or(Refused::NoSuchTask)?;
         let id = state.tasks.tree.offer(new, &cut, &caller, now)?.id;
         self.timer.notify_one();
-        self.offer_view(&state, id).ok_or(TaskError::Refused(Refused::NoSuchDelegation))
+        let view = self.offer_view(&state, id).ok_or(TaskError::Refused(Refused::NoSuchDelegation))?;
+        Ok((view, self.note_down(state.tasks.tree.notes_of_offer(id, &self.epoch))))
+    }
+
+    /// The offer that an equal request has made, once it is certain that it was made.
+    async fn offered_again(&self, key: Option<&Key>) -> Result<OfferView, TaskError> {
+        self.catch_up().await?;
+        self.known_offer(key)?.ok_or(TaskError::Refused(Refused::NoSuchDelegation))
     }
 
     fn known_offer(&self, key: Option<&Key>) -> Result<Option<OfferView>, TaskError> {

@@ -185,7 +185,7 @@ impl Shared {
 
     pub(super) fn note_task_denial(&self, error: &TaskError, view: Option<&TaskView>, ask: &Ask) {
         let Some(view) = view else { return };
-        self.lock().tasks.tree.note_denial(view.task.id);
+        self.count_denial(view.task.id);
         let event = match error {
             TaskError::Denied(decision) | TaskError::Unbound(decision) => {
                 self.decided(view, decision, decision.action, &ask.target, ask.operation.as_ref())

@@ -53,6 +53,7 @@ impl Workloads {
             (counts.0, counts.1, view)
         };
         self.flush().await;
+        self.0.is_written_down()?;
         let took = self.0.parts.clock.monotonic().saturating_duration_since(now);
         Ok(TaskSummary { view, tasks, credentials, took })
     }
@@ -140,7 +141,7 @@ impl Shared {
             drop(state.core.withdraw(lease));
             rows.extend(state.take_row(lease));
         }
-        self.refuse(rows, Reason::TaskEnded, initiator, seen, None);
+        self.refuse_noting(rows, Reason::TaskEnded, initiator, seen, None, cascade.notes());
         let tolls = cascade.tolls(|id| state.tasks.tree.get(id)?.parent);
         let mut events = Vec::with_capacity(cascade.ended.len());
         for (ended, toll) in cascade.ended.iter().zip(tolls) {
@@ -174,7 +175,7 @@ impl Shared {
                 }),
             });
         }
-        self.parts.audit.note(events);
+        self.record_after(events);
     }
 }
 

@@ -12,6 +12,7 @@ use mayfly_attestors::{ParentError, Process, ProcessKey};
 
 use super::TaskError;
 use crate::id::TaskId;
+use crate::task::journal::KeptBy;
 use crate::task::{Refused, Standing};
 use crate::workload::{Refusal, Shared, Workloads};
 
@@ -26,6 +27,16 @@ pub(super) struct Keeper {
 }
 
 impl Keeper {
+    /// To be kept over a restart of the agent.
+    pub(super) fn kept(&self, task: TaskId) -> KeptBy {
+        KeptBy { task, process: self.process, audiences: self.audiences.clone() }
+    }
+
+    /// One that was.
+    pub(super) fn of(kept: KeptBy) -> (TaskId, Self) {
+        (kept.task, Self { process: kept.process, audiences: kept.audiences })
+    }
+
     /// Only what it was named for.
     fn may(&self, errand: Errand<'_>) -> Result<(), Refused> {
         match errand {

@@ -108,7 +108,7 @@ impl Shared {
         events: Vec<Event>,
     ) -> Result<Committed, (Refusal, bool)> {
         let (committed, recorded) =
-            tokio::join!(self.parts.ledger.commit(vec![row]), self.parts.audit.record(events));
+            tokio::join!(self.write_down_used(row), self.parts.audit.record(events));
         let committed = committed.map_err(|error| (Refusal::Ledger(error), false))?;
         recorded.map_err(|error| (Refusal::Audit(error), true))?;
         Ok(committed)

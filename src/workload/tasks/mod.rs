@@ -1,8 +1,8 @@
 //! The shell around the task core: begins, ends and decides, and issues for tasks.
 //!
 //! The tree stands beside the lease core behind the same lock, so that whoever ends a task ends its leases in the same
-//! step. A task is held by one process, or by a cgroup. A restart of the agent ends every task: its credentials are refused before
-//! anybody is served.
+//! step. A task is held by one process, or by a cgroup, and outlives a restart of the agent if its holder does ([`keeping`]):
+//! what does not go on is refused before anybody is served.
 
 mod approval_facts;
 mod approval_use;
@@ -17,6 +17,7 @@ mod explain;
 mod following;
 mod issue;
 mod keeper;
+mod keeping;
 mod landing;
 mod operator;
 mod pending;
@@ -24,6 +25,7 @@ mod piece;
 mod plan;
 mod probes;
 mod renew;
+mod restoring;
 mod scope;
 mod users;
 mod watch;
@@ -43,6 +45,7 @@ pub use self::following::TaskFollower;
 pub use self::issue::{Ask, Authorized, Issued, Proof};
 pub use self::keeper::{Errand, MOST_AUDIENCES};
 pub use self::operator::TaskFilter;
+pub(super) use self::restoring::{Claim, TasksRestored};
 pub use self::scope::ScopeWish;
 pub(super) use self::users::look_at;
 pub use self::watch::{Look, TaskWatch};

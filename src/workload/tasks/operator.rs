@@ -100,6 +100,7 @@ impl Workloads {
             counts
         };
         self.flush().await;
+        self.0.is_written_down()?;
         let (after, wall) = (self.0.parts.clock.monotonic(), self.0.parts.clock.wall());
         let view = self.0.lock().tasks.view(id, after, wall).ok_or(Refused::NoSuchTask)?;
         Ok(TaskSummary { view, tasks, credentials, took: after.saturating_duration_since(now) })

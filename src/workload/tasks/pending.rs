@@ -8,12 +8,14 @@ use std::time::{Duration, Instant};
 use super::approval_use::Approved;
 use super::approvals::{Asked, Asker, event};
 use super::begin::{Newcomer, recorded};
+use super::keeping::Written;
 use super::piece::Piece;
 use super::users::user_of;
 use super::{OfferView, TaskError, TaskView};
 use crate::audit::{ApprovalStep, Event, TaskStep};
 use crate::id::{ApprovalId, DelegationId};
 use crate::policy::{Action, ApprovalNeeded, Decision, Engine, Object, Phase, PolicySet};
+use crate::task::journal::forget_offer;
 use crate::task::approval::{Approval, ApprovalError, ApprovalState, Jury, Subject};
 use crate::task::{Ending, Grants, Refused, Standing};
 use crate::workload::revoker::Initiator;
@@ -35,17 +37,17 @@ impl Shared {
         decision: &Decision,
         needed: &ApprovalNeeded,
     ) -> Result<TaskView, TaskError> {
-        let id = newcomer.id;
+        let (id, key) = (newcomer.id, newcomer.key.clone());
         let agent = newcomer.charter.spiffe_id.to_string();
         {
             let (now, mut state) = (self.parts.clock.monotonic(), self.lock());
             self.settle_approvals(&mut state, now);
             state.tasks.approvals.book.has_room_for(&agent, now)?;
         }
-        let view = self.seat(admission, newcomer)?;
+        let (view, written) = self.seat(admission, newcomer)?;
         if view.task.id != id {
             // Another request with the same key was faster.
-            return Ok(view);
+            return self.again(key.as_ref()).await;
         }
         let piece = Piece { charter: &view.task.charter, life: view.life(), task: id, offer: None };
         let asked = self.ask_about(admission, &view, &piece, decision, needed);
@@ -53,9 +55,9 @@ impl Shared {
         let recorded = Some(Box::new(recorded(decision, Phase::Begin, Action::Begin, &piece.target())));
         let (agent, task) = (view.agent(), view.facts());
         let begun = Event::Task { step: TaskStep::Begin, agent, task, decision: recorded, end: None };
-        if let Err(error) = self.parts.audit.record(vec![begun, event]).await {
+        if let Err(refusal) = self.written_and_recorded(written, vec![begun, event]).await {
             self.end_unrecorded(id);
-            return Err(Refusal::Audit(error).into());
+            return Err(refusal.into());
         }
         self.tell_approval(&view);
         Ok(view)
@@ -66,7 +68,7 @@ impl Shared {
         self: &Arc<Self>,
         admission: &Admission,
         parent: &TaskView,
-        offered: OfferView,
+        (offered, written): (OfferView, Written),
         decision: &Decision,
         needed: &ApprovalNeeded,
     ) -> Result<OfferView, TaskError> {
@@ -79,19 +81,20 @@ impl Shared {
         let recorded = Some(Box::new(recorded(decision, Phase::Begin, Action::Delegate, &piece.target())));
         let (agent, task) = (parent.agent(), parent.facts());
         let offer = Event::Task { step: TaskStep::Delegate, agent, task, decision: recorded, end: None };
-        if let Err(error) = self.parts.audit.record(vec![offer, event]).await {
-            let mut state = self.lock();
-            state.tasks.approvals.book.cancel(asked.id);
-            state.tasks.tree.take_back(id);
-            return Err(Refusal::Audit(error).into());
+        if let Err(refusal) = self.written_and_recorded(written, vec![offer, event]).await {
+            self.lock().tasks.approvals.book.cancel(asked.id);
+            self.forget_offer(id);
+            return Err(refusal.into());
         }
         self.tell_approval(parent);
         Ok(OfferView { approval: Some(asked.id), ..offered })
     }
 
     fn forget_offer(&self, id: DelegationId) {
+        let mut state = self.lock();
+        self.parts.ledger.note_soon(vec![forget_offer(id)]);
         // Nobody can have taken it up.
-        let _nobody = self.lock().tasks.tree.take_back(id);
+        let _nobody = state.tasks.tree.take_back(id);
     }
 
     fn tell_approval(&self, view: &TaskView) {
@@ -233,6 +236,12 @@ impl Shared {
             let cascade = state.tasks.tree.narrow(subject.task, &cut, now, wall);
             self.carry_out(&mut state, &cascade, Initiator::Policy, now, None);
         }
+        // Before anything that is given out for it: until this is on the disk, a restart ends it as one that waits.
+        let tree = &state.tasks.tree;
+        self.parts.ledger.note_soon(match offer {
+            Some(offer) => tree.notes_of_offer(offer, &self.epoch),
+            None => tree.notes_of_task(subject.task, &self.epoch),
+        });
         state.tasks.tell_approval(subject.task);
         self.timer.notify_one();
         goes_on
@@ -257,6 +266,7 @@ impl Shared {
         match offer {
             Some(offer) => {
                 if state.tasks.tree.offered(offer).is_some_and(|offer| offer.pending) {
+                    self.parts.ledger.note_soon(vec![forget_offer(offer)]);
                     state.tasks.tree.take_back(offer);
                 }
                 self.void_approval(state, approval.id);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::begin::recorded;
+use super::keeping::Written;
 use super::plan::{DEFAULT_CREDENTIAL, ToBe, template_denial};
 use super::users::user_of;
 use super::{TaskError, TaskView, caller};
@@ -37,20 +38,22 @@ impl Workloads {
         let to_be = shared.renewed(&set, &view, who, until.saturating_duration_since(now));
         let (decision, recorded) = shared.decide_renewal(&set, &view, &to_be)?;
         if !decision.is_allowed() {
-            shared.lock().tasks.tree.note_denial(id);
+            shared.count_denial(id);
             let (agent, task, recorded) = (view.agent(), view.facts(), Box::new(recorded));
             shared.parts.audit.note(vec![Event::Decided { agent, task, decision: recorded }]);
             return Err(TaskError::Denied(Box::new(decision)));
         }
         let cut = to_be.left_by(&set);
-        let (before, view) = shared.give_time(admission, id, life, &cut)?;
+        let (before, view, written) = shared.give_time(admission, id, life, &cut)?;
         let (agent, task, decision) = (view.agent(), view.facts(), Some(Box::new(recorded)));
         let event = Event::Task { step: TaskStep::Renew, agent, task, decision, end: None };
-        if let Err(error) = shared.parts.audit.record(vec![event]).await {
+        if let Err(refusal) = shared.written_and_recorded(written, vec![event]).await {
             // Time of which no record could be made is taken back.
-            shared.lock().tasks.tree.curtail(id, before);
+            let mut state = shared.lock();
+            state.tasks.tree.curtail(id, before);
+            shared.note_undone(&state, id);
             shared.timer.notify_one();
-            return Err(Refusal::Audit(error).into());
+            return Err(refusal.into());
         }
         Ok(view)
     }
@@ -121,7 +124,7 @@ impl Shared {
         id: TaskId,
         life: Duration,
         cut: &Grants,
-    ) -> Result<(Instant, TaskView), TaskError> {
+    ) -> Result<(Instant, TaskView, Written), TaskError> {
         let (now, wall) = (self.parts.clock.monotonic(), self.parts.clock.wall());
         let mut state = self.lock();
         let before = state.tasks.tree.get(id).ok_or(Refused::NoSuchTask)?.deadline;
@@ -129,6 +132,7 @@ impl Shared {
         self.carry_out(&mut state, &cascade, Initiator::Policy, now, None);
         self.timer.notify_one();
         let view = state.tasks.view(id, now, wall).ok_or(Refused::NoSuchTask)?;
-        Ok((before, view))
+        let written = self.note_down(state.tasks.tree.notes_of_subtree(id, &self.epoch));
+        Ok((before, view, written))
     }
 }

@@ -1,0 +1,74 @@
+//! What a freeze makes of credentials that tasks have already: nothing is taken back, and nobody is to believe them until
+//! it is thawed. Derived from what is frozen at the moment of the question, so that a thaw needs no second step.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use super::{Shared, State, Workloads, lock};
+use crate::id::LeaseId;
+use crate::ledger::{Row, StatusIndex};
+use crate::policy::PolicySet;
+
+impl Workloads {
+    /// Whether the credential is a live one of a task, and something that it rests on is frozen: an agent in the chain, a
+    /// task in the lineage, its target, or everything.
+    pub fn is_suspended(&self, lease: LeaseId) -> bool {
+        let set = self.policy().in_force();
+        if set.freezes().is_empty() {
+            return false;
+        }
+        let suspension = Suspension::of(&set);
+        let state = self.0.lock();
+        state.rows.get(&lease).is_some_and(|row| suspension.covers(&state, row))
+    }
+}
+
+impl Shared {
+    /// Brings the lists in line with what is frozen, if that has changed since they last were.
+    pub(super) fn list_suspended(&self) {
+        let set = self.parts.policy.in_force();
+        let mut listed = lock(&self.suspended_by);
+        let was_frozen = listed.as_ref().is_some_and(|by| !by.freezes().is_empty());
+        let is_news = listed.as_ref().is_none_or(|by| !Arc::ptr_eq(by, &set));
+        if is_news && (was_frozen || !set.freezes().is_empty()) {
+            let suspension = Suspension::of(&set);
+            let state = self.lock();
+            let rows = state.rows.values().filter(|row| suspension.covers(&state, row));
+            let places: Vec<StatusIndex> = rows.filter_map(|row| row.status).collect();
+            lock(&self.status).suspend(places);
+        }
+        *listed = Some(set);
+    }
+}
+
+/// What is frozen, as far as credentials that are out are concerned.
+struct Suspension<'a> {
+    set: &'a PolicySet,
+    /// Of frozen targets.
+    audiences: BTreeSet<&'a str>,
+}
+
+impl<'a> Suspension<'a> {
+    fn of(set: &'a PolicySet) -> Self {
+        let audience = |name: &'a str| match set.catalogue().target(name) {
+            Some(target) => target.audience.as_str(),
+            None => name,
+        };
+        Self { set, audiences: set.freezes().targets().map(audience).collect() }
+    }
+
+    fn covers(&self, state: &State, row: &Row) -> bool {
+        let Some(id) = row.task else { return false };
+        let tree = &state.tasks.tree;
+        let Some(task) = tree.get(id) else { return false };
+        let (chain, lineage) = (tree.chain(id), tree.lineage(id));
+        let tasks: Vec<String> = lineage.iter().map(|task| task.id.to_string()).collect();
+        let agents = chain.iter().map(|agent| agent.as_str());
+        if self.set.freezes().touches(agents, tasks.iter().map(String::as_str), None) {
+            return true;
+        }
+        // A form that says no audience may be for any that the task ever asked for.
+        let is_frozen = |audience: &String| self.audiences.contains(audience.as_str());
+        if row.audience.is_empty() { task.audiences.iter().any(is_frozen) } else { row.audience.iter().any(is_frozen) }
+    }
+}
