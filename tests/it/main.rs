@@ -33,6 +33,8 @@ mod policy;
 #[cfg(test)]
 mod probes;
 #[cfg(test)]
+mod proofs;
+#[cfg(test)]
 mod rotation;
 #[cfg(test)]
 mod rotation_client;
@@ -54,6 +56,8 @@ mod support;
 mod task_admin;
 #[cfg(test)]
 mod task_threats;
+#[cfg(test)]
+mod task_threats_tokens;
 #[cfg(test)]
 mod tasks;
 #[cfg(test)]

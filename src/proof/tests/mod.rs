@@ -2,6 +2,7 @@
 
 mod dpop;
 mod parts;
+mod types;
 mod wpt;
 
 use std::time::Duration;

@@ -45,6 +45,7 @@ fn h12_a_token_that_is_bound_to_a_certificate_is_for_its_connection_alone() {
     client.claims = object(json!({ "cnf": { "x5t#S256": sha256 } }));
     let request = Request { method: "GET", url: URL, now: now() };
     let proof = client.proof();
+    let proofs = [&*proof];
     let mut shown = Shown { token: TOKEN, scheme: Scheme::Bearer, proofs: &[], certificate: Some(DER) };
     assert_eq!(client.shows(&shown, &request), Ok(Holder::Certificate));
     assert_eq!(client.shows(&shown, &request), Ok(Holder::Certificate), "as often as he likes");
@@ -54,7 +55,7 @@ fn h12_a_token_that_is_bound_to_a_certificate_is_for_its_connection_alone() {
     }
     shown.certificate = None;
     assert_eq!(client.shows(&shown, &request), Err(R::NoCertificate));
-    shown = Shown { scheme: Scheme::Dpop, proofs: &[&proof], certificate: Some(DER), ..shown };
+    shown = Shown { scheme: Scheme::Dpop, proofs: &proofs, certificate: Some(DER), ..shown };
     assert_eq!(client.shows(&shown, &request), Err(R::Scheme), "not by a proof of whatever key");
 }
 
