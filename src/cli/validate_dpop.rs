@@ -112,7 +112,7 @@ mod tests {
     fn pair() -> Pair {
         let key = Forge::new("ES256");
         let mut jwk = key.jwk("k");
-        ["kid", "use"].map(|name| jwk.as_object_mut().expect("an object").remove(name));
+        jwk.as_object_mut().expect("an object").retain(|name, _| !["kid", "use"].contains(&name.as_str()));
         let bound = json!({ "cnf": { "jkt": jwk_thumbprint(&jwk).expect("a key") } });
         let token = key.sign(r#"{"alg":"ES256","typ":"at+jwt"}"#, &bound.to_string());
         let header = json!({ "alg": "ES256", "typ": "dpop+jwt", "jwk": jwk });
