@@ -18,7 +18,7 @@ pub(crate) const POLICY: &str = r#"
 @id("write") permit(principal in Mayfly::Group::"planners", action == Mayfly::Action::"write", resource);
 "#;
 
-const CATALOGUE: &str = r#"
+pub(crate) const CATALOGUE: &str = r#"
 [[agents]]
 spiffe_id = "spiffe://example.org/planner"
 groups = ["planners"]

@@ -55,6 +55,8 @@ mod support;
 #[cfg(test)]
 mod task_admin;
 #[cfg(test)]
+mod task_defences;
+#[cfg(test)]
 mod task_threats;
 #[cfg(test)]
 mod task_threats_tokens;

@@ -58,9 +58,9 @@ target = "wiki"
 actions = ["read"]
 "#;
 
-const WIKI: &str = "https://wiki.example.org";
+pub(crate) const WIKI: &str = "https://wiki.example.org";
 
-fn agent() -> Agent {
+pub(crate) fn agent() -> Agent {
     let mut agent = Plan::for_uids(&[own_uid()]).prepare();
     let policy = agent.dir().join("policy.d");
     std::fs::create_dir(&policy).unwrap();

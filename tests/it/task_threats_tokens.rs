@@ -13,7 +13,7 @@ use mayfly_proto::task as proto;
 use prost::Message as _;
 use serde_json::{Value, json};
 
-use crate::children::{get, issue, offer, wanted};
+use crate::children::{get, issue, lasting, offer, wanted};
 use crate::http::local;
 use crate::users::{PLANNER, WIKI, WORKER, World, begin};
 
@@ -103,6 +103,12 @@ fn h04_each_kind_of_token_passes_at_its_own_doors_and_at_no_other() {
         let answer = local(&world.agent, "/revoke", &["-d", &format!("token={token}")]);
         assert_eq!(answer.status, 200, "{kind}");
     }
+    for (_, token) in &kinds[..2] {
+        world.agent.audited(&["credential.revoke", claims(token)["jti"].as_str().unwrap()]);
+    }
+    // What is on record later than this was said later.
+    let later = begin(&mut planner, &world.idp.token("00u1")).unwrap();
+    world.agent.audited(&["task.begin", &later.id]);
     let revoked: Vec<Value> =
         world.agent.audit().into_iter().filter(|line| line["event"] == "credential.revoke").collect();
     assert_eq!(revoked.len(), 2, "the access token and the JWT-SVID: {revoked:?}");
@@ -263,7 +269,8 @@ fn h11_a_child_cannot_be_given_another_user() {
     let delegate = with_bob(offer(&root, WORKER, "").encode_to_vec());
     let refused = planner.task_call_raw::<proto::Delegation>("Delegate", &delegate).unwrap_err();
     assert_eq!((refused.code, refused.reason.as_str()), (3, "malformed"));
-    let offered: proto::Delegation = planner.task_call("Delegate", &offer(&root, WORKER, "")).unwrap();
+    let brief = proto::DelegateRequest { ttl: lasting(60), ..offer(&root, WORKER, "") };
+    let offered: proto::Delegation = planner.task_call("Delegate", &brief).unwrap();
     let join = proto::JoinRequest { delegation_id: offered.id, ..Default::default() };
     let refused = worker.task_call_raw::<proto::Task>("Join", &with_bob(join.encode_to_vec())).unwrap_err();
     assert_eq!((refused.code, refused.reason.as_str()), (3, "malformed"));
