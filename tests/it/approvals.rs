@@ -68,7 +68,7 @@ fn world() -> Agent {
 }
 
 /// With `[approvals]` as it says for the agent's directory.
-fn told_by(settings: impl Fn(&Path) -> String) -> Agent {
+pub(crate) fn told_by(settings: impl Fn(&Path) -> String) -> Agent {
     let mut agent = Plan::for_uids(&[own_uid()]).prepare();
     agent.plan().environment.push(("CANARY".to_owned(), "1".to_owned()));
     let dir: PathBuf = agent.dir().join("policy.d");
@@ -83,7 +83,7 @@ fn told_by(settings: impl Fn(&Path) -> String) -> Agent {
     agent
 }
 
-fn begin(holder: &mut Holder) -> String {
+pub(crate) fn begin(holder: &mut Holder) -> String {
     let detail = proto::AuthorizationDetail {
         r#type: "urn:mayfly:rar:target-access".to_owned(),
         locations: vec![format!("{WIKI}/api"), TOOLS.to_owned()],
@@ -96,7 +96,7 @@ fn begin(holder: &mut Holder) -> String {
 }
 
 /// To write the page of that number.
-fn write(task: &str, page: u32) -> proto::AuthorizeRequest {
+pub(crate) fn write(task: &str, page: u32) -> proto::AuthorizeRequest {
     let http = proto::HttpCall {
         method: "PUT".to_owned(),
         host: "wiki.example.org".to_owned(),
@@ -133,7 +133,7 @@ fn reason<T: std::fmt::Debug>(answer: Answer<T>) -> String {
     info.map_or_else(|| format!("{refusal:?}"), |info| info.reason)
 }
 
-fn asked(holder: &mut Holder, request: &proto::AuthorizeRequest) -> proto::AccessRequest {
+pub(crate) fn asked(holder: &mut Holder, request: &proto::AuthorizeRequest) -> proto::AccessRequest {
     let decision = authorize(holder, request).unwrap();
     assert_eq!((decision.allow, decision.reason.as_str()), (false, "approval_required"));
     decision.access_request.unwrap()
@@ -281,7 +281,7 @@ fn k04_nobody_decides_about_what_his_own_user_asks() {
     assert!(err.contains("somebody else must decide"), "{err}");
 }
 
-fn script(dir: &Path, name: &str, text: &str) -> PathBuf {
+pub(crate) fn script(dir: &Path, name: &str, text: &str) -> PathBuf {
     let path = dir.join(name);
     std::fs::write(&path, text).unwrap();
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();

@@ -172,9 +172,11 @@ fn h12_a_copied_wit_svid_is_nobody_without_its_key() {
         let own = JwtBundle::of_keys(JwsUse::WitSvid, set["keys"].as_array().unwrap());
         let mut trusted = JwtBundles::default();
         trusted.insert("example.org".parse().unwrap(), std::sync::Arc::new(own));
-        validate(token, &WitRules { bundles: &trusted, revoked: &|_| false, longest: None, now: now() }).unwrap()
+        validate(token, &WitRules { bundles: &trusted, revoked: &|_| false, longest: None, now: now() })
+            .unwrap()
     };
-    let key = |credential: &proto::Credential| Key::of(&serde_json::from_slice(&credential.private_key).unwrap());
+    let key =
+        |credential: &proto::Credential| Key::of(&serde_json::from_slice(&credential.private_key).unwrap());
     let mut replays = Replays::new(1_000);
     let mut takes = |proof: &str| {
         let request = Request { method: "GET", url: URL, now: now() };

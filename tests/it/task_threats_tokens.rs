@@ -67,8 +67,8 @@ fn h04_each_kind_of_token_passes_at_its_own_doors_and_at_no_other() {
         let request = proto::IssueRequest { details: details.clone(), ..wanted(&task, format) };
         planner.task_call("Issue", &request).unwrap()
     };
-    let [access, jwt, wit] =
-        [proto::Format::AccessToken, proto::Format::JwtSvid, proto::Format::WitSvid].map(|format| held(format).token);
+    let [access, jwt, wit] = [proto::Format::AccessToken, proto::Format::JwtSvid, proto::Format::WitSvid]
+        .map(|format| held(format).token);
     let uri = claims(&access)["status"]["status_list"]["uri"].as_str().unwrap().to_owned();
     let list = local(&world.agent, uri.strip_prefix("https://id.example.org").unwrap(), &[]);
     assert_eq!(list.header("content-type"), "application/statuslist+jwt");
@@ -160,7 +160,15 @@ fn h11_what_this_agent_signed_is_no_users_token_and_neither_is_one_that_lies_abo
     for token in &own {
         assert_eq!(begin(&mut planner, token).unwrap_err().reason, "user_not_verified");
     }
-    for typ in ["wit+jwt", "wpt+jwt", "dpop+jwt", "secevent+jwt", "statuslist+jwt", "txntoken+jwt", "oauth-id-jag+jwt"] {
+    for typ in [
+        "wit+jwt",
+        "wpt+jwt",
+        "dpop+jwt",
+        "secevent+jwt",
+        "statuslist+jwt",
+        "txntoken+jwt",
+        "oauth-id-jag+jwt",
+    ] {
         let header = json!({"alg": "ES256", "kid": "k1", "typ": typ});
         let token = world.idp.sign_under(&header, &Idp::claims("00u1"));
         assert_eq!(begin(&mut planner, &token).unwrap_err().reason, "user_not_verified", "{typ}");
@@ -230,12 +238,13 @@ fn h11_a_child_asks_for_no_other_audience_and_no_more_than_it_was_given() {
     let child = hand_on(&root, &mut planner, (&mut worker, WORKER)).unwrap();
     let mut ask = |details: Vec<proto::AuthorizationDetail>, audience: &[&str]| {
         let audience = audience.iter().map(|&one| one.to_owned()).collect();
-        let request =
-            proto::IssueRequest { details, audience, ..wanted(&child, proto::Format::AccessToken) };
+        let request = proto::IssueRequest { details, audience, ..wanted(&child, proto::Format::AccessToken) };
         worker.task_call::<proto::Credential>("Issue", &request).map_err(|refused| refused.reason)
     };
     // The set with the new target is in force as soon as somebody is refused by it and not for want of it.
-    until("the target is known", || (ask(Vec::new(), &[SHELF]) == Err("not_granted".to_owned())).then_some(()));
+    until("the target is known", || {
+        (ask(Vec::new(), &[SHELF]) == Err("not_granted".to_owned())).then_some(())
+    });
     for (details, audience, why) in [
         (vec![detail(SHELF, &["read"])], &[SHELF][..], "not_granted"),
         (vec![detail(WIKI, &["write"])], &[WIKI], "not_granted"),
