@@ -26,6 +26,7 @@ pub mod ledger;
 pub mod manager;
 pub mod pem;
 pub mod policy;
+pub mod proof;
 pub mod queue;
 pub mod ready;
 pub mod registration;

@@ -23,6 +23,9 @@ mod origin;
 #[path = "fuzz/checks/policy.rs"]
 mod policy;
 #[cfg(test)]
+#[path = "fuzz/checks/proof.rs"]
+mod proof;
+#[cfg(test)]
 #[path = "fuzz/checks/spiffe_id.rs"]
 mod spiffe_id;
 #[cfg(test)]
@@ -36,7 +39,7 @@ mod wit;
 mod corpus {
     use std::path::Path;
 
-    use super::{authority, bundle, config, entries, jwt, origin, policy, spiffe_id, watch, wit};
+    use super::{authority, bundle, config, entries, jwt, origin, policy, proof, spiffe_id, watch, wit};
 
     /// Runs the check over each file of the corpus `name`.
     fn replay(name: &str, check: fn(&[u8])) {
@@ -64,6 +67,11 @@ mod corpus {
     #[test]
     fn kept_wit_svids_pass() {
         replay("wit", wit::check);
+    }
+
+    #[test]
+    fn kept_proofs_of_possession_and_urls_pass() {
+        replay("proof", proof::check);
     }
 
     #[test]
@@ -117,6 +125,7 @@ mod corpus {
                 "jwt",
                 "origin",
                 "policy",
+                "proof",
                 "spiffe_id",
                 "watch",
                 "wit"

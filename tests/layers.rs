@@ -13,7 +13,7 @@ const LAYERS: &[&[&str]] = &[
     &["fileset", "telemetry", "verify"],
     &["authority", "config", "lease", "ledger", "policy", "registration", "sync"],
     &["audit", "issue", "revocation", "task", "trust"],
-    &["federation", "workload"],
+    &["federation", "proof", "workload"],
     &["api"],
     // Above `api`, not beside it: the Unix listener and its pinned peers are those of the gRPC sockets.
     &["web"],

@@ -34,20 +34,37 @@ pub enum JwsAlgorithm {
 }
 
 impl JwsAlgorithm {
+    /// All nine.
+    pub const ALL: [Self; 9] = [
+        Self::Rs256,
+        Self::Rs384,
+        Self::Rs512,
+        Self::Es256,
+        Self::Es384,
+        Self::Es512,
+        Self::Ps256,
+        Self::Ps384,
+        Self::Ps512,
+    ];
+
+    /// The `alg` value.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Rs256 => "RS256",
+            Self::Rs384 => "RS384",
+            Self::Rs512 => "RS512",
+            Self::Es256 => "ES256",
+            Self::Es384 => "ES384",
+            Self::Es512 => "ES512",
+            Self::Ps256 => "PS256",
+            Self::Ps384 => "PS384",
+            Self::Ps512 => "PS512",
+        }
+    }
+
     /// Reads an `alg` value, exactly as RFC 7518 spells it; `None` for every other, `none` and HMAC included.
     pub fn parse(text: &str) -> Option<Self> {
-        Some(match text {
-            "RS256" => Self::Rs256,
-            "RS384" => Self::Rs384,
-            "RS512" => Self::Rs512,
-            "ES256" => Self::Es256,
-            "ES384" => Self::Es384,
-            "ES512" => Self::Es512,
-            "PS256" => Self::Ps256,
-            "PS384" => Self::Ps384,
-            "PS512" => Self::Ps512,
-            _ => return None,
-        })
+        Self::ALL.into_iter().find(|one| one.as_str() == text)
     }
 
     fn rsa(self) -> Option<&'static RsaParameters> {

@@ -185,7 +185,7 @@ pub(super) fn public_members(key: &dyn SigningKey) -> Result<Members, CryptoErro
     ]))
 }
 
-fn thumbprint(members: &Members) -> Result<String, AuthorityError> {
+pub(super) fn thumbprint(members: &Members) -> Result<String, AuthorityError> {
     // Sorted by member name and without spaces, as RFC 7638 §3 wants it.
     let canonical = serde_json::to_vec(members)?;
     Ok(URL_SAFE_NO_PAD.encode(digest(&SHA256, &canonical)))

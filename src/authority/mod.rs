@@ -33,7 +33,7 @@ pub use self::jwk::{BundleError, JwsAlgorithm, JwtBundle, JwtBundles, JwtKey, Ke
 pub use self::jws::{JwsAuthority, JwsUse};
 pub use self::keys::{CryptoError, KeyType, SignatureForm, SigningKey, UnknownKeyType, WorkloadKey};
 pub use self::life::AuthorityKind;
-pub use self::proof_key::{ConfirmationFault, ConfirmationKey, ProofKey};
+pub use self::proof_key::{ConfirmationFault, ConfirmationKey, ProofKey, jwk_thumbprint};
 pub use self::protect::{EmptyPassphrase, Protection, Unopened};
 pub use self::set::{Authorities, AuthoritySet, ParentCrl};
 pub use self::store::{Disk, KeyStore, Memory, StoreError, name_of};

@@ -8,7 +8,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::Value;
 
 use super::jwk::Material;
-use super::jws::{Members, public_members};
+use super::jws::{Members, public_members, thumbprint};
 use super::keys::{CryptoError, KeyType, SignatureForm, SigningPair};
 use super::{JwsAlgorithm, KeyRefusal};
 use crate::secret::KeyBytes;
@@ -85,12 +85,25 @@ impl ConfirmationKey {
     /// # Errors
     /// The [`ConfirmationFault`].
     pub fn from_jwk(jwk: &Value) -> Result<Self, ConfirmationFault> {
-        if PRIVATE.iter().any(|name| jwk.get(name).is_some()) {
-            return Err(ConfirmationFault::Private);
+        let material = public(jwk)?;
+        let algorithm = own_algorithm(jwk).filter(|one| material.fits(*one));
+        Ok(Self { algorithm: algorithm.ok_or(ConfirmationFault::Algorithm)?, material })
+    }
+
+    /// Reads a public JWK whose algorithm is named beside it, as in the header of a DPoP proof (RFC 9449 §4.2). What it
+    /// says itself (`alg`, `use`) must agree.
+    ///
+    /// # Errors
+    /// The [`ConfirmationFault`].
+    pub fn presented(jwk: &Value, algorithm: JwsAlgorithm) -> Result<Self, ConfirmationFault> {
+        let material = public(jwk)?;
+        if jwk.get("use").is_some_and(|usage| usage.as_str() != Some("sig")) {
+            return Err(ConfirmationFault::Key);
         }
-        let material = Material::read(jwk).ok_or(ConfirmationFault::Key)?;
-        let algorithm = jwk.get("alg").and_then(Value::as_str).and_then(JwsAlgorithm::parse);
-        let algorithm = algorithm.filter(|one| material.fits(*one)).ok_or(ConfirmationFault::Algorithm)?;
+        let agrees = jwk.get("alg").is_none() || own_algorithm(jwk) == Some(algorithm);
+        if !agrees || !material.fits(algorithm) {
+            return Err(ConfirmationFault::Algorithm);
+        }
         Ok(Self { algorithm, material })
     }
 
@@ -112,6 +125,28 @@ impl fmt::Debug for ConfirmationKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "ConfirmationKey({:?})", self.algorithm)
     }
+}
+
+fn public(jwk: &Value) -> Result<Material, ConfirmationFault> {
+    if PRIVATE.iter().any(|name| jwk.get(name).is_some()) {
+        return Err(ConfirmationFault::Private);
+    }
+    Material::read(jwk).ok_or(ConfirmationFault::Key)
+}
+
+fn own_algorithm(jwk: &Value) -> Option<JwsAlgorithm> {
+    jwk.get("alg").and_then(Value::as_str).and_then(JwsAlgorithm::parse)
+}
+
+/// The RFC 7638 thumbprint (SHA-256) of a public JWK on a curve or of RSA; `None` for anything else.
+pub fn jwk_thumbprint(jwk: &Value) -> Option<String> {
+    let names: &[&'static str] = match jwk.get("kty")?.as_str()? {
+        "EC" => &["crv", "kty", "x", "y"],
+        "RSA" => &["e", "kty", "n"],
+        _ => return None,
+    };
+    let member = |name: &&'static str| Some((*name, jwk.get(*name)?.as_str()?.to_owned()));
+    thumbprint(&names.iter().map(member).collect::<Option<Members>>()?).ok()
 }
 
 /// Private members of RFC 7518 §6.2.2, §6.3.2 and §6.4.1.
@@ -180,5 +215,45 @@ mod tests {
         jwk.as_object_mut().unwrap().remove("alg");
         assert_eq!(ConfirmationKey::from_jwk(&jwk).err(), Some(ConfirmationFault::Algorithm));
         assert_eq!(ConfirmationKey::from_jwk(&json!([])).err(), Some(ConfirmationFault::Key));
+    }
+
+    #[test]
+    fn a_key_that_is_presented_goes_by_the_algorithm_beside_it() {
+        let mut jwk = serde_json::to_value(ProofKey::generate(KeyType::EcP256).unwrap().public_jwk()).unwrap();
+        let read = |jwk: &Value| ConfirmationKey::presented(jwk, JwsAlgorithm::Es256).err();
+        assert_eq!(read(&jwk), None);
+        let other = ConfirmationKey::presented(&jwk, JwsAlgorithm::Es384).err();
+        assert_eq!(other, Some(ConfirmationFault::Algorithm));
+        for (usage, fault) in [(json!("sig"), None), (json!("enc"), Some(ConfirmationFault::Key))] {
+            jwk["use"] = usage;
+            assert_eq!(read(&jwk), fault);
+        }
+        jwk.as_object_mut().unwrap().remove("use");
+        jwk["alg"] = json!("ES384");
+        assert_eq!(read(&jwk), Some(ConfirmationFault::Algorithm), "it says otherwise itself");
+        jwk.as_object_mut().unwrap().remove("alg");
+        assert_eq!(read(&jwk), None);
+    }
+
+    #[test]
+    fn thumbprints_are_those_of_another_library() {
+        for kind in [KeyType::EcP256, KeyType::EcP384] {
+            let jwk = serde_json::to_value(ProofKey::generate(kind).unwrap().public_jwk()).unwrap();
+            let theirs: jsonwebtoken::jwk::Jwk = serde_json::from_value(jwk.clone()).unwrap();
+            let theirs = theirs.thumbprint(jsonwebtoken::jwk::ThumbprintHash::SHA256).unwrap();
+            assert_eq!(jwk_thumbprint(&jwk), Some(theirs));
+        }
+        // The example of RFC 7638 §3.1.
+        let jwk = json!({
+            "kty": "RSA", "e": "AQAB", "alg": "RS256", "kid": "2011-04-29",
+            "n": "0vx7agoebGcQSuuPiLJXZptN9nndrQmbXEps2aiAFbWhM78LhWx4cbbfAAtVT86zwu1RK7aPFFxuhDR1L6tSoc_BJECPebWKRXjBZCi\
+                  FV4n3oknjhMstn64tZ_2W-5JsGY4Hc5n9yBXArwl93lqt7_RN5w6Cf0h4QyQ5v-65YGjQR0_FDW2QvzqY368QQMicAtaSqzs8KJZgnYb9c7d\
+                  0zgdAZHzu6qMQvRL5hajrn1n91CbOpbISD08qNLyrdkt-bFTWhAI4vMQFh6WeZu0fM4lFd2NcRwr3XPksINHaQ-G_xBniIqbw0Ls1jF44-cs\
+                  FCur-kEgU8awapJzKnqDKgw",
+        });
+        assert_eq!(jwk_thumbprint(&jwk).as_deref(), Some("NzbLsXh8uDCcd-6MNwXF4W_7noWXFZAfHkxZsRGC9Xs"));
+        for none in [json!({}), json!([]), json!({"kty": "oct", "k": "AA"}), json!({"kty": "EC", "crv": "P-256"})] {
+            assert_eq!(jwk_thumbprint(&none), None);
+        }
     }
 }

@@ -40,6 +40,7 @@ mod task;
 #[cfg(test)]
 mod testing;
 mod validate;
+mod validate_dpop;
 mod validate_wit;
 mod watch;
 mod whoami;

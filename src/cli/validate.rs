@@ -1,4 +1,4 @@
-//! `mayfly validate jwt` (and the way to `wit`): asks the agent whether a token is good now (WAPI-44), revocation included.
+//! `mayfly validate jwt` (and the way to `wit` and `dpop`): asks the agent whether a token is good now (WAPI-44), revocation included.
 
 use std::io::{BufRead, Read};
 use std::path::Path;
@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::args::OutputArgs;
 use super::client::{ClientArgs, Target, Which, answer};
 use super::failure::Failure;
-use super::{Context, render, validate_wit};
+use super::{Context, render, validate_dpop, validate_wit};
 use crate::exit::Exit;
 
 pub(super) const EXAMPLES: &str = "\
@@ -40,6 +40,9 @@ enum What {
     /// Check a WIT-SVID, and the proof that whoever showed it has its key
     #[command(after_help = validate_wit::EXAMPLES)]
     Wit(validate_wit::Args),
+    /// Check that a DPoP proof is one for this request and this access token
+    #[command(after_help = validate_dpop::EXAMPLES)]
+    Dpop(validate_dpop::Args),
 }
 
 #[derive(clap::Args, Debug)]
@@ -66,6 +69,7 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<Exit, Failu
     let args = match args.what {
         What::Jwt(args) => args,
         What::Wit(args) => return validate_wit::run(args, context).await,
+        What::Dpop(args) => return validate_dpop::run(&args, context),
     };
     let target = Target::resolve(&args.client, Which::Public, &context.env)?;
     let svid = token(&args.svid)?;

@@ -11,7 +11,7 @@ use super::wit::bundles;
 use super::{Context, render};
 use crate::clock::{Clock, SystemClock};
 use crate::exit::Exit;
-use crate::issue::wit::{Rules, validate};
+use crate::issue::wit::{About, Rules, validate};
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
@@ -34,6 +34,9 @@ pub(super) struct Args {
     /// The proof token, named as `--svid` is
     #[arg(long, value_name = "PROOF", requires = "audience")]
     proof: Option<String>,
+    /// The access token of the same request, named as `--svid` is: the proof must be for it too
+    #[arg(long, value_name = "TOKEN", requires = "proof")]
+    access_token: Option<String>,
     /// Who you are: the proof must be made for it
     #[arg(long, value_name = "AUDIENCE")]
     audience: Option<String>,
@@ -52,11 +55,15 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<Exit, Failu
     let target = Target::resolve(&args.client, Which::Public, &context.env)?;
     let svid = token(&args.svid)?;
     let proof = args.proof.as_deref().map(token).transpose()?;
+    let access_token = args.access_token.as_deref().map(token).transpose()?;
     let bundles = bundles(&target.connect().await?).await?;
     let now = SystemClock.wall();
     let rules = Rules { bundles: &bundles.keys, revoked: &|_| false, longest: None, now };
     let unproven = validate(&svid, &rules).map_err(|why| Failure::failed(format!("not valid: {why}")))?;
-    let proven = proof.map(|proof| unproven.prove(&proof, args.audience.as_deref().unwrap_or_default(), now));
+    let audience = args.audience.as_deref().filter(|audience| !audience.is_empty());
+    let is_us = |one: &str| audience == Some(one);
+    let about = About { is_us: &is_us, access_token: access_token.as_deref() };
+    let proven = proof.map(|proof| unproven.prove_about(&proof, &about, now));
     let proven = proven.transpose().map_err(|why| Failure::failed(format!("not valid: {why}")))?;
     let id = unproven.named().as_str();
     if args.output.is_json() {
@@ -120,6 +127,9 @@ mod tests {
         assert!(ran.err.contains("another audience"), "{}", ran.err);
         let ran = run(&other.proof("db"), "db").await;
         assert!(ran.exit == Exit::Failed && ran.err.contains("not by the token's key"), "WIT-26: {ran:?}");
+        let args = ["validate", "wit", "--svid", &wit.token, "--proof", &proof, "--audience", "db"];
+        let ran = agent.run(&[&args[..], &["--access-token", "a.b.c"]].concat()).await;
+        assert!(ran.exit == Exit::Failed && ran.err.contains("about another token"), "no `ath`: {ran:?}");
         let alone = ["validate", "wit", "--svid", &wit.token, "--proof", &proof];
         assert_eq!(agent.run(&alone).await.exit, Exit::Usage, "a proof is for somebody");
     }

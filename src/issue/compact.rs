@@ -5,17 +5,17 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Map, Value};
 
 /// The three segments, decoded.
-pub(super) struct Parts<'a> {
-    pub(super) header: Vec<u8>,
-    pub(super) claims: Vec<u8>,
-    pub(super) signature: Vec<u8>,
+pub(crate) struct Parts<'a> {
+    pub(crate) header: Vec<u8>,
+    pub(crate) claims: Vec<u8>,
+    pub(crate) signature: Vec<u8>,
     /// Header and claims as they were signed.
-    pub(super) signed: &'a str,
+    pub(crate) signed: &'a str,
 }
 
 impl<'a> Parts<'a> {
     /// `None` unless there are three segments of canonical, unpadded base64url, none empty.
-    pub(super) fn split(token: &'a str) -> Option<Self> {
+    pub(crate) fn split(token: &'a str) -> Option<Self> {
         let (signed, signature) = token.rsplit_once('.')?;
         let (header, claims) = signed.split_once('.')?;
         // The engine refuses padding, foreign characters (a fourth segment's dot too) and stray last bits.
@@ -25,13 +25,13 @@ impl<'a> Parts<'a> {
 }
 
 /// A member that is a text.
-pub(super) fn text<'a>(members: &'a Map<String, Value>, name: &str) -> Option<&'a str> {
+pub(crate) fn text<'a>(members: &'a Map<String, Value>, name: &str) -> Option<&'a str> {
     members.get(name).and_then(Value::as_str)
 }
 
 /// A NumericDate that is a whole number of seconds: `Ok(None)` when the member is missing, `Err` when it is
 /// anything else (1.5, 1e3, -1, "1", true) or beyond [`LAST_SECOND`].
-pub(super) fn time(members: &Map<String, Value>, name: &str) -> Result<Option<u64>, NoTime> {
+pub(crate) fn time(members: &Map<String, Value>, name: &str) -> Result<Option<u64>, NoTime> {
     match members.get(name) {
         None => Ok(None),
         Some(value) => value.as_u64().filter(|seconds| *seconds <= LAST_SECOND).map(Some).ok_or(NoTime),
@@ -40,7 +40,7 @@ pub(super) fn time(members: &Map<String, Value>, name: &str) -> Result<Option<u6
 
 /// A member that should be a time is none.
 #[derive(Debug)]
-pub(super) struct NoTime;
+pub(crate) struct NoTime;
 
 /// The end of the year 9999.
 const LAST_SECOND: u64 = 253_402_300_799;

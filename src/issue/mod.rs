@@ -2,7 +2,7 @@
 //! the ledger has committed to it ([`Committed`](crate::ledger::Committed)). Signing only: no I/O, no clock.
 
 pub mod access;
-mod compact;
+pub(crate) mod compact;
 pub mod jwt;
 mod minted;
 pub mod question;

@@ -77,6 +77,12 @@ pub enum WhyNot {
     /// It is a credential of an agent such as this one.
     #[error("the user's token is a workload's credential")]
     Workload,
+    /// Somebody acts for its user already, or is named as the one who may.
+    #[error("the user's token was handed on, or is for one who may act for him (`act`, `may_act`)")]
+    HandedOn,
+    /// Its subject is a program: the client itself, or by its `sub_profile`.
+    #[error("the user's token names a program and no user (`client_id`, `azp`, `sub_profile`)")]
+    Program,
     /// It is bound to a key, and its user has not proved to have that.
     #[error("the user's token is bound to a key (`cnf`), and whoever hands it in need not have it")]
     Bound,
@@ -228,14 +234,29 @@ fn check_signature(
     signed.map_err(|_whatever| WhyNot::Signature)
 }
 
-/// A user's token it must be: no credential of ours or of another agent, and none that only the holder of a key may use.
+/// A user's token it must be: no credential of ours, of another agent or of a client for itself, none that somebody else
+/// acts with, and none that only the holder of a key may use.
 fn check_kind(claims: &Map<String, Value>) -> Result<(), WhyNot> {
     let is_workload = claims.contains_key(TASK_CLAIM)
         || text(claims, "sub").is_some_and(|sub| sub.to_ascii_lowercase().starts_with("spiffe:"));
     if is_workload {
         return Err(WhyNot::Workload);
     }
+    // RFC 9068 §2.2: without a user the subject of a token is the client, which may have a name like a user's.
+    let is_program = ["client_id", "azp"].iter().any(|name| same(claims, name, "sub"))
+        || claims.get("sub_profile").is_some_and(|profile| profile.as_str() != Some("user"));
+    if is_program {
+        return Err(WhyNot::Program);
+    }
+    // Whoever acts with it already is not in our record, and would not be in the chain of our tokens (RFC 8693 §4.1, §4.4).
+    if ["act", "may_act"].iter().any(|name| claims.contains_key(*name)) {
+        return Err(WhyNot::HandedOn);
+    }
     if claims.contains_key("cnf") { Err(WhyNot::Bound) } else { Ok(()) }
+}
+
+fn same(claims: &Map<String, Value>, one: &str, other: &str) -> bool {
+    claims.get(one).is_some_and(|value| claims.get(other) == Some(value))
 }
 
 /// That audience and no other: whoever else is meant could hand the token in here.
@@ -517,6 +538,9 @@ mod tests {
         }
         assert_eq!(idp.with(&json!({"urn:mayfly:task": {"id": "t"}})), Err(WhyNot::Workload));
         assert_eq!(idp.with(&json!({"cnf": {"jkt": "x"}})), Err(WhyNot::Bound));
+        for cnf in [json!({}), json!("x"), json!([])] {
+            assert_eq!(idp.with(&json!({"cnf": cnf})), Err(WhyNot::Bound), "whatever it is bound to");
+        }
         // Our own: by their issuer nobody is known, and were our keys in the file, they would say what they are.
         let ours = authorities("example.org", KeyType::EcP256);
         let authority: &JwsAuthority = ours.active_jwt();
@@ -530,6 +554,35 @@ mod tests {
             assert_eq!(checked(&own("https://id.example.org", typ), &keys), Err(WhyNot::Issuer));
             assert_eq!(checked(&own(ISS, typ), &keys), Err(WhyNot::UnknownKey));
         }
+    }
+
+    /// Threats H11: a delegated token proves who delegated, and not that we may go on with it.
+    #[test]
+    fn h11_a_token_that_was_handed_on_or_names_who_may_act_proves_no_user() {
+        let idp = Idp::new();
+        let by = |name: &str| json!({"sub": name, "sub_profile": "ai_agent"});
+        let deep = json!({"sub": "a", "act": {"sub": "b", "act": {"sub": "c"}}});
+        for act in [by("spiffe://example.org/agent"), by("batch"), deep, json!({}), json!([]), json!("agent"), json!(7)] {
+            for name in ["act", "may_act"] {
+                assert_eq!(idp.with(&json!({name: act})), Err(WhyNot::HandedOn), "{name} {act}");
+            }
+        }
+        let kept = claims().to_string().replacen('{', r#"{"act":null,"#, 1);
+        assert_eq!(idp.says(HEAD, &kept), Err(WhyNot::HandedOn), "even an empty one");
+    }
+
+    /// RFC 9068 §2.2, §5: a client that works for itself is no user.
+    #[test]
+    fn h11_a_program_that_works_for_itself_is_no_user() {
+        let idp = Idp::new();
+        for name in ["client_id", "azp"] {
+            assert_eq!(idp.with(&json!({name: "ann"})), Err(WhyNot::Program), "{name}");
+            assert!(idp.with(&json!({name: "portal"})).is_ok(), "by which client does not matter");
+        }
+        for profile in [json!("service"), json!("ai_agent"), json!("browser_app"), json!(""), json!(["user"]), json!(7)] {
+            assert_eq!(idp.with(&json!({"sub_profile": profile})), Err(WhyNot::Program), "{profile}");
+        }
+        assert!(idp.with(&json!({"sub_profile": "user"})).is_ok());
     }
 
     #[test]

@@ -132,6 +132,8 @@ def resource_server_refuses_tokens_of_another_kind():
             "no jti": token(without=["jti"]),
             "another key under our name": token(key=STRANGER),
             "an unknown key": token(kid="k2"),
+            "bound to a key": token(cnf={"jkt": "x"}),
+            "bound to a certificate": token(cnf={"x5t#S256": "x"}),
             "unsigned": jwt.encode({"aud": AUDIENCE}, None, algorithm="none", headers={"typ": "at+jwt", "kid": "k1"}),
             "rubbish": "x.y.z",
         }.items():

@@ -30,6 +30,7 @@ from spiffe._proto import workload_pb2, workload_pb2_grpc
 
 import federation_tests
 import https_site
+import proof_tests
 import resource_tests
 import wit_tests
 from agent import PATIENCE, Agent, until
@@ -238,6 +239,16 @@ def wit_renewals_all_validate():
 @test
 def wit_is_unimplemented_when_off():
     wit_tests.wit_is_unimplemented_when_off(BINARY)
+
+
+@test
+def dpop_proofs_of_a_stock_library_are_taken():
+    proof_tests.dpop_proofs_of_a_stock_library_are_taken(BINARY)
+
+
+@test
+def dpop_proofs_that_do_not_fit_are_refused():
+    proof_tests.dpop_proofs_that_do_not_fit_are_refused(BINARY)
 
 
 TESTS.extend(resource_tests.TESTS)

@@ -38,7 +38,7 @@ fn world() -> Agent {
 }
 
 /// With `[approvals]` as it says for the agent's directory.
-fn told_by(settings: impl Fn(&Path) -> String) -> Agent {
+pub(crate) fn told_by(settings: impl Fn(&Path) -> String) -> Agent {
     let mut agent = Plan::for_uids(&[own_uid()]).prepare();
     agent.plan().environment.push(("CANARY".to_owned(), "1".to_owned()));
     let table = settings(agent.dir());
@@ -48,7 +48,7 @@ fn told_by(settings: impl Fn(&Path) -> String) -> Agent {
     agent
 }
 
-fn begin(holder: &mut Holder) -> String {
+pub(crate) fn begin(holder: &mut Holder) -> String {
     let detail = proto::AuthorizationDetail {
         r#type: "urn:mayfly:rar:target-access".to_owned(),
         locations: vec![format!("{WIKI}/api"), TOOLS.to_owned()],
@@ -61,7 +61,7 @@ fn begin(holder: &mut Holder) -> String {
 }
 
 /// To write the page of that number.
-fn write(task: &str, page: u32) -> proto::AuthorizeRequest {
+pub(crate) fn write(task: &str, page: u32) -> proto::AuthorizeRequest {
     let http = proto::HttpCall {
         method: "PUT".to_owned(),
         host: "wiki.example.org".to_owned(),
@@ -85,7 +85,7 @@ fn authorize(holder: &mut Holder, request: &proto::AuthorizeRequest) -> Answer<p
     holder.rpc(&format!("{API}/Authorize"), request)
 }
 
-fn asked(holder: &mut Holder, request: &proto::AuthorizeRequest) -> proto::AccessRequest {
+pub(crate) fn asked(holder: &mut Holder, request: &proto::AuthorizeRequest) -> proto::AccessRequest {
     let decision = authorize(holder, request).unwrap();
     assert_eq!((decision.allow, decision.reason.as_str()), (false, "approval_required"));
     decision.access_request.unwrap()
@@ -224,7 +224,7 @@ fn k04_nobody_decides_about_what_his_own_user_asks() {
     assert!(err.contains("somebody else must decide"), "{err}");
 }
 
-fn script(dir: &Path, name: &str, text: &str) -> PathBuf {
+pub(crate) fn script(dir: &Path, name: &str, text: &str) -> PathBuf {
     let path = dir.join(name);
     std::fs::write(&path, text).unwrap();
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();

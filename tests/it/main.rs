@@ -35,6 +35,8 @@ mod policy;
 #[cfg(test)]
 mod probes;
 #[cfg(test)]
+mod proofs;
+#[cfg(test)]
 mod rotation;
 #[cfg(test)]
 mod rotation_client;
@@ -57,9 +59,13 @@ mod suspended;
 #[cfg(test)]
 mod task_admin;
 #[cfg(test)]
+mod task_defences;
+#[cfg(test)]
 mod task_restart;
 #[cfg(test)]
 mod task_threats;
+#[cfg(test)]
+mod task_threats_tokens;
 #[cfg(test)]
 mod tasks;
 #[cfg(test)]

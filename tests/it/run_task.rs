@@ -39,7 +39,7 @@ target = "wiki"
 actions = ["read"]
 "#;
 
-fn agent() -> Agent {
+pub(crate) fn agent() -> Agent {
     let mut agent = Plan::for_uids(&[own_uid()]).prepare();
     Policies::open().permit("read").target("wiki", &[]).more(TEMPLATES).install(&mut agent);
     agent.launch();

@@ -46,24 +46,29 @@ subjects = ["https://idp.example.org#00u1"]
 groups = ["editors"]
 "#;
 
-const WIKI: &str = "https://wiki.example.org";
+pub(crate) const WIKI: &str = "https://wiki.example.org";
 const ISS: &str = Idp::ISSUER;
-const PLANNER: &str = "spiffe://example.org/planner";
-const WORKER: &str = "spiffe://example.org/worker";
+pub(crate) const PLANNER: &str = "spiffe://example.org/planner";
+pub(crate) const WORKER: &str = "spiffe://example.org/worker";
 
-struct World {
-    agent: Agent,
-    idp: Idp,
+pub(crate) struct World {
+    pub(crate) agent: Agent,
+    pub(crate) idp: Idp,
 }
 
 impl World {
     fn new() -> Self {
+        Self::with("")
+    }
+
+    /// With more settings.
+    pub(crate) fn with(settings: &str) -> Self {
         let (mut agent, idp) = (Plan::with_entries(&[]).prepare(), Idp::new());
         let dir = agent.dir().join("policy.d");
         std::fs::create_dir(&dir).unwrap();
         let jwks = agent.dir().join("idp.json");
         files::replace(&jwks, &idp.jwks(), 0o644);
-        agent.plan().settings += &format!("\n[policy]\ndir = {dir:?}\n{}", Idp::table(&jwks));
+        agent.plan().settings += &format!("\n[policy]\ndir = {dir:?}\n{settings}{}", Idp::table(&jwks));
         agent.write_config();
         files::replace(&dir.join("a.cedar"), POLICY.as_bytes(), 0o644);
         files::replace(&dir.join("b.toml"), CATALOGUE.as_bytes(), 0o644);
@@ -77,7 +82,7 @@ impl World {
         Self { agent, idp }
     }
 
-    fn start(&self, name: &str) -> Holder {
+    pub(crate) fn start(&self, name: &str) -> Holder {
         let program = self.agent.dir().join(name);
         if !program.exists() {
             // By another process: a test that forks just now would keep our descriptor, and the program from running.
@@ -88,8 +93,12 @@ impl World {
         Who::uid(own_uid()).program(&program).start(&self.agent)
     }
 
+    pub(crate) fn introspect(&self, token: &str) -> Value {
+        local(&self.agent, "/introspect", &["-d", &format!("token={token}")]).json()
+    }
+
     fn said(&self, credential: &proto::Credential) -> Value {
-        local(&self.agent, "/introspect", &["-d", &format!("token={}", credential.token)]).json()
+        self.introspect(&credential.token)
     }
 }
 
@@ -98,7 +107,7 @@ fn request(token: &str) -> proto::BeginRequest {
     proto::BeginRequest { details, on_behalf_of: token.to_owned(), ..Default::default() }
 }
 
-fn begin(holder: &mut Holder, token: &str) -> Result<proto::Task, TaskRefusal> {
+pub(crate) fn begin(holder: &mut Holder, token: &str) -> Result<proto::Task, TaskRefusal> {
     holder.task_call("Begin", &request(token))
 }
 

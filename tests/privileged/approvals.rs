@@ -347,6 +347,24 @@ fn k_policy_decides_again_when_a_yes_is_used() {
     assert_eq!(reason(world.token(call("PUT", 7), &id)), "approval_used", "it is gone whatever came of it");
 }
 
+/// Policy may say nothing itself of who approved: what it asks for when a yes is used is held against who gave it.
+#[test]
+fn k_a_yes_of_others_than_policy_asks_for_now_is_not_enough() {
+    let mut world = world("");
+    let id = world.ask("write", call("PUT", 7));
+    world.decide(ANN, &id, true).unwrap();
+    assert!(world.authorize("write", call("PUT", 7), Some(&id)).unwrap().allow);
+    let asks = |group: &str| format!("@id(\"writes-need-human\")\n@requires_approval(\"{group}\")");
+    let others = starter("policy.cedar").replacen(&asks("oncall"), &asks("editors"), 1);
+    assert_ne!(others, starter("policy.cedar"));
+    files::replace(&dir(&world.agent).join("policy.cedar"), others.as_bytes(), 0o644);
+    until("policy asks others", || {
+        let said = world.authorize("write", call("PUT", 7), Some(&id)).unwrap();
+        (!said.allow).then_some(())
+    });
+    assert_eq!(reason(world.token(call("PUT", 7), &id)), "approval_required");
+}
+
 #[test]
 fn k_nothing_is_good_for_long() {
     let mut world = world("[approvals]\nuse_within = \"1s\"\n");

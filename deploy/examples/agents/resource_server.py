@@ -115,6 +115,9 @@ class Checker:
             )
         except jwt.PyJWTError as error:
             raise Refused(401, "invalid_token", str(error)) from error
+        # A bound token is good only with its key, which nothing here asks for: whoever copied it would be served.
+        if "cnf" in claims:
+            raise Refused(401, "invalid_token", "it is bound to a key, and this server takes bearer tokens")
         if not isinstance(claims.get("authorization_details"), list):
             raise Refused(403, "insufficient_scope", "it grants nothing")
         return claims

@@ -21,7 +21,8 @@ use crate::ledger;
 use crate::policy::{self, Permit};
 use crate::secret::KeyBytes;
 
-pub use self::proof::{MAX_PROOF_SECONDS, ProofRefusal, Proven};
+pub(crate) use self::proof::token_hash;
+pub use self::proof::{About, MAX_PROOF_SECONDS, ProofRefusal, Proven};
 pub use self::validate::{MAX_TOKEN_BYTES, Rules, Unproven, WitRefusal, validate};
 
 /// How tokens are made.

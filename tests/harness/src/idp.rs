@@ -52,9 +52,16 @@ impl Idp {
     /// # Panics
     /// When there is no randomness.
     pub fn sign(&self, claims: &Value) -> String {
+        self.sign_under(&json!({"alg": "ES256", "kid": "k1", "typ": "JWT"}), claims)
+    }
+
+    /// The same under any header.
+    ///
+    /// # Panics
+    /// When there is no randomness.
+    pub fn sign_under(&self, header: &Value, claims: &Value) -> String {
         let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
-        let header = json!({"alg": "ES256", "kid": "k1", "typ": "JWT"});
-        let signed = format!("{}.{}", part(&header), part(claims));
+        let signed = format!("{}.{}", part(header), part(claims));
         let signature = self.0.sign(&SystemRandom::new(), signed.as_bytes()).expect("a signature");
         format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature.as_ref()))
     }
