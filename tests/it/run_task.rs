@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
-use mayfly_harness::policies::WIKI;
+pub(crate) use mayfly_harness::policies::WIKI;
 use mayfly_harness::{Agent, Plan, Policies, until};
 use mayfly_proto::task as proto;
 use serde_json::Value;
