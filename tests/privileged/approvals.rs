@@ -182,7 +182,11 @@ impl World {
     }
 }
 
-pub(crate) fn decide(who: &mut Holder, agent: &Agent, request: &proto::DecideRequest) -> Answer<proto::Approval> {
+pub(crate) fn decide(
+    who: &mut Holder,
+    agent: &Agent,
+    request: &proto::DecideRequest,
+) -> Answer<proto::Approval> {
     who.rpc_at(&agent.admin_socket(), "mayfly.task.v1.TaskAdmin/Decide", request)
 }
 

@@ -230,10 +230,7 @@ fn k_a_task_waits_for_people_and_goes_on_when_they_have_allowed_it() {
     assert_eq!(world.issue(&task).unwrap_err().reason, "pending_approval");
     assert_eq!(world.delegate(&task).unwrap_err().reason, "pending_approval");
     let renew = proto::RenewRequest { task_id: task.id.clone(), ..Default::default() };
-    assert_eq!(
-        world.asker.task_call::<proto::Task>("Renew", &renew).unwrap_err().reason,
-        "pending_approval"
-    );
+    assert_eq!(world.asker.task_call::<proto::Task>("Renew", &renew).unwrap_err().reason, "pending_approval");
     let begun = world.agent.audited(&["task.begin", &task.id, "pending_approval", "requestable"]);
     world.asker.task_watch(&task.id);
     let id = event_until(&mut world.asker, |event| match event {
@@ -303,8 +300,7 @@ fn k_policy_has_the_last_word_about_a_task_that_people_allowed() {
     let mut world = World::new();
     let task = world.begin();
     let id = world.asked(&task);
-    let never =
-        "@id(\"never\") forbid(principal, action == Mayfly::Action::\"begin\", resource == Mayfly::Template::\"deep\");";
+    let never = "@id(\"never\") forbid(principal, action == Mayfly::Action::\"begin\", resource == Mayfly::Template::\"deep\");";
     world.put("a.cedar", &format!("{POLICY}\n{never}\n"));
     world.decide(ANN, &id, true).unwrap();
     let ended = world.agent.audited(&["task.ended", &task.id, "\"reason\":\"policy\""]);
@@ -348,10 +344,10 @@ fn k_a_quorum_is_of_those_who_are_still_in_the_group_when_it_is_used() {
     for uid in [ANN, BOB] {
         world.decide(uid, &id, true).unwrap();
     }
-    let check =
-        proto::AuthorizeRequest { request_approval: false, approval_id: id.clone(), ..ask };
+    let check = proto::AuthorizeRequest { request_approval: false, approval_id: id.clone(), ..ask };
     assert!(world.asker.task_call::<proto::Decision>("Authorize", &check).unwrap().allow);
-    let moved = CATALOGUE.replace("uids = [\"20823\"]\ngroups = [\"oncall\"]", "uids = [\"20823\"]\ngroups = [\"writers\"]");
+    let moved = CATALOGUE
+        .replace("uids = [\"20823\"]\ngroups = [\"oncall\"]", "uids = [\"20823\"]\ngroups = [\"writers\"]");
     let gone = CATALOGUE.replace("name = \"ann\"", "name = \"anna\"");
     for left in [moved, gone] {
         world.put("b.toml", &left);
@@ -380,7 +376,10 @@ fn k_nobody_takes_up_an_offer_before_people_have_allowed_it() {
     world.decide(ANN, &offer.approval_id, true).unwrap();
     world.agent.audited(&["task.delegate", &root.id, "\"result\":\"allow\""]);
     let child = join(&mut worker, &offer).unwrap();
-    assert_eq!((child.parent.as_str(), child.details.as_slice()), (root.id.as_str(), offer.details.as_slice()));
+    assert_eq!(
+        (child.parent.as_str(), child.details.as_slice()),
+        (root.id.as_str(), offer.details.as_slice())
+    );
     assert_eq!(join(&mut worker, &offer).unwrap_err().reason, "delegation_used");
     let token: proto::Credential = worker.task_call("Issue", &wanted(&child)).unwrap();
     assert!(!token.token.is_empty());
@@ -433,9 +432,7 @@ fn k_an_answer_that_is_not_on_record_yet_counts_for_nothing() {
         pause.release();
         answering.join().unwrap().unwrap();
     });
-    until("the task goes on", || {
-        (world.get(&task).state() == proto::TaskState::Active).then_some(())
-    });
+    until("the task goes on", || (world.get(&task).state() == proto::TaskState::Active).then_some(()));
 
     // A record that takes nothing: nobody has answered, and can again.
     let mut world = World::prepared(|agent| {
@@ -452,9 +449,7 @@ fn k_an_answer_that_is_not_on_record_yet_counts_for_nothing() {
     assert_eq!(world.shown(&id)["votes"].as_array().unwrap().len(), 0);
     jam.clear();
     until("the record takes lines again", || world.decide(ANN, &id, true).ok());
-    until("the task goes on", || {
-        (world.get(&task).state() == proto::TaskState::Active).then_some(())
-    });
+    until("the task goes on", || (world.get(&task).state() == proto::TaskState::Active).then_some(()));
 }
 
 /// `mayfly run` begins the program when people have allowed its task, or not at all.
