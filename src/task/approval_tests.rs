@@ -76,6 +76,25 @@ impl World {
 }
 
 #[test]
+fn an_answer_that_is_weighed_is_none_yet() {
+    let mut world = World::new();
+    world.ask(1, subject(1), 1, 0).unwrap();
+    let (now, groups) = (world.at(1), world.oncall.clone());
+    let person = Person { name: "bob", groups: &groups };
+    let weighed = world.book.weigh(name(1), person, Some([7; 32]), vote(true), now).unwrap();
+    assert!(matches!(weighed.state, ApprovalState::Approved(_)));
+    assert_eq!(world.book.get(name(1)).unwrap().state, ApprovalState::Pending);
+    assert!(world.spend(1, &subject(1), 2).is_err());
+    assert_eq!(world.book.has_room_for("spiffe://example.org/a", now), Ok(()));
+    for n in 2..=12 {
+        let own = Subject { task: task(u8::try_from(n).unwrap()), ..subject(1) };
+        world.ask(n, own, 1, 1).unwrap();
+    }
+    assert!(world.book.has_room_for("spiffe://example.org/a", now).is_err(), "twelve wait");
+    assert_eq!(world.book.has_room_for("spiffe://example.org/b", now), Ok(()));
+}
+
+#[test]
 fn an_approval_is_good_once_and_only_for_exactly_what_it_is_for() {
     let mut world = World::new();
     world.ask(1, subject(1), 1, 0).unwrap();

@@ -25,6 +25,8 @@ mod tree;
 mod wish;
 
 #[cfg(test)]
+mod pending_tests;
+#[cfg(test)]
 mod simulation;
 #[cfg(test)]
 mod tests;

@@ -3,7 +3,7 @@
 use std::io::{self, Write as _};
 
 use mayfly_proto::task::task_event::Event;
-use mayfly_proto::task::{Approval, ApprovalState, Task, TaskEvent, TaskState, WatchRequest};
+use mayfly_proto::task::{Approval, Task, TaskEvent, TaskState, WatchRequest};
 
 use crate::cli::client::{Connection, answer};
 use crate::cli::failure::Failure;
@@ -19,17 +19,12 @@ pub(super) async fn allowed(connection: &Connection, task: Task) -> Result<Task,
     }
     let request = WatchRequest { task_id: task.id.clone() };
     let mut events = answer(connection.tasks().watch(request)).await?.into_inner();
-    let mut last = None;
+    let mut told = false;
     while let Some(TaskEvent { event: Some(event), .. }) = answer(events.message()).await? {
         match event {
             Event::Task(task) if task.state() != TaskState::PendingApproval => return Ok(task),
-            Event::Approval(approval) => {
-                if last.is_none() {
-                    tell(&approval);
-                }
-                last = Some(approval.state());
-            }
-            Event::Ended(summary) => return Err(Failure::failed(over(last, &summary.reason))),
+            Event::Approval(approval) if !std::mem::replace(&mut told, true) => tell(&approval),
+            Event::Ended(summary) => return Err(Failure::failed(over(&summary.reason))),
             _ => {}
         }
     }
@@ -45,11 +40,10 @@ fn tell(approval: &Approval) {
     writeln!(io::stderr(), "mayfly: {}", clean(&words)).ok();
 }
 
-fn over(last: Option<ApprovalState>, reason: &str) -> String {
-    match (last, reason) {
-        (Some(ApprovalState::Denied), _) => "people did not allow the task".to_owned(),
-        (Some(ApprovalState::Expired), _) => "nobody has allowed the task in time".to_owned(),
-        (_, "policy") => "policy does not allow the task, or people did not".to_owned(),
-        (_, reason) => format!("the task has ended ({}) before people allowed it", cell(reason)),
+/// An end is told at once, and what came right before it is not told by itself.
+fn over(reason: &str) -> String {
+    match reason {
+        "policy" => "people did not allow the task, or policy does not any more".to_owned(),
+        reason => format!("the task has ended ({}) before people allowed it", cell(reason)),
     }
 }

@@ -195,3 +195,31 @@ impl Shared {
         set.freezes().touches(view.chain.iter().map(|id| id.as_str()), tasks, target)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::workload::tasks::Tasks;
+
+    #[test]
+    fn news_of_an_approval_wake_those_who_follow_its_task_and_nobody_else() {
+        let mut tasks = Tasks::default();
+        let [own, other] = [1, 2].map(|n| TaskId::from_bytes([n; 16]));
+        let mut follow = |id| {
+            let watchers = tasks.watchers.of_task.entry(id).or_insert_with(|| watch::Sender::new(None));
+            watchers.subscribe()
+        };
+        let (mut of_own, mut of_other) = (follow(own), follow(other));
+        let mut of_all = tasks.watchers.follow_all();
+        tasks.tell_approval(own);
+        assert!(of_own.has_changed().unwrap() && !of_other.has_changed().unwrap());
+        assert!(!of_all.has_changed().unwrap(), "no task has changed");
+        of_own.mark_unchanged();
+        tasks.tell_changes();
+        assert!(!of_own.has_changed().unwrap() && !of_all.has_changed().unwrap(), "nothing has");
+        tasks.tell_approval(other);
+        assert!(!of_own.has_changed().unwrap() && of_other.has_changed().unwrap());
+        of_other.mark_unchanged();
+        of_all.mark_unchanged();
+    }
+}

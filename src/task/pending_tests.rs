@@ -1,0 +1,144 @@
+//! Tasks and offers that wait for people, and who hears of what.
+
+use std::time::{Duration, Instant, UNIX_EPOCH};
+
+use mayfly_attestors::{BootId, ProcessKey};
+
+use super::grant::TARGET_ACCESS;
+use super::{
+    Bounds, Caller, Charter, Detail, Ending, Grants, Limits, NewOffer, NewTask, RawDetail, Refused, Scope,
+    Seat, Standing, Tree,
+};
+use crate::clock::{Clock as _, SystemClock};
+use crate::id::{DelegationId, EntryId, SpiffeId, TaskId};
+use crate::lease::WorkloadId;
+
+const PROCESS: u32 = 7;
+
+struct World {
+    tree: Tree,
+    start: Instant,
+}
+
+fn detail() -> Detail {
+    Detail::read(&RawDetail {
+        kind: TARGET_ACCESS.to_owned(),
+        locations: vec!["https://h".to_owned()],
+        actions: vec!["read".to_owned()],
+        ..RawDetail::default()
+    })
+    .unwrap()
+}
+
+fn agent() -> SpiffeId {
+    SpiffeId::parse(b"spiffe://example.org/a").unwrap()
+}
+
+fn charter(idle: Option<u64>) -> Charter {
+    Charter {
+        spiffe_id: agent(),
+        entry: EntryId::new("a"),
+        purpose: String::new(),
+        template: None,
+        params: [].into(),
+        grants: Grants::of(vec![detail()]),
+        limits: Limits { idle: idle.map(Duration::from_secs), ..Limits::default() },
+        require_isolated: false,
+        user: None,
+        credential_ttl: None,
+        evaluation: String::new(),
+        policy_version: String::new(),
+    }
+}
+
+fn process() -> ProcessKey {
+    ProcessKey { boot_id: BootId::from_bytes([1; 16]), pid: PROCESS, start_time: 1, pidfs_inode: None }
+}
+
+fn caller() -> Caller {
+    Caller { process: process(), cgroup: None }
+}
+
+impl World {
+    fn new() -> Self {
+        Self { tree: Tree::new(Bounds::default()), start: SystemClock.monotonic() }
+    }
+
+    fn at(&self, seconds: u64) -> Instant {
+        self.start + Duration::from_secs(seconds)
+    }
+
+    fn begin(&mut self, n: u8, pending: bool, idle: Option<u64>) -> TaskId {
+        let seat = Seat { holder: WorkloadId(1), process: process(), uid: 1, scope: Scope::Process };
+        let (id, life) = (TaskId::from_bytes([n; 16]), Some(Duration::from_secs(600)));
+        let new =
+            NewTask { id, charter: charter(idle), seat, life, pending, begun_at: UNIX_EPOCH, key: None };
+        self.tree.begin(new, self.start).unwrap().id
+    }
+
+    fn offer(&mut self, parent: TaskId, waits: Option<u64>) -> Result<DelegationId, Refused> {
+        let id = DelegationId::from_bytes([9; 16]);
+        let waits = waits.map(Duration::from_secs);
+        let (charter, asked) = (charter(None), vec![detail()]);
+        let new = NewOffer { id, parent, charter, asked, life: None, drops_user: false, waits, key: None };
+        let cut = Grants::of(vec![detail()]);
+        self.tree.offer(new, &cut, &caller(), self.start).map(|offer| offer.id)
+    }
+}
+
+#[test]
+fn nothing_is_done_in_a_task_that_waits_and_waiting_is_not_idleness_but_time() {
+    let mut world = World::new();
+    let id = world.begin(1, true, Some(10));
+    let now = world.at(1);
+    assert_eq!(world.tree.enter(id, &caller(), now), Err(Refused::Pending));
+    assert_eq!(world.tree.take_off(id, "aud", now).unwrap_err(), Refused::Pending);
+    assert_eq!(world.offer(id, None), Err(Refused::Pending));
+    assert!(world.tree.on_timeout(world.at(100), UNIX_EPOCH).is_empty(), "it waits");
+    assert!(world.tree.activate(id, world.at(100)));
+    assert!(!world.tree.activate(id, world.at(100)), "once");
+    assert_eq!(world.tree.enter(id, &caller(), world.at(101)), Ok(()));
+    let idle = world.tree.on_timeout(world.at(112), UNIX_EPOCH);
+    assert_eq!(idle[0].ended[0].ending, Ending::Idle, "from then on");
+    let other = world.begin(2, true, None);
+    let late = world.tree.on_timeout(world.at(601), UNIX_EPOCH);
+    assert_eq!((late[0].ended[0].task, late[0].ended[0].ending), (other, Ending::Deadline));
+    assert!(!world.tree.activate(other, world.at(602)), "an end is an end");
+    assert_eq!(world.tree.get(other).unwrap().standing, Standing::Ended(Ending::Deadline));
+}
+
+#[test]
+fn an_offer_that_waits_is_nobodys_and_when_it_is_allowed_it_is_good_as_long_as_the_yes() {
+    let mut world = World::new();
+    let parent = world.begin(1, false, None);
+    let offer = world.offer(parent, Some(300)).unwrap();
+    assert_eq!(world.tree.part_offered(offer, &agent(), world.at(1)).unwrap_err(), Refused::Pending);
+    let (until, now) = (world.at(250), world.at(200));
+    assert!(world.tree.allow_offer(offer, until, now));
+    assert!(!world.tree.allow_offer(offer, world.at(900), now), "once");
+    assert!(world.tree.part_offered(offer, &agent(), world.at(249)).is_ok());
+    assert_eq!(
+        world.tree.part_offered(offer, &agent(), world.at(250)).unwrap_err(),
+        Refused::NoSuchDelegation
+    );
+    world.tree.on_timeout(world.at(250), UNIX_EPOCH);
+    assert!(world.tree.offered(offer).is_none());
+}
+
+#[test]
+fn whoever_follows_all_tasks_hears_of_each_that_is_new_has_changed_or_ended_and_of_no_other() {
+    let mut world = World::new();
+    world.begin(1, false, None);
+    assert!(world.tree.take_changed().is_empty(), "nobody follows");
+    world.tree.follow();
+    let id = world.begin(2, true, None);
+    assert_eq!(world.tree.take_changed(), [id].into());
+    assert!(world.tree.take_changed().is_empty());
+    world.tree.activate(id, world.at(1));
+    assert_eq!(world.tree.take_changed(), [id].into());
+    drop(world.tree.end(id, Ending::Completed, world.at(2), UNIX_EPOCH));
+    assert_eq!(world.tree.take_changed(), [id].into());
+    world.tree.unfollow();
+    world.begin(3, false, None);
+    assert!(world.tree.take_changed().is_empty());
+}
