@@ -649,6 +649,16 @@ mod tests {
             "the first one wants to be alone"
         );
         assert!(model.tree.is_isolated(alone));
+        // One that is held by a process in there can be acted in by somebody who can act in the other as well.
+        let one = begun(&mut model, 3, true, false).unwrap();
+        let beside = begun(&mut model, 4, false, false).unwrap();
+        model.tree.note_beside(beside, 3);
+        assert!(!model.tree.is_isolated(one) && !model.tree.is_free(3));
+        assert_eq!(begun(&mut model, 3, true, true), Err(Refused::NotIsolated));
+        drop(model.tree.end(beside, Ending::Completed, model.now, model.wall));
+        model.tree.note_beside(beside, 3);
+        assert!(model.tree.is_isolated(one), "who has ended is not beside it");
+        assert!(model.tree.is_reserved(2) && !model.tree.is_reserved(3) && model.tree.is_free(9));
     }
 
     fn offered(model: &mut Model, parent: TaskId, to: u8) -> Result<DelegationId, Refused> {

@@ -26,6 +26,8 @@ use crate::task::{Charter, Ending, Scope, Seat, Task};
 /// The cgroups that hold tasks.
 #[derive(Debug, Default)]
 pub(super) struct Scopes {
+    /// There was one in this run: who calls late learns that its task has ended.
+    were_any: bool,
     by_cgroup: HashMap<u64, WorkloadId>,
     stand_ins: HashMap<WorkloadId, StandIn>,
     /// Where each live founder has founded.
@@ -117,6 +119,7 @@ impl State {
                     drop(self.core.end(id, Cause::WatchLost));
                     return Err(Refusal::WatchLost);
                 }
+                self.scopes.were_any = true;
                 self.scopes.by_cgroup.insert(scope.id(), id);
                 let (entries, founders) = (BTreeSet::new(), HashMap::new());
                 self.scopes.stand_ins.insert(id, StandIn { cgroup: scope.id(), entries, founders });
@@ -231,7 +234,7 @@ impl Shared {
 
     /// The cgroup that a caller is in, if it matters to anybody.
     pub(super) fn cgroup_of_caller(&self, process: &Process) -> Option<u64> {
-        if self.lock().scopes.is_empty() {
+        if !self.lock().scopes.were_any {
             return None;
         }
         self.parts.attestors.scopes().id_of(process)
