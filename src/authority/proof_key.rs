@@ -219,7 +219,8 @@ mod tests {
 
     #[test]
     fn a_key_that_is_presented_goes_by_the_algorithm_beside_it() {
-        let mut jwk = serde_json::to_value(ProofKey::generate(KeyType::EcP256).unwrap().public_jwk()).unwrap();
+        let mut jwk =
+            serde_json::to_value(ProofKey::generate(KeyType::EcP256).unwrap().public_jwk()).unwrap();
         let read = |jwk: &Value| ConfirmationKey::presented(jwk, JwsAlgorithm::Es256).err();
         assert_eq!(read(&jwk), None);
         let other = ConfirmationKey::presented(&jwk, JwsAlgorithm::Es384).err();
@@ -252,7 +253,9 @@ mod tests {
                   FCur-kEgU8awapJzKnqDKgw",
         });
         assert_eq!(jwk_thumbprint(&jwk).as_deref(), Some("NzbLsXh8uDCcd-6MNwXF4W_7noWXFZAfHkxZsRGC9Xs"));
-        for none in [json!({}), json!([]), json!({"kty": "oct", "k": "AA"}), json!({"kty": "EC", "crv": "P-256"})] {
+        for none in
+            [json!({}), json!([]), json!({"kty": "oct", "k": "AA"}), json!({"kty": "EC", "crv": "P-256"})]
+        {
             assert_eq!(jwk_thumbprint(&none), None);
         }
     }

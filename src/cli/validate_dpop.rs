@@ -134,7 +134,10 @@ mod tests {
         assert_eq!(ran.exit, Exit::Ok, "{ran:?}");
         assert!(ran.out.starts_with("proven: the key ") && ran.out.contains("  htu  "), "{}", ran.out);
         let ran = run(&one.proof, &one.token, &["--url", URL, "--output", "json"]).await;
-        assert_eq!((ran.json()["proven"].as_bool(), ran.json()["proof_id"].as_str()), (Some(true), Some("p1")));
+        assert_eq!(
+            (ran.json()["proven"].as_bool(), ran.json()["proof_id"].as_str()),
+            (Some(true), Some("p1"))
+        );
         for (proof, token, more, why) in [
             (&one.proof, &one.token, &["--url", URL, "--method", "POST"][..], "another method"),
             (&one.proof, &one.token, &["--url", "https://wiki.example.org/"], "another url"),

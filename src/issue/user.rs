@@ -562,7 +562,15 @@ mod tests {
         let idp = Idp::new();
         let by = |name: &str| json!({"sub": name, "sub_profile": "ai_agent"});
         let deep = json!({"sub": "a", "act": {"sub": "b", "act": {"sub": "c"}}});
-        for act in [by("spiffe://example.org/agent"), by("batch"), deep, json!({}), json!([]), json!("agent"), json!(7)] {
+        for act in [
+            by("spiffe://example.org/agent"),
+            by("batch"),
+            deep,
+            json!({}),
+            json!([]),
+            json!("agent"),
+            json!(7),
+        ] {
             for name in ["act", "may_act"] {
                 assert_eq!(idp.with(&json!({name: act})), Err(WhyNot::HandedOn), "{name} {act}");
             }
@@ -579,7 +587,9 @@ mod tests {
             assert_eq!(idp.with(&json!({name: "ann"})), Err(WhyNot::Program), "{name}");
             assert!(idp.with(&json!({name: "portal"})).is_ok(), "by which client does not matter");
         }
-        for profile in [json!("service"), json!("ai_agent"), json!("browser_app"), json!(""), json!(["user"]), json!(7)] {
+        for profile in
+            [json!("service"), json!("ai_agent"), json!("browser_app"), json!(""), json!(["user"]), json!(7)]
+        {
             assert_eq!(idp.with(&json!({"sub_profile": profile})), Err(WhyNot::Program), "{profile}");
         }
         assert!(idp.with(&json!({"sub_profile": "user"})).is_ok());

@@ -139,7 +139,9 @@ impl Refusal {
         let algorithms: Vec<&str> = algorithms.iter().map(|one| one.as_str()).collect();
         let dpop = |error: &str| format!("DPoP error=\"{error}\", algs=\"{}\"", algorithms.join(" "));
         match (self.blame(), self) {
-            (_, Self::NoCertificate | Self::OtherCertificate) => Some("Bearer error=\"invalid_token\"".into()),
+            (_, Self::NoCertificate | Self::OtherCertificate) => {
+                Some("Bearer error=\"invalid_token\"".into())
+            }
             (Blame::Token, _) => Some(dpop("invalid_token")),
             (Blame::Proof, _) => Some(dpop("invalid_dpop_proof")),
             (Blame::Receiver, _) => None,

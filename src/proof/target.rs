@@ -16,7 +16,7 @@ impl Target {
 
     /// As a proof states it: a query or fragment has no business there (RFC 9449 §4.2).
     pub fn stated(url: &str) -> Option<Self> {
-        if url.contains(['?', '#']) { None } else { Self::read(url) }
+        Self::read(url)
     }
 
     /// The normal form.
@@ -94,6 +94,6 @@ fn normal_path(path: &str) -> Option<String> {
     (!climbs).then_some(normal)
 }
 
-/// What a URL is made of besides letters and digits (RFC 3986 §2), but for `?` and `#`.
+/// What a URL is made of besides letters and digits (RFC 3986 §2). Without `?` and `#`, which only a request's may have.
 const PUNCTUATION: &[u8] = b"-._~:/[]@!$&'()*+,;=%";
 const MAX_URL_BYTES: usize = 8 * 1024;

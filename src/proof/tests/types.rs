@@ -87,8 +87,7 @@ impl World {
     fn is_wpt(&self, typ: &str) -> bool {
         let token = self.sign("wit+jwt", &self.wit_claims());
         let unproven = self.wit(&token).unwrap();
-        let proof =
-            self.sign(typ, &json!({ "aud": URL, "exp": NOW + 30, "jti": "p", "wth": hash(&token) }));
+        let proof = self.sign(typ, &json!({ "aud": URL, "exp": NOW + 30, "jti": "p", "wth": hash(&token) }));
         let request = Request { method: "GET", url: URL, now: now() };
         let shown = wpt::Shown { proofs: &[&proof], access_token: None };
         wpt::check(&unproven, &shown, &request, &mut Replays::new(100)).is_ok()
@@ -132,7 +131,11 @@ fn h04_only_the_diagonal_of_kinds_and_validators_passes() {
     assert_eq!(passes(|typ| world.is_jwt_svid(typ, false)), ["JWT"], "ValidateJWTSVID");
     assert_eq!(passes(|typ| world.is_jwt_svid(typ, true)), ["JWT"], "introspection and revocation");
     assert_eq!(passes(|typ| world.is_access(typ)), ["at+jwt"], "introspection and revocation");
-    assert_eq!(passes(|typ| world.wit(&world.sign(typ, &world.wit_claims())).is_some()), ["wit+jwt"], "WIT-SVIDs");
+    assert_eq!(
+        passes(|typ| world.wit(&world.sign(typ, &world.wit_claims())).is_some()),
+        ["wit+jwt"],
+        "WIT-SVIDs"
+    );
     assert_eq!(passes(|typ| world.is_wpt(typ)), ["wpt+jwt"], "proofs of WIT-SVIDs");
     assert_eq!(passes(|typ| world.is_dpop(typ)), ["dpop+jwt"], "proofs of access tokens");
     for (word, kind) in UserTokenType::WORDS.into_iter().filter(|(_, kind)| *kind != UserTokenType::Untyped) {

@@ -18,8 +18,7 @@ impl Workload {
     fn new() -> Self {
         let (issuer, key) = (Forge::new("ES256"), Forge::new("ES256"));
         let mut bundles = JwtBundles::default();
-        let own =
-            JwtBundle::of_keys(JwsUse::WitSvid, &[changed(issuer.jwk("k1"), "use", json!("wit-svid"))]);
+        let own = JwtBundle::of_keys(JwsUse::WitSvid, &[changed(issuer.jwk("k1"), "use", json!("wit-svid"))]);
         bundles.insert("example.org".parse().unwrap(), Arc::new(own));
         let jwk = changed(public(&key), "alg", json!("ES256"));
         let claims = json!({ "sub": "spiffe://example.org/web", "exp": NOW + 900, "cnf": { "jwk": jwk } });
@@ -56,7 +55,11 @@ fn h12_a_workload_proves_itself_once_for_each_proof() {
     let proven = workload.shows(&[&proof], None, "https://wiki.example.org:443/api/page?id=7").unwrap();
     assert_eq!((proven.spiffe_id.as_str(), proven.proof_id.as_str()), ("spiffe://example.org/web", "p1"));
     assert_eq!(workload.shows(&[&proof], None, URL).unwrap_err(), Refusal::Used(Used::Again));
-    assert_eq!(workload.with("exp", json!(NOW + 31)), Err(Refusal::Used(Used::Again)), "its name, signed again");
+    assert_eq!(
+        workload.with("exp", json!(NOW + 31)),
+        Err(Refusal::Used(Used::Again)),
+        "its name, signed again"
+    );
     assert_eq!(workload.with("jti", json!("p2")), Ok(()));
     let malformed = Err(Refusal::Proof(ProofRefusal::Malformed));
     assert_eq!(workload.with("jti", json!("x".repeat(257))), malformed);
@@ -87,7 +90,10 @@ fn h12_a_proof_is_for_the_url_that_was_called() {
     ] {
         assert_eq!(workload.with("aud", aud.clone()), audience, "{aud}");
     }
-    assert_eq!(workload.with("aud", json!(["https://other.example.org/", "HTTPS://wiki.example.org/api/page"])), Ok(()));
+    assert_eq!(
+        workload.with("aud", json!(["https://other.example.org/", "HTTPS://wiki.example.org/api/page"])),
+        Ok(())
+    );
 }
 
 #[test]
@@ -96,7 +102,11 @@ fn h12_a_proof_is_for_the_access_token_that_came_with_it() {
     let both = workload.proof(&changed(workload.said(), "ath", json!(hash(TOKEN))));
     let alone = workload.proof(&workload.said());
     let other = Refusal::Proof(ProofRefusal::OtherToken);
-    assert_eq!(workload.shows(&[&alone], Some(TOKEN), URL).unwrap_err(), other, "mandatory where there is one");
+    assert_eq!(
+        workload.shows(&[&alone], Some(TOKEN), URL).unwrap_err(),
+        other,
+        "mandatory where there is one"
+    );
     assert_eq!(workload.shows(&[&both], Some("another"), URL).unwrap_err(), other);
     assert_eq!(workload.shows(&[&both], None, URL).unwrap_err(), other, "it was left out on the way");
     assert!(workload.shows(&[&both], Some(TOKEN), URL).is_ok());

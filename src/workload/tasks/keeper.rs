@@ -117,4 +117,14 @@ mod tests {
         }
         assert_eq!(keeper.may(Errand::Tend), Ok(()));
     }
+
+    #[test]
+    fn a_keeper_is_forgotten_with_its_task() {
+        let boot_id = BootId::from_bytes([1; 16]);
+        let process = ProcessKey { boot_id, pid: 7, start_time: 7, pidfs_inode: None };
+        let mut tasks = super::super::Tasks::default();
+        tasks.keepers.insert(TaskId::from_bytes([1; 16]), Keeper { process, audiences: BTreeSet::new() });
+        tasks.forget_keepers();
+        assert!(tasks.keepers.is_empty(), "no tree knows that task");
+    }
 }
