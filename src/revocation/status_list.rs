@@ -161,7 +161,9 @@ impl Bits {
     /// Every one that is set.
     fn all(&self) -> impl Iterator<Item = u32> {
         let octets = (0_u32..).zip(&self.0).filter(|(_, octet)| **octet != 0);
-        octets.flat_map(|(at, octet)| (0..8).filter(move |bit| octet & (1 << bit) != 0).map(move |bit| at * 8 + bit))
+        octets.flat_map(|(at, octet)| {
+            (0..8).filter(move |bit| octet & (1 << bit) != 0).map(move |bit| at * 8 + bit)
+        })
     }
 
     fn place(index: u32) -> (usize, u8) {
@@ -224,7 +226,12 @@ mod tests {
         let octets = bits(&lists, 5);
         let without_own: Vec<u8> = [0xc9_u8, 0x44, 0xf9]
             .iter()
-            .map(|octet| (0..4).map(|at| octet & (3 << (at * 2))).filter(|two| ![0xc0, 0x30, 0x0c, 0x03].contains(two)).sum())
+            .map(|octet| {
+                (0..4)
+                    .map(|at| octet & (3 << (at * 2)))
+                    .filter(|two| ![0xc0, 0x30, 0x0c, 0x03].contains(two))
+                    .sum()
+            })
             .collect();
         assert_eq!((&octets[..3], octets.len()), (without_own.as_slice(), 256));
         for (place, want) in places {

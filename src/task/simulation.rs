@@ -576,6 +576,7 @@ mod tests {
         use proptest::test_runner::TestRunner;
         let mut runner = TestRunner::deterministic();
         let (mut deepest, mut children, mut cascades, mut doomed) = (0, 0, 0, 0);
+        let (mut went_on, mut lost) = (0, 0);
         for _ in 0..150 {
             let steps = prop::collection::vec(step(), 50).new_tree(&mut runner).unwrap().current();
             let mut model = Model::new(Bounds::default());
@@ -586,10 +587,13 @@ mod tests {
                 let flying = model.flights.iter().filter(|(_, task)| model.ended.contains(task));
                 doomed += flying.count();
             }
+            went_on += model.journal.went_on;
+            lost += model.journal.ended;
             deepest = deepest.max(model.tree.all().iter().map(|task| task.depth).max().unwrap_or_default());
             children += model.tree.all().iter().filter(|task| task.parent.is_some()).count();
         }
         assert!(deepest >= 2, "trees are flat: {deepest}");
+        assert!(went_on > 50 && lost > 20, "restarts: {went_on} {lost}");
         assert!(children > 50 && cascades > 10 && doomed > 20, "{children} {cascades} {doomed}");
     }
 

@@ -75,7 +75,8 @@ impl Workloads {
         self.0.restore_lists(&rows);
         let tasks = self.0.past_tasks(&rows);
         // Nothing outlives its task.
-        let alone = |row: &Row| row.task.is_some_and(|task| !tasks.knows(task)) && row.state == RowState::Live;
+        let alone =
+            |row: &Row| row.task.is_some_and(|task| !tasks.knows(task)) && row.state == RowState::Live;
         let (ended, rows): (Vec<Row>, Vec<Row>) = rows.into_iter().partition(alone);
         let mut restored = Restored { revoked: ended.len(), ..Restored::default() };
         if !ended.is_empty() {

@@ -69,6 +69,10 @@ impl<'a> Suspension<'a> {
         }
         // A form that says no audience may be for any that the task ever asked for.
         let is_frozen = |audience: &String| self.audiences.contains(audience.as_str());
-        if row.audience.is_empty() { task.audiences.iter().any(is_frozen) } else { row.audience.iter().any(is_frozen) }
+        if row.audience.is_empty() {
+            task.audiences.iter().any(is_frozen)
+        } else {
+            row.audience.iter().any(is_frozen)
+        }
     }
 }

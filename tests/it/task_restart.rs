@@ -6,7 +6,9 @@ use mayfly_harness::{Agent, Entry, Holder, Jam, Pause, until};
 use mayfly_proto::task as proto;
 use serde_json::Value;
 
-use crate::children::{ANN, BEN, WIKI, World, begin, child, end, entries, get, issue, lasting, offer, seconds};
+use crate::children::{
+    ANN, BEN, WIKI, World, begin, child, end, entries, get, issue, lasting, offer, seconds,
+};
 
 /// Nothing of the run before is connected.
 fn again(world: &mut World, holders: &mut [&mut Holder], how: fn(&mut Agent)) {
@@ -59,7 +61,10 @@ fn goes_on(how: fn(&mut Agent)) {
     let is = get(&mut planner, &root).unwrap();
     assert_eq!((&is.id, is.state(), &is.instance), (&was.id, proto::TaskState::Active, &was.instance));
     assert_eq!((is.used, is.live_credentials, is.live_children), (was.used, 1, 1));
-    assert!((seconds(is.deadline.as_ref()) - seconds(was.deadline.as_ref())).abs() <= 1, "no longer, no shorter");
+    assert!(
+        (seconds(is.deadline.as_ref()) - seconds(was.deadline.as_ref())).abs() <= 1,
+        "no longer, no shorter"
+    );
     assert_eq!(get(&mut ann, &below).unwrap().parent, root.id);
     let same: proto::Task = planner.task_call("Begin", &keyed("once")).unwrap();
     assert_eq!(same.id, root.id, "the same request is the same task");
@@ -184,11 +189,8 @@ fn who_has_lost_its_identity_while_the_agent_was_down_has_no_task() {
 fn time_goes_on_while_the_agent_is_down() {
     let mut world = World::new();
     let mut planner = world.planner();
-    let brief = proto::BeginRequest {
-        details: vec![detail(WIKI, &["read"])],
-        ttl: lasting(2),
-        ..Default::default()
-    };
+    let brief =
+        proto::BeginRequest { details: vec![detail(WIKI, &["read"])], ttl: lasting(2), ..Default::default() };
     let brief: proto::Task = planner.task_call("Begin", &brief).unwrap();
     let long = begin(&mut planner);
     let token = issue(&mut planner, &long).unwrap();
@@ -292,10 +294,14 @@ fn a_crash_anywhere_in_a_begin_loses_no_task_that_was_answered_and_leaves_no_sec
         let known = live(&crash.world.agent);
         assert!((1..=2).contains(&known.len()), "{point}: {known:?}");
         assert!(known.iter().any(|task| task["id"] == first.id.as_str()), "{point}");
+        let was_noted = point == "task.before_answer";
+        assert!(!was_noted || known.len() == 2, "{point}: what is noted goes on, though it holds nothing");
         let second: proto::Task = planner.task_call("Begin", &keyed("twice")).unwrap();
         let all = live(&crash.world.agent);
         assert_eq!(all.len(), 2, "{point}: one for one request: {all:?}");
         assert!(all.iter().any(|task| task["id"] == second.id.as_str()), "{point}");
+        let is_known = known.iter().any(|task| task["id"] == second.id.as_str());
+        assert_eq!(is_known, known.len() == 2, "{point}: the same request is the same task");
         issue(&mut planner, &second).unwrap();
     }
 }
@@ -332,7 +338,8 @@ fn a_crash_anywhere_in_an_issue_forgets_nothing_that_was_used_up() {
 /// An end that was not answered has happened or has not; the record says that it has only if it has.
 #[test]
 fn a_crash_anywhere_in_an_end_leaves_no_half_of_it() {
-    for point in ["revoke.after_memory", "ledger.after_insert", "ledger.after_commit", "revoke.after_ledger"] {
+    for point in ["revoke.after_memory", "ledger.after_insert", "ledger.after_commit", "revoke.after_ledger"]
+    {
         let mut crash = Crash::at(point);
         let (mut planner, mut ann) = (crash.world.planner(), crash.world.ann());
         let root = begin(&mut planner);
@@ -363,7 +370,6 @@ fn a_crash_anywhere_in_an_end_leaves_no_half_of_it() {
 /// A task of which no note could be made has not begun.
 #[test]
 fn while_the_ledger_cannot_be_written_no_task_begins_and_no_end_is_taken_for_done() {
-    
     let mut broken = None;
     let mut world = World::prepared(|agent| {
         let (fails, spec) = Jam::at(agent.dir(), "ledger.before_begin");

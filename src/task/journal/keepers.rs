@@ -23,10 +23,8 @@ pub struct KeptBy {
 
 /// The note that keeps the keeper of a task.
 pub fn note_keeper(keeper: &KeptBy) -> Note {
-    let record = KeeperRecord {
-        process: ProcessRecord::of(&keeper.process),
-        audiences: keeper.audiences.clone(),
-    };
+    let record =
+        KeeperRecord { process: ProcessRecord::of(&keeper.process), audiences: keeper.audiences.clone() };
     note(KEEPER, keeper.task.as_bytes(), &record)
 }
 

@@ -13,6 +13,9 @@ pub(super) struct Journal {
     notes: BTreeMap<Vec<u8>, Vec<u8>>,
     /// Each write, when it was, and whether it only took back.
     writes: Vec<(Vec<Note>, Instant, bool)>,
+    /// Tasks that went on and tasks that did not, over all restarts.
+    pub(super) went_on: usize,
+    pub(super) ended: usize,
     /// What each task and all below it were really given.
     given: BTreeMap<TaskId, u64>,
 }
@@ -105,24 +108,44 @@ impl Model {
         let after: BTreeSet<TaskId> =
             self.tree.all().into_iter().filter(|task| task.ended_at.is_none()).map(|task| task.id).collect();
         prop_assert_eq!(&after, &stays, "what can be found again goes on, and nothing else");
+        self.journal.went_on += stays.len();
+        self.journal.ended += before.len() - stays.len();
         for was in before.iter().filter(|task| stays.contains(&task.id)) {
             self.is_as_it_was(&old, was, &stays)?;
         }
         Ok(())
     }
 
-    fn is_as_it_was(&mut self, old: &Tree, was: &Task, stays: &BTreeSet<TaskId>) -> Result<(), TestCaseError> {
+    fn is_as_it_was(
+        &mut self,
+        old: &Tree,
+        was: &Task,
+        stays: &BTreeSet<TaskId>,
+    ) -> Result<(), TestCaseError> {
         let task = self.tree.get(was.id).expect("it goes on").clone();
         prop_assert_eq!(&task.charter, &was.charter);
-        prop_assert_eq!((task.root, task.parent, task.depth, task.standing), (was.root, was.parent, was.depth, was.standing));
+        prop_assert_eq!(
+            (task.root, task.parent, task.depth, task.standing),
+            (was.root, was.parent, was.depth, was.standing)
+        );
         prop_assert_eq!((task.begun, task.deadline, task.latest), (was.begun, was.deadline, was.latest));
         prop_assert_eq!((task.children_ever, task.denials), (was.children_ever, was.denials));
         prop_assert_eq!((&task.leases, &task.key), (&was.leases, &was.key));
-        prop_assert!(task.children.is_subset(&was.children) && task.children.iter().all(|id| stays.contains(id)));
+        prop_assert!(
+            task.children.is_subset(&was.children) && task.children.iter().all(|id| stays.contains(id))
+        );
         // What was in the making is lost, and what it would have cost with it.
         let given = self.journal.given.get(&task.id).copied().unwrap_or_default();
-        prop_assert!((given..=was.used.calls).contains(&task.used.calls), "{given} {:?} {:?}", task.used, was.used);
-        prop_assert!(old.standing(was.id).is_ok() || self.tree.standing(task.id).is_err(), "more than before");
+        prop_assert!(
+            (given..=was.used.calls).contains(&task.used.calls),
+            "{given} {:?} {:?}",
+            task.used,
+            was.used
+        );
+        prop_assert!(
+            old.standing(was.id).is_ok() || self.tree.standing(task.id).is_err(),
+            "more than before"
+        );
         self.spent.insert(task.id, task.used.calls);
         Ok(())
     }

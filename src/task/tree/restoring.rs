@@ -43,7 +43,8 @@ impl Tree {
         }
         let mut cascades = Vec::new();
         for id in order {
-            let lost = self.tasks.get(&id).is_some_and(|task| task.ended_at.is_none() && !self.goes_on(task, now));
+            let lost =
+                self.tasks.get(&id).is_some_and(|task| task.ended_at.is_none() && !self.goes_on(task, now));
             if lost {
                 cascades.push(self.end(id, Ending::Restart, now, wall));
             }

@@ -64,8 +64,10 @@ impl Shared {
         let known: BTreeSet<TaskId> = kept.tasks.iter().map(|task| task.id).collect();
         let now = unix_seconds(self.parts.clock.wall());
         let live = rows.iter().filter(|row| row.state == RowState::Live && row.not_after > now);
-        let leases: Vec<(LeaseId, TaskId)> =
-            live.filter_map(|row| Some((row.id, row.task?))).filter(|(_, task)| known.contains(task)).collect();
+        let leases: Vec<(LeaseId, TaskId)> = live
+            .filter_map(|row| Some((row.id, row.task?)))
+            .filter(|(_, task)| known.contains(task))
+            .collect();
         PastTasks {
             past: Past { tasks: kept.tasks, offers: kept.offers, leases },
             keepers: kept.keepers,
