@@ -41,7 +41,7 @@ target = "wiki"
 actions = ["write"]
 "#;
 
-fn policies() -> Policies {
+pub(crate) fn policies() -> Policies {
     Policies::of(POLICY)
         .agents("planner", "planners", &["*"])
         .agents("worker/*", "workers", &["summarise"])

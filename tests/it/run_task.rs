@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
-use mayfly_harness::policies::WIKI;
+pub(crate) use mayfly_harness::policies::WIKI;
 use mayfly_harness::{Agent, Plan, Policies, until};
 use mayfly_proto::task as proto;
 use serde_json::Value;
@@ -39,7 +39,7 @@ target = "wiki"
 actions = ["read"]
 "#;
 
-fn agent() -> Agent {
+pub(crate) fn agent() -> Agent {
     let mut agent = Plan::for_uids(&[own_uid()]).prepare();
     Policies::open().permit("read").target("wiki", &[]).more(TEMPLATES).install(&mut agent);
     agent.launch();
