@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use mayfly_harness::foreign::{self, Authority, Endpoint};
 use mayfly_harness::pki::claims;
 use mayfly_harness::policies::{WIKI, WRITES_NEED_A_PERSON};
-use mayfly_harness::tasks::refused as reason;
+pub(crate) use mayfly_harness::tasks::refused as reason;
 use mayfly_harness::wire::channel;
 use mayfly_harness::{Agent, Holder, Plan, Policies, Refusal, until};
 use mayfly_proto::task as proto;

@@ -7,7 +7,7 @@ use std::path::Path;
 use mayfly_harness::cgroup::Group;
 use mayfly_harness::pki::claims;
 use mayfly_harness::policies::WIKI;
-use mayfly_harness::tasks::refused as reason;
+pub(crate) use mayfly_harness::tasks::refused as reason;
 use mayfly_harness::{Agent, Entry, Holder, Idp, Plan, Policies, Refusal, files, require_root, until};
 use mayfly_proto::task as proto;
 use serde_json::{Value, json};
