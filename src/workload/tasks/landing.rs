@@ -107,8 +107,7 @@ impl Shared {
         row: Row,
         events: Vec<Event>,
     ) -> Result<Committed, (Refusal, bool)> {
-        let (committed, recorded) =
-            tokio::join!(self.write_down_used(row), self.parts.audit.record(events));
+        let (committed, recorded) = tokio::join!(self.write_down_used(row), self.parts.audit.record(events));
         let committed = committed.map_err(|error| (Refusal::Ledger(error), false))?;
         recorded.map_err(|error| (Refusal::Audit(error), true))?;
         Ok(committed)

@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use mayfly_attestors::ProcessKey;
 
-use super::keeper::Keeper;
 use super::MINUTE;
+use super::keeper::Keeper;
 use crate::clock::unix_seconds;
 use crate::id::{EntryId, LeaseId, TaskId};
 use crate::lease::WorkloadId;
@@ -84,8 +84,11 @@ impl Shared {
         let (now, wall) = (self.parts.clock.monotonic(), self.parts.clock.wall());
         let PastTasks { past, keepers, known } = tasks;
         let mut state = self.lock();
-        let found: BTreeMap<TaskId, WorkloadId> =
-            past.tasks.iter().filter_map(|task| Some((task.id, self.holder_again(&mut state, task)?))).collect();
+        let found: BTreeMap<TaskId, WorkloadId> = past
+            .tasks
+            .iter()
+            .filter_map(|task| Some((task.id, self.holder_again(&mut state, task)?)))
+            .collect();
         let cascades = state.tasks.tree.restore(past, |task| found.get(&task.id).copied(), now, wall);
         // Each task holds its holder until it ends.
         found.values().for_each(|holder| state.core.hold(*holder));
