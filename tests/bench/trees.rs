@@ -60,6 +60,7 @@ impl Big {
                 asked: grants.details().to_vec(),
                 life: None,
                 drops_user: false,
+                waits: None,
                 key: None,
             };
             let id = big.tree.offer(offer, &grants, &caller, now)?.id;

@@ -2,6 +2,7 @@
 //! a look at any of them: a task that has handed on a great deal pays no more for the next part than for the first.
 
 use std::collections::{BTreeSet, HashMap};
+use std::time::Instant;
 
 use super::Offer;
 use crate::id::{DelegationId, TaskId};
@@ -64,6 +65,13 @@ impl Offers {
         }
     }
 
+    /// It waits no longer, and can be taken up until then; whether it waited.
+    pub(super) fn allow(&mut self, id: DelegationId, expires: Instant) -> bool {
+        let Some(offer) = self.all.get_mut(&id).filter(|offer| offer.pending) else { return false };
+        (offer.pending, offer.expires) = (false, expires);
+        true
+    }
+
     pub(super) fn remove(&mut self, id: DelegationId) -> Option<Offer> {
         let offer = self.all.remove(&id)?;
         if let Some(made) = self.of.get_mut(&offer.parent) {
@@ -103,7 +111,7 @@ impl super::Tree {
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::Ordering;
-    use std::time::{Instant, UNIX_EPOCH};
+    use std::time::UNIX_EPOCH;
 
     use mayfly_attestors::{BootId, ProcessKey};
 
@@ -140,6 +148,7 @@ mod tests {
             asked: grants.details().to_vec(),
             life: None,
             drops_user: false,
+            waits: None,
             key: None,
         };
         let caller = Caller { process: seat().process, cgroup: None, identities: Vec::new() };

@@ -110,10 +110,11 @@ impl Tree {
     /// People have allowed an offer: it can be taken up until then, or as long as any other; whether it was there.
     pub fn allow_offer(&mut self, id: DelegationId, until: Instant, now: Instant) -> bool {
         let expires = until.min(now + self.bounds.offer);
-        let Some(offer) = self.offers.get_mut(&id).filter(|offer| offer.pending) else { return false };
-        (offer.pending, offer.expires) = (false, expires);
-        self.timers.set(Timer::Offer(id), expires);
-        true
+        let allowed = self.offers.allow(id, expires);
+        if allowed {
+            self.timers.set(Timer::Offer(id), expires);
+        }
+        allowed
     }
 
     /// An offer, as long as it is remembered.

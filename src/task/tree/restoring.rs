@@ -89,7 +89,7 @@ impl Tree {
     /// Whether whoever made the offer is still there, and what came of it if somebody took it up.
     fn stands_by(&self, offer: &Offer) -> bool {
         let parent = self.tasks.get(&offer.parent);
-        parent.is_some_and(|parent| parent.ended_at.is_none()) && !self.offers.contains_key(&offer.id)
+        parent.is_some_and(|parent| parent.ended_at.is_none()) && self.offers.get(offer.id).is_none()
     }
 }
 

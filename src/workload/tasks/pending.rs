@@ -190,7 +190,9 @@ impl Shared {
             return Ok(Judged { decision, cut: None });
         }
         let left = view.task.deadline.saturating_duration_since(self.parts.clock.monotonic());
-        let to_be = self.renewed(&set, view, left)?;
+        let who =
+            self.facts_of_seat(&view.task.seat, &view.task.charter.entry).ok_or(Refusal::NotEntitled)?;
+        let to_be = self.renewed(&set, view, who, left);
         let object = Object::Template(view.task.charter.template.clone());
         let mut question = to_be.question(Action::Begin, object, left);
         question.circumstances.approval = Some(approved.facts.clone());
