@@ -56,7 +56,7 @@ fn process() -> ProcessKey {
 }
 
 fn caller() -> Caller {
-    Caller { process: process(), cgroup: None }
+    Caller { process: process(), cgroup: None, identities: Vec::new() }
 }
 
 impl World {
