@@ -359,7 +359,7 @@ fn k_a_yes_of_others_than_policy_asks_for_now_is_not_enough() {
     let anybody = starter("policy.cedar").replacen(by, "", 1);
     let others = anybody.replacen(&asks("oncall"), &asks("editors"), 1);
     assert!(others != anybody && anybody != starter("policy.cedar"));
-    files::replace(&dir(&world.agent).join("policy.cedar"), others.as_bytes(), 0o644);
+    world.agent.write_policies(&others);
     until("policy asks others", || {
         let said = world.authorize("write", call("PUT", 7), Some(&id)).unwrap();
         (!said.allow).then_some(())
