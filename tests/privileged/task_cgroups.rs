@@ -562,8 +562,20 @@ struct Run {
 
 impl Run {
     fn start(agent: &Agent, arguments: &[&str]) -> Self {
-        let script = "echo $$; echo $MAYFLY_TASK; grep ^0:: /proc/self/cgroup; while read -r line; do eval \"$line\"; done";
-        let mut command = Command::new(agent.binary());
+        Self::start_by(agent, Command::new(agent.binary()), arguments)
+    }
+
+    /// With `mayfly run` in that cgroup itself.
+    fn start_in(agent: &Agent, group: &Group, arguments: &[&str]) -> Self {
+        let mut command = Command::new("sh");
+        let enter = format!("echo $$ > {}/cgroup.procs; exec \"$0\" \"$@\"", group.0.display());
+        command.args(["-c", &enter]).arg(agent.binary());
+        Self::start_by(agent, command, arguments)
+    }
+
+    fn start_by(agent: &Agent, mut command: Command, arguments: &[&str]) -> Self {
+        let script = "echo $$; echo $MAYFLY_TASK; grep ^0:: /proc/self/cgroup; \
+                      while read -r line; do eval \"$line\"; done";
         command.arg("run").args(arguments).args(["--", "sh", "-c", script]);
         command.env("SPIFFE_ENDPOINT_SOCKET", format!("unix://{}", agent.public().display()));
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -641,4 +653,27 @@ fn what_a_killed_mayfly_run_left_is_removed_by_the_next() {
     assert!(group.exists());
     assert_eq!(Run::start(&agent, &[]).end().0, Some(0));
     assert!(!group.exists());
+}
+
+/// A unit of systemd that runs `mayfly run` as a user: the keeper is in the same cgroup, and alone with the program.
+#[test]
+fn a_keeper_in_the_same_cgroup_does_no_harm_and_somebody_else_does() {
+    let agent = agent_of_root();
+    let token = format!("WIKI_FILE={WIKI}");
+    let kept = ["--no-cgroup", "--task", "look-up", "--token", &token];
+    let scope_of = |arguments: &[&str], besides: Option<&Shell>| {
+        let group = Group::new();
+        besides.into_iter().for_each(|shell| group.take(shell.child.id()));
+        let mut run = Run::start_in(&agent, &group, arguments);
+        let (_, task, _) = (run.line(), run.line(), run.line());
+        let shown = order(&agent, &["task", "show", &task]);
+        assert_eq!(shown["isolated"] == true, shown["scope"] == "cgroup", "{shown}");
+        run.tell("exit 0");
+        assert_eq!(run.end().0, Some(0));
+        gone(&task, &agent);
+        shown["scope"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(scope_of(&kept, None), "cgroup");
+    assert_eq!(scope_of(&kept, Some(&Shell::start(0))), "process");
+    assert_eq!(scope_of(&kept[..3], None), "process", "its parent is there, and no keeper");
 }
