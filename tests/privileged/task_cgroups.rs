@@ -677,3 +677,33 @@ fn a_keeper_in_the_same_cgroup_does_no_harm_and_somebody_else_does() {
     assert_eq!(scope_of(&kept, Some(&Shell::start(0))), "process");
     assert_eq!(scope_of(&kept[..3], None), "process", "its parent is there, and no keeper");
 }
+
+/// Whoever stops an agent must not stop the one that could let it go on, nor himself.
+#[test]
+fn the_cgroup_of_the_agent_or_of_whoever_orders_neither_stands_still_nor_dies() {
+    let (agent, group) = (agent(), Group::new());
+    let (_founder, task) = founder(&agent, &group);
+    group.take(agent.pid());
+    let said = order(&agent, &["freeze", "--task", &task]);
+    assert_eq!((&said["still"], &said["not_still"]), (&0.into(), &1.into()), "{said}");
+    let (code, out, _) = agent.mayfly(&["kill", "--task", &task, "--output", "json"]);
+    let said: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((code, &said["tasks"], &said["not_killed"]), (Some(1), &1.into(), &1.into()), "{said}");
+    std::fs::write(root().join("cgroup.procs"), agent.pid().to_string()).unwrap();
+    order(&agent, &["thaw", "--task", &task]);
+    let group = Group::new();
+    let (_founder, task) = founder(&agent, &group);
+    let below = group.0.join("below");
+    std::fs::create_dir(&below).unwrap();
+    let words = format!(
+        "echo $$ > {}/cgroup.procs; exec {} freeze --task {task} --socket unix://{} --output json",
+        below.display(),
+        agent.binary().display(),
+        agent.admin_socket().display()
+    );
+    let output = Command::new("sh").args(["-c", &words]).output().unwrap();
+    let said: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"));
+    assert_eq!((&said["still"], &said["not_still"]), (&0.into(), &1.into()), "{said}");
+    assert!(group.read("cgroup.events").contains("frozen 0"));
+    std::fs::remove_dir(below).unwrap();
+}
