@@ -562,8 +562,20 @@ struct Run {
 
 impl Run {
     fn start(agent: &Agent, arguments: &[&str]) -> Self {
-        let script = "echo $$; echo $MAYFLY_TASK; grep ^0:: /proc/self/cgroup; while read -r line; do eval \"$line\"; done";
-        let mut command = Command::new(agent.binary());
+        Self::start_by(agent, Command::new(agent.binary()), arguments)
+    }
+
+    /// With `mayfly run` in that cgroup itself.
+    fn start_in(agent: &Agent, group: &Group, arguments: &[&str]) -> Self {
+        let mut command = Command::new("sh");
+        let enter = format!("echo $$ > {}/cgroup.procs; exec \"$0\" \"$@\"", group.0.display());
+        command.args(["-c", &enter]).arg(agent.binary());
+        Self::start_by(agent, command, arguments)
+    }
+
+    fn start_by(agent: &Agent, mut command: Command, arguments: &[&str]) -> Self {
+        let script = "echo $$; echo $MAYFLY_TASK; grep ^0:: /proc/self/cgroup; \
+                      while read -r line; do eval \"$line\"; done";
         command.arg("run").args(arguments).args(["--", "sh", "-c", script]);
         command.env("SPIFFE_ENDPOINT_SOCKET", format!("unix://{}", agent.public().display()));
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -641,4 +653,57 @@ fn what_a_killed_mayfly_run_left_is_removed_by_the_next() {
     assert!(group.exists());
     assert_eq!(Run::start(&agent, &[]).end().0, Some(0));
     assert!(!group.exists());
+}
+
+/// A unit of systemd that runs `mayfly run` as a user: the keeper is in the same cgroup, and alone with the program.
+#[test]
+fn a_keeper_in_the_same_cgroup_does_no_harm_and_somebody_else_does() {
+    let agent = agent_of_root();
+    let token = format!("WIKI_FILE={WIKI}");
+    let kept = ["--no-cgroup", "--task", "look-up", "--token", &token];
+    let scope_of = |arguments: &[&str], besides: Option<&Shell>| {
+        let group = Group::new();
+        besides.into_iter().for_each(|shell| group.take(shell.child.id()));
+        let mut run = Run::start_in(&agent, &group, arguments);
+        let (_, task, _) = (run.line(), run.line(), run.line());
+        let shown = order(&agent, &["task", "show", &task]);
+        assert_eq!(shown["isolated"] == true, shown["scope"] == "cgroup", "{shown}");
+        run.tell("exit 0");
+        assert_eq!(run.end().0, Some(0));
+        gone(&task, &agent);
+        shown["scope"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(scope_of(&kept, None), "cgroup");
+    assert_eq!(scope_of(&kept, Some(&Shell::start(0))), "process");
+    assert_eq!(scope_of(&kept[..3], None), "process", "its parent is there, and no keeper");
+}
+
+/// Whoever stops an agent must not stop the one that could let it go on, nor himself.
+#[test]
+fn the_cgroup_of_the_agent_or_of_whoever_orders_neither_stands_still_nor_dies() {
+    let (agent, group) = (agent(), Group::new());
+    let (_founder, task) = founder(&agent, &group);
+    group.take(agent.pid());
+    let said = order(&agent, &["freeze", "--task", &task]);
+    assert_eq!((&said["still"], &said["not_still"]), (&0.into(), &1.into()), "{said}");
+    let (code, out, _) = agent.mayfly(&["kill", "--task", &task, "--output", "json"]);
+    let said: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((code, &said["tasks"], &said["not_killed"]), (Some(1), &1.into(), &1.into()), "{said}");
+    std::fs::write(root().join("cgroup.procs"), agent.pid().to_string()).unwrap();
+    order(&agent, &["thaw", "--task", &task]);
+    let group = Group::new();
+    let (_founder, task) = founder(&agent, &group);
+    let below = group.0.join("below");
+    std::fs::create_dir(&below).unwrap();
+    let words = format!(
+        "echo $$ > {}/cgroup.procs; exec {} freeze --task {task} --socket unix://{} --output json",
+        below.display(),
+        agent.binary().display(),
+        agent.admin_socket().display()
+    );
+    let output = Command::new("sh").args(["-c", &words]).output().unwrap();
+    let said: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"));
+    assert_eq!((&said["still"], &said["not_still"]), (&0.into(), &1.into()), "{said}");
+    assert!(group.read("cgroup.events").contains("frozen 0"));
+    std::fs::remove_dir(below).unwrap();
 }
