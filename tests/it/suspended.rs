@@ -94,7 +94,7 @@ fn what_is_frozen_is_suspended_for_everybody_who_looks_until_it_is_thawed() {
     run(&world, &["freeze", "--task", &root.id]);
     world.agent.crash_and_restart();
     looks(&world, [SUSPENDED, SUSPENDED, SUSPENDED, VALID], "after a restart");
-    run(&world, &["task", "end", &below.id]);
+    run(&world, &["task", "end", &below.id, "--reason", "ticket 17"]);
     looks(&world, [SUSPENDED, INVALID, INVALID, VALID], "taken back while it was frozen");
     run(&world, &["thaw", "--task", &root.id]);
     looks(&world, [VALID, INVALID, INVALID, VALID], "thawed");

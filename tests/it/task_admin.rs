@@ -414,8 +414,13 @@ fn a_freeze_that_revokes_takes_back_what_tasks_were_given_and_ends_none() {
     let (holder, task, token) = worker(&agent);
     let said = json(&agent, &["freeze", "--task", &task]);
     assert_eq!(said["credentials"], 1, "what it is about is counted");
-    assert!(is_active(&agent, &token), "a freeze alone takes nothing back");
+    let live = |agent: &Agent| json(agent, &["task", "show", &task])["live_credentials"].clone();
+    assert_eq!(live(&agent), 1, "a freeze alone takes nothing back");
+    assert!(!is_active(&agent, &token), "but suspends it");
+    run(&agent, &["thaw", "--task", &task]);
+    assert!(is_active(&agent, &token));
     run(&agent, &["freeze", "--task", &task, "--revoke"]);
+    run(&agent, &["thaw", "--task", &task]);
     assert!(!is_active(&agent, &token));
     let left = json(&agent, &["task", "show", &task]);
     assert_eq!((&left["state"], &left["live_credentials"]), (&"active".into(), &0.into()));
