@@ -826,6 +826,47 @@ mod tests {
         assert_eq!(tree.get(child).unwrap().used.calls, 2);
     }
 
+    /// One thing amiss with what was noted, and the child ends; as it is, it goes on.
+    #[test]
+    fn what_is_wider_than_what_is_above_it_does_not_outlive_a_restart() {
+        type Spoil = fn(&mut Task);
+        let mut model = Model::new(Bounds::default());
+        let parent = begun(&mut model, 0, false, false).unwrap();
+        let offer = offered(&mut model, parent, 1).unwrap();
+        let child = joined(&mut model, offer, 1, 1).unwrap();
+        let spoils: [Spoil; 10] = [
+            |_| {},
+            |task| task.deadline += Duration::from_secs(1),
+            |task| task.latest += Duration::from_secs(1),
+            |task| task.depth = 2,
+            |task| task.root = task.id,
+            |task| task.standing = Standing::Pending,
+            |task| task.begun += Duration::from_secs(1),
+            |task| task.charter.grants = Grants::default(),
+            |task| {
+                let more = super::super::RawDetail { actions: vec!["write".to_owned()], ..detail().raw() };
+                task.charter.grants = Grants::of(vec![Detail::read(&more).unwrap()]);
+            },
+            |task| task.charter.user = Some(super::super::User { iss: "i".to_owned(), sub: "s".to_owned() }),
+        ];
+        for (at, spoil) in spoils.into_iter().enumerate() {
+            let mut tasks: Vec<Task> =
+                [parent, child].iter().map(|id| model.tree.get(*id).unwrap().clone()).collect();
+            tasks.iter_mut().for_each(|task| task.children.clear());
+            spoil(&mut tasks[1]);
+            let past = Past { tasks, ..Past::default() };
+            let mut tree = Tree::new(Bounds::default());
+            let ended: Vec<Ended> = tree
+                .restore(past, |task| Some(task.seat.holder), model.now, model.wall)
+                .into_iter()
+                .flat_map(|cascade| cascade.ended)
+                .collect();
+            let expected = Ended { task: child, ending: Ending::Restart, leases: Vec::new() };
+            assert_eq!(ended, if at == 0 { Vec::new() } else { vec![expected] }, "{at}");
+            assert_eq!(tree.live(), if at == 0 { 2 } else { 1 });
+        }
+    }
+
     #[test]
     fn a_suspended_parent_holds_its_children() {
         let mut model = Model::new(Bounds::default());
