@@ -90,6 +90,7 @@ impl Shared {
             .filter_map(|task| Some((task.id, self.holder_again(&mut state, task)?)))
             .collect();
         let cascades = state.tasks.tree.restore(past, |task| found.get(&task.id).copied(), now, wall);
+        self.note_neighbours(&mut state, &found);
         // Each task holds its holder until it ends.
         found.values().for_each(|holder| state.core.hold(*holder));
         state.tasks.keepers.extend(keepers.into_iter().map(Keeper::of));
@@ -108,6 +109,18 @@ impl Shared {
         }
         self.timer.notify_one();
         restored
+    }
+
+    /// In which cgroups those sit who hold a task alone: a task that such a cgroup holds is not isolated.
+    fn note_neighbours(&self, state: &mut State, found: &BTreeMap<TaskId, WorkloadId>) {
+        let scopes = self.parts.attestors.scopes();
+        for (task, holder) in found {
+            let is_alone = state.tasks.tree.get(*task).is_some_and(|task| task.seat.scope == Scope::Process);
+            let member = state.members.get(holder).filter(|_| is_alone);
+            if let Some(cgroup) = member.and_then(|member| scopes.id_of(&member.process)) {
+                state.tasks.tree.note_beside(*task, cgroup);
+            }
+        }
     }
 
     /// Who holds a task of the run before, if whoever began it was found and has still what it rests on: a cgroup is
