@@ -222,7 +222,7 @@ impl Shared {
         let event = Event::Task { step, agent, task, decision, end: None };
         let (written, recorded) = tokio::join!(written, self.parts.audit.record(vec![event]));
         mayfly_attestors::failpoint::hit("task.before_answer");
-        let done = written.map_err(Refusal::Ledger).and(recorded.map_err(Refusal::Audit));
+        let done = written.map_err(Refusal::Ledger).and_then(|()| recorded.map_err(Refusal::Audit));
         if let Err(refusal) = done {
             self.end_unrecorded(id);
             return Err(refusal.into());

@@ -116,7 +116,7 @@ impl Workloads {
             end: None,
         };
         let (written, recorded) = tokio::join!(written, shared.parts.audit.record(vec![event]));
-        let done = written.map_err(Refusal::Ledger).and(recorded.map_err(Refusal::Audit));
+        let done = written.map_err(Refusal::Ledger).and_then(|()| recorded.map_err(Refusal::Audit));
         if let Err(refusal) = done {
             // An offer of which no record could be made is none.
             let taken_by = {

@@ -26,7 +26,7 @@ impl Shared {
         let committed = {
             let state = self.lock();
             let used = row.task.map(|task| state.tasks.tree.notes_of_usage(task, &self.epoch));
-            self.parts.ledger.commit_noting(vec![row], used.unwrap_or_default())
+            self.parts.ledger.commit_noting(&[row], used.unwrap_or_default())
         };
         committed.await
     }

@@ -47,7 +47,7 @@ impl Workloads {
         let (agent, task, decision) = (view.agent(), view.facts(), Some(Box::new(recorded)));
         let event = Event::Task { step: TaskStep::Renew, agent, task, decision, end: None };
         let (written, recorded) = tokio::join!(written, shared.parts.audit.record(vec![event]));
-        let done = written.map_err(Refusal::Ledger).and(recorded.map_err(Refusal::Audit));
+        let done = written.map_err(Refusal::Ledger).and_then(|()| recorded.map_err(Refusal::Audit));
         if let Err(refusal) = done {
             // Time of which no record could be made is taken back.
             let mut state = shared.lock();
