@@ -130,8 +130,7 @@ impl Agent {
         let restored = self.workloads.restore(std::mem::take(&mut self.rows), &self.pidfds).await;
         self.pidfds = Pidfds::default();
         self.manager.settle();
-        let crate::workload::Restored { adopted, revoked, tasks: going_on, tasks_ended } = restored;
-        tracing::info!(adopted, revoked, going_on, tasks_ended, "leases and tasks of the run before");
+        tracing::info!(%restored, "leases and tasks of the run before");
         let entries = Follower::new(self.entries, self.readiness.clone(), self.audit.clone(), watch.clone());
         self.audit.note(self.policies.loaded().into_iter().collect());
         let policies =

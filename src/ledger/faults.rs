@@ -287,7 +287,7 @@ async fn turn(ledger: &Ledger, dice: &mut Dice, told: &mut Told) -> bool {
     }
     let answers = join_all(commits.iter().map(|rows| {
         let notes = rows.iter().map(|row| note(row.id, Some(b"live".to_vec())));
-        ledger.commit_noting(rows.clone(), notes.collect())
+        ledger.commit_noting(rows, notes.collect())
     }))
     .await;
     for (rows, answer) in commits.into_iter().zip(answers) {

@@ -119,17 +119,17 @@ impl Ledger {
     /// this fails and the rows turn out to be on the disk all the same, they become revoked there
     /// ([`Reason::IssueAborted`]) by the next transaction.
     pub async fn commit(&self, rows: Vec<Row>) -> Result<Committed, LedgerError> {
-        self.commit_noting(rows, Vec::new()).await
+        self.commit_noting(&rows, Vec::new()).await
     }
 
     /// [`Ledger::commit`], and notes in the same transaction. All is in the queue when this returns, before anything that
     /// is asked later: notes that are made under a lock are written in the order of what they tell.
     pub fn commit_noting(
         &self,
-        rows: Vec<Row>,
+        rows: &[Row],
         notes: Vec<Note>,
     ) -> impl Future<Output = Result<Committed, LedgerError>> + Send + use<'_> {
-        let queued = self.queue_commit(&rows, notes);
+        let queued = self.queue_commit(rows, notes);
         async move {
             let mut claim = queued?;
             (&mut claim.answer).await.unwrap_or(Err(LedgerError::Closed))
@@ -138,10 +138,10 @@ impl Ledger {
 
     fn queue_commit(&self, rows: &[Row], notes: Vec<Note>) -> Result<Claim<'_>, LedgerError> {
         // Encoded here, on the caller's thread: the writer's time is everybody's.
-        let rows = rows.iter().map(encode).collect::<Result<Vec<_>, _>>()?;
+        let encoded = rows.iter().map(encode).collect::<Result<Vec<_>, _>>()?;
         let (to, answer) = oneshot::channel();
         let (weight, issued_at) = (rows.len(), rows.iter().map(|row| row.issued_at).max().unwrap_or(0));
-        self.thread.jobs()?.offer(Job::Commit(Change::Commit(rows, notes), to), weight)?;
+        self.thread.jobs()?.offer(Job::Commit(Change::Commit(encoded, notes), to), weight)?;
         Ok(Claim { ledger: self, answer, issued_at })
     }
 
@@ -666,8 +666,8 @@ mod tests {
         // Queued, though nobody waits for it yet.
         ledger.revoke_noting(&[], 5, vec![note(b"b", None)]).await.unwrap();
         first.await.unwrap();
-        drop(ledger.commit_noting(vec![row(1, 100)], vec![note(b"a", Some(b"3"))]).await.unwrap());
-        let taken = ledger.commit_noting(vec![row(1, 100)], vec![note(b"a", Some(b"4"))]).await;
+        drop(ledger.commit_noting(&[row(1, 100)], vec![note(b"a", Some(b"3"))]).await.unwrap());
+        let taken = ledger.commit_noting(&[row(1, 100)], vec![note(b"a", Some(b"4"))]).await;
         assert_eq!(taken.map(drop), Err(LedgerError::Row("the lease ID is taken")));
         drop(ledger);
         let (ledger, rows) = open(dir.path()).unwrap();

@@ -47,6 +47,13 @@ pub struct Restored {
     pub tasks_ended: usize,
 }
 
+impl std::fmt::Display for Restored {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { adopted, revoked, tasks, tasks_ended } = self;
+        write!(f, "adopted={adopted} revoked={revoked} tasks={tasks} tasks_ended={tasks_ended}")
+    }
+}
+
 /// What became of one process of the run before.
 enum Outcome {
     /// It lives: how many leases were taken over, and those it has lost.

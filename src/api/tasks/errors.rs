@@ -6,9 +6,10 @@ use mayfly_proto::{ErrorInfo, RichStatus};
 use prost::Message as _;
 use tonic::{Code, Status};
 
+use crate::issue::IssueError;
 use crate::policy::{Decision, Verdict};
 use crate::task::approval::ApprovalError;
-use crate::task::{Refused, Standing};
+use crate::task::{Limit, Refused, Standing};
 use crate::workload::{Refusal, TaskError};
 
 /// Who names the reasons.
@@ -57,6 +58,9 @@ pub(in crate::api) fn of_error(error: TaskError) -> Status {
         TaskError::NotSingleUse => {
             let message = error.to_string();
             reason(Code::FailedPrecondition, "approval_needs_access_token", &message, &[])
+        }
+        TaskError::Workload(Refusal::Authority(IssueError::TooLong)) => {
+            of_refused(&Refused::Limit(Limit::Token))
         }
         TaskError::Workload(refusal) => of_refusal(&refusal),
     }

@@ -29,7 +29,8 @@ impl Shared {
         events: Vec<Event>,
     ) -> Result<(), Refusal> {
         let (written, recorded) = tokio::join!(written, self.parts.audit.record(events));
-        written.map_err(Refusal::Ledger).and(recorded.map_err(Refusal::Audit))
+        written.map_err(Refusal::Ledger)?;
+        recorded.map_err(Refusal::Audit)
     }
 
     /// Writes a lease down, and with it what its task and those above it have used up.
@@ -37,7 +38,7 @@ impl Shared {
         let committed = {
             let state = self.lock();
             let used = row.task.map(|task| state.tasks.tree.notes_of_usage(task, &self.epoch));
-            self.parts.ledger.commit_noting(vec![row], used.unwrap_or_default())
+            self.parts.ledger.commit_noting(&[row], used.unwrap_or_default())
         };
         committed.await
     }
