@@ -96,7 +96,7 @@ impl Failure {
                 .hint("is this another vendor's agent? only the Workload API is common to all"),
             Code::InvalidArgument => Self::failed(format!("the agent refuses the request: {said}")),
             Code::NotFound => Self::failed(format!("not found: {said}")),
-            Code::FailedPrecondition => Self::failed(said),
+            Code::FailedPrecondition | Code::ResourceExhausted => Self::failed(said),
             // A connection that broke in the middle of a call comes as one of these, with the cause beneath.
             _ if std::error::Error::source(status).is_some() => {
                 Self::new(Exit::Unreachable, "the connection to the agent broke")

@@ -127,7 +127,11 @@ pub(super) async fn freeze(args: Freeze, context: &mut Context) -> Result<Exit, 
         return Ok(Exit::Ok);
     }
     let out = count(done.credentials.into(), "live credential", "live credentials");
-    let what_of = if args.revoke { "being revoked" } else { "still good until they expire" };
+    let what_of = if args.revoke {
+        "being revoked"
+    } else {
+        "suspended where tasks have them, else good till they expire"
+    };
     context.console.line(&format!("frozen: {} ({out}, {what_of})", super::render::cell(&name)))?;
     if done.scopes + done.scopes_not_held > 0 {
         let still = count(done.scopes.into(), "cgroup stands still", "cgroups stand still");
@@ -146,7 +150,7 @@ pub(super) async fn thaw(args: Thaw, context: &mut Context) -> Result<Exit, Fail
     if args.output.is_json() {
         context.console.json(&ThawedJson { thawed: name, needs_another })?;
     } else if needs_another {
-        context.console.line("noted: another user must say the same within ten minutes")?;
+        context.console.line("noted, not thawed: another user must say the same within ten minutes")?;
     } else {
         context.console.line(&format!("thawed: {}", super::render::cell(&name)))?;
     }

@@ -155,7 +155,7 @@ enum Client {
     /// Keep credentials in files for programs that know nothing of SPIFFE, and reload or run those programs
     #[command(after_help = sync::EXAMPLES)]
     Sync(sync::Args),
-    /// Run a program as what it is launched with: measured files, a clean environment
+    /// Run a program in a task of its own, or as what it is launched with: measured files, a clean environment
     #[command(after_help = run::EXAMPLES)]
     Run(run::Args),
     /// Show what agents work on, or end it (operators; with `--own` a process of the task)

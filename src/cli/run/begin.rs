@@ -51,13 +51,19 @@ pub(super) enum Work {
 /// Why the program does not begin.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum BeginError {
-    #[error("cannot begin the task: {}", .0.message)]
+    #[error("cannot begin the task: {}", told(.0))]
     Agent(Failure),
     #[error("cannot begin the task: {0}")]
     Io(#[from] io::Error),
     /// `mayfly run` has said why.
     #[error("the first credentials of the task could not be had")]
     NotReady,
+}
+
+/// What went wrong, and what to do next.
+fn told(failure: &Failure) -> String {
+    let Failure { message, hint, .. } = failure;
+    hint.as_ref().map_or_else(|| message.clone(), |hint| format!("{message}\nmayfly: hint: {hint}"))
 }
 
 /// Begins, and waits for the first credentials; the task's name.
