@@ -195,17 +195,6 @@ impl Body {
                 approval: Some(approval.as_ref().into()),
                 ..of(agent)
             },
-            Event::AuthorityStep { kind, id, state, leaving, hurried, by } => Self {
-                agent: by.as_ref().map(Into::into),
-                detail: Some(Detail::Step {
-                    kind: kind.as_str(),
-                    id: capped(id),
-                    state: state.as_str(),
-                    leaving: *leaving,
-                    hurried: *hurried,
-                }),
-                ..Self::default()
-            },
             Event::AdminRevoke { by, target, credentials } => {
                 let detail = Detail::Admin { target: capped(target), credentials: *credentials };
                 Self { detail: Some(detail), ..of(by) }
@@ -213,7 +202,10 @@ impl Body {
             Event::Killed { agent, .. } => {
                 Self { detail: event.detail(), ..agent.as_ref().map_or_else(Self::default, of) }
             }
-            Event::BundleOrder { by, .. } | Event::Freeze { by, .. } | Event::Thaw { by, .. } => {
+            Event::AuthorityStep { by, .. }
+            | Event::BundleOrder { by, .. }
+            | Event::Freeze { by, .. }
+            | Event::Thaw { by, .. } => {
                 Self { detail: event.detail(), ..by.as_ref().map_or_else(Self::default, of) }
             }
             other => other.detail().map_or_else(Self::default, with),

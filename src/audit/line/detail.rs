@@ -130,9 +130,21 @@ pub(super) struct Names {
 }
 
 impl Event {
+    fn step(&self) -> Option<Detail> {
+        let Self::AuthorityStep { kind, id, state, leaving, hurried, .. } = self else { return None };
+        Some(Detail::Step {
+            kind: kind.as_str(),
+            id: capped(id),
+            state: state.as_str(),
+            leaving: *leaving,
+            hurried: *hurried,
+        })
+    }
+
     /// What an event says that is about no process.
     pub(super) fn detail(&self) -> Option<Detail> {
         Some(match self {
+            Self::AuthorityStep { .. } => return self.step(),
             Self::EntriesChanged { source, total, added, removed, changed } => Detail::Entries {
                 source: capped(source),
                 total: *total,

@@ -17,7 +17,8 @@ pub(super) fn read(path: &Path) -> Result<Zeroizing<String>, Failure> {
     let most = u64::try_from(MAX_USER_TOKEN_BYTES).unwrap_or(u64::MAX).saturating_add(SPACE);
     let bytes = read_trusted(path, &TrustRules::private(most)).map_err(|error| wrong(&error))?;
     let bytes = Zeroizing::new(bytes);
-    let text = std::str::from_utf8(&bytes).map_err(|_| wrong(&format!("{path:?} is no text")))?.trim();
+    let text =
+        std::str::from_utf8(&bytes).map_err(|_not_utf8| wrong(&format!("{path:?} is no text")))?.trim();
     if text.is_empty() {
         return Err(wrong(&format!("{path:?} is empty")));
     }

@@ -27,7 +27,7 @@ fn h12_a_proof_by_another_library_is_taken() {
     let proof = jsonwebtoken::encode(&header, &Client::said(), &key).unwrap();
     let mut client = Client::new("ES256");
     let jkt = jwk.thumbprint(jsonwebtoken::jwk::ThumbprintHash::SHA256).unwrap();
-    client.claims = object(json!({ "cnf": { "jkt": jkt } }));
+    client.claims = object(&json!({ "cnf": { "jkt": jkt } }));
     assert!(client.shows_proof(&proof).is_ok());
 }
 

@@ -35,7 +35,7 @@ fn public(forge: &Forge) -> Value {
     jwk
 }
 
-fn object(value: Value) -> Map<String, Value> {
+fn object(value: &Value) -> Map<String, Value> {
     value.as_object().unwrap().clone()
 }
 
@@ -52,7 +52,7 @@ impl Client {
     fn new(alg: &'static str) -> Self {
         let key = Forge::new(alg);
         let jkt = jwk_thumbprint(&public(&key)).unwrap();
-        let claims = object(json!({ "sub": "ann", "cnf": { "jkt": jkt } }));
+        let claims = object(&json!({ "sub": "ann", "cnf": { "jkt": jkt } }));
         Self { key, claims, replays: Replays::new(1_000), rules: Rules::default() }
     }
 

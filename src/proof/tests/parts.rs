@@ -7,17 +7,17 @@ use super::*;
 
 const DER: &[u8] = b"a certificate";
 
-fn binding(cnf: Value) -> Result<Option<Binding>, R> {
-    Binding::of(&object(json!({ "cnf": cnf })))
+fn binding(cnf: &Value) -> Result<Option<Binding>, R> {
+    Binding::of(&object(&json!({ "cnf": cnf })))
 }
 
 #[test]
 fn h12_what_a_token_is_bound_to_is_understood_or_refused() {
-    assert_eq!(Binding::of(&object(json!({}))), Ok(None));
+    assert_eq!(Binding::of(&object(&json!({}))), Ok(None));
     let sha256 = hash("x");
-    assert_eq!(binding(json!({ "jkt": sha256 })), Ok(Some(Binding::Key(sha256.clone()))));
-    assert!(matches!(binding(json!({ "x5t#S256": sha256 })), Ok(Some(Binding::Certificate(_)))));
-    let half = &sha256[..42];
+    assert_eq!(binding(&json!({ "jkt": sha256 })), Ok(Some(Binding::Key(sha256.clone()))));
+    assert!(matches!(binding(&json!({ "x5t#S256": sha256 })), Ok(Some(Binding::Certificate(_)))));
+    let half = sha256.get(..42).unwrap();
     for cnf in [
         json!(null),
         json!({}),
@@ -34,7 +34,7 @@ fn h12_what_a_token_is_bound_to_is_understood_or_refused() {
         json!({ "jkt": sha256, "x5t#S256": sha256 }),
         json!({ "jkt": sha256, "other": 1 }),
     ] {
-        assert_eq!(binding(cnf.clone()), Err(R::Binding), "{cnf}");
+        assert_eq!(binding(&cnf), Err(R::Binding), "{cnf}");
     }
 }
 
@@ -42,7 +42,7 @@ fn h12_what_a_token_is_bound_to_is_understood_or_refused() {
 fn h12_a_token_that_is_bound_to_a_certificate_is_for_its_connection_alone() {
     let mut client = Client::new("ES256");
     let sha256 = URL_SAFE_NO_PAD.encode(digest(&SHA256, DER));
-    client.claims = object(json!({ "cnf": { "x5t#S256": sha256 } }));
+    client.claims = object(&json!({ "cnf": { "x5t#S256": sha256 } }));
     let request = Request { method: "GET", url: URL, now: now() };
     let proof = client.proof();
     let proofs = [&*proof];
@@ -67,7 +67,7 @@ fn h12_a_bound_token_is_no_bearer_token_and_a_bearer_token_is_not_bound() {
     let request = Request { method: "GET", url: URL, now: now() };
     let shown = Shown { token: TOKEN, scheme: Scheme::Bearer, proofs: &[&proof], certificate: Some(DER) };
     assert_eq!(client.shows(&shown, &request), Err(R::Scheme));
-    client.claims = object(json!({ "sub": "ann" }));
+    client.claims = object(&json!({ "sub": "ann" }));
     for scheme in [Scheme::Bearer, Scheme::Dpop] {
         assert_eq!(client.shows(&Shown { scheme, ..shown }, &request), Err(R::Unbound));
     }

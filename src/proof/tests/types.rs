@@ -99,7 +99,7 @@ impl World {
         let jkt = jwk_thumbprint(&public(&self.key)).unwrap();
         let shown = Shown { token: TOKEN, scheme: Scheme::Dpop, proofs: &[&proof], certificate: None };
         let request = Request { method: "GET", url: URL, now: now() };
-        let claims = object(json!({ "cnf": { "jkt": jkt } }));
+        let claims = object(&json!({ "cnf": { "jkt": jkt } }));
         check(&shown, &claims, &request, &Rules::default(), &mut Replays::new(100)).is_ok()
     }
 

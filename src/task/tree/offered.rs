@@ -116,6 +116,7 @@ mod tests {
     use mayfly_attestors::{BootId, ProcessKey};
 
     use super::*;
+    use crate::clock::{Clock as _, SystemClock};
     use crate::lease::WorkloadId;
     use crate::task::simulation::{charter, new_task};
     use crate::task::tests::any_detail;
@@ -169,7 +170,7 @@ mod tests {
             tasks: 2_000,
             ..Bounds::default()
         };
-        let (mut tree, now) = (Tree::new(bounds), Instant::now());
+        let (mut tree, now) = (Tree::new(bounds), SystemClock.monotonic());
         let root = Charter { grants: some_grants(), ..charter(1) };
         tree.begin(new_task(task(0), root, seat(), None, UNIX_EPOCH), now).unwrap();
         let looks: BTreeSet<u64> = (1..=1_000).map(|n| hand_on(&mut tree, n, now)).collect();

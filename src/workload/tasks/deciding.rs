@@ -16,6 +16,7 @@ use crate::policy::{
     Action, ApprovalFacts, Decision, GrantedActions, Kind, Object, PermitRequest, Phase, PolicySet, Question,
     Target, WorkloadFacts,
 };
+use crate::registration::Identity;
 use crate::task::approval::ApprovalError;
 use crate::task::{Grants, Operation, Refused, Wish, only};
 use crate::workload::{Admission, Refusal, Shared};
@@ -95,17 +96,7 @@ impl Shared {
             return Err(TaskError::Denied(Box::new(denied)));
         }
         let all = !ask.details.is_empty() || ask.operation.is_some() || ask.action.is_some();
-        let identity = &subject.identity;
-        let request = PermitRequest {
-            entry: identity.entry.id.clone(),
-            spiffe_id: identity.spiffe_id.clone(),
-            kind: ask.form.map_or(Kind::Jwt, Form::kind),
-            ttl: self.ttl(view, ask),
-            audience: vec![target.audience.clone()],
-            allowed_audiences: None,
-            dns_names: Vec::new(),
-            hint: identity.hint.clone(),
-        };
+        let request = permit_request(&subject.identity, ask, &target, self.ttl(view, ask));
         let granted = self.parts.policy.permit_for_actions(request, &questions, all);
         let granted = granted.map_err(|refused| match refused.refused.into_iter().next() {
             Some((_, decision)) => TaskError::Denied(Box::new(decision)),
@@ -194,6 +185,20 @@ impl Shared {
             _ => return,
         };
         self.parts.audit.note(vec![event]);
+    }
+}
+
+/// What a permit would be for, if policy gives one.
+fn permit_request(identity: &Identity, ask: &Ask, target: &Target, ttl: Duration) -> PermitRequest {
+    PermitRequest {
+        entry: identity.entry.id.clone(),
+        spiffe_id: identity.spiffe_id.clone(),
+        kind: ask.form.map_or(Kind::Jwt, Form::kind),
+        ttl,
+        audience: vec![target.audience.clone()],
+        allowed_audiences: None,
+        dns_names: Vec::new(),
+        hint: identity.hint.clone(),
     }
 }
 
