@@ -665,6 +665,25 @@ mod tests {
         assert!(model.tree.is_reserved(2) && !model.tree.is_reserved(3) && model.tree.is_free(9));
     }
 
+    /// Whoever gives an operator's order is refused if it, or one above it, is one of these.
+    #[test]
+    fn whoever_began_a_task_sits_in_it_wherever_it_is_and_so_does_its_cgroup() {
+        let mut model = Model::new(Bounds::default());
+        let task = begun(&mut model, 1, true, false).unwrap();
+        let caller = model.caller_of(task).unwrap();
+        let elsewhere = ProcessKey { pid: 99, ..caller.process };
+        for (process, cgroup, seated) in [
+            (caller.process, Some(99), true),
+            (caller.process, None, true),
+            (elsewhere, caller.cgroup, true),
+            (elsewhere, Some(99), false),
+            (elsewhere, None, false),
+        ] {
+            let above = Caller { process, cgroup, identities: Vec::new() };
+            assert_eq!(model.tree.seats_any(&[above]), seated, "{process:?} {cgroup:?}");
+        }
+    }
+
     fn offered(model: &mut Model, parent: TaskId, to: u8) -> Result<DelegationId, Refused> {
         let caller = model.caller_of(parent).unwrap();
         let own = model.tree.get(parent).unwrap().charter.grants.clone();

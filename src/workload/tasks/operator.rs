@@ -43,10 +43,14 @@ impl Workloads {
         if self.live_tasks() == 0 {
             return true;
         }
-        let cgroup = self.0.cgroup_of_caller(process);
-        let keys = std::iter::once(process.key()).chain(process.ancestors(MOST_ANCESTORS));
-        let callers: Vec<Caller> =
-            keys.map(|process| Caller { process, cgroup, identities: Vec::new() }).collect();
+        // Each in its own cgroup: a child is easily moved to another one than its parents are in.
+        let see = |process: &Process| Caller {
+            process: process.key(),
+            cgroup: self.0.cgroup_of_caller(process),
+            identities: Vec::new(),
+        };
+        let mut callers = vec![see(process)];
+        callers.extend(process.ancestors(MOST_ANCESTORS, see));
         let in_task = self.0.lock().tasks.tree.seats_any(&callers);
         if in_task {
             self.0.note_denied(process, "operator", "in_task");

@@ -1,0 +1,26 @@
+//! Who may order, what is killed, what stands still and what goes on after a restart.
+
+use super::*;
+
+/// A child of the shell goes to that cgroup and runs `mayfly` there; what it says.
+fn order_from(shell: &mut Shell, agent: &Agent, group: &Group, words: &str) -> String {
+    let socket = agent.admin_socket();
+    let command = format!("exec {} {words} --socket unix://{}", agent.binary().display(), socket.display());
+    let script = format!("echo $$ > {}/cgroup.procs; {command}", group.0.display());
+    shell.ask(&format!("sh -c \"{script}\" 2>&1 | tr '\\n' ' '; echo").replace("$$", "\\$\\$"))
+}
+
+/// A child leaves the cgroup by a scope of its own or by another session; whoever it descends from has not.
+#[test]
+fn k01_a_descendant_of_a_task_gives_no_orders_whichever_cgroup_it_is_in() {
+    let (agent, group, elsewhere) = (agent(), Group::new(), Group::new());
+    let (_founder, task) = founder(&agent, &group);
+    let mut tool = Shell::start(0);
+    group.take(tool.child.id());
+    let said = order_from(&mut tool, &agent, &elsewhere, &format!("task end {task} --reason x"));
+    assert!(is_live(&agent, &task), "{said}");
+    agent.audited(&["\"phase\":\"operator\"", "in_task"]);
+    let mut stranger = Shell::start(0);
+    let said = order_from(&mut stranger, &agent, &elsewhere, &format!("task end {task} --reason x"));
+    assert!(!is_live(&agent, &task), "{said}");
+}
