@@ -24,3 +24,23 @@ fn k01_a_descendant_of_a_task_gives_no_orders_whichever_cgroup_it_is_in() {
     let said = order_from(&mut stranger, &agent, &elsewhere, &format!("task end {task} --reason x"));
     assert!(!is_live(&agent, &task), "{said}");
 }
+
+/// A crash between the two records, or a disk that was full: nothing is frozen, and something stands still.
+#[test]
+fn what_stands_still_for_no_freeze_goes_on_when_the_agent_starts() {
+    let (mut agent, group) = (agent(), Group::new());
+    let (_founder, task) = founder(&agent, &group);
+    let counter = Counter::start(&agent, &group);
+    counter.goes_on();
+    order(&agent, &["freeze", "--target", "wiki"]);
+    let freezes = agent.data_dir().join("freezes.json");
+    let before = std::fs::read(&freezes).unwrap();
+    order(&agent, &["freeze", "--task", &task]);
+    counter.stands_still(&group);
+    agent.kill();
+    std::fs::write(&freezes, before).unwrap();
+    agent.launch();
+    counter.goes_on();
+    let still = std::fs::read_to_string(agent.data_dir().join("standstill.json")).unwrap();
+    assert!(still.contains("\"still\":[]"), "{still}");
+}
