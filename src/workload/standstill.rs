@@ -21,8 +21,25 @@ pub(super) type Place = (u64, String);
 pub(super) struct Standstill(BTreeMap<Place, BTreeSet<String>>);
 
 impl Standstill {
-    fn add(&mut self, place: &Place, what: &Frozen) {
-        self.0.entry(place.clone()).or_default().insert(what.to_string());
+    /// Whether the order is new for it.
+    fn add(&mut self, place: &Place, what: &Frozen) -> bool {
+        self.0.entry(place.clone()).or_default().insert(what.to_string())
+    }
+
+    /// Adds an order, which `carry_out` writes down and has the kernel do. What it was to stand still for before it goes on
+    /// to.
+    fn order(
+        &mut self,
+        place: &Place,
+        what: &Frozen,
+        carry_out: impl FnOnce(&Self) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let is_new = self.add(place, what);
+        let done = carry_out(self);
+        if done.is_err() && is_new {
+            self.remove(place, what);
+        }
+        done
     }
 
     fn remove(&mut self, place: &Place, what: &Frozen) {
@@ -134,14 +151,14 @@ impl Workloads {
             return Stilled { not_still: places.len(), ..stilled };
         }
         for place in places {
-            all.add(&place, what);
-            let written = self.0.store_standstill(&all);
-            let done = written.and_then(|()| self.0.scope_apart_from(&place, by)?.freeze(true));
+            let done = all.order(&place, what, |all| {
+                self.0.store_standstill(all)?;
+                self.0.scope_apart_from(&place, by)?.freeze(true)
+            });
             match done {
                 Ok(()) => stilled.still += 1,
                 Err(error) => {
                     tracing::error!(%error, path = place.1, "a cgroup of a frozen task does not stand still");
-                    all.remove(&place, what);
                     stilled.not_still += 1;
                 }
             }
@@ -291,6 +308,19 @@ mod tests {
         assert_eq!(freed, [cgroup(2)], "the first still stands still for what is in force");
         assert!(still.strays(|order| order == in_force).is_empty());
         assert!(!still.let_go(&order(2).to_string(), |_| Ok(())));
+    }
+
+    #[test]
+    fn a_second_order_that_fails_takes_nothing_from_the_first() {
+        let mut still = Standstill::default();
+        let fails = |_: &Standstill| Err(io::ErrorKind::StorageFull.into());
+        still.order(&cgroup(1), &order(1), |_| Ok(())).unwrap();
+        let before = still.clone();
+        still.order(&cgroup(1), &order(1), fails).unwrap_err();
+        assert_eq!(still, before, "a thaw must find it");
+        still.order(&cgroup(1), &order(2), fails).unwrap_err();
+        still.order(&cgroup(2), &order(1), fails).unwrap_err();
+        assert_eq!(still, before);
     }
 
     #[test]
