@@ -12,6 +12,7 @@ use std::sync::Arc;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
+use crate::failpoint;
 use crate::origin::{self, Hierarchies, Keeper};
 use crate::process::{ProcDir, Process, procfs};
 
@@ -156,6 +157,9 @@ impl CgroupScope {
     /// # Errors
     /// When the kernel refuses.
     pub fn freeze(&self, still: bool) -> io::Result<()> {
+        if !still && failpoint::fails("cgroup.thaw") {
+            return Err(io::ErrorKind::Other.into());
+        }
         self.write("cgroup.freeze", if still { b"1" } else { b"0" })
     }
 

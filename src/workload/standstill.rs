@@ -324,6 +324,25 @@ mod tests {
     }
 
     #[test]
+    fn what_the_kernel_did_not_let_go_on_a_second_thaw_does() {
+        let mut still = Standstill::default();
+        still.add(&cgroup(1), &order(1));
+        still.add(&cgroup(2), &order(1));
+        let what = order(1).to_string();
+        assert!(still.let_go(&what, |place| match place {
+            (1, _) => Err(io::ErrorKind::PermissionDenied.into()),
+            _ => Err(io::ErrorKind::NotFound.into()),
+        }));
+        let mut freed = Vec::new();
+        assert!(still.let_go(&what, |place| {
+            freed.push(place.clone());
+            Ok(())
+        }));
+        assert_eq!(freed, [cgroup(1)], "one that is gone is not asked again");
+        assert_eq!(still, Standstill::default());
+    }
+
+    #[test]
     fn what_stands_still_is_known_after_a_restart_and_not_after_a_boot() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("standstill.json");

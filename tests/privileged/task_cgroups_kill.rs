@@ -44,3 +44,32 @@ fn what_stands_still_for_no_freeze_goes_on_when_the_agent_starts() {
     let still = std::fs::read_to_string(agent.data_dir().join("standstill.json")).unwrap();
     assert!(still.contains("\"still\":[]"), "{still}");
 }
+
+/// An agent in which this fails as long as the file is there.
+fn failing(point: &str) -> (Agent, PathBuf) {
+    let mut agent = prepare(&[UID, OTHER].map(Entry::for_uid), None);
+    let switch = agent.dir().to_owned();
+    let plan = agent.plan().clone().failpoints(&format!("{point}=fail:{}", switch.display()));
+    *agent.plan() = plan;
+    agent.launch();
+    (agent, switch.join(format!("{point}.fail")))
+}
+
+#[test]
+fn what_the_kernel_did_not_let_go_on_goes_on_when_it_is_thawed_again() {
+    let (agent, switch) = failing("cgroup.thaw");
+    let group = Group::new();
+    let (_founder, task) = founder(&agent, &group);
+    let counter = Counter::start(&agent, &group);
+    counter.goes_on();
+    order(&agent, &["freeze", "--task", &task]);
+    std::fs::write(&switch, "").unwrap();
+    order(&agent, &["thaw", "--task", &task]);
+    counter.stands_still(&group);
+    assert!(agent.log().contains("a cgroup that was thawed stands still"), "{}", agent.log());
+    std::fs::remove_file(&switch).unwrap();
+    order(&agent, &["thaw", "--task", &task]);
+    counter.goes_on();
+    let (code, out, _) = agent.mayfly(&["thaw", "--task", &task]);
+    assert_ne!(code, Some(0), "nothing stands still any more: {out}");
+}
