@@ -73,3 +73,20 @@ fn what_the_kernel_did_not_let_go_on_goes_on_when_it_is_thawed_again() {
     let (code, out, _) = agent.mayfly(&["thaw", "--task", &task]);
     assert_ne!(code, Some(0), "nothing stands still any more: {out}");
 }
+
+/// The agent is in the cgroup, so that it cannot be killed whole: whoever began the task does not live on for that.
+#[test]
+fn where_a_cgroup_cannot_be_killed_whoever_began_the_task_is() {
+    let (agent, group) = (agent(), Group::new());
+    let (mut founder, task) = founder(&agent, &group);
+    let other = Shell::start(UID);
+    group.take(other.child.id());
+    group.take(agent.pid());
+    let (code, out, err) = agent.mayfly(&["kill", "--task", &task, "--output", "json"]);
+    let said: Value = serde_json::from_str(&out).unwrap_or_else(|_| panic!("{out}{err}"));
+    std::fs::write(root().join("cgroup.procs"), agent.pid().to_string()).unwrap();
+    assert_eq!((code, &said["processes"], &said["not_killed"]), (Some(1), &1.into(), &1.into()), "{said}");
+    until("the founder is gone", || (!runs(founder.pid())).then_some(()));
+    assert!(runs(other.child.id()), "nobody else is known");
+    founder.kill();
+}
