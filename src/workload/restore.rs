@@ -12,7 +12,7 @@ use super::admit::member;
 use super::issue::remaining;
 use super::revoker::Initiator;
 use super::state::State;
-use super::tasks::{Claim, TasksRestored};
+use super::tasks::{Claim, PastTasks, TasksRestored};
 use super::{Shared, Workloads};
 use crate::clock::unix_seconds;
 use crate::id::SpiffeId;
@@ -89,7 +89,12 @@ impl Workloads {
         if !ended.is_empty() {
             self.refuse_gone(ended).await;
         }
+        // What was given for a task of a cgroup is the cgroup's, whoever asked for it and has exited since.
+        let (shared, rows) = self.0.part_shared(&tasks, rows);
         let mut pending = self.0.read_past(rows);
+        let (taken, shared): (Vec<Row>, Vec<Row>) = self.0.part_taken(shared);
+        restored.revoked += taken.len();
+        self.refuse_gone(taken).await;
         let claims = tasks.holders();
         for key in claims.keys() {
             pending.entry(*key).or_default();
@@ -129,7 +134,8 @@ impl Workloads {
         }
         self.0.parts.readiness.clear(CONCERN);
         held.retain(|key| claims.contains_key(key));
-        let TasksRestored { live, ended, lost } = self.0.restore_tasks(tasks, &held);
+        restored.adopted += shared.len();
+        let TasksRestored { live, ended, lost } = self.0.restore_tasks(tasks, shared, &held);
         restored.adopted -= lost.min(restored.adopted);
         self.flush().await;
         Restored { revoked: restored.revoked + lost, tasks: live, tasks_ended: ended, ..restored }
@@ -145,6 +151,22 @@ impl Workloads {
 }
 
 impl Shared {
+    /// Live leases of tasks that cgroups hold, and everything else.
+    fn part_shared(&self, tasks: &PastTasks, rows: Vec<Row>) -> (Vec<Row>, Vec<Row>) {
+        let now = unix_seconds(self.parts.clock.wall());
+        let is_shared = |row: &Row| {
+            let live = row.state == RowState::Live && row.not_after > now;
+            live && row.task.is_some_and(|task| tasks.is_shared(task))
+        };
+        rows.into_iter().partition(is_shared)
+    }
+
+    /// What operators took from whoever asked for it, and the rest: an order may have been half done.
+    fn part_taken(&self, rows: Vec<Row>) -> (Vec<Row>, Vec<Row>) {
+        let state = self.lock();
+        rows.into_iter().partition(|row| state.is_taken(&row.process, &row.entry))
+    }
+
     /// The live leases of each process, and what operators took, which stands from here on.
     fn read_past(&self, rows: Vec<Row>) -> BTreeMap<ProcessKey, Vec<Row>> {
         let now = unix_seconds(self.parts.clock.wall());

@@ -90,3 +90,32 @@ fn where_a_cgroup_cannot_be_killed_whoever_began_the_task_is() {
     assert!(runs(other.child.id()), "nobody else is known");
     founder.kill();
 }
+
+/// A helper prints what it was given, and exits: it is the task's, over a restart of the agent too.
+#[test]
+fn what_a_helper_was_given_outlives_a_restart_with_the_task_and_ends_with_it() {
+    let (mut agent, group) = (agent(), Group::new());
+    let (mut founder, task) = founder(&agent, &group);
+    let helper = |agent: &Agent| {
+        let mut helper = Holder::start(agent, UID);
+        group.take(helper.pid());
+        issue(&mut helper, &task).unwrap();
+        helper
+    };
+    let gone = kill(&agent, &mut helper(&agent), 1);
+    let mut stays = helper(&agent);
+    agent.crash_and_restart();
+    assert!(is_live(&agent, &task));
+    assert_eq!((live_of(&agent, gone), live_of(&agent, stays.pid())), (1, 1));
+    // Who lived at the restart is no other than who did not.
+    stays.jwt(WIKI).unwrap();
+    kill(&agent, &mut stays, 1);
+    assert_eq!((live_of(&agent, gone), live_of(&agent, stays.pid())), (1, 1));
+    assert_eq!(get(&mut founder, &task).unwrap().live_credentials, 2);
+    // One that ends while the agent is down takes with it what it was given.
+    agent.kill();
+    founder.kill();
+    agent.launch();
+    assert!(!is_live(&agent, &task));
+    assert_eq!((live_of(&agent, gone), live_of(&agent, stays.pid())), (0, 0));
+}
