@@ -96,6 +96,9 @@ impl Cgroups {
     }
 
     fn open(&self, path: &str) -> Result<CgroupScope, ScopeError> {
+        if failpoint::fails("cgroup.descriptors") {
+            return Err(ScopeError::Descriptors);
+        }
         let root = self.0.root(b"").ok_or(ScopeError::NoHierarchy)?;
         let parts: Vec<&[u8]> = path.split('/').filter(|part| !part.is_empty()).map(str::as_bytes).collect();
         if parts.contains(&b"..".as_slice()) {
@@ -124,9 +127,12 @@ impl CgroupScope {
         &self.path
     }
 
-    /// Whether a process is left in it or below it. One that cannot be read is empty: nobody could tell any more.
-    pub fn is_populated(&self) -> bool {
-        self.events().is_ok_and(|events| is_populated(&events))
+    /// Whether a process is left in it or below it.
+    ///
+    /// # Errors
+    /// [`ScopeError::Gone`], and [`ScopeError::Descriptors`], which says nothing about it.
+    pub fn is_populated(&self) -> Result<bool, ScopeError> {
+        Ok(is_populated(&self.read("cgroup.events")?))
     }
 
     /// Whether the process is in it or below it. One of which that cannot be told is taken to be.

@@ -28,10 +28,10 @@ const AT_ONCE: usize = 8;
 /// Long enough for a disk that is cold after a boot and for a crowd that is waiting to be measured; a program on a
 /// file system that hangs must not keep the agent from starting.
 const PATIENCE: Duration = Duration::from_secs(10);
-const PAUSE: Duration = Duration::from_millis(250);
+pub(super) const PAUSE: Duration = Duration::from_millis(250);
 
 /// Why the agent does not start to serve, and what to do about it.
-const CONCERN: &str = "leases of the run before";
+pub(super) const CONCERN: &str = "leases of the run before";
 const SHORT: &str = "no descriptor is free to look at the processes that hold them; raise LimitNOFILE";
 
 /// What became of the leases of the run before.
@@ -94,7 +94,9 @@ impl Workloads {
         let mut pending = self.0.read_past(rows);
         let (taken, shared): (Vec<Row>, Vec<Row>) = self.0.part_taken(shared);
         restored.revoked += taken.len();
-        self.refuse_gone(taken).await;
+        if !taken.is_empty() {
+            self.refuse_gone(taken).await;
+        }
         let claims = tasks.holders();
         for key in claims.keys() {
             pending.entry(*key).or_default();
@@ -135,7 +137,8 @@ impl Workloads {
         self.0.parts.readiness.clear(CONCERN);
         held.retain(|key| claims.contains_key(key));
         restored.adopted += shared.len();
-        let TasksRestored { live, ended, lost } = self.0.restore_tasks(tasks, shared, &held);
+        let scopes = self.0.scopes_again(tasks.scopes()).await;
+        let TasksRestored { live, ended, lost } = self.0.restore_tasks(tasks, shared, &scopes, &held);
         restored.adopted -= lost.min(restored.adopted);
         self.flush().await;
         Restored { revoked: restored.revoked + lost, tasks: live, tasks_ended: ended, ..restored }

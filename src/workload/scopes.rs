@@ -5,12 +5,15 @@
 //! it is watched and looked at like every workload, and what it loses its tasks lose; when it has exited, what was last
 //! attested of it is matched again whenever the entries change. Whoever acts is attested for himself besides.
 
+mod again;
+
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
 
 use mayfly_attestors::{Attestation, CgroupScope, Process, ProcessKey, Reaper};
 
+pub(super) use self::again::Found;
 use super::issue::Subject;
 use super::operator::Target;
 use super::revoker::Initiator;
@@ -300,21 +303,19 @@ impl Shared {
     }
 
     /// Who holds a task from here on that an earlier run held by a cgroup, watched. `founder` is the process of the seat,
-    /// found again and taken in. `None`: the cgroup is gone, empty, not root's any more, or cannot be watched; the task
-    /// ends.
+    /// found again and taken in. `None`: the cgroup is not among those that were found again, or cannot be watched; the
+    /// task ends.
     pub(super) fn adopt_scope(
         &self,
         state: &mut State,
         task: &Task,
         founder: WorkloadId,
+        scopes: &Found,
     ) -> Option<WorkloadId> {
         let Scope::Cgroup { id, path } = &task.seat.scope else { return None };
-        let scope = self.parts.attestors.scopes().again(path, *id).ok()?;
-        if !scope.is_populated() {
-            return None;
-        }
+        let scope = scopes.get(&(*id, path.clone()))?;
         let now = self.parts.clock.monotonic();
-        let holder = state.stand_in(&self.reaper, &scope, &task.charter.entry, now).ok()?;
+        let holder = state.stand_in(&self.reaper, scope, &task.charter.entry, now).ok()?;
         state.found(task.id, &Seat { holder, ..task.seat.clone() }, founder);
         Some(holder)
     }

@@ -119,3 +119,20 @@ fn what_a_helper_was_given_outlives_a_restart_with_the_task_and_ends_with_it() {
     assert!(!is_live(&agent, &task));
     assert_eq!((live_of(&agent, gone), live_of(&agent, stays.pid())), (0, 0));
 }
+
+#[test]
+fn a_task_does_not_end_at_a_restart_for_want_of_a_descriptor() {
+    let (mut agent, switch) = failing("cgroup.descriptors");
+    let group = Group::new();
+    let (mut founder, task) = founder(&agent, &group);
+    issue(&mut founder, &task).unwrap();
+    agent.kill();
+    std::fs::write(&switch, "").unwrap();
+    agent.spawn();
+    until("it waits", || agent.log().contains("look at the cgroups that hold tasks").then_some(()));
+    std::fs::remove_file(&switch).unwrap();
+    let show = ["task", "show", &task];
+    until("it serves", || (agent.mayfly(&show).0 == Some(0)).then_some(()));
+    assert!(is_live(&agent, &task));
+    assert_eq!(live_of(&agent, founder.pid()), 1);
+}

@@ -515,7 +515,7 @@ mod tests {
         let ((a, pa), (b, _)) = (sleeper(), sleeper());
         group.take(&a);
         let scope = group.scope(&a);
-        assert!(scope.is_populated() && scope.belongs_to(&pa, None).unwrap());
+        assert!(scope.is_populated().unwrap() && scope.belongs_to(&pa, None).unwrap());
         group.take(&b);
         assert!(!scope.belongs_to(&pa, None).unwrap(), "somebody else is in it");
         assert!(scope.belongs_to(&pa, Some(b.id())).unwrap(), "whom it may be shared with");
@@ -525,7 +525,7 @@ mod tests {
         std::fs::create_dir(group.0.join("below")).unwrap();
         std::fs::write(group.0.join("below/cgroup.procs"), b.id().to_string()).unwrap();
         assert!(notices.recv_timeout(Duration::from_millis(100)).is_err());
-        assert!(scope.is_populated());
+        assert!(scope.is_populated().unwrap());
         end(b);
         let notice = notices.recv_timeout(SOON).unwrap();
         assert_eq!((notice.token, notice.cause), (3, ExitCause::Exited));
@@ -547,7 +547,7 @@ mod tests {
         assert_eq!(notices.recv_timeout(SOON).unwrap().token, 5);
         let (id, path) = (scope.id(), scope.path().to_owned());
         drop(group);
-        assert!(!scope.is_populated());
+        assert!(matches!(scope.is_populated(), Err(crate::ScopeError::Gone)));
         let cgroups = crate::Cgroups::find(std::path::Path::new("/sys/fs/cgroup"));
         assert!(matches!(cgroups.again(&path, id), Err(crate::ScopeError::Gone)));
     }

@@ -17,6 +17,8 @@ use crate::task::{Cascade, Past, Scope, Seat, Task};
 use crate::workload::guard::form_of;
 use crate::workload::issue::remaining;
 use crate::workload::revoker::Initiator;
+use crate::workload::scopes::Found;
+use crate::workload::standstill::Place;
 use crate::workload::{Shared, State};
 
 /// The tasks of the run before, until it is known who of their holders is still there.
@@ -52,6 +54,15 @@ impl PastTasks {
     /// Whether a cgroup held it: what was given for it does not end with the process that asked.
     pub(in crate::workload) fn is_shared(&self, task: TaskId) -> bool {
         self.shared.contains(&task)
+    }
+
+    /// The cgroups that have to be found again.
+    pub(in crate::workload) fn scopes(&self) -> BTreeSet<Place> {
+        let place = |task: &Task| match &task.seat.scope {
+            Scope::Process => None,
+            Scope::Cgroup { id, path } => Some((*id, path.clone())),
+        };
+        self.past.tasks.iter().filter_map(place).collect()
     }
 
     /// Those that have to be found again, for tasks of a cgroup whoever founded them, each with the identities that its tasks rest on.
@@ -93,6 +104,7 @@ impl Shared {
         self: &Arc<Self>,
         tasks: PastTasks,
         shared: Vec<Row>,
+        scopes: &Found,
         held: &BTreeSet<ProcessKey>,
     ) -> TasksRestored {
         let (now, wall) = (self.parts.clock.monotonic(), self.parts.clock.wall());
@@ -101,7 +113,7 @@ impl Shared {
         let found: BTreeMap<TaskId, WorkloadId> = past
             .tasks
             .iter()
-            .filter_map(|task| Some((task.id, self.holder_again(&mut state, task)?)))
+            .filter_map(|task| Some((task.id, self.holder_again(&mut state, task, scopes)?)))
             .collect();
         let orphans = state.take_over_shared(shared, &past.tasks, &found, now, wall);
         let cascades = state.tasks.tree.restore(past, |task| found.get(&task.id).copied(), now, wall);
@@ -144,7 +156,7 @@ impl Shared {
 
     /// Who holds a task of the run before, if whoever began it was found and has still what it rests on: a cgroup is
     /// taken for what its founder is, so that one whose founder has left is not known again.
-    fn holder_again(&self, state: &mut State, task: &Task) -> Option<WorkloadId> {
+    fn holder_again(&self, state: &mut State, task: &Task, scopes: &Found) -> Option<WorkloadId> {
         let founder = state.by_key.get(&task.seat.process).copied()?;
         let same_user = state.members.get(&founder)?.process.uid() == task.seat.uid;
         let alone = Seat { holder: founder, scope: Scope::Process, ..task.seat.clone() };
@@ -153,7 +165,7 @@ impl Shared {
         }
         match &task.seat.scope {
             Scope::Process => Some(founder),
-            Scope::Cgroup { .. } => self.adopt_scope(state, task, founder),
+            Scope::Cgroup { .. } => self.adopt_scope(state, task, founder, scopes),
         }
     }
 }
