@@ -28,6 +28,10 @@ pub struct CgroupScope {
     path: String,
 }
 
+/// Tells when a cgroup may have become empty. Clones share one descriptor.
+#[derive(Clone, Debug)]
+pub struct CgroupEvents(pub(crate) Arc<OwnedFd>);
+
 /// Why a cgroup cannot be a scope.
 #[derive(Debug, thiserror::Error)]
 pub enum ScopeError {
@@ -178,8 +182,12 @@ impl CgroupScope {
     }
 
     /// To be watched: EPOLLPRI when it may have become empty. Opened each time: whoever reads one takes its events.
-    pub(crate) fn events(&self) -> io::Result<OwnedFd> {
-        self.read("cgroup.events")
+    ///
+    /// # Errors
+    /// As for [`CgroupScope::is_populated`].
+    pub fn events(&self) -> Result<CgroupEvents, ScopeError> {
+        failpoint::hit("cgroup.events");
+        Ok(CgroupEvents(Arc::new(self.read("cgroup.events")?)))
     }
 
     fn read(&self, file: &str) -> io::Result<OwnedFd> {

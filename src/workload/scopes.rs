@@ -11,7 +11,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
 
-use mayfly_attestors::{Attestation, CgroupScope, Process, ProcessKey, Reaper};
+use mayfly_attestors::{Attestation, CgroupEvents, CgroupScope, Process, ProcessKey, Reaper};
 
 pub(super) use self::again::Found;
 use super::issue::Subject;
@@ -25,6 +25,9 @@ use crate::ledger::Reason;
 use crate::policy::WorkloadFacts;
 use crate::registration::Identity;
 use crate::task::{Charter, Ending, Scope, Seat, Task};
+
+/// A cgroup, and what it is watched by: opened before anything is locked.
+pub(super) type Watchable = (CgroupScope, CgroupEvents);
 
 /// The cgroups that hold tasks.
 #[derive(Debug, Default)]
@@ -108,7 +111,7 @@ impl State {
     pub(super) fn stand_in(
         &mut self,
         reaper: &Reaper,
-        scope: &CgroupScope,
+        (scope, events): &Watchable,
         entry: &EntryId,
         now: Instant,
     ) -> Result<WorkloadId, Refusal> {
@@ -117,7 +120,7 @@ impl State {
             None => {
                 let id = self.new_workload();
                 self.core.admit(id);
-                if let Err(error) = reaper.watch_cgroup(scope, id.0) {
+                if let Err(error) = reaper.watch_cgroup(events, id.0) {
                     tracing::error!(%error, path = scope.path(), "a cgroup cannot be watched: it holds no task");
                     drop(self.core.end(id, Cause::WatchLost));
                     return Err(Refusal::WatchLost);

@@ -136,3 +136,23 @@ fn a_task_does_not_end_at_a_restart_for_want_of_a_descriptor() {
     assert!(is_live(&agent, &task));
     assert_eq!(live_of(&agent, founder.pid()), 1);
 }
+
+/// Files are opened by whoever asks: nobody else waits for a file system that hangs.
+#[test]
+fn nobody_waits_for_a_cgroup_that_is_opened_for_another() {
+    let mut agent = prepare(&[UID, OTHER].map(Entry::for_uid), None);
+    let (pause, spec) = crate::support::Pause::at(agent.dir(), "cgroup.events");
+    let plan = agent.plan().clone().failpoints(&spec);
+    *agent.plan() = plan;
+    agent.launch();
+    let group = Group::new();
+    let (mut holder, mut other) = (Holder::start(&agent, UID), Holder::start(&agent, OTHER));
+    group.take(holder.pid());
+    std::thread::scope(|scope| {
+        let begun = scope.spawn(|| begin(&mut holder, Scope::Cgroup));
+        pause.hit();
+        assert_eq!(other.jwt(WIKI).unwrap().len(), 1);
+        pause.release();
+        assert!(begun.join().unwrap().unwrap().isolated);
+    });
+}

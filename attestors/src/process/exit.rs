@@ -120,18 +120,17 @@ impl Reaper {
         self.add(token, process.shared_pidfd(), Kind::Process)
     }
 
-    /// Asks for one notice about `scope`, named `token`: when the last process in it and below it has exited. One
-    /// that is empty already gives its notice at once.
+    /// Asks for one notice about a cgroup, named `token`: when the last process in it and below it has exited. One
+    /// that is empty already gives its notice at once. Opens nothing.
     ///
     /// # Errors
     /// As for [`Reaper::watch`].
-    pub fn watch_cgroup(&self, scope: &CgroupScope, token: u64) -> Result<(), WatchLost> {
+    pub fn watch_cgroup(&self, events: &CgroupEvents, token: u64) -> Result<(), WatchLost> {
         if failpoint::fails("reaper.cgroup") {
             return Err(WatchLost { source: io::ErrorKind::Other.into() });
         }
-        let events = scope.events().map_err(|source| WatchLost { source })?;
-        // A file just opened has an event waiting, so that the thread reads it at once.
-        self.add(token, Arc::new(events), Kind::Cgroup)
+        // A file that nobody has read has an event waiting, so that the thread reads it at once.
+        self.add(token, Arc::clone(&events.0), Kind::Cgroup)
     }
 
     fn add(&self, token: u64, fd: Arc<OwnedFd>, kind: Kind) -> Result<(), WatchLost> {
@@ -519,7 +518,7 @@ mod tests {
         group.take(&b);
         assert!(!scope.belongs_to(&pa, None).unwrap(), "somebody else is in it");
         assert!(scope.belongs_to(&pa, Some(b.id())).unwrap(), "whom it may be shared with");
-        reaper.watch_cgroup(&scope, 3).unwrap();
+        reaper.watch_cgroup(&scope.events().unwrap(), 3).unwrap();
         end(a);
         // A child cgroup counts as well.
         std::fs::create_dir(group.0.join("below")).unwrap();
@@ -531,7 +530,7 @@ mod tests {
         assert_eq!((notice.token, notice.cause), (3, ExitCause::Exited));
         assert_eq!(reaper.watched(), 0);
         // One that is empty already.
-        reaper.watch_cgroup(&scope, 4).unwrap();
+        reaper.watch_cgroup(&scope.events().unwrap(), 4).unwrap();
         assert_eq!(notices.recv_timeout(SOON).unwrap().token, 4);
     }
 
@@ -542,7 +541,7 @@ mod tests {
         let group = Group::make("gone");
         group.take(&child);
         let scope = group.scope(&child);
-        reaper.watch_cgroup(&scope, 5).unwrap();
+        reaper.watch_cgroup(&scope.events().unwrap(), 5).unwrap();
         end(child);
         assert_eq!(notices.recv_timeout(SOON).unwrap().token, 5);
         let (id, path) = (scope.id(), scope.path().to_owned());

@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use mayfly_attestors::{CgroupScope, ScopeError};
+use mayfly_attestors::ScopeError;
 
+use super::Watchable;
 use crate::workload::Shared;
 use crate::workload::restore::{CONCERN, PAUSE};
 use crate::workload::standstill::Place;
@@ -11,7 +12,7 @@ use crate::workload::standstill::Place;
 const SHORT: &str = "no descriptor is free to look at the cgroups that hold tasks; raise LimitNOFILE";
 
 /// What there is of them.
-pub(in crate::workload) type Found = BTreeMap<Place, CgroupScope>;
+pub(in crate::workload) type Found = BTreeMap<Place, Watchable>;
 
 impl Shared {
     /// Those that are still there, root's, and have somebody in them. While no descriptor is free to look at one with, this
@@ -40,8 +41,9 @@ impl Shared {
         }
     }
 
-    fn scope_again(&self, (id, path): &Place) -> Result<CgroupScope, ScopeError> {
+    fn scope_again(&self, (id, path): &Place) -> Result<Watchable, ScopeError> {
         let scope = self.parts.attestors.scopes().again(path, *id)?;
-        if scope.is_populated()? { Ok(scope) } else { Err(ScopeError::Gone) }
+        let events = scope.events()?;
+        if scope.is_populated()? { Ok((scope, events)) } else { Err(ScopeError::Gone) }
     }
 }

@@ -7,6 +7,7 @@ use mayfly_attestors::{CgroupScope, Process, ScopeError};
 
 use super::TaskError;
 use crate::task::{Charter, Refused, Scope, Seat};
+use crate::workload::scopes::Watchable;
 use crate::workload::state::State;
 use crate::workload::{Admission, Refusal, Shared};
 
@@ -37,7 +38,7 @@ enum Place<S> {
 #[derive(Debug)]
 pub(super) struct Chosen {
     /// `None`: the process.
-    cgroup: Option<CgroupScope>,
+    cgroup: Option<Watchable>,
     /// The cgroup that the process is in, whatever holds the task.
     within: Option<u64>,
     /// Nobody else could act as the task, when this was looked at.
@@ -94,7 +95,12 @@ impl Shared {
             self.note_denied(process, "scope", &why);
             Refused::NotIsolated
         })?;
-        let is_free = |scope: &CgroupScope| self.lock().tasks.tree.is_free(scope.id());
+        let watchable = |scope: CgroupScope| scope.events().map(|events| (scope, events));
+        let cgroup = cgroup.map(watchable).transpose().map_err(|error| {
+            tracing::error!(%error, pid = process.pid(), "a cgroup cannot be watched: it holds no task");
+            Refusal::WatchLost
+        })?;
+        let is_free = |(scope, _): &Watchable| self.lock().tasks.tree.is_free(scope.id());
         let is_isolated = cgroup.as_ref().is_some_and(is_free);
         Ok(Chosen { cgroup, within, is_isolated })
     }
@@ -110,14 +116,15 @@ impl Shared {
         now: Instant,
     ) -> Result<Seat, TaskError> {
         let tree = &state.tasks.tree;
-        let Some(scope) = &chosen.cgroup else {
+        let Some(watchable) = &chosen.cgroup else {
             let is_reserved = chosen.within.is_some_and(|cgroup| tree.is_reserved(cgroup));
             return if is_reserved { Err(Refused::NotIsolated.into()) } else { Ok(own) };
         };
+        let (scope, _) = watchable;
         if chosen.is_isolated && !tree.is_free(scope.id()) {
             return Err(Refused::NotIsolated.into());
         }
-        let holder = state.stand_in(&self.reaper, scope, &charter.entry, now)?;
+        let holder = state.stand_in(&self.reaper, watchable, &charter.entry, now)?;
         if !state.held(holder).contains(&charter.entry) {
             return Err(Refusal::NotEntitled.into());
         }
