@@ -75,19 +75,28 @@ impl Cgroups {
     }
 
     /// The id of the cgroup that the process is in now, in whoever's hands it is: the kernel's own word where it gives
-    /// it, else what is found at the path.
-    pub fn id_of(&self, process: &Process) -> Option<u64> {
-        if let Some(id) = process.cgroup_id() {
-            return Some(id);
+    /// it (6.13), else what is found at the path. `None`: in none that could hold anything here, be it that there is no
+    /// hierarchy, or that the process is outside of what we see of it.
+    ///
+    /// # Errors
+    /// It cannot be told: not to be taken for "in none".
+    pub fn id_of(&self, process: &Process) -> Result<Option<u64>, ScopeError> {
+        match process.cgroup_id() {
+            Some(id) => Ok(Some(id)),
+            None => self.id_by_path(process),
         }
-        let path = path_of(process).ok()?;
+    }
+
+    fn id_by_path(&self, process: &Process) -> Result<Option<u64>, ScopeError> {
+        let Some(root) = self.0.root(b"") else { return Ok(None) };
+        let path = path_of(process)?;
         let parts: Vec<&[u8]> = path.split('/').filter(|part| !part.is_empty()).map(str::as_bytes).collect();
         if parts.contains(&b"..".as_slice()) {
-            return None;
+            return Ok(None);
         }
-        let (_, found) = origin::walk(self.0.root(b"")?, &parts).ok()?;
+        let (_, found) = origin::walk(root, &parts)?;
         // What was read may be of before a move.
-        (path_of(process).ok()? == path).then_some(found.st_ino)
+        if path_of(process)? == path { Ok(Some(found.st_ino)) } else { Err(ScopeError::Gone) }
     }
 
     /// The cgroup that had this path and this id.
@@ -269,3 +278,25 @@ impl From<Errno> for ScopeError {
 }
 
 const MOST_GENERATIONS: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::host;
+
+    /// Before 6.13 the kernel does not tell by the pidfd.
+    #[test]
+    fn where_a_process_is_that_is_gone_is_not_known_and_without_a_hierarchy_it_is_nowhere() {
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let process = Process::of_pid(&host(), child.id()).unwrap();
+        let here = Cgroups::find(Path::new("/sys/fs/cgroup"));
+        let nowhere = Cgroups::find(Path::new("/proc/self"));
+        assert_eq!(here.id_by_path(&process).unwrap(), here.id_of(&process).unwrap());
+        assert!(matches!(nowhere.id_by_path(&process), Ok(None)));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(here.id_by_path(&process).is_err(), "not to be taken for nowhere");
+        assert!(here.id_of(&process).is_err());
+        assert!(matches!(nowhere.id_by_path(&process), Ok(None)));
+    }
+}

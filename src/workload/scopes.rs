@@ -11,7 +11,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
 
-use mayfly_attestors::{Attestation, CgroupEvents, CgroupScope, Process, ProcessKey, Reaper};
+use mayfly_attestors::{Attestation, CgroupEvents, CgroupScope, Process, ProcessKey, Reaper, ScopeError};
 
 pub(super) use self::again::Found;
 use super::issue::Subject;
@@ -238,10 +238,15 @@ impl Shared {
         Some(self.facts(&process, &attestation, attested_at, &identity))
     }
 
-    /// The cgroup that a caller is in, if it matters to anybody.
+    /// The cgroup that a caller is in, if it matters to anybody. One of which that cannot be told acts in none.
     pub(super) fn cgroup_of_caller(&self, process: &Process) -> Option<u64> {
+        self.cgroup_of(process).ok().flatten()
+    }
+
+    /// The same, for who must not be taken to be in none because it cannot be told.
+    pub(super) fn cgroup_of(&self, process: &Process) -> Result<Option<u64>, ScopeError> {
         if !self.lock().scopes.were_any {
-            return None;
+            return Ok(None);
         }
         self.parts.attestors.scopes().id_of(process)
     }

@@ -16,7 +16,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 
 use super::Process;
-use crate::scope::{self, CgroupScope};
+use crate::scope::{self, CgroupEvents};
 use crate::{failpoint, ticks};
 
 /// Watches processes; its thread ends when this is dropped, without further notices.
@@ -491,7 +491,7 @@ mod tests {
             std::fs::write(self.0.join("cgroup.procs"), child.id().to_string()).unwrap();
         }
 
-        fn scope(&self, child: &Child) -> CgroupScope {
+        fn scope(&self, child: &Child) -> crate::CgroupScope {
             let cgroups = crate::Cgroups::find(std::path::Path::new("/sys/fs/cgroup"));
             cgroups.of(&Process::of_pid(&host(), child.id()).unwrap()).unwrap()
         }

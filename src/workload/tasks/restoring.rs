@@ -148,8 +148,10 @@ impl Shared {
         for (task, holder) in found {
             let is_alone = state.tasks.tree.get(*task).is_some_and(|task| task.seat.scope == Scope::Process);
             let member = state.members.get(holder).filter(|_| is_alone);
-            if let Some(cgroup) = member.and_then(|member| scopes.id_of(&member.process)) {
-                state.tasks.tree.note_beside(*task, cgroup);
+            match member.map(|member| scopes.id_of(&member.process)) {
+                Some(Ok(Some(cgroup))) => state.tasks.tree.note_beside(*task, Some(cgroup)),
+                Some(Err(_)) => state.tasks.tree.note_beside(*task, None),
+                Some(Ok(None)) | None => {}
             }
         }
     }
