@@ -170,10 +170,11 @@ impl State {
         Some(member)
     }
 
-    /// A workload has exited. What it has founded goes on without it, by what was last known of it.
+    /// A workload has exited. What it has founded goes on without it, by what was last known of it; unless it may have
+    /// been something else by then, which nobody can look at any more.
     pub(super) fn founder_left(&mut self, id: WorkloadId) {
+        let Some(member) = self.members.get(&id).filter(|member| member.is_as_attested()) else { return };
         let Some(there) = self.scopes.founded.remove(&id) else { return };
-        let Some(member) = self.members.get(&id) else { return };
         let key = member.process.key();
         for stand_in in there {
             let stand_in = self.scopes.stand_ins.get_mut(&stand_in);

@@ -156,3 +156,30 @@ fn nobody_waits_for_a_cgroup_that_is_opened_for_another() {
         assert!(begun.join().unwrap().unwrap().isolated);
     });
 }
+
+/// What was attested of it is of before the exec; the agent is still looking.
+#[test]
+fn a_founder_that_exits_as_something_that_nobody_has_looked_at_takes_its_tasks_along() {
+    require_root();
+    let mut agent = prepare(&[], None);
+    let program = mayfly_harness::holder::holder_program(&agent);
+    agent.write_entries(&[Entry::new("/agent", &[&uid_selector(UID), &hash_of(&program)])]);
+    let (pause, spec) = crate::support::Pause::at(agent.dir(), "attest.after_read");
+    let plan = agent.plan().clone().failpoints(&spec);
+    *agent.plan() = plan;
+    pause.release();
+    agent.launch();
+    let group = Group::new();
+    let (mut one, task) = founder(&agent, &group);
+    let mut helper = Holder::start(&agent, UID);
+    group.take(helper.pid());
+    issue(&mut helper, &task).unwrap();
+    pause.arm();
+    one.exec(Path::new("/bin/sleep"), &["1000"]);
+    pause.hit();
+    one.kill();
+    agent.audited(&["task.ended", "process_exit", &task]);
+    pause.release();
+    assert_eq!(issue(&mut helper, &task).unwrap_err().reason, "task_ended");
+    assert_eq!(live_of(&agent, helper.pid()), 0);
+}
