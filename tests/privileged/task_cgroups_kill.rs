@@ -183,3 +183,32 @@ fn a_founder_that_exits_as_something_that_nobody_has_looked_at_takes_its_tasks_a
     assert_eq!(issue(&mut helper, &task).unwrap_err().reason, "task_ended");
     assert_eq!(live_of(&agent, helper.pid()), 0);
 }
+
+/// What the agent watches cgroups by.
+fn watched(agent: &Agent) -> usize {
+    let open = std::fs::read_dir(format!("/proc/{}/fd", agent.pid())).unwrap();
+    let events = |entry: &std::fs::DirEntry| {
+        std::fs::read_link(entry.path()).is_ok_and(|path| path.ends_with("cgroup.events"))
+    };
+    open.map_while(Result::ok).filter(events).count()
+}
+
+#[test]
+fn a_cgroup_whose_task_ended_under_an_issuance_is_watched_no_more() {
+    let mut agent = prepare(&[UID, OTHER].map(Entry::for_uid), None);
+    let (pause, spec) = crate::support::Pause::at(agent.dir(), "task.before_land");
+    let plan = agent.plan().clone().failpoints(&spec);
+    *agent.plan() = plan;
+    agent.launch();
+    let group = Group::new();
+    let (mut founder, task) = founder(&agent, &group);
+    assert_eq!(watched(&agent), 1);
+    std::thread::scope(|scope| {
+        let issued = scope.spawn(|| issue(&mut founder, &task));
+        pause.hit();
+        order(&agent, &["task", "end", &task, "--reason", "x"]);
+        pause.release();
+        assert_eq!(issued.join().unwrap().unwrap_err().reason, "task_ended");
+    });
+    until("it is forgotten", || (watched(&agent) == 0).then_some(()));
+}

@@ -163,6 +163,7 @@ impl Shared {
         }
         let holder = state.stand_in(&self.reaper, watchable, &charter.entry, now)?;
         if !state.held(holder).contains(&charter.entry) {
+            self.forget_idle(state, holder);
             return Err(Refusal::NotEntitled.into());
         }
         let scope = Scope::Cgroup { id: scope.id(), path: scope.path().to_owned() };
