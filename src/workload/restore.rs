@@ -92,11 +92,7 @@ impl Workloads {
         // What was given for a task of a cgroup is the cgroup's, whoever asked for it and has exited since.
         let (shared, rows) = self.0.part_shared(&tasks, rows);
         let mut pending = self.0.read_past(rows);
-        let (taken, shared): (Vec<Row>, Vec<Row>) = self.0.part_taken(shared);
-        restored.revoked += taken.len();
-        if !taken.is_empty() {
-            self.refuse_gone(taken).await;
-        }
+        let shared = self.refuse_taken(shared, &mut restored).await;
         let claims = tasks.holders();
         for key in claims.keys() {
             pending.entry(*key).or_default();
@@ -144,6 +140,19 @@ impl Workloads {
         Restored { revoked: restored.revoked + lost, tasks: live, tasks_ended: ended, ..restored }
     }
 
+    /// What operators took from whoever asked for it is refused; the rest. An order may have been half done.
+    async fn refuse_taken(&self, shared: Vec<Row>, restored: &mut Restored) -> Vec<Row> {
+        let (taken, shared): (Vec<Row>, Vec<Row>) = {
+            let state = self.0.lock();
+            shared.into_iter().partition(|row| state.is_taken(&row.process, &row.entry))
+        };
+        restored.revoked += taken.len();
+        if !taken.is_empty() {
+            self.refuse_gone(taken).await;
+        }
+        shared
+    }
+
     async fn refuse_gone(&self, gone: Vec<Row>) {
         let (done, published) = tokio::sync::oneshot::channel();
         let seen = self.0.parts.clock.monotonic();
@@ -162,12 +171,6 @@ impl Shared {
             live && row.task.is_some_and(|task| tasks.is_shared(task))
         };
         rows.into_iter().partition(is_shared)
-    }
-
-    /// What operators took from whoever asked for it, and the rest: an order may have been half done.
-    fn part_taken(&self, rows: Vec<Row>) -> (Vec<Row>, Vec<Row>) {
-        let state = self.lock();
-        rows.into_iter().partition(|row| state.is_taken(&row.process, &row.entry))
     }
 
     /// The live leases of each process, and what operators took, which stands from here on.
