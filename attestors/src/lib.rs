@@ -53,7 +53,7 @@ pub use process::{
     Reaper, WatchLost,
 };
 pub use root_socket::{RootSocketError, connect_to_root};
-pub use scope::{CgroupScope, Cgroups, ScopeError};
+pub use scope::{CgroupEvents, CgroupScope, Cgroups, ScopeError};
 pub use seccomp::{SeccompError, deny_what_is_never_needed};
 pub use selector::{Selector, Strength, strength_of};
 pub use set::{AttestError, AttestSettings, AttestorSet};

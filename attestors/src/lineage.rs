@@ -14,7 +14,7 @@ use crate::backend::{Found, Silent};
 use crate::host::Host;
 use crate::measure::{MeasureError, Measurer};
 use crate::process::procfs::Stat;
-use crate::process::{PinError, Pinned, ProcDir, Process, ProcessKey};
+use crate::process::{PinError, Pinned, ProcDir, Process};
 use crate::selector::Selector;
 use crate::target::{Exe, MOST_THREADS, Target};
 use crate::{failpoint, text, ticks};
@@ -160,9 +160,10 @@ fn parent_of(host: &Arc<Host>, child: &ProcDir, stat: &Stat) -> Result<Option<Pi
 }
 
 impl Process {
-    /// Names of those that it descends from, nearest first, at most `limit`. Good to refuse by and for nothing else: a
-    /// process can arrange to have other parents, and what cannot be read ends the list.
-    pub fn ancestors(&self, limit: usize) -> Vec<ProcessKey> {
+    /// What is seen of those that it descends from, nearest first, at most `limit`: each is pinned while it is looked at.
+    /// Good to refuse by and for nothing else: a process can arrange to have other parents, and what cannot be read ends
+    /// the list.
+    pub fn ancestors<T>(&self, limit: usize, mut see: impl FnMut(&Self) -> T) -> Vec<T> {
         let mut found = Vec::new();
         let Ok(mut dir) = ProcDir::open(self.host(), self.pid()) else { return found };
         while found.len() < limit {
@@ -172,7 +173,7 @@ impl Process {
                 break;
             }
             let Ok(Some(parent)) = parent_of(self.host(), &dir, &stat) else { break };
-            found.push(parent.process.key());
+            found.push(see(&parent.process));
             dir = parent.dir;
         }
         found

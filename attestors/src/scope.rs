@@ -12,6 +12,7 @@ use std::sync::Arc;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
+use crate::failpoint;
 use crate::origin::{self, Hierarchies, Keeper};
 use crate::process::{ProcDir, Process, procfs};
 
@@ -26,6 +27,10 @@ pub struct CgroupScope {
     id: u64,
     path: String,
 }
+
+/// Tells when a cgroup may have become empty. Clones share one descriptor.
+#[derive(Clone, Debug)]
+pub struct CgroupEvents(pub(crate) Arc<OwnedFd>);
 
 /// Why a cgroup cannot be a scope.
 #[derive(Debug, thiserror::Error)]
@@ -70,19 +75,28 @@ impl Cgroups {
     }
 
     /// The id of the cgroup that the process is in now, in whoever's hands it is: the kernel's own word where it gives
-    /// it, else what is found at the path.
-    pub fn id_of(&self, process: &Process) -> Option<u64> {
-        if let Some(id) = process.cgroup_id() {
-            return Some(id);
+    /// it (6.13), else what is found at the path. `None`: in none that could hold anything here, be it that there is no
+    /// hierarchy, or that the process is outside of what we see of it.
+    ///
+    /// # Errors
+    /// It cannot be told: not to be taken for "in none".
+    pub fn id_of(&self, process: &Process) -> Result<Option<u64>, ScopeError> {
+        match process.cgroup_id() {
+            Some(id) => Ok(Some(id)),
+            None => self.id_by_path(process),
         }
-        let path = path_of(process).ok()?;
+    }
+
+    fn id_by_path(&self, process: &Process) -> Result<Option<u64>, ScopeError> {
+        let Some(root) = self.0.root(b"") else { return Ok(None) };
+        let path = path_of(process)?;
         let parts: Vec<&[u8]> = path.split('/').filter(|part| !part.is_empty()).map(str::as_bytes).collect();
         if parts.contains(&b"..".as_slice()) {
-            return None;
+            return Ok(None);
         }
-        let (_, found) = origin::walk(self.0.root(b"")?, &parts).ok()?;
+        let (_, found) = origin::walk(root, &parts)?;
         // What was read may be of before a move.
-        (path_of(process).ok()? == path).then_some(found.st_ino)
+        if path_of(process)? == path { Ok(Some(found.st_ino)) } else { Err(ScopeError::Gone) }
     }
 
     /// The cgroup that had this path and this id.
@@ -95,6 +109,9 @@ impl Cgroups {
     }
 
     fn open(&self, path: &str) -> Result<CgroupScope, ScopeError> {
+        if failpoint::fails("cgroup.descriptors") {
+            return Err(ScopeError::Descriptors);
+        }
         let root = self.0.root(b"").ok_or(ScopeError::NoHierarchy)?;
         let parts: Vec<&[u8]> = path.split('/').filter(|part| !part.is_empty()).map(str::as_bytes).collect();
         if parts.contains(&b"..".as_slice()) {
@@ -123,9 +140,12 @@ impl CgroupScope {
         &self.path
     }
 
-    /// Whether a process is left in it or below it. One that cannot be read is empty: nobody could tell any more.
-    pub fn is_populated(&self) -> bool {
-        self.events().is_ok_and(|events| is_populated(&events))
+    /// Whether a process is left in it or below it.
+    ///
+    /// # Errors
+    /// [`ScopeError::Gone`], and [`ScopeError::Descriptors`], which says nothing about it.
+    pub fn is_populated(&self) -> Result<bool, ScopeError> {
+        Ok(is_populated(&self.read("cgroup.events")?))
     }
 
     /// Whether the process is in it or below it. One of which that cannot be told is taken to be.
@@ -156,6 +176,9 @@ impl CgroupScope {
     /// # Errors
     /// When the kernel refuses.
     pub fn freeze(&self, still: bool) -> io::Result<()> {
+        if !still && failpoint::fails("cgroup.thaw") {
+            return Err(io::ErrorKind::Other.into());
+        }
         self.write("cgroup.freeze", if still { b"1" } else { b"0" })
     }
 
@@ -168,8 +191,12 @@ impl CgroupScope {
     }
 
     /// To be watched: EPOLLPRI when it may have become empty. Opened each time: whoever reads one takes its events.
-    pub(crate) fn events(&self) -> io::Result<OwnedFd> {
-        self.read("cgroup.events")
+    ///
+    /// # Errors
+    /// As for [`CgroupScope::is_populated`].
+    pub fn events(&self) -> Result<CgroupEvents, ScopeError> {
+        failpoint::hit("cgroup.events");
+        Ok(CgroupEvents(Arc::new(self.read("cgroup.events")?)))
     }
 
     fn read(&self, file: &str) -> io::Result<OwnedFd> {
@@ -251,3 +278,25 @@ impl From<Errno> for ScopeError {
 }
 
 const MOST_GENERATIONS: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::host;
+
+    /// Before 6.13 the kernel does not tell by the pidfd.
+    #[test]
+    fn where_a_process_is_that_is_gone_is_not_known_and_without_a_hierarchy_it_is_nowhere() {
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let process = Process::of_pid(&host(), child.id()).unwrap();
+        let here = Cgroups::find(Path::new("/sys/fs/cgroup"));
+        let nowhere = Cgroups::find(Path::new("/proc/self"));
+        assert_eq!(here.id_by_path(&process).unwrap(), here.id_of(&process).unwrap());
+        assert!(matches!(nowhere.id_by_path(&process), Ok(None)));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(here.id_by_path(&process).is_err(), "not to be taken for nowhere");
+        assert!(here.id_of(&process).is_err());
+        assert!(matches!(nowhere.id_by_path(&process), Ok(None)));
+    }
+}

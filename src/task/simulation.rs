@@ -656,13 +656,38 @@ mod tests {
         // One that is held by a process in there can be acted in by somebody who can act in the other as well.
         let one = begun(&mut model, 3, true, false).unwrap();
         let beside = begun(&mut model, 4, false, false).unwrap();
-        model.tree.note_beside(beside, 3);
+        model.tree.note_beside(beside, Some(3));
         assert!(!model.tree.is_isolated(one) && !model.tree.is_free(3));
         assert_eq!(begun(&mut model, 3, true, true), Err(Refused::NotIsolated));
         drop(model.tree.end(beside, Ending::Completed, model.now, model.wall));
-        model.tree.note_beside(beside, 3);
+        model.tree.note_beside(beside, Some(3));
         assert!(model.tree.is_isolated(one), "who has ended is not beside it");
+        assert!(model.tree.has_cgroups());
+        let anywhere = begun(&mut model, 4, false, false).unwrap();
+        model.tree.note_beside(anywhere, None);
+        assert!(!model.tree.is_isolated(one) && !model.tree.is_free(3) && !model.tree.is_free(9));
+        drop(model.tree.end(anywhere, Ending::Completed, model.now, model.wall));
+        assert!(model.tree.is_isolated(one), "nobody is feared to be beside it any more");
         assert!(model.tree.is_reserved(2) && !model.tree.is_reserved(3) && model.tree.is_free(9));
+    }
+
+    /// Whoever gives an operator's order is refused if it, or one above it, is one of these.
+    #[test]
+    fn whoever_began_a_task_sits_in_it_wherever_it_is_and_so_does_its_cgroup() {
+        let mut model = Model::new(Bounds::default());
+        let task = begun(&mut model, 1, true, false).unwrap();
+        let caller = model.caller_of(task).unwrap();
+        let elsewhere = ProcessKey { pid: 99, ..caller.process };
+        for (process, cgroup, seated) in [
+            (caller.process, Some(99), true),
+            (caller.process, None, true),
+            (elsewhere, caller.cgroup, true),
+            (elsewhere, Some(99), false),
+            (elsewhere, None, false),
+        ] {
+            let above = Caller { process, cgroup, identities: Vec::new() };
+            assert_eq!(model.tree.seats_any(&[above]), seated, "{process:?} {cgroup:?}");
+        }
     }
 
     fn offered(model: &mut Model, parent: TaskId, to: u8) -> Result<DelegationId, Refused> {

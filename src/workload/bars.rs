@@ -57,6 +57,12 @@ impl State {
         id.map(|id| self.apply_bars(id, bar.process)).unwrap_or_default()
     }
 
+    /// Whether an operator took the identity of that entry from the process.
+    pub(super) fn is_taken(&self, process: &ProcessKey, entry: &EntryId) -> bool {
+        let standing = self.standing.get(process);
+        standing.is_some_and(|standing| standing.everything || standing.entries.contains(entry))
+    }
+
     /// Takes from a workload what it must not have.
     pub(super) fn apply_bars(&mut self, id: WorkloadId, process: ProcessKey) -> Vec<Action> {
         let Some(standing) = self.standing.get(&process) else { return Vec::new() };

@@ -10,6 +10,7 @@ use rustix::io::Errno;
 use rustix::process::{Signal, pidfd_send_signal};
 
 use super::revoker::Initiator;
+use super::standstill::Place;
 use super::state::State;
 use super::{Shared, Workloads};
 use crate::audit::{self, Event};
@@ -66,9 +67,12 @@ impl Workloads {
 /// Who held the tasks that ended together.
 #[derive(Default)]
 struct Seats {
-    processes: BTreeMap<ProcessKey, Arc<Process>>,
-    cgroups: BTreeSet<(u64, String)>,
+    processes: Processes,
+    /// With who began there, as far as it lives: where the cgroup cannot be killed, at least those are.
+    cgroups: BTreeMap<Place, Processes>,
 }
+
+type Processes = BTreeMap<ProcessKey, Arc<Process>>;
 
 impl Seats {
     /// For the record: each that was killed, or could not be. `by` is the process of whoever gave the order.
@@ -78,7 +82,26 @@ impl Seats {
             let failed = failed.map(ToString::to_string);
             events.push(Event::Killed { agent, cgroup, initiator: named.to_owned(), failed });
         };
-        for process in self.processes.values() {
+        let mut alone = self.processes.clone();
+        for (place, founders) in &self.cgroups {
+            let cgroup = || Some(place.1.clone());
+            match shared.scope_apart_from(place, by).and_then(|scope| scope.kill()) {
+                Ok(()) => {
+                    note(None, cgroup(), None);
+                    killed.scopes += 1;
+                    continue;
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => {
+                    note(None, cgroup(), Some(&error));
+                    tracing::error!(%error, path = place.1, "the cgroup of a killed task lives on");
+                    killed.not_killed += 1;
+                }
+            }
+            let others = founders.iter().filter(|(key, _)| ![std::process::id(), by].contains(&key.pid));
+            alone.extend(others.map(|(key, process)| (*key, Arc::clone(process))));
+        }
+        for process in alone.values() {
             let agent = || Some(audit::Agent::new(process.key(), process.uid()));
             // The pidfd was pinned when the task began: whoever has the number now is not hit.
             match pidfd_send_signal(process.pidfd(), Signal::KILL) {
@@ -90,21 +113,6 @@ impl Seats {
                 Err(error) => {
                     note(agent(), None, Some(&error));
                     tracing::error!(%error, pid = process.pid(), "a process of a killed task lives on");
-                    killed.not_killed += 1;
-                }
-            }
-        }
-        for place in &self.cgroups {
-            let cgroup = || Some(place.1.clone());
-            match shared.scope_apart_from(place, by).and_then(|scope| scope.kill()) {
-                Ok(()) => {
-                    note(None, cgroup(), None);
-                    killed.scopes += 1;
-                }
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-                Err(error) => {
-                    note(None, cgroup(), Some(&error));
-                    tracing::error!(%error, path = place.1, "the cgroup of a killed task lives on");
                     killed.not_killed += 1;
                 }
             }
@@ -127,7 +135,10 @@ impl Shared {
         // Now, because who holds nothing any more is forgotten.
         for task in cascade.ended.iter().filter_map(|ended| state.tasks.tree.get(ended.task)) {
             match &task.seat.scope {
-                Scope::Cgroup { id, path } => drop(seats.cgroups.insert((*id, path.clone()))),
+                Scope::Cgroup { id, path } => {
+                    let founder = state.process_of(&task.seat).map(|process| (task.seat.process, process));
+                    seats.cgroups.entry((*id, path.clone())).or_default().extend(founder);
+                }
                 Scope::Process => {
                     let member = state.members.get(&task.seat.holder);
                     let process = member.map(|member| (task.seat.process, Arc::clone(&member.process)));

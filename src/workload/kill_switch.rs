@@ -99,15 +99,16 @@ impl Workloads {
     pub fn thaw(&self, what: &Frozen, reason: &str, by: audit::Agent) -> io::Result<Thawed> {
         let _one_at_a_time = lock(&self.0.freezing);
         let (before, uid, now) = (self.freezes(), by.uid, self.0.parts.clock.wall());
-        let thawed = self.policy().change_freezes(|freezes| freezes.thaw(what, uid, now));
+        let mut thawed = self.policy().change_freezes(|freezes| freezes.thaw(what, uid, now));
         if thawed == Thawed::Done
             && let Err(error) = self.write_freezes_now()
         {
             self.policy().change_freezes(|freezes| *freezes = before);
             return Err(error);
         }
-        if thawed == Thawed::Done {
-            self.let_go_on(what);
+        // What is not frozen may stand still all the same, where an earlier thaw could not have it go on.
+        if thawed != Thawed::NeedsAnother && self.let_go_on(what) {
+            thawed = Thawed::Done;
         }
         if thawed != Thawed::Nothing {
             let (what, needs_another) = (what.to_string(), thawed == Thawed::NeedsAnother);

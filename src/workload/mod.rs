@@ -310,7 +310,9 @@ impl Workloads {
         // Nobody else sets it: the cell was made above.
         hook.set(Arc::downgrade(&shared)).ok();
         timer::start(&shared)?;
-        Ok(Self(shared))
+        let workloads = Self(shared);
+        workloads.let_strays_go_on();
+        Ok(workloads)
     }
 
     /// Follows what verifiers need.

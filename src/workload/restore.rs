@@ -12,7 +12,7 @@ use super::admit::member;
 use super::issue::remaining;
 use super::revoker::Initiator;
 use super::state::State;
-use super::tasks::{Claim, TasksRestored};
+use super::tasks::{Claim, PastTasks, TasksRestored};
 use super::{Shared, Workloads};
 use crate::clock::unix_seconds;
 use crate::id::SpiffeId;
@@ -28,10 +28,10 @@ const AT_ONCE: usize = 8;
 /// Long enough for a disk that is cold after a boot and for a crowd that is waiting to be measured; a program on a
 /// file system that hangs must not keep the agent from starting.
 const PATIENCE: Duration = Duration::from_secs(10);
-const PAUSE: Duration = Duration::from_millis(250);
+pub(super) const PAUSE: Duration = Duration::from_millis(250);
 
 /// Why the agent does not start to serve, and what to do about it.
-const CONCERN: &str = "leases of the run before";
+pub(super) const CONCERN: &str = "leases of the run before";
 const SHORT: &str = "no descriptor is free to look at the processes that hold them; raise LimitNOFILE";
 
 /// What became of the leases of the run before.
@@ -89,7 +89,10 @@ impl Workloads {
         if !ended.is_empty() {
             self.refuse_gone(ended).await;
         }
+        // What was given for a task of a cgroup is the cgroup's, whoever asked for it and has exited since.
+        let (shared, rows) = self.0.part_shared(&tasks, rows);
         let mut pending = self.0.read_past(rows);
+        let shared = self.refuse_taken(shared, &mut restored).await;
         let claims = tasks.holders();
         for key in claims.keys() {
             pending.entry(*key).or_default();
@@ -129,10 +132,25 @@ impl Workloads {
         }
         self.0.parts.readiness.clear(CONCERN);
         held.retain(|key| claims.contains_key(key));
-        let TasksRestored { live, ended, lost } = self.0.restore_tasks(tasks, &held);
+        restored.adopted += shared.len();
+        let scopes = self.0.scopes_again(tasks.scopes()).await;
+        let TasksRestored { live, ended, lost } = self.0.restore_tasks(tasks, shared, &scopes, &held);
         restored.adopted -= lost.min(restored.adopted);
         self.flush().await;
         Restored { revoked: restored.revoked + lost, tasks: live, tasks_ended: ended, ..restored }
+    }
+
+    /// What operators took from whoever asked for it is refused; the rest. An order may have been half done.
+    async fn refuse_taken(&self, shared: Vec<Row>, restored: &mut Restored) -> Vec<Row> {
+        let (taken, shared): (Vec<Row>, Vec<Row>) = {
+            let state = self.0.lock();
+            shared.into_iter().partition(|row| state.is_taken(&row.process, &row.entry))
+        };
+        restored.revoked += taken.len();
+        if !taken.is_empty() {
+            self.refuse_gone(taken).await;
+        }
+        shared
     }
 
     async fn refuse_gone(&self, gone: Vec<Row>) {
@@ -145,6 +163,16 @@ impl Workloads {
 }
 
 impl Shared {
+    /// Live leases of tasks that cgroups hold, and everything else.
+    fn part_shared(&self, tasks: &PastTasks, rows: Vec<Row>) -> (Vec<Row>, Vec<Row>) {
+        let now = unix_seconds(self.parts.clock.wall());
+        let is_shared = |row: &Row| {
+            let live = row.state == RowState::Live && row.not_after > now;
+            live && row.task.is_some_and(|task| tasks.is_shared(task))
+        };
+        rows.into_iter().partition(is_shared)
+    }
+
     /// The live leases of each process, and what operators took, which stands from here on.
     fn read_past(&self, rows: Vec<Row>) -> BTreeMap<ProcessKey, Vec<Row>> {
         let now = unix_seconds(self.parts.clock.wall());

@@ -5,12 +5,15 @@
 //! it is watched and looked at like every workload, and what it loses its tasks lose; when it has exited, what was last
 //! attested of it is matched again whenever the entries change. Whoever acts is attested for himself besides.
 
+mod again;
+
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
 
-use mayfly_attestors::{Attestation, CgroupScope, Process, ProcessKey, Reaper};
+use mayfly_attestors::{Attestation, CgroupEvents, CgroupScope, Process, ProcessKey, Reaper, ScopeError};
 
+pub(super) use self::again::Found;
 use super::issue::Subject;
 use super::operator::Target;
 use super::revoker::Initiator;
@@ -22,6 +25,9 @@ use crate::ledger::Reason;
 use crate::policy::WorkloadFacts;
 use crate::registration::Identity;
 use crate::task::{Charter, Ending, Scope, Seat, Task};
+
+/// A cgroup, and what it is watched by: opened before anything is locked.
+pub(super) type Watchable = (CgroupScope, CgroupEvents);
 
 /// The cgroups that hold tasks.
 #[derive(Debug, Default)]
@@ -105,7 +111,7 @@ impl State {
     pub(super) fn stand_in(
         &mut self,
         reaper: &Reaper,
-        scope: &CgroupScope,
+        (scope, events): &Watchable,
         entry: &EntryId,
         now: Instant,
     ) -> Result<WorkloadId, Refusal> {
@@ -114,7 +120,7 @@ impl State {
             None => {
                 let id = self.new_workload();
                 self.core.admit(id);
-                if let Err(error) = reaper.watch_cgroup(scope, id.0) {
+                if let Err(error) = reaper.watch_cgroup(events, id.0) {
                     tracing::error!(%error, path = scope.path(), "a cgroup cannot be watched: it holds no task");
                     drop(self.core.end(id, Cause::WatchLost));
                     return Err(Refusal::WatchLost);
@@ -164,10 +170,11 @@ impl State {
         Some(member)
     }
 
-    /// A workload has exited. What it has founded goes on without it, by what was last known of it.
+    /// A workload has exited. What it has founded goes on without it, by what was last known of it; unless it may have
+    /// been something else by then, which nobody can look at any more.
     pub(super) fn founder_left(&mut self, id: WorkloadId) {
+        let Some(member) = self.members.get(&id).filter(|member| member.is_as_attested()) else { return };
         let Some(there) = self.scopes.founded.remove(&id) else { return };
-        let Some(member) = self.members.get(&id) else { return };
         let key = member.process.key();
         for stand_in in there {
             let stand_in = self.scopes.stand_ins.get_mut(&stand_in);
@@ -232,10 +239,15 @@ impl Shared {
         Some(self.facts(&process, &attestation, attested_at, &identity))
     }
 
-    /// The cgroup that a caller is in, if it matters to anybody.
+    /// The cgroup that a caller is in, if it matters to anybody. One of which that cannot be told acts in none.
     pub(super) fn cgroup_of_caller(&self, process: &Process) -> Option<u64> {
+        self.cgroup_of(process).ok().flatten()
+    }
+
+    /// The same, for who must not be taken to be in none because it cannot be told.
+    pub(super) fn cgroup_of(&self, process: &Process) -> Result<Option<u64>, ScopeError> {
         if !self.lock().scopes.were_any {
-            return None;
+            return Ok(None);
         }
         self.parts.attestors.scopes().id_of(process)
     }
@@ -300,21 +312,19 @@ impl Shared {
     }
 
     /// Who holds a task from here on that an earlier run held by a cgroup, watched. `founder` is the process of the seat,
-    /// found again and taken in. `None`: the cgroup is gone, empty, not root's any more, or cannot be watched; the task
-    /// ends.
+    /// found again and taken in. `None`: the cgroup is not among those that were found again, or cannot be watched; the
+    /// task ends.
     pub(super) fn adopt_scope(
         &self,
         state: &mut State,
         task: &Task,
         founder: WorkloadId,
+        scopes: &Found,
     ) -> Option<WorkloadId> {
         let Scope::Cgroup { id, path } = &task.seat.scope else { return None };
-        let scope = self.parts.attestors.scopes().again(path, *id).ok()?;
-        if !scope.is_populated() {
-            return None;
-        }
+        let scope = scopes.get(&(*id, path.clone()))?;
         let now = self.parts.clock.monotonic();
-        let holder = state.stand_in(&self.reaper, &scope, &task.charter.entry, now).ok()?;
+        let holder = state.stand_in(&self.reaper, scope, &task.charter.entry, now).ok()?;
         state.found(task.id, &Seat { holder, ..task.seat.clone() }, founder);
         Some(holder)
     }

@@ -21,8 +21,25 @@ pub(super) type Place = (u64, String);
 pub(super) struct Standstill(BTreeMap<Place, BTreeSet<String>>);
 
 impl Standstill {
-    fn add(&mut self, place: &Place, what: &Frozen) {
-        self.0.entry(place.clone()).or_default().insert(what.to_string());
+    /// Whether the order is new for it.
+    fn add(&mut self, place: &Place, what: &Frozen) -> bool {
+        self.0.entry(place.clone()).or_default().insert(what.to_string())
+    }
+
+    /// Adds an order, which `carry_out` writes down and has the kernel do. What it was to stand still for before it goes on
+    /// to.
+    fn order(
+        &mut self,
+        place: &Place,
+        what: &Frozen,
+        carry_out: impl FnOnce(&Self) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let is_new = self.add(place, what);
+        let done = carry_out(self);
+        if done.is_err() && is_new {
+            self.remove(place, what);
+        }
+        done
     }
 
     fn remove(&mut self, place: &Place, what: &Frozen) {
@@ -35,16 +52,39 @@ impl Standstill {
     }
 
     /// Those that may go on now that this is thawed.
-    fn thaw(&mut self, what: &Frozen) -> Vec<Place> {
-        let order = what.to_string();
-        let freed = |orders: &BTreeSet<String>| orders.len() == 1 && orders.contains(&order);
+    fn thaw(&mut self, order: &str) -> Vec<Place> {
+        let freed = |orders: &BTreeSet<String>| orders.len() == 1 && orders.contains(order);
         let freed: Vec<Place> =
             self.0.iter().filter(|(_, orders)| freed(orders)).map(|(place, _)| place.clone()).collect();
         self.0.retain(|_, orders| {
-            orders.remove(&order);
+            orders.remove(order);
             !orders.is_empty()
         });
         freed
+    }
+
+    /// Orders by which something stands still though they are not in force.
+    fn strays(&self, is_in_force: impl Fn(&str) -> bool) -> BTreeSet<String> {
+        self.0.values().flatten().filter(|order| !is_in_force(order)).cloned().collect()
+    }
+
+    /// Lets those go on that only stood still for that order; whether there were any that stood still for it.
+    fn let_go(&mut self, order: &str, mut free: impl FnMut(&Place) -> io::Result<()>) -> bool {
+        let before = self.clone();
+        for place in self.thaw(order) {
+            match free(&place) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    let path = &place.1;
+                    tracing::error!(
+                        %error, path,
+                        "a cgroup that was thawed stands still: thaw it again, or write 0 to its `cgroup.freeze`"
+                    );
+                    self.0.entry(place).or_default().insert(order.to_owned());
+                }
+                _ => {}
+            }
+        }
+        before.0.values().any(|orders| orders.contains(order))
     }
 }
 
@@ -111,14 +151,14 @@ impl Workloads {
             return Stilled { not_still: places.len(), ..stilled };
         }
         for place in places {
-            all.add(&place, what);
-            let written = self.0.store_standstill(&all);
-            let done = written.and_then(|()| self.0.scope_apart_from(&place, by)?.freeze(true));
+            let done = all.order(&place, what, |all| {
+                self.0.store_standstill(all)?;
+                self.0.scope_apart_from(&place, by)?.freeze(true)
+            });
             match done {
                 Ok(()) => stilled.still += 1,
                 Err(error) => {
                     tracing::error!(%error, path = place.1, "a cgroup of a frozen task does not stand still");
-                    all.remove(&place, what);
                     stilled.not_still += 1;
                 }
             }
@@ -132,23 +172,36 @@ impl Workloads {
     }
 
     /// Lets those go on that only stood still for that.
-    pub(super) fn let_go_on(&self, what: &Frozen) {
-        let mut all = lock(&self.0.standstill);
-        let (before, freed) = (all.clone(), all.thaw(what));
-        for (id, path) in freed {
-            let scope = self.0.parts.attestors.scopes().again(&path, id);
-            match scope.map_err(mayfly_attestors::ScopeError::into_io).and_then(|scope| scope.freeze(false)) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    tracing::error!(%error, path, "a cgroup that was thawed stands still: write 0 to its `cgroup.freeze`");
-                }
-                _ => {}
-            }
+    /// Whether anything stood still for it.
+    pub(super) fn let_go_on(&self, what: &Frozen) -> bool {
+        self.let_go_on_for(&what.to_string())
+    }
+
+    /// What stands still for orders that are not in force goes on: a crash, or a disk that could not be written, came
+    /// between the one record and the other.
+    pub(super) fn let_strays_go_on(&self) {
+        let in_force: BTreeSet<String> =
+            self.freezes().iter().map(|(frozen, _)| frozen.to_string()).collect();
+        let strays = lock(&self.0.standstill).strays(|order| in_force.contains(order));
+        for order in strays {
+            tracing::warn!(order, "cgroups stood still for what is not frozen any more: they go on");
+            self.let_go_on_for(&order);
         }
+    }
+
+    fn let_go_on_for(&self, order: &str) -> bool {
+        let mut all = lock(&self.0.standstill);
+        let before = all.clone();
+        let found = all.let_go(order, |(id, path)| {
+            let scope = self.0.parts.attestors.scopes().again(path, *id);
+            scope.map_err(mayfly_attestors::ScopeError::into_io)?.freeze(false)
+        });
         if *all != before
             && let Err(error) = self.0.store_standstill(&all)
         {
             tracing::error!(%error, "which cgroups stand still cannot be written down");
         }
+        found
     }
 }
 
@@ -227,12 +280,66 @@ mod tests {
                     model.retain(|(_, order)| *order != what);
                     let after: BTreeSet<u8> = model.iter().map(|(place, _)| *place).collect();
                     let freed: Vec<Place> = before.difference(&after).map(|n| cgroup(*n)).collect();
-                    prop_assert_eq!(still.thaw(&order(what)), freed);
+                    prop_assert_eq!(still.thaw(&order(what).to_string()), freed);
                 }
                 let all: BTreeSet<u8> = model.iter().map(|(place, _)| *place).collect();
                 prop_assert_eq!(still.0.len(), all.len());
             }
         }
+    }
+
+    /// Between the two records: a crash, or a disk that is full.
+    #[test]
+    fn an_order_that_is_not_in_force_is_a_stray() {
+        let mut still = Standstill::default();
+        still.add(&cgroup(1), &order(0));
+        still.add(&cgroup(1), &order(1));
+        still.add(&cgroup(2), &order(2));
+        let in_force = order(1).to_string();
+        let strays = still.strays(|order| order == in_force);
+        assert_eq!(strays, [order(0), order(2)].map(|order| order.to_string()).into());
+        let mut freed = Vec::new();
+        for stray in strays {
+            assert!(still.let_go(&stray, |place| {
+                freed.push(place.clone());
+                Ok(())
+            }));
+        }
+        assert_eq!(freed, [cgroup(2)], "the first still stands still for what is in force");
+        assert!(still.strays(|order| order == in_force).is_empty());
+        assert!(!still.let_go(&order(2).to_string(), |_| Ok(())));
+    }
+
+    #[test]
+    fn a_second_order_that_fails_takes_nothing_from_the_first() {
+        let mut still = Standstill::default();
+        let fails = |_: &Standstill| Err(io::ErrorKind::StorageFull.into());
+        still.order(&cgroup(1), &order(1), |_| Ok(())).unwrap();
+        let before = still.clone();
+        still.order(&cgroup(1), &order(1), fails).unwrap_err();
+        assert_eq!(still, before, "a thaw must find it");
+        still.order(&cgroup(1), &order(2), fails).unwrap_err();
+        still.order(&cgroup(2), &order(1), fails).unwrap_err();
+        assert_eq!(still, before);
+    }
+
+    #[test]
+    fn what_the_kernel_did_not_let_go_on_a_second_thaw_does() {
+        let mut still = Standstill::default();
+        still.add(&cgroup(1), &order(1));
+        still.add(&cgroup(2), &order(1));
+        let what = order(1).to_string();
+        assert!(still.let_go(&what, |place| match place {
+            (1, _) => Err(io::ErrorKind::PermissionDenied.into()),
+            _ => Err(io::ErrorKind::NotFound.into()),
+        }));
+        let mut freed = Vec::new();
+        assert!(still.let_go(&what, |place| {
+            freed.push(place.clone());
+            Ok(())
+        }));
+        assert_eq!(freed, [cgroup(1)], "one that is gone is not asked again");
+        assert_eq!(still, Standstill::default());
     }
 
     #[test]

@@ -95,6 +95,11 @@ impl Member {
             .collect()
     }
 
+    /// Whether there has been no reason to look at it since it was attested.
+    pub(super) fn is_as_attested(&self) -> bool {
+        !self.suspect && !self.stale && self.execs == self.execs_attested
+    }
+
     /// Ends a second look that found nothing; whoever waits to be shown something tries again.
     pub(super) fn clear(&mut self) {
         if std::mem::take(&mut self.suspect) {

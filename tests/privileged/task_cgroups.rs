@@ -1,5 +1,8 @@
 //! Tasks that are held by a cgroup: real ones, made by root and entered by processes of other users.
 
+#[path = "task_cgroups_kill.rs"]
+mod kill_and_restart;
+
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};

@@ -16,7 +16,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 
 use super::Process;
-use crate::scope::{self, CgroupScope};
+use crate::scope::{self, CgroupEvents};
 use crate::{failpoint, ticks};
 
 /// Watches processes; its thread ends when this is dropped, without further notices.
@@ -120,18 +120,17 @@ impl Reaper {
         self.add(token, process.shared_pidfd(), Kind::Process)
     }
 
-    /// Asks for one notice about `scope`, named `token`: when the last process in it and below it has exited. One
-    /// that is empty already gives its notice at once.
+    /// Asks for one notice about a cgroup, named `token`: when the last process in it and below it has exited. One
+    /// that is empty already gives its notice at once. Opens nothing.
     ///
     /// # Errors
     /// As for [`Reaper::watch`].
-    pub fn watch_cgroup(&self, scope: &CgroupScope, token: u64) -> Result<(), WatchLost> {
+    pub fn watch_cgroup(&self, events: &CgroupEvents, token: u64) -> Result<(), WatchLost> {
         if failpoint::fails("reaper.cgroup") {
             return Err(WatchLost { source: io::ErrorKind::Other.into() });
         }
-        let events = scope.events().map_err(|source| WatchLost { source })?;
-        // A file just opened has an event waiting, so that the thread reads it at once.
-        self.add(token, Arc::new(events), Kind::Cgroup)
+        // A file that nobody has read has an event waiting, so that the thread reads it at once.
+        self.add(token, Arc::clone(&events.0), Kind::Cgroup)
     }
 
     fn add(&self, token: u64, fd: Arc<OwnedFd>, kind: Kind) -> Result<(), WatchLost> {
@@ -492,7 +491,7 @@ mod tests {
             std::fs::write(self.0.join("cgroup.procs"), child.id().to_string()).unwrap();
         }
 
-        fn scope(&self, child: &Child) -> CgroupScope {
+        fn scope(&self, child: &Child) -> crate::CgroupScope {
             let cgroups = crate::Cgroups::find(std::path::Path::new("/sys/fs/cgroup"));
             cgroups.of(&Process::of_pid(&host(), child.id()).unwrap()).unwrap()
         }
@@ -515,23 +514,23 @@ mod tests {
         let ((a, pa), (b, _)) = (sleeper(), sleeper());
         group.take(&a);
         let scope = group.scope(&a);
-        assert!(scope.is_populated() && scope.belongs_to(&pa, None).unwrap());
+        assert!(scope.is_populated().unwrap() && scope.belongs_to(&pa, None).unwrap());
         group.take(&b);
         assert!(!scope.belongs_to(&pa, None).unwrap(), "somebody else is in it");
         assert!(scope.belongs_to(&pa, Some(b.id())).unwrap(), "whom it may be shared with");
-        reaper.watch_cgroup(&scope, 3).unwrap();
+        reaper.watch_cgroup(&scope.events().unwrap(), 3).unwrap();
         end(a);
         // A child cgroup counts as well.
         std::fs::create_dir(group.0.join("below")).unwrap();
         std::fs::write(group.0.join("below/cgroup.procs"), b.id().to_string()).unwrap();
         assert!(notices.recv_timeout(Duration::from_millis(100)).is_err());
-        assert!(scope.is_populated());
+        assert!(scope.is_populated().unwrap());
         end(b);
         let notice = notices.recv_timeout(SOON).unwrap();
         assert_eq!((notice.token, notice.cause), (3, ExitCause::Exited));
         assert_eq!(reaper.watched(), 0);
         // One that is empty already.
-        reaper.watch_cgroup(&scope, 4).unwrap();
+        reaper.watch_cgroup(&scope.events().unwrap(), 4).unwrap();
         assert_eq!(notices.recv_timeout(SOON).unwrap().token, 4);
     }
 
@@ -542,12 +541,12 @@ mod tests {
         let group = Group::make("gone");
         group.take(&child);
         let scope = group.scope(&child);
-        reaper.watch_cgroup(&scope, 5).unwrap();
+        reaper.watch_cgroup(&scope.events().unwrap(), 5).unwrap();
         end(child);
         assert_eq!(notices.recv_timeout(SOON).unwrap().token, 5);
         let (id, path) = (scope.id(), scope.path().to_owned());
         drop(group);
-        assert!(!scope.is_populated());
+        assert!(matches!(scope.is_populated(), Err(crate::ScopeError::Gone)));
         let cgroups = crate::Cgroups::find(std::path::Path::new("/sys/fs/cgroup"));
         assert!(matches!(cgroups.again(&path, id), Err(crate::ScopeError::Gone)));
     }

@@ -5,15 +5,16 @@ use std::collections::HashMap;
 use super::Tree;
 use crate::id::TaskId;
 
-/// Live tasks that are held by one process, by the cgroup that this process was in when they began.
+/// Live tasks that are held by one process, by the cgroup that this process was in when they began; `None`: it could not
+/// be told, so that it is feared to be any.
 #[derive(Debug, Default)]
 pub(super) struct Beside {
-    count: HashMap<u64, usize>,
-    cgroup: HashMap<TaskId, u64>,
+    count: HashMap<Option<u64>, usize>,
+    cgroup: HashMap<TaskId, Option<u64>>,
 }
 
 impl Beside {
-    fn add(&mut self, id: TaskId, cgroup: u64) {
+    fn add(&mut self, id: TaskId, cgroup: Option<u64>) {
         if self.cgroup.insert(id, cgroup).is_none() {
             *self.count.entry(cgroup).or_default() += 1;
         }
@@ -30,7 +31,7 @@ impl Beside {
     }
 
     pub(super) fn anybody(&self, cgroup: u64) -> bool {
-        self.count.contains_key(&cgroup)
+        self.count.contains_key(&Some(cgroup)) || self.count.contains_key(&None)
     }
 }
 
@@ -46,8 +47,13 @@ impl Tree {
         there.filter_map(|id| self.tasks.get(id)).any(|task| task.charter.require_isolated)
     }
 
-    /// Says in which cgroup the process sits that holds the task alone.
-    pub fn note_beside(&mut self, id: TaskId, cgroup: u64) {
+    /// Whether any cgroup holds a live task.
+    pub fn has_cgroups(&self) -> bool {
+        !self.by_cgroup.is_empty()
+    }
+
+    /// Says in which cgroup the process sits that holds the task alone; `None`: it cannot be told.
+    pub fn note_beside(&mut self, id: TaskId, cgroup: Option<u64>) {
         if self.tasks.get(&id).is_some_and(|task| task.ended_at.is_none()) {
             self.beside.add(id, cgroup);
         }

@@ -195,10 +195,12 @@ impl Tree {
         if line.iter().any(|task| task.admits(caller)) { Ok(task) } else { Err(Refused::NotInTask) }
     }
 
-    /// Whether one of these sits where a live task is held.
+    /// Whether one of these sits where a live task is held, or has begun one, wherever it sits now.
     pub fn seats_any(&self, callers: &[Caller]) -> bool {
         let live = |task: &&Task| !matches!(task.standing, Standing::Ended(_));
-        let seated = |task: &Task| callers.iter().any(|caller| task.seat.admits(caller));
+        let sits =
+            |task: &Task, caller: &Caller| task.seat.process == caller.process || task.seat.admits(caller);
+        let seated = |task: &Task| callers.iter().any(|caller| sits(task, caller));
         self.live > 0 && self.tasks.values().filter(live).any(seated)
     }
 

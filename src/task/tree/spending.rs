@@ -79,9 +79,9 @@ impl Tree {
         Landing::Stands
     }
 
-    /// Nothing came of it. What it cost is spent.
-    pub fn crash(&mut self, flight: Flight) {
-        self.flights.remove(&flight);
+    /// Nothing came of it. What it cost is spent. The answer is for which task it was.
+    pub fn crash(&mut self, flight: Flight) -> Option<TaskId> {
+        self.flights.remove(&flight)
     }
 
     /// Takes over a lease of an earlier run.

@@ -310,7 +310,9 @@ impl Shared {
             state.tasks.keepers.extend(keeper.map(|keeper| (id, keeper)));
             state.core.hold(seat.holder);
             state.found(id, &seat, member);
-            chosen.beside().into_iter().for_each(|cgroup| state.tasks.tree.note_beside(id, cgroup));
+            if let Some(cgroup) = chosen.beside() {
+                state.tasks.tree.note_beside(id, cgroup);
+            }
             self.timer.notify_one();
         } else if seat.holder != member {
             self.forget_idle(&mut state, seat.holder);

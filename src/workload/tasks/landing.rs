@@ -7,15 +7,16 @@ use super::approval_use::Approved;
 use super::credential::{Form, Shut, TaskCredential, keep_certificate};
 use super::{TaskError, TaskView};
 use crate::audit::Event;
+use crate::id::TaskId;
 use crate::issue::access::{self, Binding, TaskTerms};
 use crate::issue::{IssueError, jwt, wit, x509};
-use crate::lease::{Completion, Jitter, Ticket};
+use crate::lease::{Completion, Jitter, Ticket, WorkloadId};
 use crate::ledger::{Committed, Reason, Row};
 use crate::policy::Permit;
 use crate::task::{Flight, Grants, Landing, scope};
 use crate::workload::issue::{new_lease, remaining};
 use crate::workload::revoker::Initiator;
-use crate::workload::{Refusal, Shared};
+use crate::workload::{Refusal, Shared, State};
 
 impl Shared {
     /// Takes the credential from the budgets of the task and of all above it, and from its user's.
@@ -126,6 +127,7 @@ impl Shared {
         let (now, wall) = (self.parts.clock.monotonic(), self.parts.clock.wall());
         let (lease, ends, task) = (row.id, now + remaining(&row, wall), row.task);
         let mut state = self.lock();
+        let holder = state.holder_of(task);
         state.add_row(row);
         let landing = state.tasks.tree.land(flight, lease);
         let (released, actions) = match state.core.complete(ticket, lease, ends, Jitter(0), now) {
@@ -137,6 +139,8 @@ impl Shared {
             drop(state.core.withdraw(lease));
             let rows = state.take_row(lease).into_iter().collect();
             self.refuse(rows, Reason::TaskEnded, Initiator::Agent, now, None);
+            // When the task ended this was in flight.
+            holder.into_iter().for_each(|id| self.forget_idle(&mut state, id));
             return Err(refused.into());
         }
         // A freeze that came after the decision has looked for what is out under this lock: either it finds this
@@ -157,7 +161,20 @@ impl Shared {
 
     /// Nothing comes of it. `written`: its row, when the ledger has it already.
     pub(super) fn crash(self: &Arc<Self>, flight: Flight, ticket: Ticket, written: Option<Row>) {
-        self.lock().tasks.tree.crash(flight);
+        let holder = {
+            let mut state = self.lock();
+            let task = state.tasks.tree.crash(flight);
+            state.holder_of(task)
+        };
         self.abandon_jwt(ticket, written);
+        let mut state = self.lock();
+        holder.into_iter().for_each(|id| self.forget_idle(&mut state, id));
+    }
+}
+
+impl State {
+    /// Who holds the task, or did.
+    fn holder_of(&self, task: Option<TaskId>) -> Option<WorkloadId> {
+        task.and_then(|id| self.tasks.tree.get(id)).map(|task| task.seat.holder)
     }
 }

@@ -43,15 +43,22 @@ impl Workloads {
         if self.live_tasks() == 0 {
             return true;
         }
-        let cgroup = self.0.cgroup_of_caller(process);
-        let keys = std::iter::once(process.key()).chain(process.ancestors(MOST_ANCESTORS));
-        let callers: Vec<Caller> =
-            keys.map(|process| Caller { process, cgroup, identities: Vec::new() }).collect();
-        let in_task = self.0.lock().tasks.tree.seats_any(&callers);
+        let mut seen = vec![self.see(process)];
+        seen.extend(process.ancestors(MOST_ANCESTORS, |above| self.see(above)));
+        let in_task = is_in_task(&self.0.lock().tasks.tree, &seen);
         if in_task {
             self.0.note_denied(process, "operator", "in_task");
         }
         !in_task
+    }
+
+    /// In its own cgroup: a child is easily moved to another one than its parents are in.
+    fn see(&self, process: &Process) -> Seen {
+        let cgroup = self.0.cgroup_of(process);
+        // Who has exited meanwhile is in none, and nobody's parent.
+        let is_placed = cgroup.is_ok() || !process.is_alive();
+        let cgroup = cgroup.ok().flatten();
+        (Caller { process: process.key(), cgroup, identities: Vec::new() }, is_placed)
     }
 
     /// Tasks, parents before their children.
@@ -107,5 +114,41 @@ impl Workloads {
     }
 }
 
+/// A process, and whether it is known in which cgroup it is.
+type Seen = (Caller, bool);
+
+/// Whether one of these can act as a live task, or could: one of which it cannot be told may be in any cgroup.
+fn is_in_task(tree: &Tree, seen: &[Seen]) -> bool {
+    let callers: Vec<Caller> = seen.iter().map(|(caller, _)| caller.clone()).collect();
+    tree.seats_any(&callers) || (tree.has_cgroups() && !seen.iter().all(|(_, is_placed)| *is_placed))
+}
+
 /// Further up there is only what starts everything.
 const MOST_ANCESTORS: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::super::scope::tests::{process, tree};
+    use super::*;
+
+    /// Before Linux 6.13 files are opened to tell where a process is.
+    #[test]
+    fn one_of_which_it_cannot_be_told_where_it_is_gives_no_orders_while_a_cgroup_holds_a_task() {
+        let seen = |pid, cgroup, is_placed| {
+            (Caller { process: process(pid), cgroup, identities: Vec::new() }, is_placed)
+        };
+        let outside = || seen(2, Some(8), true);
+        for (held_by, above, in_task) in [
+            (Some(7), seen(3, Some(8), true), false),
+            (Some(7), seen(3, None, true), false),
+            (Some(7), seen(3, Some(7), true), true),
+            (Some(7), seen(1, Some(8), true), true),
+            (Some(7), seen(3, None, false), true),
+            (None, seen(3, None, false), false),
+            (None, seen(1, None, false), true),
+        ] {
+            let text = format!("{held_by:?} {above:?}");
+            assert_eq!(is_in_task(&tree(held_by, false), &[outside(), above]), in_task, "{text}");
+        }
+    }
+}
