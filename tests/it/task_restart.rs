@@ -149,7 +149,7 @@ fn who_died_while_the_agent_was_down_takes_everything_below_along_before_anybody
         "\"reason\":\"restart\"",
         &below.id,
         "\"descendants\":1",
-        "\"credentials\":2",
+        "\"credentials\":1",
         "\"initiator\":\"agent\"",
     ]);
     world.agent.audited(&["task.ended", "\"reason\":\"parent_ended\"", &deepest.id]);
@@ -391,4 +391,21 @@ fn while_the_ledger_cannot_be_written_no_task_begins_and_no_end_is_taken_for_don
     again(&mut world, &mut [&mut planner], killed);
     assert!(!world.is_active(&token.token));
     assert!(live(&world.agent).is_empty(), "what was owed was written");
+}
+
+/// The credentials of whoever died are refused first, by themselves: what ends then counts only what was still good.
+#[test]
+fn what_was_refused_with_its_process_is_not_counted_with_its_task_again() {
+    let mut world = World::new();
+    let (mut planner, mut ann) = (world.planner(), world.ann());
+    let root = begin(&mut planner);
+    let below = child(&root, &mut planner, &mut ann, ANN, "/docs");
+    let own = [issue(&mut planner, &root).unwrap(), issue(&mut planner, &root).unwrap()];
+    let lost = issue(&mut ann, &below).unwrap();
+    world.agent.kill();
+    planner.kill();
+    world.agent.launch();
+    assert!(own.iter().chain([&lost]).all(|one| !world.is_active(&one.token)));
+    world.agent.audited(&["task.ended", "\"reason\":\"restart\"", &root.id, "\"credentials\":1"]);
+    world.agent.audited(&["task.ended", "\"reason\":\"parent_ended\"", &below.id, "\"credentials\":1"]);
 }

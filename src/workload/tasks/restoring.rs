@@ -82,8 +82,10 @@ impl Shared {
         held: &BTreeSet<ProcessKey>,
     ) -> TasksRestored {
         let (now, wall) = (self.parts.clock.monotonic(), self.parts.clock.wall());
-        let PastTasks { past, keepers, known } = tasks;
+        let PastTasks { mut past, keepers, known } = tasks;
         let mut state = self.lock();
+        // What was refused meanwhile, because its process is gone or has not earned it any more, holds nothing up.
+        past.leases.retain(|(lease, _)| state.rows.contains_key(lease));
         let found: BTreeMap<TaskId, WorkloadId> = past
             .tasks
             .iter()
