@@ -478,3 +478,61 @@ fn k_a_program_whose_task_waits_for_people_is_not_begun_before_they_answer() {
         assert_eq!(rest.iter().any(|line| line.contains("people did not allow")), !approve, "{rest:?}");
     }
 }
+
+/// A freeze takes nothing back: what waits goes on waiting, and no yes is lost.
+#[test]
+fn k_a_yes_to_what_is_frozen_does_not_count_and_ends_nothing() {
+    let mut world = World::new();
+    let task = world.begin();
+    let id = world.asked(&task);
+    let order = |world: &World, word: &str, what: &[&str]| {
+        let arguments = [&[word, "--reason", "incident 4711"], what].concat();
+        let (code, out, err) = world.agent.mayfly(&arguments);
+        assert_eq!(code, Some(0), "{arguments:?}: {out}{err}");
+    };
+    for what in [["--agent", "spiffe://example.org/asker"], ["--task", &task.id]] {
+        order(&world, "freeze", &what);
+        assert_eq!(reason(world.decide(ANN, &id, true)), "frozen", "{what:?}");
+        assert_eq!(world.shown(&id)["state"], "pending");
+        assert_eq!(world.get(&task).state(), proto::TaskState::PendingApproval);
+        order(&world, "thaw", &what);
+    }
+    world.decide(ANN, &id, true).unwrap();
+    until("the task goes on", || (world.get(&task).state() == proto::TaskState::Active).then_some(()));
+    // So it is for whom a part is offered to; and a no counts at once.
+    let root = world.free();
+    let offer = world.delegate(&root).unwrap();
+    order(&world, "freeze", &["--agent", WORKER_ID]);
+    assert_eq!(reason(world.decide(ANN, &offer.approval_id, true)), "frozen");
+    world.decide(ANN, &offer.approval_id, false).unwrap();
+    assert_eq!(world.shown(&offer.approval_id)["state"], "denied");
+}
+
+/// Frozen between the answer and what comes of it: the yes counts when it is thawed.
+#[test]
+fn k_a_yes_that_a_freeze_overtakes_counts_when_it_is_thawed() {
+    let mut pause = None;
+    let mut world = World::prepared(|agent| {
+        let (paused, spec) = Pause::at(agent.dir(), "task.before_judge");
+        paused.release();
+        pause = Some(paused);
+        agent.plan().environment.push(("MAYFLY_FAILPOINTS".to_owned(), spec));
+    });
+    let pause = pause.take().unwrap();
+    let task = world.begin();
+    let id = world.asked(&task);
+    let agent = ["--agent", "spiffe://example.org/asker", "--reason", "incident 4711"];
+    pause.arm();
+    std::thread::scope(|scope| {
+        let answering = scope.spawn(|| world.decide(ANN, &id, true));
+        pause.hit();
+        assert_eq!(world.agent.mayfly(&[&["freeze"][..], &agent].concat()).0, Some(0));
+        pause.release();
+        answering.join().unwrap().unwrap();
+    });
+    assert_eq!(world.shown(&id)["state"], "approved");
+    assert_eq!(world.get(&task).state(), proto::TaskState::PendingApproval);
+    assert_eq!(world.agent.mayfly(&[&["thaw"][..], &agent].concat()).0, Some(0));
+    until("the task goes on", || (world.get(&task).state() == proto::TaskState::Active).then_some(()));
+    assert_eq!(world.shown(&id)["state"], "used");
+}

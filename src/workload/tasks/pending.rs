@@ -14,7 +14,7 @@ use super::users::user_of;
 use super::{OfferView, TaskError, TaskView};
 use crate::audit::{ApprovalStep, Event, TaskStep};
 use crate::id::{ApprovalId, DelegationId};
-use crate::policy::{Action, ApprovalNeeded, Decision, Engine, Object, Phase, PolicySet};
+use crate::policy::{Action, ApprovalNeeded, Decision, Engine, Object, Phase, PolicySet, Reason};
 use crate::task::approval::{Approval, ApprovalError, ApprovalState, Jury, Subject};
 use crate::task::journal::forget_offer;
 use crate::task::{Ending, Grants, Refused, Standing};
@@ -146,6 +146,7 @@ impl Shared {
     pub(super) async fn settle_pending(self: &Arc<Self>, id: ApprovalId) {
         let Some((approval, offer, view)) = self.pending(id) else { return };
         if let ApprovalState::Approved(until) = approval.state {
+            mayfly_attestors::failpoint::hit("task.before_judge");
             let judged = self.judge_pending(&approval, offer, &view);
             match judged {
                 Ok(judged) if judged.decision.is_allowed() => {
@@ -153,12 +154,34 @@ impl Shared {
                         return;
                     }
                 }
+                // A freeze takes nothing back: the yes stands as long as any other, and counts when it is thawed.
+                Ok(judged) if judged.decision.reason == Reason::Frozen => return,
                 Ok(judged) => self.note_mind_changed(&approval, &view, &judged.decision),
                 Err(why) => tracing::warn!(approval = %id, %why, "what people allowed cannot go on"),
             }
         }
         let now = self.parts.clock.monotonic();
         self.drop_pending(&mut self.lock(), &approval, offer, now);
+    }
+
+    /// What people have allowed, and was frozen when they did, goes on if it is not any more.
+    /// Nobody waits for that: the record may be slow.
+    pub(in crate::workload) fn settle_allowed(self: &Arc<Self>) {
+        let turn = {
+            let state = self.lock();
+            if state.tasks.approvals.allowed().is_empty() {
+                return;
+            }
+            Arc::clone(&state.tasks.approvals.turn)
+        };
+        let shared = Arc::clone(self);
+        self.spawn(async move {
+            let _turn = turn.lock().await;
+            let allowed = shared.lock().tasks.approvals.allowed();
+            for id in allowed {
+                shared.settle_pending(id).await;
+            }
+        });
     }
 
     fn pending(&self, id: ApprovalId) -> Option<(Approval, Option<DelegationId>, TaskView)> {
