@@ -92,6 +92,7 @@ pub fn note_offer(offer: &Offer, epoch: &Epoch) -> Note {
         expires: epoch.millis(offer.expires),
         taken_by: offer.taken_by.map(|task| task.to_string()),
         pending: offer.pending,
+        by_people: offer.by_people,
         key: offer.key.as_ref().map(KeyRecord::of),
     };
     note(OFFER, offer.id.as_bytes(), &record)
@@ -217,6 +218,9 @@ struct OfferRecord {
     /// Whoever was asked was asked by a run that is over: nothing comes of it.
     #[serde(default)]
     pending: bool,
+    /// What whoever allowed it said is not kept: it has to be asked for again, unless it was taken up.
+    #[serde(default)]
+    by_people: bool,
     key: Option<KeyRecord>,
 }
 
@@ -347,7 +351,7 @@ impl CharterRecord {
 
 impl OfferRecord {
     fn offer(self, id: DelegationId, epoch: &Epoch) -> Option<Offer> {
-        if self.pending {
+        if self.pending || (self.by_people && self.taken_by.is_none()) {
             return None;
         }
         Some(Offer {
@@ -358,6 +362,7 @@ impl OfferRecord {
             expires: epoch.moment(self.expires),
             taken_by: parsed(self.taken_by.as_deref())?,
             pending: false,
+            by_people: self.by_people,
             key: match self.key {
                 Some(key) => Some(key.key()?),
                 None => None,
@@ -529,6 +534,35 @@ mod tests {
         assert_eq!(tree.end(id, Ending::Admin, epoch.now, wall).ended.len(), 1);
         let gone: Vec<Vec<u8>> = forget_task(id).into_iter().map(|note| note.key).collect();
         assert!(gone.contains(&good.key));
+    }
+
+    /// What people said is asked again: an offer that rests on it would be good for nobody, and keep its key from a new one.
+    #[test]
+    fn what_people_allowed_and_nobody_took_up_is_taken_back() {
+        let epoch = epoch();
+        let parent = TaskId::from_bytes([5; 16]);
+        let (id, key) = (
+            DelegationId::from_bytes([4; 16]),
+            Some(Key { process: process(42), text: "o".to_owned(), digest: [8; 32] }),
+        );
+        let offer = Offer {
+            id,
+            parent,
+            charter: charter(1),
+            life: None,
+            expires: epoch.now,
+            taken_by: None,
+            pending: false,
+            by_people: true,
+            key,
+        };
+        let taken = Offer { taken_by: Some(parent), ..offer.clone() };
+        let free = Offer { by_people: false, ..offer.clone() };
+        for (offer, stays) in [(&offer, false), (&taken, true), (&free, true)] {
+            let kept = read(&[note_offer(offer, &epoch)], &epoch);
+            assert_eq!((kept.offers.len(), kept.stray.len()), (usize::from(stays), usize::from(!stays)));
+            assert!(kept.offers.iter().all(|kept| kept == offer), "{offer:?}");
+        }
     }
 
     #[test]

@@ -116,6 +116,7 @@ fn an_offer_that_waits_is_nobodys_and_when_it_is_allowed_it_is_good_as_long_as_t
     let (until, now) = (world.at(250), world.at(200));
     assert!(world.tree.allow_offer(offer, until, now));
     assert!(!world.tree.allow_offer(offer, world.at(900), now), "once");
+    assert!(world.tree.offered(offer).unwrap().by_people);
     assert!(world.tree.part_offered(offer, &agent(), world.at(249)).is_ok());
     assert_eq!(
         world.tree.part_offered(offer, &agent(), world.at(250)).unwrap_err(),

@@ -105,14 +105,19 @@ impl World {
         files::replace(&dir.join("a.cedar"), POLICY.as_bytes(), 0o644);
         files::replace(&dir.join("b.toml"), CATALOGUE.as_bytes(), 0o644);
         agent.launch();
-        // Stands for being in the admin socket's group: what is refused here is not refused by the file system.
-        let socket = agent.admin_socket();
+        let asker = Holder::start(&agent, ASKER);
+        let world = Self { agent, asker };
+        world.open_admin_socket();
+        world
+    }
+
+    /// Stands for being in the admin socket's group: what is refused here is not refused by the file system.
+    fn open_admin_socket(&self) {
+        let socket = self.agent.admin_socket();
         for (path, mode) in [(socket.parent().unwrap(), 0o711), (socket.as_path(), 0o666)] {
             use std::os::unix::fs::PermissionsExt as _;
             std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
         }
-        let asker = Holder::start(&agent, ASKER);
-        Self { agent, asker }
     }
 
     /// A task that has to wait.
@@ -535,4 +540,30 @@ fn k_a_yes_that_a_freeze_overtakes_counts_when_it_is_thawed() {
     assert_eq!(world.agent.mayfly(&[&["thaw"][..], &agent].concat()).0, Some(0));
     until("the task goes on", || (world.get(&task).state() == proto::TaskState::Active).then_some(()));
     assert_eq!(world.shown(&id)["state"], "used");
+}
+
+/// What people said does not outlive the agent, so that what they allowed must not either: the same request asks again.
+#[test]
+fn k_an_offer_that_people_allowed_does_not_come_back_as_a_dead_one() {
+    let mut world = World::new();
+    let root = world.free();
+    let request = proto::DelegateRequest {
+        task_id: root.id.clone(),
+        spiffe_id: WORKER_ID.to_owned(),
+        details: vec![detail(&format!("{WIKI}/docs"), &["read"])],
+        idempotency_key: "once".to_owned(),
+        ..Default::default()
+    };
+    let offer: proto::Delegation = world.asker.task_call("Delegate", &request).unwrap();
+    world.decide(ANN, &offer.approval_id, true).unwrap();
+    world.agent.audited(&["task.delegate", &root.id, "\"result\":\"allow\""]);
+    world.agent.crash_and_restart();
+    world.open_admin_socket();
+    world.asker.connect();
+    let mut worker = Holder::start(&world.agent, WORKER);
+    assert_eq!(join(&mut worker, &offer).unwrap_err().reason, "no_such_task");
+    let again: proto::Delegation = world.asker.task_call("Delegate", &request).unwrap();
+    assert_ne!(again.id, offer.id);
+    world.decide(ANN, &again.approval_id, true).unwrap();
+    until("it can be taken up", || join(&mut worker, &again).ok());
 }

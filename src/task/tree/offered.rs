@@ -68,7 +68,7 @@ impl Offers {
     /// It waits no longer, and can be taken up until then; whether it waited.
     pub(super) fn allow(&mut self, id: DelegationId, expires: Instant) -> bool {
         let Some(offer) = self.all.get_mut(&id).filter(|offer| offer.pending) else { return false };
-        (offer.pending, offer.expires) = (false, expires);
+        (offer.pending, offer.by_people, offer.expires) = (false, true, expires);
         true
     }
 

@@ -23,6 +23,8 @@ pub struct Offer {
     pub taken_by: Option<TaskId>,
     /// It waits for people: nobody can take it up.
     pub pending: bool,
+    /// People have allowed it. What they said is not kept over a restart, so that nobody can take it up then.
+    pub by_people: bool,
     /// What the request can be told by.
     pub key: Option<Key>,
 }
@@ -103,7 +105,7 @@ impl Tree {
         let NewOffer { id, parent, life, waits, key, .. } = new;
         let expires = now + waits.unwrap_or(self.bounds.offer);
         let pending = waits.is_some();
-        let offer = Offer { id, parent, charter, life, expires, taken_by: None, pending, key };
+        let offer = Offer { id, parent, charter, life, expires, taken_by: None, pending, by_people: false, key };
         Ok(self.take_in_offer(offer))
     }
 
