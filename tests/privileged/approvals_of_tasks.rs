@@ -557,6 +557,8 @@ fn k_an_offer_that_people_allowed_does_not_come_back_as_a_dead_one() {
     let offer: proto::Delegation = world.asker.task_call("Delegate", &request).unwrap();
     world.decide(ANN, &offer.approval_id, true).unwrap();
     world.agent.audited(&["task.delegate", &root.id, "\"result\":\"allow\""]);
+    // After that it is on the disk.
+    world.issue(&root).unwrap();
     world.agent.crash_and_restart();
     world.open_admin_socket();
     world.asker.connect();
