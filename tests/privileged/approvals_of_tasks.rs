@@ -381,6 +381,9 @@ fn k_nobody_takes_up_an_offer_before_people_have_allowed_it() {
     assert_eq!(shown["target"], WORKER_ID);
     world.decide(ANN, &offer.approval_id, true).unwrap();
     world.agent.audited(&["task.delegate", &root.id, "\"result\":\"allow\""]);
+    let lines = world.agent.audit();
+    assert_eq!(lines.iter().filter(|line| line["event"] == "task.delegate").count(), 1, "one for one offer");
+    world.agent.audited(&["decision.", &root.id, "\"result\":\"requestable\"", "delegate"]);
     let child = join(&mut worker, &offer).unwrap();
     assert_eq!(
         (child.parent.as_str(), child.details.as_slice()),
@@ -568,4 +571,41 @@ fn k_an_offer_that_people_allowed_does_not_come_back_as_a_dead_one() {
     assert_ne!(again.id, offer.id);
     world.decide(ANN, &again.approval_id, true).unwrap();
     until("it can be taken up", || join(&mut worker, &again).ok());
+}
+
+/// It ends while people's yes is looked at: nothing is on record as used, and nothing goes on after its end.
+#[test]
+fn k_what_has_ended_before_it_could_go_on_is_not_on_record_as_used() {
+    let mut pause = None;
+    let mut world = World::prepared(|agent| {
+        let (paused, spec) = Pause::at(agent.dir(), "task.before_go_on");
+        paused.release();
+        pause = Some(paused);
+        agent.plan().environment.push(("MAYFLY_FAILPOINTS".to_owned(), spec));
+    });
+    let pause = pause.take().unwrap();
+    let task = world.begin();
+    let id = world.asked(&task);
+    let request = proto::DecideRequest {
+        approval_id: id.clone(),
+        approve: true,
+        operation_sha256: world.shown(&id)["operation_sha256"].as_str().unwrap().to_owned(),
+        ..Default::default()
+    };
+    let mut ann = Holder::start(&world.agent, ANN);
+    pause.arm();
+    let World { agent, asker } = &mut world;
+    std::thread::scope(|scope| {
+        let answering = scope.spawn(|| decide(&mut ann, agent, &request));
+        pause.hit();
+        let end = proto::EndRequest { task_id: task.id.clone(), ..Default::default() };
+        asker.task_call::<proto::TaskSummary>("End", &end).unwrap();
+        pause.release();
+        answering.join().unwrap().unwrap();
+    });
+    world.agent.audited(&["task.ended", &task.id]);
+    world.agent.audited(&["approval.cancelled", &id]);
+    let events: Vec<String> =
+        world.agent.audit().iter().map(|line| line["event"].as_str().unwrap().to_owned()).collect();
+    assert!(!events.iter().any(|event| event == "approval.used" || event == "task.resume"), "{events:?}");
 }

@@ -5,13 +5,15 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt as _;
+
 use super::approval_use::Approved;
 use super::approvals::{Asked, Asker, event};
 use super::begin::{Newcomer, recorded};
 use super::keeping::Written;
 use super::piece::Piece;
 use super::users::user_of;
-use super::{OfferView, TaskError, TaskView};
+use super::{OfferView, TaskError, TaskView, Tasks};
 use crate::audit::{ApprovalStep, Event, TaskStep};
 use crate::id::{ApprovalId, DelegationId};
 use crate::policy::{Action, ApprovalNeeded, Decision, Engine, Object, Phase, PolicySet, Reason};
@@ -78,10 +80,11 @@ impl Shared {
         let piece = Piece { charter, life, task: parent.task.id, offer: Some(id) };
         let asked = self.ask_about(admission, parent, &piece, decision, needed);
         let (asked, event) = asked.inspect_err(|_| self.forget_offer(id))?;
-        let recorded = Some(Box::new(recorded(decision, Phase::Begin, Action::Delegate, &piece.target())));
+        let recorded = Box::new(recorded(decision, Phase::Begin, Action::Delegate, &piece.target()));
         let (agent, task) = (parent.agent(), parent.facts());
-        let offer = Event::Task { step: TaskStep::Delegate, agent, task, decision: recorded, end: None };
-        if let Err(refusal) = self.written_and_recorded(written, vec![offer, event]).await {
+        // It is on record as handed on when people have allowed it, once.
+        let decided = Event::Decided { agent, task, decision: recorded };
+        if let Err(refusal) = self.written_and_recorded(written, vec![decided, event]).await {
             self.lock().tasks.approvals.book.cancel(asked.id);
             self.forget_offer(id);
             return Err(refusal.into());
@@ -226,7 +229,8 @@ impl Shared {
         Ok(Judged { decision, cut: Some(to_be.left_by(&set)) })
     }
 
-    /// On record first, then in memory; whether it goes on.
+    /// On record first, then in memory; whether it goes on. What ends meanwhile is on record as ended after it went on,
+    /// never before; what cannot go on any more is not on record at all, or as void.
     async fn go_on(
         self: &Arc<Self>,
         approval: &Approval,
@@ -244,20 +248,26 @@ impl Shared {
         active.task.standing = Standing::Active;
         let (agent, task) = (view.agent(), active.facts());
         let on = Event::Task { step, agent, task, decision: recorded, end: None };
-        if let Err(error) = self.parts.audit.record(vec![used, on]).await {
-            tracing::error!(approval = %approval.id, %error, "what people allowed cannot be recorded");
+        mayfly_attestors::failpoint::hit("task.before_go_on");
+        if !self.record_in_turn(approval, offer, vec![used, on]).await {
             return false;
         }
         let (now, wall) = (self.parts.clock.monotonic(), self.parts.clock.wall());
         let mut state = self.lock();
-        if state.tasks.approvals.book.spend(approval.id, subject, now).is_err() {
+        self.settle_approvals(&mut state, now);
+        let spent = state.tasks.approvals.book.spend(approval.id, subject, now).is_ok();
+        let goes_on = spent
+            && match offer {
+                Some(offer) => state.tasks.tree.allow_offer(offer, until, now),
+                None => state.tasks.tree.activate(subject.task, now),
+            };
+        if !goes_on {
+            // It was overtaken: the record says that it was used, and that is not so.
+            let void = event(ApprovalStep::Cancelled, view.agent(), approval, None);
+            self.parts.audit.note(vec![void]);
             return false;
         }
-        let goes_on = match offer {
-            Some(offer) => state.tasks.tree.allow_offer(offer, until, now),
-            None => state.tasks.tree.activate(subject.task, now),
-        };
-        if let Some(cut) = cut.filter(|_| goes_on) {
+        if let Some(cut) = cut {
             let cascade = state.tasks.tree.narrow(subject.task, &cut, now, wall);
             self.carry_out(&mut state, &cascade, Initiator::Policy, now, None);
         }
@@ -269,7 +279,35 @@ impl Shared {
         });
         state.tasks.tell_approval(subject.task);
         self.timer.notify_one();
-        goes_on
+        true
+    }
+
+    /// Puts on record that it goes on, if it can; an end that comes now is recorded behind that.
+    async fn record_in_turn(
+        &self,
+        approval: &Approval,
+        offer: Option<DelegationId>,
+        events: Vec<Event>,
+    ) -> bool {
+        let mut recording = Box::pin(self.parts.audit.record(events));
+        let at_once = {
+            let (now, mut state) = (self.parts.clock.monotonic(), self.lock());
+            self.settle_approvals(&mut state, now);
+            if !state.tasks.can_go_on(approval, offer, now) {
+                return false;
+            }
+            // It is in the queue after this, while nothing can end.
+            recording.as_mut().now_or_never()
+        };
+        let recorded = match at_once {
+            Some(recorded) => recorded,
+            None => recording.await,
+        };
+        recorded
+            .inspect_err(|error| {
+                tracing::error!(approval = %approval.id, %error, "what people allowed cannot be recorded");
+            })
+            .is_ok()
     }
 
     fn note_mind_changed(&self, approval: &Approval, view: &TaskView, decision: &Decision) {
@@ -322,6 +360,17 @@ impl Shared {
     /// So long an offer waits: longer than people have, so that their time is what counts.
     pub(super) fn wait_of_offers(&self) -> Duration {
         self.settings.approvals.wait + Duration::from_secs(60)
+    }
+}
+
+impl Tasks {
+    /// Whether what people have allowed is still there, and waits.
+    fn can_go_on(&mut self, approval: &Approval, offer: Option<DelegationId>, now: Instant) -> bool {
+        let waits = match offer {
+            Some(offer) => self.tree.offered(offer).is_some_and(|offer| offer.pending),
+            None => self.tree.standing(approval.subject.task) == Err(Refused::Pending),
+        };
+        waits && self.approvals.book.check(approval.id, &approval.subject, now).is_ok()
     }
 }
 
