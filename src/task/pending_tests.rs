@@ -143,3 +143,23 @@ fn whoever_follows_all_tasks_hears_of_each_that_is_new_has_changed_or_ended_and_
     world.begin(3, false, None);
     assert!(world.tree.take_changed().is_empty());
 }
+
+#[test]
+fn an_offer_that_is_withdrawn_takes_whoever_took_it_up_along() {
+    let mut world = World::new();
+    let parent = world.begin(1, false, None);
+    let offer = world.offer(parent, Some(300)).unwrap();
+    let nobody = world.tree.withdraw(offer, world.at(1), UNIX_EPOCH);
+    assert!(nobody.is_empty() && world.tree.offered(offer).is_none(), "nobody took it up");
+    let offer = world.offer(parent, Some(300)).unwrap();
+    assert!(world.tree.allow_offer(offer, world.at(250), world.at(2)));
+    let seat = Seat { holder: WorkloadId(2), process: process(), uid: 1, scope: Scope::Process };
+    let (id, charter) = (TaskId::from_bytes([5; 16]), charter(None));
+    let child =
+        NewTask { id, charter, seat, life: None, pending: false, begun_at: UNIX_EPOCH, key: None };
+    world.tree.join(offer, child, world.at(3)).unwrap();
+    let cascade = world.tree.withdraw(offer, world.at(4), UNIX_EPOCH);
+    assert_eq!((cascade.ended[0].task, cascade.ended[0].ending), (id, Ending::Failed));
+    assert!(world.tree.standing(id).is_err() && world.tree.standing(parent).is_ok());
+    assert!(world.tree.withdraw(offer, world.at(5), UNIX_EPOCH).is_empty(), "once");
+}

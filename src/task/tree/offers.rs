@@ -1,10 +1,10 @@
 //! Delegation: a part of a task is offered to one identity, and exists once that one has joined.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
-use super::{NewTask, Parent, Repeat, Timer, Times, Tree};
+use super::{Cascade, NewTask, Parent, Repeat, Timer, Times, Tree};
 use crate::id::{DelegationId, SpiffeId, TaskId};
-use crate::task::{Caller, Charter, Detail, Grants, Key, Limit, Refused, Task};
+use crate::task::{Caller, Charter, Detail, Ending, Grants, Key, Limit, Refused, Task};
 
 /// A part of a task, offered.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -190,7 +190,16 @@ impl Tree {
         Ok(self.insert(new, Some(&parent), times, now))
     }
 
+    /// Takes an offer back, and ends what has come of it already.
+    pub fn withdraw(&mut self, id: DelegationId, now: Instant, wall: SystemTime) -> Cascade {
+        match self.take_back(id) {
+            Some(child) => self.end(child, Ending::Failed, now, wall),
+            None => Cascade::default(),
+        }
+    }
+
     /// Takes an offer back, and says what has come of it already.
+    #[must_use = "what has come of it goes on"]
     pub fn take_back(&mut self, id: DelegationId) -> Option<TaskId> {
         let taken_by = self.offers.get(id)?.taken_by;
         self.forget_offer(id);

@@ -18,7 +18,6 @@ use crate::audit::{Event, TaskStep};
 use crate::id::{ApprovalId, DelegationId, EntryId, SpiffeId, TaskId};
 use crate::policy::{Action, Decision, Engine, Object, Phase, PolicySet, Question, WorkloadFacts};
 use crate::registration::Identity;
-use crate::task::journal::forget_offer;
 use crate::task::{Charter, Detail, Grants, Key, Limits, NewOffer, Offer, Refused};
 use crate::workload::{Admission, Refusal, Shared, State, Workloads};
 
@@ -129,13 +128,7 @@ impl Workloads {
             end: None,
         };
         if let Err(refusal) = shared.written_and_recorded(written, vec![event]).await {
-            // An offer of which no record could be made is none.
-            let taken_by = {
-                let mut state = shared.lock();
-                shared.parts.ledger.note_soon(vec![forget_offer(id)]);
-                state.tasks.tree.take_back(id)
-            };
-            taken_by.into_iter().for_each(|child| shared.end_unrecorded(child));
+            shared.withdraw_offer(id);
             return Err(refusal.into());
         }
         Ok(view)

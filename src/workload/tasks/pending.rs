@@ -79,25 +79,28 @@ impl Shared {
         let life = offered.offer.life.map_or(left, |life| life.min(left));
         let piece = Piece { charter, life, task: parent.task.id, offer: Some(id) };
         let asked = self.ask_about(admission, parent, &piece, decision, needed);
-        let (asked, event) = asked.inspect_err(|_| self.forget_offer(id))?;
+        let (asked, event) = asked.inspect_err(|_| self.withdraw_offer(id))?;
         let recorded = Box::new(recorded(decision, Phase::Begin, Action::Delegate, &piece.target()));
         let (agent, task) = (parent.agent(), parent.facts());
         // It is on record as handed on when people have allowed it, once.
         let decided = Event::Decided { agent, task, decision: recorded };
         if let Err(refusal) = self.written_and_recorded(written, vec![decided, event]).await {
             self.lock().tasks.approvals.book.cancel(asked.id);
-            self.forget_offer(id);
+            self.withdraw_offer(id);
             return Err(refusal.into());
         }
         self.tell_approval(parent);
         Ok(OfferView { approval: Some(asked.id), ..offered })
     }
 
-    fn forget_offer(&self, id: DelegationId) {
+    /// An offer of which no record could be made is none; nor is what somebody has made of it meanwhile, quick as people
+    /// may have been with their answer.
+    pub(super) fn withdraw_offer(self: &Arc<Self>, id: DelegationId) {
+        let (now, wall) = (self.parts.clock.monotonic(), self.parts.clock.wall());
         let mut state = self.lock();
         self.parts.ledger.note_soon(vec![forget_offer(id)]);
-        // Nobody can have taken it up.
-        let _nobody = state.tasks.tree.take_back(id);
+        let cascade = state.tasks.tree.withdraw(id, now, wall);
+        self.carry_out(&mut state, &cascade, Initiator::Agent, now, None);
     }
 
     fn tell_approval(&self, view: &TaskView) {
