@@ -512,7 +512,7 @@ fn k_a_yes_to_what_is_frozen_does_not_count_and_ends_nothing() {
     let offer = world.delegate(&root).unwrap();
     order(&world, "freeze", &["--agent", WORKER_ID]);
     assert_eq!(reason(world.decide(ANN, &offer.approval_id, true)), "frozen");
-    world.decide(ANN, &offer.approval_id, false).unwrap();
+    world.decide(BOB, &offer.approval_id, false).unwrap();
     assert_eq!(world.shown(&offer.approval_id)["state"], "denied");
 }
 
@@ -608,4 +608,26 @@ fn k_what_has_ended_before_it_could_go_on_is_not_on_record_as_used() {
     let events: Vec<String> =
         world.agent.audit().iter().map(|line| line["event"].as_str().unwrap().to_owned()).collect();
     assert!(!events.iter().any(|event| event == "approval.used" || event == "task.resume"), "{events:?}");
+}
+
+/// Who asks again because the answer was lost on the way learns it, and people are not asked again.
+#[test]
+fn k_a_repeated_delegate_learns_that_people_said_no() {
+    let mut world = World::new();
+    let root = world.free();
+    let request = proto::DelegateRequest {
+        task_id: root.id.clone(),
+        spiffe_id: WORKER_ID.to_owned(),
+        details: vec![detail(&format!("{WIKI}/docs"), &["read"])],
+        idempotency_key: "once".to_owned(),
+        ..Default::default()
+    };
+    let offer: proto::Delegation = world.asker.task_call("Delegate", &request).unwrap();
+    world.decide(ANN, &offer.approval_id, false).unwrap();
+    for _ in 0..2 {
+        let refused = world.asker.task_call::<proto::Delegation>("Delegate", &request).unwrap_err();
+        assert_eq!(refused.reason, "approval_denied");
+    }
+    let lines = world.agent.audit();
+    assert_eq!(lines.iter().filter(|line| line["event"] == "approval.requested").count(), 1);
 }

@@ -76,7 +76,7 @@ impl Tree {
         match key.map(|key| self.repeated(key)).transpose()?.flatten() {
             Some(Repeat::Offer(id)) => Ok(self.offers.get(id)),
             Some(Repeat::Task(_)) => Err(Refused::Conflict),
-            None => Ok(None),
+            Some(Repeat::NotAllowed(_)) | None => Ok(None),
         }
     }
 
@@ -188,6 +188,33 @@ impl Tree {
         let parent = Parent { id: parent.id, root: parent.root, depth: parent.depth };
         self.offers.take(id, new.id);
         Ok(self.insert(new, Some(&parent), times, now))
+    }
+
+    /// The offer that an earlier request with the same key made, and people did not allow.
+    pub fn not_allowed(&self, key: Option<&Key>) -> Option<DelegationId> {
+        match self.repeated(key?) {
+            Ok(Some(Repeat::NotAllowed(id))) => Some(id),
+            _ => None,
+        }
+    }
+
+    /// People have not allowed an offer that waited for them: it is gone. Its key stands for that, so that who asks again
+    /// without having heard the answer does not ask people again, until [`Tree::forget_answer`].
+    pub fn refuse_offer(&mut self, id: DelegationId) {
+        let key = self.offers.get(id).and_then(|offer| offer.key.clone());
+        self.forget_offer(id);
+        if let Some(key) = key {
+            let name = (key.process, key.text.clone());
+            self.not_allowed.insert(id, name.clone());
+            self.keys.insert(name, (key, Repeat::NotAllowed(id)));
+        }
+    }
+
+    /// Nobody knows any more what people said to an offer that they did not allow: its key is free.
+    pub fn forget_answer(&mut self, id: DelegationId) {
+        if let Some(name) = self.not_allowed.remove(&id) {
+            self.keys.remove(&name);
+        }
     }
 
     /// Takes an offer back, and ends what has come of it already.

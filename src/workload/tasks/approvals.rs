@@ -331,7 +331,12 @@ impl Shared {
             self.timer.notify_one();
         }
         let book = &desk.book;
-        desk.askers.retain(|id, _| book.get(*id).is_some());
+        let tree = &mut state.tasks.tree;
+        desk.askers.retain(|id, asker| {
+            let stays = book.get(*id).is_some();
+            asker.offer.filter(|_| !stays).into_iter().for_each(|offer| tree.forget_answer(offer));
+            stays
+        });
         self.parts.audit.note(events);
         tasks.into_iter().for_each(|task| state.tasks.tell_approval(task));
     }

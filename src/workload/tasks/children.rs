@@ -303,6 +303,8 @@ impl Shared {
         mayfly_attestors::failpoint::hit("task.before_offer");
         let now = self.parts.clock.monotonic();
         let mut state = self.lock();
+        // The answer may have come meanwhile.
+        state.tasks.check_answer(new.key.as_ref())?;
         let caller = caller(admission);
         // What exceeds the parent's is refused, so that nothing is left for a cut.
         let cut = state.tasks.tree.get(new.parent).map(|parent| parent.charter.grants.clone());
@@ -321,6 +323,7 @@ impl Shared {
 
     fn known_offer(&self, key: Option<&Key>) -> Result<Option<OfferView>, TaskError> {
         let state = self.lock();
+        state.tasks.check_answer(key)?;
         let known = state.tasks.tree.offer_of_key(key)?.map(|offer| offer.id);
         Ok(known.and_then(|id| self.offer_view(&state, id)))
     }

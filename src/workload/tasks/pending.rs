@@ -19,7 +19,7 @@ use crate::id::{ApprovalId, DelegationId};
 use crate::policy::{Action, ApprovalNeeded, Decision, Engine, Object, Phase, PolicySet, Reason};
 use crate::task::approval::{Approval, ApprovalError, ApprovalState, Jury, Subject};
 use crate::task::journal::forget_offer;
-use crate::task::{Ending, Grants, Refused, Standing};
+use crate::task::{Ending, Grants, Key, Refused, Standing};
 use crate::workload::revoker::Initiator;
 use crate::workload::{Admission, Refusal, Shared, State};
 
@@ -266,8 +266,10 @@ impl Shared {
             };
         if !goes_on {
             // It was overtaken: the record says that it was used, and that is not so.
+            let is_said = state.tasks.approvals.book.get(approval.id);
+            let is_said = is_said.is_some_and(|one| one.state == ApprovalState::Cancelled);
             let void = event(ApprovalStep::Cancelled, view.agent(), approval, None);
-            self.parts.audit.note(vec![void]);
+            self.parts.audit.note(if is_said { Vec::new() } else { vec![void] });
             return false;
         }
         if let Some(cut) = cut {
@@ -333,7 +335,7 @@ impl Shared {
             Some(offer) => {
                 if state.tasks.tree.offered(offer).is_some_and(|offer| offer.pending) {
                     self.parts.ledger.note_soon(vec![forget_offer(offer)]);
-                    state.tasks.tree.take_back(offer);
+                    state.tasks.tree.refuse_offer(offer);
                 }
                 self.void_approval(state, approval.id);
             }
@@ -367,6 +369,15 @@ impl Shared {
 }
 
 impl Tasks {
+    /// Whether people have not allowed what an equal request offered, as long as it is remembered what they said.
+    pub(super) fn check_answer(&self, key: Option<&Key>) -> Result<(), ApprovalError> {
+        let approval = self.tree.not_allowed(key).and_then(|offer| self.approvals.of_offer(offer));
+        match approval.and_then(|id| self.approvals.book.get(id)) {
+            Some(approval) => Err(ApprovalError::State(approval.state)),
+            None => Ok(()),
+        }
+    }
+
     /// Whether what people have allowed is still there, and waits.
     fn can_go_on(&mut self, approval: &Approval, offer: Option<DelegationId>, now: Instant) -> bool {
         let waits = match offer {
