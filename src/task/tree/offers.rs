@@ -124,6 +124,11 @@ impl Tree {
         self.offers.get(id)
     }
 
+    /// What the task has taken up, as long as that is remembered.
+    pub fn taken_up(&self, task: TaskId) -> Option<&Offer> {
+        self.offers.taken_by(task)
+    }
+
     /// Every offer.
     pub fn offers(&self) -> impl Iterator<Item = &Offer> {
         self.offers.iter()
