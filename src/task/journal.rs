@@ -184,12 +184,10 @@ mod tests {
 
     use super::*;
     use crate::clock::{Clock as _, SystemClock};
+    use crate::lease::WorkloadId;
     use crate::task::simulation::{charter, new_task};
     use crate::task::tests::any_grants;
-    use crate::lease::WorkloadId;
-    use crate::task::{
-        Bounds, Charter, Cost, Ending, Grants, Key, Limits, Scope, Seat, Tree, User,
-    };
+    use crate::task::{Bounds, Charter, Cost, Ending, Grants, Key, Limits, Scope, Seat, Tree, User};
 
     fn epoch() -> Epoch {
         Epoch { now: SystemClock.monotonic(), since_boot: Duration::from_secs(100_000) }

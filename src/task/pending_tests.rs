@@ -6,8 +6,8 @@ use mayfly_attestors::{BootId, ProcessKey};
 
 use super::grant::TARGET_ACCESS;
 use super::{
-    Bounds, Caller, Charter, Detail, Ending, Grants, Key, Limits, NewOffer, NewTask, RawDetail, Refused, Scope,
-    Seat, Standing, Tree,
+    Bounds, Caller, Charter, Detail, Ending, Grants, Key, Limits, NewOffer, NewTask, RawDetail, Refused,
+    Scope, Seat, Standing, Tree,
 };
 use crate::clock::{Clock as _, SystemClock};
 use crate::id::{DelegationId, EntryId, SpiffeId, TaskId};
@@ -155,8 +155,7 @@ fn an_offer_that_is_withdrawn_takes_whoever_took_it_up_along() {
     assert!(world.tree.allow_offer(offer, world.at(250), world.at(2)));
     let seat = Seat { holder: WorkloadId(2), process: process(), uid: 1, scope: Scope::Process };
     let (id, charter) = (TaskId::from_bytes([5; 16]), charter(None));
-    let child =
-        NewTask { id, charter, seat, life: None, pending: false, begun_at: UNIX_EPOCH, key: None };
+    let child = NewTask { id, charter, seat, life: None, pending: false, begun_at: UNIX_EPOCH, key: None };
     world.tree.join(offer, child, world.at(3)).unwrap();
     let cascade = world.tree.withdraw(offer, world.at(4), UNIX_EPOCH);
     assert_eq!((cascade.ended[0].task, cascade.ended[0].ending), (id, Ending::Failed));

@@ -41,7 +41,10 @@ impl Shared {
 }
 
 /// Reads what is in force when it is its turn to publish: whoever was held up does not publish an older state after a newer.
-fn in_turn<T>(published: &Mutex<T>, in_force: impl FnOnce() -> Arc<PolicySet>) -> (MutexGuard<'_, T>, Arc<PolicySet>) {
+fn in_turn<T>(
+    published: &Mutex<T>,
+    in_force: impl FnOnce() -> Arc<PolicySet>,
+) -> (MutexGuard<'_, T>, Arc<PolicySet>) {
     let published = lock(published);
     (published, in_force())
 }

@@ -105,7 +105,8 @@ impl Tree {
         let NewOffer { id, parent, life, waits, key, .. } = new;
         let expires = now + waits.unwrap_or(self.bounds.offer);
         let pending = waits.is_some();
-        let offer = Offer { id, parent, charter, life, expires, taken_by: None, pending, by_people: false, key };
+        let offer =
+            Offer { id, parent, charter, life, expires, taken_by: None, pending, by_people: false, key };
         Ok(self.take_in_offer(offer))
     }
 
