@@ -187,6 +187,16 @@ impl World {
         decide(&mut Holder::start(&self.agent, uid), &self.agent, &request)
     }
 
+    fn yes(&self, id: &str) -> proto::DecideRequest {
+        let operation_sha256 = self.shown(id)["operation_sha256"].as_str().unwrap().to_owned();
+        proto::DecideRequest {
+            approval_id: id.to_owned(),
+            approve: true,
+            operation_sha256,
+            ..Default::default()
+        }
+    }
+
     fn put(&self, name: &str, text: &str) {
         let loaded =
             || std::fs::read_to_string(self.agent.audit_path()).unwrap().matches("policy.loaded").count();
@@ -530,11 +540,13 @@ fn k_a_yes_that_a_freeze_overtakes_counts_when_it_is_thawed() {
     let task = world.begin();
     let id = world.asked(&task);
     let agent = ["--agent", "spiffe://example.org/asker", "--reason", "incident 4711"];
+    let (request, mut ann) = (world.yes(&id), Holder::start(&world.agent, ANN));
+    let running = &world.agent;
     pause.arm();
     std::thread::scope(|scope| {
-        let answering = scope.spawn(|| world.decide(ANN, &id, true));
+        let answering = scope.spawn(|| decide(&mut ann, running, &request));
         pause.hit();
-        assert_eq!(world.agent.mayfly(&[&["freeze"][..], &agent].concat()).0, Some(0));
+        assert_eq!(running.mayfly(&[&["freeze"][..], &agent].concat()).0, Some(0));
         pause.release();
         answering.join().unwrap().unwrap();
     });
@@ -586,15 +598,9 @@ fn k_what_has_ended_before_it_could_go_on_is_not_on_record_as_used() {
     let pause = pause.take().unwrap();
     let task = world.begin();
     let id = world.asked(&task);
-    let request = proto::DecideRequest {
-        approval_id: id.clone(),
-        approve: true,
-        operation_sha256: world.shown(&id)["operation_sha256"].as_str().unwrap().to_owned(),
-        ..Default::default()
-    };
-    let mut ann = Holder::start(&world.agent, ANN);
+    let (request, mut ann) = (world.yes(&id), Holder::start(&world.agent, ANN));
     pause.arm();
-    let World { agent, asker } = &mut world;
+    let (agent, asker) = (&world.agent, &mut world.asker);
     std::thread::scope(|scope| {
         let answering = scope.spawn(|| decide(&mut ann, agent, &request));
         pause.hit();

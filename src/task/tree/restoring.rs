@@ -1,6 +1,7 @@
 //! What an earlier run left is taken over, or ends: nothing goes on whose holder was not found again, that has lost what
 //! was above it, or that is wider than what is above it.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::{Cascade, Tree};
@@ -30,12 +31,17 @@ impl Tree {
         wall: SystemTime,
     ) -> Vec<Cascade> {
         let order: Vec<TaskId> = past.tasks.iter().map(|task| task.id).collect();
+        let mut shortened: HashMap<TaskId, Instant> = HashMap::new();
         for mut task in past.tasks {
             task.seat.holder = holder(&task).unwrap_or(NOBODY);
-            // The longest life may have been lowered since: that of the whole tree, so that no part outlives the whole.
-            let began = self.tasks.get(&task.root).map_or(task.begun, |root| root.begun);
-            let most = began + self.bounds.life;
-            (task.latest, task.deadline) = (task.latest.min(most), task.deadline.min(most));
+            // The longest life was lowered since: for the whole tree, so that no part outlives the whole.
+            let most = task.begun + self.bounds.life;
+            if task.parent.is_none() && task.latest > most + ROUNDING {
+                shortened.insert(task.id, most);
+            }
+            if let Some(most) = shortened.get(&task.root) {
+                (task.latest, task.deadline) = (task.latest.min(*most), task.deadline.min(*most));
+            }
             let parent = task.parent.and_then(|id| self.tasks.get_mut(&id));
             if let Some(parent) = parent {
                 parent.children.insert(task.id);
