@@ -69,6 +69,17 @@ impl<T> Sender<T> {
         self.add(state, item)
     }
 
+    /// Adds an item that may be lost: only while less than half of the limit waits, so that those who need an answer have
+    /// room.
+    pub fn spare(&self, item: T, weight: usize) -> Result<(), Refused> {
+        let mut state = self.0.lock();
+        if state.weight.saturating_add(weight) > self.0.limit / 2 {
+            return Err(Refused::Full);
+        }
+        state.weight += weight;
+        self.add(state, item)
+    }
+
     /// Adds an item whatever waits already.
     pub fn push(&self, item: T) -> Result<(), Refused> {
         self.add(self.0.lock(), item)

@@ -200,6 +200,14 @@ impl Ledger {
         self.thread.jobs().ok().map(|jobs| jobs.push(job));
     }
 
+    /// [`Ledger::note_soon`] for what a later note says again: dropped when much waits already, so that nobody fills the
+    /// memory while the disk hangs. Whether it was taken.
+    pub fn note_if_room(&self, notes: Vec<Note>) -> bool {
+        let weight = notes.len();
+        let job = Job::Change(Change::Revoke(Vec::new(), notes), oneshot::channel().0);
+        self.thread.jobs().is_ok_and(|jobs| jobs.spare(job, weight).is_ok())
+    }
+
     /// The notes that were in the ledger when it was opened.
     pub fn found_notes(&self) -> &[Note] {
         &self.found_notes
@@ -654,6 +662,22 @@ mod tests {
         assert_eq!(ledger.commit(rows).await.unwrap_err(), LedgerError::Overloaded);
         let soon = tokio::time::timeout(Duration::from_secs(60), ledger.commit(vec![row(1, 1)]));
         assert!(soon.await.unwrap().is_ok());
+    }
+
+    #[tokio::test]
+    async fn notes_that_are_said_again_are_dropped_when_the_disk_hangs_and_leave_room_for_others() {
+        let gate = Arc::new(Mutex::new(()));
+        let (ledger, _) = Ledger::start(Box::new(Held(Arc::clone(&gate))), Pauses::default()).unwrap();
+        let held = gate.lock().unwrap();
+        let note = || vec![Note { key: b"u".to_vec(), value: Some(b"1".to_vec()) }];
+        // The writer takes what came first before it gets stuck.
+        let taken = (0..2 * QUEUE_ROWS).filter(|_| ledger.note_if_room(note())).count();
+        assert!(taken < 2 * QUEUE_ROWS, "none was dropped");
+        let mut waiting = Box::pin(ledger.commit(vec![row(1, 100)]));
+        assert!((&mut waiting).now_or_never().is_none(), "there is room for what cannot be dropped");
+        drop(held);
+        drop(waiting.await.unwrap());
+        assert!(ledger.note_if_room(note()));
     }
 
     #[tokio::test]

@@ -34,7 +34,7 @@ pub(super) fn check(
         return Err(Refusal::Target);
     }
     let now = unix_seconds(request.now);
-    let until = last_second(&claims, rules, now)?;
+    let (issued, past) = issued(&claims, rules, now)?;
     if text(&claims, "ath") != Some(&token_hash(shown.token)) {
         return Err(Refusal::OtherToken);
     }
@@ -44,6 +44,7 @@ pub(super) fn check(
     let proof_id = text(&claims, "jti").filter(|jti| (1..=MAX_JTI_BYTES).contains(&jti.len()));
     let proof_id = proof_id.ok_or(Refusal::Malformed)?;
     // Last, so that nobody fills the memory with what is refused anyway.
+    let until = issued.saturating_add(replays.at_least(past));
     replays.first(Kind::Dpop, &thumbprint, proof_id, until, now)?;
     Ok(Holder::Key { thumbprint, proof_id: proof_id.to_owned() })
 }
@@ -68,19 +69,18 @@ fn signed_claims(proof: &str, rules: &Rules) -> Result<(String, Map<String, Valu
     Ok((thumbprint, json::object(&parts.claims).ok_or(Refusal::Malformed)?))
 }
 
-/// The last second in which the proof is taken, if that is not over and its time has come.
-fn last_second(claims: &Map<String, Value>, rules: &Rules, now: u64) -> Result<u64, Refusal> {
+/// When the proof was made, and for how long from then it is taken, if that is not over and its time has come.
+fn issued(claims: &Map<String, Value>, rules: &Rules, now: u64) -> Result<(u64, u64), Refusal> {
     let at = |name| time(claims, name).map_err(|NoTime| Refusal::Malformed);
     let (issued, from, expiry) = (at("iat")?.ok_or(Refusal::Malformed)?, at("nbf")?, at("exp")?);
     let (past, ahead) = (rules.past.min(LONGEST).as_secs(), rules.ahead.min(LONGEST).as_secs());
     if issued.max(from.unwrap_or_default()) > now.saturating_add(ahead) {
         return Err(Refusal::Future);
     }
-    let until = issued.saturating_add(past);
-    if now > until || expiry.is_some_and(|expiry| now >= expiry) {
+    if now > issued.saturating_add(past) || expiry.is_some_and(|expiry| now >= expiry) {
         return Err(Refusal::Stale);
     }
-    Ok(until)
+    Ok((issued, past))
 }
 
 const TYP: &str = "dpop+jwt";

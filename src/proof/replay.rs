@@ -15,6 +15,10 @@ pub struct Replays {
     ends: BTreeSet<(u64, Hash, Hash)>,
     /// What could be shown only before this second may have been forgotten.
     forgotten: u64,
+    /// How old a DPoP proof may be by the rule that lets them be the oldest, of those that were applied so far.
+    past: u64,
+    /// As `forgotten`, for DPoP proofs: those that were shown under a stricter rule were forgotten sooner.
+    unsure: u64,
 }
 
 type Hash = [u8; 32];
@@ -46,6 +50,8 @@ impl Replays {
             used: HashMap::new(),
             ends: BTreeSet::new(),
             forgotten: 0,
+            past: 0,
+            unsure: 0,
         }
     }
 
@@ -70,8 +76,8 @@ impl Replays {
         now: u64,
     ) -> Result<(), Used> {
         self.forget(now);
-        // The clock was set back: what ended by then is not known any more.
-        if until < self.forgotten {
+        // The clock was set back, or a rule lets older ones in: what ended by then is not known any more.
+        if until < self.forgotten || (matches!(kind, Kind::Dpop) && until < self.unsure) {
             return Err(Used::Again);
         }
         let kind = match kind {
@@ -89,6 +95,19 @@ impl Replays {
         self.used.entry(key).or_default().insert(id);
         self.ends.insert((until, key, id));
         Ok(())
+    }
+
+    /// How long DPoP proofs are to be remembered, by a rule that takes them for so long: what is shown under one rule may be
+    /// shown again under another, so that the longest one counts for all.
+    pub(super) fn at_least(&mut self, past: u64) -> u64 {
+        let more = past.saturating_sub(self.past);
+        if more > 0 {
+            self.past = past;
+            self.unsure = self.unsure.max(self.forgotten).saturating_add(more);
+            let ends = std::mem::take(&mut self.ends).into_iter();
+            self.ends = ends.map(|(until, key, id)| (until.saturating_add(more), key, id)).collect();
+        }
+        self.past
     }
 
     fn forget(&mut self, now: u64) {

@@ -5,22 +5,18 @@
 
 mod changes;
 mod keepers;
+mod records;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::str::FromStr;
-use std::time::{Duration, Instant, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
-use mayfly_attestors::{BootId, ProcessKey};
 use serde::{Deserialize, Serialize};
 
 use self::keepers::KeeperRecord;
 pub use self::keepers::{KeptBy, note_keeper};
-use super::{
-    Charter, Detail, Ending, Grants, Key, Limits, Offer, RawDetail, Scope, Seat, Standing, Task, Usage, User,
-};
-use crate::clock::unix_millis;
-use crate::id::{DelegationId, EntryId, SpiffeId, TaskId};
-use crate::lease::WorkloadId;
+use self::records::{CharterRecord, KeyRecord, OfferRecord, ProcessRecord, TaskRecord, UsageRecord};
+use super::{Offer, Task, Usage};
+use crate::id::{DelegationId, TaskId};
 use crate::ledger::Note;
 
 /// One moment on both clocks: the process's own and the machine's.
@@ -92,6 +88,7 @@ pub fn note_offer(offer: &Offer, epoch: &Epoch) -> Note {
         expires: epoch.millis(offer.expires),
         taken_by: offer.taken_by.map(|task| task.to_string()),
         pending: offer.pending,
+        by_people: offer.by_people,
         key: offer.key.as_ref().map(KeyRecord::of),
     };
     note(OFFER, offer.id.as_bytes(), &record)
@@ -154,274 +151,6 @@ pub fn read(notes: &[Note], epoch: &Epoch) -> Kept {
     kept
 }
 
-#[derive(Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-struct TaskRecord {
-    root: String,
-    parent: Option<String>,
-    depth: u32,
-    charter: CharterRecord,
-    process: ProcessRecord,
-    uid: u32,
-    cgroup: Option<(u64, String)>,
-    standing: String,
-    begun: u64,
-    begun_at: u64,
-    deadline: u64,
-    latest: u64,
-    children_ever: u32,
-    key: Option<KeyRecord>,
-}
-
-#[derive(Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-struct CharterRecord {
-    spiffe_id: String,
-    entry: String,
-    purpose: String,
-    template: Option<String>,
-    params: BTreeMap<String, String>,
-    details: Vec<RawDetail>,
-    calls: Option<u64>,
-    bytes: Option<u64>,
-    cost_microusd: Option<u64>,
-    children: Option<u32>,
-    depth: Option<u32>,
-    idle: Option<u64>,
-    require_isolated: bool,
-    user: Option<(String, String)>,
-    credential_ttl: Option<u64>,
-    evaluation: String,
-    policy_version: String,
-}
-
-#[derive(Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-struct UsageRecord {
-    calls: u64,
-    bytes: u64,
-    cost_microusd: u64,
-    audiences: BTreeSet<String>,
-    denials: u32,
-    last_call: u64,
-}
-
-#[derive(Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-struct OfferRecord {
-    parent: String,
-    charter: CharterRecord,
-    life: Option<u64>,
-    expires: u64,
-    taken_by: Option<String>,
-    /// Whoever was asked was asked by a run that is over: nothing comes of it.
-    #[serde(default)]
-    pending: bool,
-    key: Option<KeyRecord>,
-}
-
-#[derive(Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-struct ProcessRecord {
-    boot_id: String,
-    pid: u32,
-    start_time: u64,
-    pidfs_inode: Option<u64>,
-}
-
-#[derive(Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-struct KeyRecord {
-    process: ProcessRecord,
-    text: String,
-    digest: [u8; 32],
-}
-
-impl TaskRecord {
-    fn of(task: &Task, epoch: &Epoch) -> Self {
-        Self {
-            root: task.root.to_string(),
-            parent: task.parent.map(|parent| parent.to_string()),
-            depth: task.depth,
-            charter: CharterRecord::of(&task.charter),
-            process: ProcessRecord::of(&task.seat.process),
-            uid: task.seat.uid,
-            cgroup: match &task.seat.scope {
-                Scope::Process => None,
-                Scope::Cgroup { id, path } => Some((*id, path.clone())),
-            },
-            standing: standing(task.standing),
-            begun: epoch.millis(task.begun),
-            begun_at: unix_millis(task.begun_at),
-            deadline: epoch.millis(task.deadline),
-            latest: epoch.millis(task.latest),
-            children_ever: task.children_ever,
-            key: task.key.as_ref().map(KeyRecord::of),
-        }
-    }
-
-    fn task(self, id: TaskId, epoch: &Epoch) -> Option<Task> {
-        let begun = epoch.moment(self.begun);
-        Some(Task {
-            id,
-            root: self.root.parse().ok()?,
-            parent: parsed(self.parent.as_deref())?,
-            depth: self.depth,
-            charter: self.charter.charter()?,
-            seat: Seat {
-                holder: WorkloadId(0),
-                process: self.process.key()?,
-                uid: self.uid,
-                scope: self.cgroup.map_or(Scope::Process, |(id, path)| Scope::Cgroup { id, path }),
-            },
-            standing: standing_of(&self.standing)?,
-            begun,
-            begun_at: UNIX_EPOCH + Duration::from_millis(self.begun_at),
-            deadline: epoch.moment(self.deadline),
-            latest: epoch.moment(self.latest),
-            last_call: begun,
-            used: Usage::default(),
-            audiences: BTreeSet::new(),
-            denials: 0,
-            children: BTreeSet::new(),
-            children_ever: self.children_ever,
-            leases: BTreeSet::new(),
-            ended_at: None,
-            key: match self.key {
-                Some(key) => Some(key.key()?),
-                None => None,
-            },
-        })
-    }
-}
-
-impl CharterRecord {
-    fn of(charter: &Charter) -> Self {
-        let Limits { calls, bytes, cost_microusd, children, depth, idle } = charter.limits;
-        Self {
-            spiffe_id: charter.spiffe_id.to_string(),
-            entry: charter.entry.to_string(),
-            purpose: charter.purpose.clone(),
-            template: charter.template.clone(),
-            params: charter.params.clone(),
-            details: charter.grants.details().iter().map(Detail::raw).collect(),
-            calls,
-            bytes,
-            cost_microusd,
-            children,
-            depth,
-            idle: idle.map(millis),
-            require_isolated: charter.require_isolated,
-            user: charter.user.as_ref().map(|user| (user.iss.clone(), user.sub.clone())),
-            credential_ttl: charter.credential_ttl.map(millis),
-            evaluation: charter.evaluation.clone(),
-            policy_version: charter.policy_version.clone(),
-        }
-    }
-
-    fn charter(self) -> Option<Charter> {
-        let details: Vec<Detail> = self.details.iter().map(Detail::read).collect::<Result<_, _>>().ok()?;
-        Some(Charter {
-            spiffe_id: SpiffeId::parse(self.spiffe_id.as_bytes()).ok()?,
-            entry: EntryId::new(self.entry),
-            purpose: self.purpose,
-            template: self.template,
-            params: self.params,
-            grants: Grants::of(details),
-            limits: Limits {
-                calls: self.calls,
-                bytes: self.bytes,
-                cost_microusd: self.cost_microusd,
-                children: self.children,
-                depth: self.depth,
-                idle: self.idle.map(Duration::from_millis),
-            },
-            require_isolated: self.require_isolated,
-            user: self.user.map(|(iss, sub)| User { iss, sub }),
-            credential_ttl: self.credential_ttl.map(Duration::from_millis),
-            evaluation: self.evaluation,
-            policy_version: self.policy_version,
-        })
-    }
-}
-
-impl OfferRecord {
-    fn offer(self, id: DelegationId, epoch: &Epoch) -> Option<Offer> {
-        if self.pending {
-            return None;
-        }
-        Some(Offer {
-            id,
-            parent: self.parent.parse().ok()?,
-            charter: self.charter.charter()?,
-            life: self.life.map(Duration::from_millis),
-            expires: epoch.moment(self.expires),
-            taken_by: parsed(self.taken_by.as_deref())?,
-            pending: false,
-            key: match self.key {
-                Some(key) => Some(key.key()?),
-                None => None,
-            },
-        })
-    }
-}
-
-impl ProcessRecord {
-    fn of(key: &ProcessKey) -> Self {
-        let ProcessKey { boot_id, pid, start_time, pidfs_inode } = *key;
-        Self { boot_id: boot_id.to_string(), pid, start_time, pidfs_inode }
-    }
-
-    fn key(&self) -> Option<ProcessKey> {
-        let boot_id = BootId::from_str(&self.boot_id).ok()?;
-        Some(ProcessKey {
-            boot_id,
-            pid: self.pid,
-            start_time: self.start_time,
-            pidfs_inode: self.pidfs_inode,
-        })
-    }
-}
-
-impl KeyRecord {
-    fn of(key: &Key) -> Self {
-        Self { process: ProcessRecord::of(&key.process), text: key.text.clone(), digest: key.digest }
-    }
-
-    fn key(self) -> Option<Key> {
-        Some(Key { process: self.process.key()?, text: self.text, digest: self.digest })
-    }
-}
-
-/// `Some(None)` where nothing was written; `None` where what was written is no name.
-fn parsed<T: FromStr>(text: Option<&str>) -> Option<Option<T>> {
-    match text {
-        None => Some(None),
-        Some(text) => text.parse().ok().map(Some),
-    }
-}
-
-fn standing(standing: Standing) -> String {
-    match standing {
-        Standing::Pending => "pending".to_owned(),
-        Standing::Active => "active".to_owned(),
-        Standing::Suspended(why) => format!("suspended:{}", why.as_str()),
-        Standing::Ended(why) => format!("ended:{}", why.as_str()),
-    }
-}
-
-/// One that has ended is not kept, so it is not read either.
-fn standing_of(text: &str) -> Option<Standing> {
-    match text.split_once(':') {
-        None if text == "pending" => Some(Standing::Pending),
-        None if text == "active" => Some(Standing::Active),
-        Some(("suspended", why)) => {
-            Ending::ALL.into_iter().find(|one| one.as_str() == why).map(Standing::Suspended)
-        }
-        _ => None,
-    }
-}
-
 fn parse<'a, T: Deserialize<'a>>(value: &'a [u8]) -> Option<T> {
     serde_json::from_slice(value).ok()
 }
@@ -448,13 +177,17 @@ const KEEPER: u8 = b'k';
 
 #[cfg(test)]
 mod tests {
+    use std::time::UNIX_EPOCH;
+
+    use mayfly_attestors::{BootId, ProcessKey};
     use proptest::prelude::*;
 
     use super::*;
     use crate::clock::{Clock as _, SystemClock};
+    use crate::lease::WorkloadId;
     use crate::task::simulation::{charter, new_task};
     use crate::task::tests::any_grants;
-    use crate::task::{Bounds, Cost, Tree};
+    use crate::task::{Bounds, Charter, Cost, Ending, Grants, Key, Limits, Scope, Seat, Tree, User};
 
     fn epoch() -> Epoch {
         Epoch { now: SystemClock.monotonic(), since_boot: Duration::from_secs(100_000) }
@@ -529,6 +262,35 @@ mod tests {
         assert_eq!(tree.end(id, Ending::Admin, epoch.now, wall).ended.len(), 1);
         let gone: Vec<Vec<u8>> = forget_task(id).into_iter().map(|note| note.key).collect();
         assert!(gone.contains(&good.key));
+    }
+
+    /// What people said is asked again: an offer that rests on it would be good for nobody, and keep its key from a new one.
+    #[test]
+    fn what_people_allowed_and_nobody_took_up_is_taken_back() {
+        let epoch = epoch();
+        let parent = TaskId::from_bytes([5; 16]);
+        let (id, key) = (
+            DelegationId::from_bytes([4; 16]),
+            Some(Key { process: process(42), text: "o".to_owned(), digest: [8; 32] }),
+        );
+        let offer = Offer {
+            id,
+            parent,
+            charter: charter(1),
+            life: None,
+            expires: epoch.now,
+            taken_by: None,
+            pending: false,
+            by_people: true,
+            key,
+        };
+        let taken = Offer { taken_by: Some(parent), ..offer.clone() };
+        let free = Offer { by_people: false, ..offer.clone() };
+        for (offer, stays) in [(&offer, false), (&taken, true), (&free, true)] {
+            let kept = read(&[note_offer(offer, &epoch)], &epoch);
+            assert_eq!((kept.offers.len(), kept.stray.len()), (usize::from(stays), usize::from(!stays)));
+            assert!(kept.offers.iter().all(|kept| kept == offer), "{offer:?}");
+        }
     }
 
     #[test]

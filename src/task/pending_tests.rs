@@ -6,8 +6,8 @@ use mayfly_attestors::{BootId, ProcessKey};
 
 use super::grant::TARGET_ACCESS;
 use super::{
-    Bounds, Caller, Charter, Detail, Ending, Grants, Limits, NewOffer, NewTask, RawDetail, Refused, Scope,
-    Seat, Standing, Tree,
+    Bounds, Caller, Charter, Detail, Ending, Grants, Key, Limits, NewOffer, NewTask, RawDetail, Refused,
+    Scope, Seat, Standing, Tree,
 };
 use crate::clock::{Clock as _, SystemClock};
 use crate::id::{DelegationId, EntryId, SpiffeId, TaskId};
@@ -116,6 +116,7 @@ fn an_offer_that_waits_is_nobodys_and_when_it_is_allowed_it_is_good_as_long_as_t
     let (until, now) = (world.at(250), world.at(200));
     assert!(world.tree.allow_offer(offer, until, now));
     assert!(!world.tree.allow_offer(offer, world.at(900), now), "once");
+    assert!(world.tree.offered(offer).unwrap().by_people);
     assert!(world.tree.part_offered(offer, &agent(), world.at(249)).is_ok());
     assert_eq!(
         world.tree.part_offered(offer, &agent(), world.at(250)).unwrap_err(),
@@ -141,4 +142,55 @@ fn whoever_follows_all_tasks_hears_of_each_that_is_new_has_changed_or_ended_and_
     world.tree.unfollow();
     world.begin(3, false, None);
     assert!(world.tree.take_changed().is_empty());
+}
+
+#[test]
+fn an_offer_that_is_withdrawn_takes_whoever_took_it_up_along() {
+    let mut world = World::new();
+    let parent = world.begin(1, false, None);
+    let offer = world.offer(parent, Some(300)).unwrap();
+    let nobody = world.tree.withdraw(offer, world.at(1), UNIX_EPOCH);
+    assert!(nobody.is_empty() && world.tree.offered(offer).is_none(), "nobody took it up");
+    let offer = world.offer(parent, Some(300)).unwrap();
+    assert!(world.tree.allow_offer(offer, world.at(250), world.at(2)));
+    let seat = Seat { holder: WorkloadId(2), process: process(), uid: 1, scope: Scope::Process };
+    let (id, charter) = (TaskId::from_bytes([5; 16]), charter(None));
+    let child = NewTask { id, charter, seat, life: None, pending: false, begun_at: UNIX_EPOCH, key: None };
+    world.tree.join(offer, child, world.at(3)).unwrap();
+    let cascade = world.tree.withdraw(offer, world.at(4), UNIX_EPOCH);
+    assert_eq!((cascade.ended[0].task, cascade.ended[0].ending), (id, Ending::Failed));
+    assert!(world.tree.standing(id).is_err() && world.tree.standing(parent).is_ok());
+    assert!(world.tree.withdraw(offer, world.at(5), UNIX_EPOCH).is_empty(), "once");
+}
+
+/// Who asks again because the answer was lost on the way does not ask people again.
+#[test]
+fn the_key_of_an_offer_that_people_did_not_allow_stands_for_their_no_until_that_is_forgotten() {
+    let mut world = World::new();
+    let parent = world.begin(1, false, None);
+    let key = |digest: u8| Key { process: process(), text: "k".to_owned(), digest: [digest; 32] };
+    let new = |n: u8| NewOffer {
+        id: DelegationId::from_bytes([n; 16]),
+        parent,
+        charter: charter(None),
+        asked: vec![detail()],
+        life: None,
+        drops_user: false,
+        waits: Some(Duration::from_secs(300)),
+        key: Some(key(1)),
+    };
+    let cut = Grants::of(vec![detail()]);
+    let first = world.tree.offer(new(1), &cut, &caller(), world.start).unwrap().id;
+    assert_eq!(world.tree.not_allowed(Some(&key(1))), None, "it waits");
+    world.tree.refuse_offer(first);
+    assert!(world.tree.offered(first).is_none() && world.tree.counts_its_offers());
+    assert_eq!(world.tree.not_allowed(Some(&key(1))), Some(first));
+    assert_eq!(world.tree.offer_of_key(Some(&key(1))).unwrap(), None);
+    assert_eq!(world.tree.offer_of_key(Some(&key(2))), Err(Refused::Conflict), "another request");
+    assert_eq!(world.tree.task_of_key(Some(&key(1))), Err(Refused::Conflict), "another call");
+    world.tree.forget_answer(first);
+    assert_eq!(world.tree.not_allowed(Some(&key(1))), None);
+    let second = world.tree.offer(new(2), &cut, &caller(), world.start).unwrap().id;
+    world.tree.forget_answer(first);
+    assert_eq!(world.tree.offer_of_key(Some(&key(1))).unwrap().map(|offer| offer.id), Some(second));
 }

@@ -17,6 +17,7 @@ impl Workloads {
             let policy = Arc::clone(&policies.borrow_and_update());
             self.0.match_all_again();
             self.0.match_left_again();
+            self.0.settle_allowed();
             let now = self.0.parts.clock.wall();
             let policy_end = policy.next_end(now).and_then(|end| end.duration_since(now).ok());
             let next_end = next_end(&set, now).into_iter().chain(policy_end.map(soon_after)).min();

@@ -2,7 +2,7 @@
 //! it is thawed. Derived from what is frozen at the moment of the question, so that a thaw needs no second step.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::{Shared, State, Workloads, lock};
 use crate::id::LeaseId;
@@ -26,8 +26,7 @@ impl Workloads {
 impl Shared {
     /// Brings the lists in line with what is frozen, if that has changed since they last were.
     pub(super) fn list_suspended(&self) {
-        let set = self.parts.policy.in_force();
-        let mut listed = lock(&self.suspended_by);
+        let (mut listed, set) = in_turn(&self.suspended_by, || self.parts.policy.in_force());
         let was_frozen = listed.as_ref().is_some_and(|by| !by.freezes().is_empty());
         let is_news = listed.as_ref().is_none_or(|by| !Arc::ptr_eq(by, &set));
         if is_news && (was_frozen || !set.freezes().is_empty()) {
@@ -39,6 +38,15 @@ impl Shared {
         }
         *listed = Some(set);
     }
+}
+
+/// Reads what is in force when it is its turn to publish: whoever was held up does not publish an older state after a newer.
+fn in_turn<T>(
+    published: &Mutex<T>,
+    in_force: impl FnOnce() -> Arc<PolicySet>,
+) -> (MutexGuard<'_, T>, Arc<PolicySet>) {
+    let published = lock(published);
+    (published, in_force())
 }
 
 /// What is frozen, as far as credentials that are out are concerned.
@@ -74,5 +82,23 @@ impl<'a> Suspension<'a> {
         } else {
             row.audience.iter().any(is_frozen)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_list_is_made_of_what_was_frozen_before_the_one_that_is_out() {
+        let published = Mutex::new(());
+        let engine = crate::policy::Engine::default();
+        let mut asked = false;
+        drop(in_turn(&published, || {
+            asked = true;
+            assert!(published.try_lock().is_err(), "read before it was its turn");
+            engine.in_force()
+        }));
+        assert!(asked);
     }
 }

@@ -329,3 +329,30 @@ fn a_program_works_for_the_user_whose_token_is_in_a_file() {
     let (code, _, _) = agent.mayfly(&["run", "--on-behalf-of-file", "x", "--", "true"]);
     assert_eq!(code, Some(2), "a user is a task's");
 }
+
+/// Who asks again because the answer was lost on the way learns it, and people are not asked again.
+#[test]
+fn a_repeated_delegate_learns_that_nobody_allowed_it() {
+    let agent = world(|_| "[approvals]\nanswer_within = \"1s\"".to_owned());
+    let mut holder = client(&agent);
+    let parent = begin_by(&mut holder, "plain", "").unwrap();
+    let request = |key: &str| proto::DelegateRequest {
+        task_id: parent.id.clone(),
+        spiffe_id: parent.spiffe_id.clone(),
+        details: vec![detail(WIKI, &["read"])],
+        idempotency_key: key.to_owned(),
+        ..Default::default()
+    };
+    let offered: proto::Delegation = holder.task_call("Delegate", &request("once")).unwrap();
+    agent.audited(&["approval.expired", &offered.approval_id]);
+    until("the offer is gone", || {
+        (join(&mut holder, &offered).unwrap_err().reason == "no_such_task").then_some(())
+    });
+    for _ in 0..2 {
+        let refused = holder.task_call::<proto::Delegation>("Delegate", &request("once")).unwrap_err();
+        assert_eq!((refused.code, refused.reason.as_str()), (9, "approval_expired"), "{refused:?}");
+    }
+    assert_eq!(approvals(&agent).len(), 1, "people were asked once");
+    let again: proto::Delegation = holder.task_call("Delegate", &request("twice")).unwrap();
+    assert_ne!(again.approval_id, offered.approval_id, "another key is another request");
+}

@@ -299,8 +299,11 @@ fn an_offer_is_for_one_identity_and_good_once() {
     let (mut planner, mut ann, mut ben) = (world.planner(), world.ann(), world.ben());
     let root = begin(&mut planner);
     let offered = delegate(&mut planner, &offer(&root, ANN, "/docs")).unwrap();
-    assert_eq!(join(&mut ben, &offered).unwrap_err().reason, "not_yours");
-    assert_eq!(join(&mut planner, &offered).unwrap_err().reason, "not_yours");
+    let made_up = proto::Delegation { id: "dlg_01K6000000000000000000000A".to_owned(), ..offered.clone() };
+    let of_none = join(&mut ben, &made_up).unwrap_err();
+    assert_eq!((of_none.code, of_none.reason.as_str()), (5, "no_such_task"));
+    assert_eq!(join(&mut ben, &offered).unwrap_err(), of_none, "a stranger does not learn that there is one");
+    assert_eq!(join(&mut planner, &offered).unwrap_err(), of_none);
     let request = proto::JoinRequest {
         delegation_id: offered.id.clone(),
         idempotency_key: "once".to_owned(),
@@ -310,11 +313,10 @@ fn an_offer_is_for_one_identity_and_good_once() {
     let again: proto::Task = ann.task_call("Join", &request).unwrap();
     assert_eq!(again.id, joined.id, "the same request gives the same task");
     assert_eq!(join(&mut ann, &offered).unwrap_err().reason, "delegation_used");
-    assert_eq!(join(&mut ben, &offered).unwrap_err().reason, "not_yours", "says no more than before");
+    assert_eq!(join(&mut ben, &offered).unwrap_err(), of_none, "says no more than before");
     let mut second = world.ann();
     assert_eq!(join(&mut second, &offered).unwrap_err().reason, "delegation_used", "nor for a twin");
-    let unknown = proto::Delegation { id: "dlg_01K6000000000000000000000A".to_owned(), ..offered };
-    assert_eq!(join(&mut ann, &unknown).unwrap_err().reason, "no_such_task");
+    assert_eq!(join(&mut ann, &made_up).unwrap_err(), of_none);
     // What ends takes its offers along.
     let open = delegate(&mut planner, &offer(&root, BEN, "/docs")).unwrap();
     end(&mut planner, &root).unwrap();

@@ -149,7 +149,7 @@ fn who_died_while_the_agent_was_down_takes_everything_below_along_before_anybody
         "\"reason\":\"restart\"",
         &below.id,
         "\"descendants\":1",
-        "\"credentials\":2",
+        "\"credentials\":1",
         "\"initiator\":\"agent\"",
     ]);
     world.agent.audited(&["task.ended", "\"reason\":\"parent_ended\"", &deepest.id]);
@@ -391,4 +391,44 @@ fn while_the_ledger_cannot_be_written_no_task_begins_and_no_end_is_taken_for_don
     again(&mut world, &mut [&mut planner], killed);
     assert!(!world.is_active(&token.token));
     assert!(live(&world.agent).is_empty(), "what was owed was written");
+}
+
+/// The credentials of whoever died are refused first, by themselves: what ends then counts only what was still good.
+#[test]
+fn what_was_refused_with_its_process_is_not_counted_with_its_task_again() {
+    let mut world = World::new();
+    let (mut planner, mut ann) = (world.planner(), world.ann());
+    let root = begin(&mut planner);
+    let below = child(&root, &mut planner, &mut ann, ANN, "/docs");
+    let own = [issue(&mut planner, &root).unwrap(), issue(&mut planner, &root).unwrap()];
+    let lost = issue(&mut ann, &below).unwrap();
+    world.agent.kill();
+    planner.kill();
+    world.agent.launch();
+    assert!(own.iter().chain([&lost]).all(|one| !world.is_active(&one.token)));
+    world.agent.audited(&["task.ended", "\"reason\":\"restart\"", &root.id, "\"credentials\":1"]);
+    world.agent.audited(&["task.ended", "\"reason\":\"parent_ended\"", &below.id, "\"credentials\":1"]);
+}
+
+/// Limits are for what begins: a running task goes on within the new ones, and is not ended for what it was allowed.
+#[test]
+fn lower_limits_shorten_tasks_that_go_on_and_end_none() {
+    let mut world = World::new();
+    let (mut planner, mut ann, mut ben) = (world.planner(), world.ann(), world.ben());
+    let root = begin(&mut planner);
+    let longer = proto::RenewRequest { task_id: root.id.clone(), ttl: lasting(3_600) };
+    planner.task_call::<proto::Task>("Renew", &longer).unwrap();
+    let below = child(&root, &mut planner, &mut ann, ANN, "/docs");
+    let deepest = child(&below, &mut ann, &mut ben, BEN, "/docs/one");
+    assert!(world.agent.stop().success());
+    world.agent.plan().settings += "\n[tasks]\nlife = \"10m\"\ndefault_life = \"5m\"\ndepth = 1\n";
+    world.agent.write_config();
+    world.agent.launch();
+    for (holder, task) in [(&mut planner, &root), (&mut ann, &below), (&mut ben, &deepest)] {
+        holder.connect();
+        let is = get(holder, task).unwrap();
+        assert_eq!(is.state(), proto::TaskState::Active, "{is:?}");
+        assert!(seconds(is.deadline.as_ref()) - seconds(root.begun_at.as_ref()) <= 601, "{is:?}");
+        issue(holder, task).unwrap();
+    }
 }

@@ -105,14 +105,19 @@ impl World {
         files::replace(&dir.join("a.cedar"), POLICY.as_bytes(), 0o644);
         files::replace(&dir.join("b.toml"), CATALOGUE.as_bytes(), 0o644);
         agent.launch();
-        // Stands for being in the admin socket's group: what is refused here is not refused by the file system.
-        let socket = agent.admin_socket();
+        let asker = Holder::start(&agent, ASKER);
+        let world = Self { agent, asker };
+        world.open_admin_socket();
+        world
+    }
+
+    /// Stands for being in the admin socket's group: what is refused here is not refused by the file system.
+    fn open_admin_socket(&self) {
+        let socket = self.agent.admin_socket();
         for (path, mode) in [(socket.parent().unwrap(), 0o711), (socket.as_path(), 0o666)] {
             use std::os::unix::fs::PermissionsExt as _;
             std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
         }
-        let asker = Holder::start(&agent, ASKER);
-        Self { agent, asker }
     }
 
     /// A task that has to wait.
@@ -180,6 +185,16 @@ impl World {
             ..Default::default()
         };
         decide(&mut Holder::start(&self.agent, uid), &self.agent, &request)
+    }
+
+    fn yes(&self, id: &str) -> proto::DecideRequest {
+        let operation_sha256 = self.shown(id)["operation_sha256"].as_str().unwrap().to_owned();
+        proto::DecideRequest {
+            approval_id: id.to_owned(),
+            approve: true,
+            operation_sha256,
+            ..Default::default()
+        }
     }
 
     fn put(&self, name: &str, text: &str) {
@@ -376,6 +391,9 @@ fn k_nobody_takes_up_an_offer_before_people_have_allowed_it() {
     assert_eq!(shown["target"], WORKER_ID);
     world.decide(ANN, &offer.approval_id, true).unwrap();
     world.agent.audited(&["task.delegate", &root.id, "\"result\":\"allow\""]);
+    let lines = world.agent.audit();
+    assert_eq!(lines.iter().filter(|line| line["event"] == "task.delegate").count(), 1, "one for one offer");
+    world.agent.audited(&["decision.", &root.id, "\"result\":\"requestable\"", "delegate"]);
     let child = join(&mut worker, &offer).unwrap();
     assert_eq!(
         (child.parent.as_str(), child.details.as_slice()),
@@ -477,4 +495,145 @@ fn k_a_program_whose_task_waits_for_people_is_not_begun_before_they_answer() {
         let rest: Vec<String> = lines.collect();
         assert_eq!(rest.iter().any(|line| line.contains("people did not allow")), !approve, "{rest:?}");
     }
+}
+
+/// A freeze takes nothing back: what waits goes on waiting, and no yes is lost.
+#[test]
+fn k_a_yes_to_what_is_frozen_does_not_count_and_ends_nothing() {
+    let mut world = World::new();
+    let task = world.begin();
+    let id = world.asked(&task);
+    let order = |world: &World, word: &str, what: &[&str]| {
+        let arguments = [&[word, "--reason", "incident 4711"], what].concat();
+        let (code, out, err) = world.agent.mayfly(&arguments);
+        assert_eq!(code, Some(0), "{arguments:?}: {out}{err}");
+    };
+    for what in [["--agent", "spiffe://example.org/asker"], ["--task", &task.id]] {
+        order(&world, "freeze", &what);
+        assert_eq!(reason(world.decide(ANN, &id, true)), "frozen", "{what:?}");
+        assert_eq!(world.shown(&id)["state"], "pending");
+        assert_eq!(world.get(&task).state(), proto::TaskState::PendingApproval);
+        order(&world, "thaw", &what);
+    }
+    world.decide(ANN, &id, true).unwrap();
+    until("the task goes on", || (world.get(&task).state() == proto::TaskState::Active).then_some(()));
+    // So it is for whom a part is offered to; and a no counts at once.
+    let root = world.free();
+    let offer = world.delegate(&root).unwrap();
+    order(&world, "freeze", &["--agent", WORKER_ID]);
+    assert_eq!(reason(world.decide(ANN, &offer.approval_id, true)), "frozen");
+    world.decide(BOB, &offer.approval_id, false).unwrap();
+    assert_eq!(world.shown(&offer.approval_id)["state"], "denied");
+}
+
+/// Frozen between the answer and what comes of it: the yes counts when it is thawed.
+#[test]
+fn k_a_yes_that_a_freeze_overtakes_counts_when_it_is_thawed() {
+    let mut pause = None;
+    let mut world = World::prepared(|agent| {
+        let (paused, spec) = Pause::at(agent.dir(), "task.before_judge");
+        paused.release();
+        pause = Some(paused);
+        agent.plan().environment.push(("MAYFLY_FAILPOINTS".to_owned(), spec));
+    });
+    let pause = pause.take().unwrap();
+    let task = world.begin();
+    let id = world.asked(&task);
+    let agent = ["--agent", "spiffe://example.org/asker", "--reason", "incident 4711"];
+    let (request, mut ann) = (world.yes(&id), Holder::start(&world.agent, ANN));
+    let running = &world.agent;
+    pause.arm();
+    std::thread::scope(|scope| {
+        let answering = scope.spawn(|| decide(&mut ann, running, &request));
+        pause.hit();
+        assert_eq!(running.mayfly(&[&["freeze"][..], &agent].concat()).0, Some(0));
+        pause.release();
+        answering.join().unwrap().unwrap();
+    });
+    assert_eq!(world.shown(&id)["state"], "approved");
+    assert_eq!(world.get(&task).state(), proto::TaskState::PendingApproval);
+    assert_eq!(world.agent.mayfly(&[&["thaw"][..], &agent].concat()).0, Some(0));
+    until("the task goes on", || (world.get(&task).state() == proto::TaskState::Active).then_some(()));
+    assert_eq!(world.shown(&id)["state"], "used");
+}
+
+/// What people said does not outlive the agent, so that what they allowed must not either: the same request asks again.
+#[test]
+fn k_an_offer_that_people_allowed_does_not_come_back_as_a_dead_one() {
+    let mut world = World::new();
+    let root = world.free();
+    let request = proto::DelegateRequest {
+        task_id: root.id.clone(),
+        spiffe_id: WORKER_ID.to_owned(),
+        details: vec![detail(&format!("{WIKI}/docs"), &["read"])],
+        idempotency_key: "once".to_owned(),
+        ..Default::default()
+    };
+    let offer: proto::Delegation = world.asker.task_call("Delegate", &request).unwrap();
+    world.decide(ANN, &offer.approval_id, true).unwrap();
+    world.agent.audited(&["task.delegate", &root.id, "\"result\":\"allow\""]);
+    // After that it is on the disk.
+    world.issue(&root).unwrap();
+    world.agent.crash_and_restart();
+    world.open_admin_socket();
+    world.asker.connect();
+    let mut worker = Holder::start(&world.agent, WORKER);
+    assert_eq!(join(&mut worker, &offer).unwrap_err().reason, "no_such_task");
+    let again: proto::Delegation = world.asker.task_call("Delegate", &request).unwrap();
+    assert_ne!(again.id, offer.id);
+    world.decide(ANN, &again.approval_id, true).unwrap();
+    until("it can be taken up", || join(&mut worker, &again).ok());
+}
+
+/// It ends while people's yes is looked at: nothing is on record as used, and nothing goes on after its end.
+#[test]
+fn k_what_has_ended_before_it_could_go_on_is_not_on_record_as_used() {
+    let mut pause = None;
+    let mut world = World::prepared(|agent| {
+        let (paused, spec) = Pause::at(agent.dir(), "task.before_go_on");
+        paused.release();
+        pause = Some(paused);
+        agent.plan().environment.push(("MAYFLY_FAILPOINTS".to_owned(), spec));
+    });
+    let pause = pause.take().unwrap();
+    let task = world.begin();
+    let id = world.asked(&task);
+    let (request, mut ann) = (world.yes(&id), Holder::start(&world.agent, ANN));
+    pause.arm();
+    let (agent, asker) = (&world.agent, &mut world.asker);
+    std::thread::scope(|scope| {
+        let answering = scope.spawn(|| decide(&mut ann, agent, &request));
+        pause.hit();
+        let end = proto::EndRequest { task_id: task.id.clone(), ..Default::default() };
+        asker.task_call::<proto::TaskSummary>("End", &end).unwrap();
+        pause.release();
+        answering.join().unwrap().unwrap();
+    });
+    world.agent.audited(&["task.ended", &task.id]);
+    world.agent.audited(&["approval.cancelled", &id]);
+    let events: Vec<String> =
+        world.agent.audit().iter().map(|line| line["event"].as_str().unwrap().to_owned()).collect();
+    assert!(!events.iter().any(|event| event == "approval.used" || event == "task.resume"), "{events:?}");
+}
+
+/// Who asks again because the answer was lost on the way learns it, and people are not asked again.
+#[test]
+fn k_a_repeated_delegate_learns_that_people_said_no() {
+    let mut world = World::new();
+    let root = world.free();
+    let request = proto::DelegateRequest {
+        task_id: root.id.clone(),
+        spiffe_id: WORKER_ID.to_owned(),
+        details: vec![detail(&format!("{WIKI}/docs"), &["read"])],
+        idempotency_key: "once".to_owned(),
+        ..Default::default()
+    };
+    let offer: proto::Delegation = world.asker.task_call("Delegate", &request).unwrap();
+    world.decide(ANN, &offer.approval_id, false).unwrap();
+    for _ in 0..2 {
+        let refused = world.asker.task_call::<proto::Delegation>("Delegate", &request).unwrap_err();
+        assert_eq!(refused.reason, "approval_denied");
+    }
+    let lines = world.agent.audit();
+    assert_eq!(lines.iter().filter(|line| line["event"] == "approval.requested").count(), 1);
 }

@@ -128,6 +128,9 @@ fn refused(error: &AnswerError) -> Status {
         AnswerError::SameCgroup => "same_cgroup",
         AnswerError::Stranger(_) => "not_an_approver",
         AnswerError::RootAmongMany => "root_among_many",
+        AnswerError::Frozen => {
+            return reason(Code::FailedPrecondition, "frozen", &error.to_string(), &[]);
+        }
         AnswerError::Policy(_) => "policy_denied",
         AnswerError::Audit(_) => return Status::unavailable(error.to_string()),
     };

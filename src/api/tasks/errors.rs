@@ -110,14 +110,18 @@ fn of_decision(decision: &Decision) -> Status {
 fn of_refused(refused: &Refused) -> Status {
     let message = refused.to_string();
     let (code, word) = match refused {
-        Refused::NoSuchDelegation => (Code::NotFound, "no_such_task"),
+        // Nor whether one is offered a part of: who takes up what is for another learns what he would of none.
+        Refused::NoSuchDelegation | Refused::NotYours => {
+            tracing::debug!(why = refused.to_string(), "a caller names a delegation that it cannot take up");
+            let message = "there is no such delegation, it has expired, or it is not for you";
+            return reason(Code::NotFound, "no_such_task", message, &[]);
+        }
         // Whether a task exists is nobody's business who is not in it: both get the very same words.
         Refused::NoSuchTask | Refused::NotInTask => {
             tracing::debug!(why = refused.to_string(), "a caller names a task that it is not in");
             let message = "there is no such task, or you are not in it";
             return reason(Code::NotFound, "no_such_task", message, &[]);
         }
-        Refused::NotYours => (Code::PermissionDenied, "not_yours"),
         Refused::DelegationUsed => (Code::FailedPrecondition, "delegation_used"),
         Refused::Ended(_) => (Code::FailedPrecondition, "task_ended"),
         Refused::Suspended(_) => (Code::FailedPrecondition, "suspended"),

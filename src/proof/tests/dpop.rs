@@ -300,3 +300,45 @@ proptest! {
         prop_assert!(client.with(name, value).is_err());
     }
 }
+
+/// One memory under two rules: what was shown under one is not taken under the other, whichever came first.
+#[test]
+fn h12_a_proof_is_used_once_under_all_rules_that_share_a_memory() {
+    let strict = Rules { past: Duration::from_secs(10), ..Rules::default() };
+    let lenient = Rules { past: Duration::from_secs(120), ..Rules::default() };
+    for used_before in [false, true] {
+        let mut client = Client::new("ES256");
+        let show = |client: &mut Client, name: &str, rules: &Rules, later: u64| {
+            client.rules = rules.clone();
+            let proof = client.sign(&client.header(), &changed(Client::said(), "jti", json!(name)));
+            let shown = Shown { token: TOKEN, scheme: Scheme::Dpop, proofs: &[&proof], certificate: None };
+            let now = now() + Duration::from_secs(later);
+            client.shows(&shown, &Request { method: "GET", url: URL, now })
+        };
+        if used_before {
+            assert!(show(&mut client, "first", &lenient, 0).is_ok());
+        }
+        assert!(show(&mut client, "p", &strict, 5).is_ok());
+        assert_eq!(show(&mut client, "q", &strict, 11), Err(R::Stale));
+        let again = Err(R::Used(Used::Again));
+        assert_eq!(show(&mut client, "p", &lenient, 9), again, "still remembered");
+        assert_eq!(show(&mut client, "p", &lenient, 60), again, "{used_before}");
+        assert_eq!(show(&mut client, "p", &lenient, 120), again, "{used_before}");
+        assert_eq!(show(&mut client, "p", &lenient, 121), Err(R::Stale));
+    }
+    // It was forgotten before the lenient rule was known: nobody knows whether it was used.
+    let mut client = Client::new("ES256");
+    let mut show = |name: &str, rules: &Rules, issued: u64, now_is: u64| {
+        client.rules = rules.clone();
+        let claims = changed(changed(Client::said(), "jti", json!(name)), "iat", json!(issued));
+        let proof = client.sign(&client.header(), &claims);
+        let shown = Shown { token: TOKEN, scheme: Scheme::Dpop, proofs: &[&proof], certificate: None };
+        let now = now() + Duration::from_secs(now_is - NOW);
+        client.shows(&shown, &Request { method: "GET", url: URL, now })
+    };
+    assert!(show("old", &strict, NOW, NOW).is_ok());
+    assert!(show("new", &strict, NOW + 50, NOW + 50).is_ok());
+    assert_eq!(show("old", &lenient, NOW, NOW + 51), Err(R::Used(Used::Again)));
+    assert_eq!(show("new", &lenient, NOW + 50, NOW + 100), Err(R::Used(Used::Again)));
+    assert!(show("other", &lenient, NOW + 60, NOW + 100).is_ok());
+}

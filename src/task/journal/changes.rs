@@ -12,8 +12,7 @@ impl Tree {
         let line = self.lineage(id).into_iter().take(2).filter(|task| task.ended_at.is_none());
         let mut notes: Vec<Note> =
             line.flat_map(|task| [note_task(task, epoch), note_usage(task, epoch)]).collect();
-        let taken = self.offers().filter(|offer| offer.taken_by == Some(id));
-        notes.extend(taken.map(|offer| note_offer(offer, epoch)));
+        notes.extend(self.taken_up(id).map(|offer| note_offer(offer, epoch)));
         notes
     }
 

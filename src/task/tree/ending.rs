@@ -9,7 +9,7 @@ use crate::lease::WorkloadId;
 use crate::task::{Ending, Scope, Standing};
 
 /// What an end has done to the tree, and what the shell has to do about it, in this order: refuse every lease, top
-/// down; write down that tasks and offers are gone; watch scopes no longer; tell whoever watches; record.
+/// down; write down that tasks and offers are gone; tell whoever watches; record.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 #[must_use]
 pub struct Cascade {
@@ -17,8 +17,6 @@ pub struct Cascade {
     pub ended: Vec<Ended>,
     /// Offers that are void.
     pub void: Vec<DelegationId>,
-    /// Stand-ins for cgroups in which no task is left.
-    pub unwatch: Vec<WorkloadId>,
 }
 
 /// One task that ended.
@@ -74,7 +72,6 @@ impl Cascade {
     pub fn extend(&mut self, other: Self) {
         self.ended.extend(other.ended);
         self.void.extend(other.void);
-        self.unwatch.extend(other.unwatch);
     }
 }
 
@@ -205,12 +202,9 @@ impl Tree {
                 self.by_agent.remove(&agent);
             }
         }
-        let last = take(&mut self.by_holder, &seat.holder, id);
+        take(&mut self.by_holder, &seat.holder, id);
         if let Scope::Cgroup { id: cgroup, .. } = seat.scope {
             take(&mut self.by_cgroup, &cgroup, id);
-            if last {
-                cascade.unwatch.push(seat.holder);
-            }
         }
         self.ended.push_back((now, id));
         cascade.ended.push(Ended { task: id, ending, leases });
@@ -233,15 +227,13 @@ impl Tree {
     }
 }
 
-/// Takes one name out of an index; whether it was the last of its place.
-fn take<K: Eq + std::hash::Hash>(index: &mut HashMap<K, BTreeSet<TaskId>>, key: &K, id: TaskId) -> bool {
-    let Some(all) = index.get_mut(key) else { return false };
+/// Takes one name out of an index.
+fn take<K: Eq + std::hash::Hash>(index: &mut HashMap<K, BTreeSet<TaskId>>, key: &K, id: TaskId) {
+    let Some(all) = index.get_mut(key) else { return };
     all.remove(&id);
-    let last = all.is_empty();
-    if last {
+    if all.is_empty() {
         index.remove(key);
     }
-    last
 }
 
 const REMEMBER: Duration = Duration::from_secs(3600);

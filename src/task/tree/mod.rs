@@ -41,6 +41,8 @@ pub struct Tree {
     next_flight: u64,
     timers: Timers<Timer>,
     keys: HashMap<(ProcessKey, String), (Key, Repeat)>,
+    /// The keys of offers that people did not allow.
+    not_allowed: HashMap<DelegationId, (ProcessKey, String)>,
     /// Ended tasks that are still remembered, the oldest first.
     ended: VecDeque<(Instant, TaskId)>,
     /// Somebody follows these.
@@ -64,6 +66,8 @@ pub enum Repeat {
     Task(TaskId),
     /// An offer.
     Offer(DelegationId),
+    /// An offer that people did not allow: it is gone.
+    NotAllowed(DelegationId),
 }
 
 /// A task to begin.
@@ -102,6 +106,7 @@ impl Tree {
             next_flight: 0,
             timers: Timers::default(),
             keys: HashMap::new(),
+            not_allowed: HashMap::new(),
             ended: VecDeque::new(),
             watched: BTreeSet::new(),
             followers: 0,
@@ -240,7 +245,7 @@ impl Tree {
     pub fn task_of_key(&self, key: Option<&Key>) -> Result<Option<TaskId>, Refused> {
         match key.map(|key| self.repeated(key)).transpose()?.flatten() {
             Some(Repeat::Task(id)) => Ok(Some(id)),
-            Some(Repeat::Offer(_)) => Err(Refused::Conflict),
+            Some(Repeat::Offer(_) | Repeat::NotAllowed(_)) => Err(Refused::Conflict),
             None => Ok(None),
         }
     }

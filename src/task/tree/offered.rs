@@ -12,6 +12,8 @@ use crate::id::{DelegationId, TaskId};
 pub(super) struct Offers {
     all: HashMap<DelegationId, Offer>,
     of: HashMap<TaskId, Made>,
+    /// What each task has taken up.
+    taken: HashMap<TaskId, DelegationId>,
     /// How many were looked at so far.
     #[cfg(test)]
     looks: std::sync::atomic::AtomicU64,
@@ -46,8 +48,14 @@ impl Offers {
         self.of.get(&parent).map_or(0, |made| made.open)
     }
 
+    /// The one that this task has taken up.
+    pub(super) fn taken_by(&self, task: TaskId) -> Option<&Offer> {
+        self.taken.get(&task).and_then(|id| self.get(*id))
+    }
+
     /// Remembers an offer; its name is new.
     pub(super) fn insert(&mut self, offer: Offer) -> &Offer {
+        self.taken.extend(offer.taken_by.map(|task| (task, offer.id)));
         let made = self.of.entry(offer.parent).or_default();
         if made.all.insert(offer.id) && offer.taken_by.is_none() {
             made.open += 1;
@@ -58,6 +66,7 @@ impl Offers {
     /// It was taken up.
     pub(super) fn take(&mut self, id: DelegationId, by: TaskId) {
         let Some(offer) = self.all.get_mut(&id) else { return };
+        self.taken.insert(by, id);
         if offer.taken_by.replace(by).is_none()
             && let Some(made) = self.of.get_mut(&offer.parent)
         {
@@ -68,12 +77,15 @@ impl Offers {
     /// It waits no longer, and can be taken up until then; whether it waited.
     pub(super) fn allow(&mut self, id: DelegationId, expires: Instant) -> bool {
         let Some(offer) = self.all.get_mut(&id).filter(|offer| offer.pending) else { return false };
-        (offer.pending, offer.expires) = (false, expires);
+        (offer.pending, offer.by_people, offer.expires) = (false, true, expires);
         true
     }
 
     pub(super) fn remove(&mut self, id: DelegationId) -> Option<Offer> {
         let offer = self.all.remove(&id)?;
+        if let Some(task) = offer.taken_by {
+            self.taken.remove(&task);
+        }
         if let Some(made) = self.of.get_mut(&offer.parent) {
             made.all.remove(&id);
             if offer.taken_by.is_none() {
@@ -96,12 +108,17 @@ impl Offers {
 impl super::Tree {
     /// Whether what is counted is what there is.
     pub(in crate::task) fn counts_its_offers(&self) -> bool {
-        let Offers { all, of, .. } = &self.offers;
+        let Offers { all, of, taken, .. } = &self.offers;
+        let is_its = |(task, id): (&TaskId, &DelegationId)| {
+            all.get(id).is_some_and(|offer| offer.taken_by == Some(*task))
+        };
         let (open, made) =
             of.iter().fold((0, 0), |(open, made), (_, one)| (open + one.open, made + one.all.len()));
         let is_open = |id: &&DelegationId| all.get(*id).is_some_and(|offer| offer.taken_by.is_none());
         open == all.values().filter(|offer| offer.taken_by.is_none()).count()
             && made == all.len()
+            && taken.iter().all(is_its)
+            && taken.len() == all.values().filter(|offer| offer.taken_by.is_some()).count()
             && of
                 .values()
                 .all(|one| one.all.iter().filter(is_open).count() == one.open && !one.all.is_empty())
@@ -111,13 +128,14 @@ impl super::Tree {
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::Ordering;
-    use std::time::UNIX_EPOCH;
+    use std::time::{Duration, UNIX_EPOCH};
 
     use mayfly_attestors::{BootId, ProcessKey};
 
     use super::*;
     use crate::clock::{Clock as _, SystemClock};
     use crate::lease::WorkloadId;
+    use crate::task::journal::Epoch;
     use crate::task::simulation::{charter, new_task};
     use crate::task::tests::any_detail;
     use crate::task::{Bounds, Caller, Charter, Ending, Grants, NewOffer, Scope, Seat, Tree};
@@ -158,6 +176,8 @@ mod tests {
         tree.join(id, new_task(task(n), Charter { grants, ..charter(1) }, seat(), None, UNIX_EPOCH), now)
             .unwrap();
         assert_eq!(tree.offers.open_of(task(0)), 0);
+        let epoch = Epoch { now, since_boot: Duration::from_secs(100) };
+        assert_eq!(tree.notes_of_task(task(n), &epoch).len(), 5, "it, what it is part of, and the offer");
         tree.offers.looks.load(Ordering::Relaxed) - before
     }
 
@@ -177,6 +197,6 @@ mod tests {
         assert_eq!(looks.len(), 1, "looks at {looks:?} offers");
         let cascade = tree.end(task(0), Ending::Completed, now, UNIX_EPOCH);
         assert_eq!((cascade.ended.len(), cascade.void.len()), (1_001, 1_000));
-        assert!(tree.offers.all.is_empty() && tree.offers.of.is_empty());
+        assert!(tree.offers.all.is_empty() && tree.offers.of.is_empty() && tree.offers.taken.is_empty());
     }
 }

@@ -1,10 +1,10 @@
 //! Delegation: a part of a task is offered to one identity, and exists once that one has joined.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
-use super::{NewTask, Parent, Repeat, Timer, Times, Tree};
+use super::{Cascade, NewTask, Parent, Repeat, Timer, Times, Tree};
 use crate::id::{DelegationId, SpiffeId, TaskId};
-use crate::task::{Caller, Charter, Detail, Grants, Key, Limit, Refused, Task};
+use crate::task::{Caller, Charter, Detail, Ending, Grants, Key, Limit, Refused, Task};
 
 /// A part of a task, offered.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -23,6 +23,8 @@ pub struct Offer {
     pub taken_by: Option<TaskId>,
     /// It waits for people: nobody can take it up.
     pub pending: bool,
+    /// People have allowed it. What they said is not kept over a restart, so that nobody can take it up then.
+    pub by_people: bool,
     /// What the request can be told by.
     pub key: Option<Key>,
 }
@@ -74,7 +76,7 @@ impl Tree {
         match key.map(|key| self.repeated(key)).transpose()?.flatten() {
             Some(Repeat::Offer(id)) => Ok(self.offers.get(id)),
             Some(Repeat::Task(_)) => Err(Refused::Conflict),
-            None => Ok(None),
+            Some(Repeat::NotAllowed(_)) | None => Ok(None),
         }
     }
 
@@ -103,7 +105,8 @@ impl Tree {
         let NewOffer { id, parent, life, waits, key, .. } = new;
         let expires = now + waits.unwrap_or(self.bounds.offer);
         let pending = waits.is_some();
-        let offer = Offer { id, parent, charter, life, expires, taken_by: None, pending, key };
+        let offer =
+            Offer { id, parent, charter, life, expires, taken_by: None, pending, by_people: false, key };
         Ok(self.take_in_offer(offer))
     }
 
@@ -120,6 +123,11 @@ impl Tree {
     /// An offer, as long as it is remembered.
     pub fn offered(&self, id: DelegationId) -> Option<&Offer> {
         self.offers.get(id)
+    }
+
+    /// What the task has taken up, as long as that is remembered.
+    pub fn taken_up(&self, task: TaskId) -> Option<&Offer> {
+        self.offers.taken_by(task)
     }
 
     /// Every offer.
@@ -188,7 +196,43 @@ impl Tree {
         Ok(self.insert(new, Some(&parent), times, now))
     }
 
+    /// The offer that an earlier request with the same key made, and people did not allow.
+    pub fn not_allowed(&self, key: Option<&Key>) -> Option<DelegationId> {
+        match self.repeated(key?) {
+            Ok(Some(Repeat::NotAllowed(id))) => Some(id),
+            _ => None,
+        }
+    }
+
+    /// People have not allowed an offer that waited for them: it is gone. Its key stands for that, so that who asks again
+    /// without having heard the answer does not ask people again, until [`Tree::forget_answer`].
+    pub fn refuse_offer(&mut self, id: DelegationId) {
+        let key = self.offers.get(id).and_then(|offer| offer.key.clone());
+        self.forget_offer(id);
+        if let Some(key) = key {
+            let name = (key.process, key.text.clone());
+            self.not_allowed.insert(id, name.clone());
+            self.keys.insert(name, (key, Repeat::NotAllowed(id)));
+        }
+    }
+
+    /// Nobody knows any more what people said to an offer that they did not allow: its key is free.
+    pub fn forget_answer(&mut self, id: DelegationId) {
+        if let Some(name) = self.not_allowed.remove(&id) {
+            self.keys.remove(&name);
+        }
+    }
+
+    /// Takes an offer back, and ends what has come of it already.
+    pub fn withdraw(&mut self, id: DelegationId, now: Instant, wall: SystemTime) -> Cascade {
+        match self.take_back(id) {
+            Some(child) => self.end(child, Ending::Failed, now, wall),
+            None => Cascade::default(),
+        }
+    }
+
     /// Takes an offer back, and says what has come of it already.
+    #[must_use = "what has come of it goes on"]
     pub fn take_back(&mut self, id: DelegationId) -> Option<TaskId> {
         let taken_by = self.offers.get(id)?.taken_by;
         self.forget_offer(id);

@@ -1,6 +1,7 @@
 //! What an earlier run left is taken over, or ends: nothing goes on whose holder was not found again, that has lost what
 //! was above it, or that is wider than what is above it.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::{Cascade, Tree};
@@ -30,8 +31,17 @@ impl Tree {
         wall: SystemTime,
     ) -> Vec<Cascade> {
         let order: Vec<TaskId> = past.tasks.iter().map(|task| task.id).collect();
+        let mut shortened: HashMap<TaskId, Instant> = HashMap::new();
         for mut task in past.tasks {
             task.seat.holder = holder(&task).unwrap_or(NOBODY);
+            // The longest life was lowered since: for the whole tree, so that no part outlives the whole.
+            let most = task.begun + self.bounds.life;
+            if task.parent.is_none() && task.latest > most + ROUNDING {
+                shortened.insert(task.id, most);
+            }
+            if let Some(most) = shortened.get(&task.root) {
+                (task.latest, task.deadline) = (task.latest.min(*most), task.deadline.min(*most));
+            }
             let parent = task.parent.and_then(|id| self.tasks.get_mut(&id));
             if let Some(parent) = parent {
                 parent.children.insert(task.id);
@@ -61,7 +71,8 @@ impl Tree {
         cascades
     }
 
-    /// Whether the task, by itself and beside the one above it, is one that this tree could have.
+    /// Whether the task, by itself and beside the one above it, is one that this tree could have. How deep a tree may be is
+    /// a limit of what begins.
     fn goes_on(&self, task: &Task, now: Instant) -> bool {
         let sound = task.seat.holder != NOBODY
             // Whoever was to allow it has to be asked again, which nobody is.
@@ -69,7 +80,6 @@ impl Tree {
             && task.begun <= now + ROUNDING
             && task.deadline <= task.latest
             && task.latest <= task.begun + self.bounds.life + ROUNDING
-            && task.depth <= self.bounds.depth
             && !task.charter.grants.is_empty();
         let Some(parent) = task.parent else { return sound && task.depth == 0 && task.root == task.id };
         let Some(parent) = self.tasks.get(&parent).filter(|parent| parent.ended_at.is_none()) else {
@@ -97,3 +107,99 @@ impl Tree {
 const NOBODY: WorkloadId = WorkloadId(u64::MAX);
 /// Moments are kept in whole milliseconds.
 const ROUNDING: Duration = Duration::from_millis(1);
+
+#[cfg(test)]
+mod tests {
+    use std::time::UNIX_EPOCH;
+
+    use mayfly_attestors::{BootId, ProcessKey};
+    use proptest::strategy::{Strategy as _, ValueTree as _};
+
+    use super::*;
+    use crate::id::DelegationId;
+    use crate::task::simulation::{charter, new_task};
+    use crate::task::tests::any_detail;
+    use crate::task::{Bounds, Caller, Charter, Grants, NewOffer, Scope, Seat};
+
+    fn seat() -> Seat {
+        let process =
+            ProcessKey { boot_id: BootId::from_bytes([1; 16]), pid: 7, start_time: 1, pidfs_inode: None };
+        Seat { holder: WorkloadId(1), process, uid: 0, scope: Scope::Process }
+    }
+
+    fn name(n: u8) -> TaskId {
+        TaskId::from_bytes([n; 16])
+    }
+
+    /// A task for 1000 s that may be renewed, and after 100 s a part of it, for as long.
+    fn two(now: Instant) -> Tree {
+        let mut runner = proptest::test_runner::TestRunner::deterministic();
+        let grants = Grants::of(vec![any_detail().new_tree(&mut runner).unwrap().current()]);
+        let charter = Charter { grants: grants.clone(), ..charter(1) };
+        let mut tree = Tree::new(Bounds::default());
+        tree.begin(new_task(name(1), charter.clone(), seat(), Some(1_000), UNIX_EPOCH), now).unwrap();
+        let (id, later) = (DelegationId::from_bytes([1; 16]), now + Duration::from_secs(100));
+        let offer = NewOffer {
+            id,
+            parent: name(1),
+            charter: charter.clone(),
+            asked: grants.details().to_vec(),
+            life: None,
+            drops_user: false,
+            waits: None,
+            key: None,
+        };
+        let caller = Caller { process: seat().process, cgroup: None, identities: Vec::new() };
+        tree.offer(offer, &grants, &caller, later).unwrap();
+        tree.join(id, new_task(name(2), charter, seat(), None, UNIX_EPOCH), later).unwrap();
+        tree
+    }
+
+    /// Another run with these bounds takes the tasks over after 200 s.
+    fn again(old: &Tree, bounds: Bounds, now: Instant) -> (Tree, Vec<Cascade>) {
+        let tasks = old.all().into_iter().cloned();
+        let tasks = tasks.map(|mut task| {
+            task.children.clear();
+            task
+        });
+        let past = Past { tasks: tasks.collect(), ..Past::default() };
+        let mut tree = Tree::new(bounds);
+        let found = |_: &Task| Some(WorkloadId(1));
+        let cascades = tree.restore(past, found, now + Duration::from_secs(200), UNIX_EPOCH);
+        (tree, cascades)
+    }
+
+    #[test]
+    fn a_lower_life_shortens_what_goes_on_and_ends_nothing_before_that() {
+        let now = Instant::now();
+        let old = two(now);
+        let life = Duration::from_secs(600);
+        let (tree, cascades) = again(&old, Bounds { life, ..Bounds::default() }, now);
+        assert!(cascades.is_empty(), "{cascades:?}");
+        for id in [name(1), name(2)] {
+            let task = tree.get(id).unwrap();
+            assert_eq!((task.deadline, task.latest), (now + life, now + life));
+            assert_eq!(tree.standing(id), Ok(()));
+        }
+        // What is older than that is over.
+        let life = Duration::from_secs(150);
+        let (_, cascades) = again(&old, Bounds { life, ..Bounds::default() }, now);
+        let ended: Vec<_> = cascades.iter().flat_map(|one| &one.ended).map(|ended| ended.ending).collect();
+        assert_eq!(ended[0], Ending::Deadline);
+        assert_eq!(ended.len(), 2);
+        // And a limit that is as it was moves nothing.
+        let (tree, _) = again(&old, Bounds::default(), now);
+        for id in [name(1), name(2)] {
+            let (is, was) = (tree.get(id).unwrap(), old.get(id).unwrap());
+            assert_eq!((is.deadline, is.latest), (was.deadline, was.latest));
+        }
+    }
+
+    #[test]
+    fn a_lower_depth_is_a_limit_of_what_begins() {
+        let now = Instant::now();
+        let (tree, cascades) = again(&two(now), Bounds { depth: 0, ..Bounds::default() }, now);
+        assert!(cascades.is_empty(), "{cascades:?}");
+        assert_eq!(tree.standing(name(2)), Ok(()));
+    }
+}

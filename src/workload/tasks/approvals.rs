@@ -119,6 +119,14 @@ impl Desk {
         self.askers.iter().find(|(_, asker)| asker.offer == Some(offer)).map(|(id, _)| *id)
     }
 
+    /// Tasks and offers that people have allowed, and that have not gone on.
+    pub(super) fn allowed(&self) -> Vec<ApprovalId> {
+        let allowed = |one: &&Approval| {
+            matches!(one.state, ApprovalState::Approved(_)) && !one.subject.action.is_on_target()
+        };
+        self.book.list().into_iter().filter(allowed).map(|one| one.id).collect()
+    }
+
     /// What waited for an answer that did not come, once.
     pub(super) fn take_unanswered(&mut self) -> Vec<(Approval, Option<DelegationId>)> {
         std::mem::take(&mut self.unanswered)
@@ -323,7 +331,12 @@ impl Shared {
             self.timer.notify_one();
         }
         let book = &desk.book;
-        desk.askers.retain(|id, _| book.get(*id).is_some());
+        let tree = &mut state.tasks.tree;
+        desk.askers.retain(|id, asker| {
+            let stays = book.get(*id).is_some();
+            asker.offer.filter(|_| !stays).into_iter().for_each(|offer| tree.forget_answer(offer));
+            stays
+        });
         self.parts.audit.note(events);
         tasks.into_iter().for_each(|task| state.tasks.tell_approval(task));
     }

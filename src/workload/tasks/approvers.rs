@@ -10,6 +10,7 @@ use std::sync::Arc;
 use mayfly_attestors::Process;
 use tokio::sync::oneshot;
 
+use super::TaskView;
 use super::approvals::{ApprovalView, ROOT, event};
 use crate::audit::{self, ApprovalStep, Event};
 use crate::id::{ApprovalId, SpiffeId};
@@ -57,6 +58,9 @@ pub enum AnswerError {
          knows you"
     )]
     RootAmongMany,
+    /// Somebody said yes to what an operator has frozen.
+    #[error("this, or an agent in its chain, is frozen: a yes counts when it is thawed, a no at once")]
+    Frozen,
     /// Policy does not let him approve.
     #[error("policy does not let this person approve: {} ({})", .0.reason.as_str(), .0.evaluation_id)]
     Policy(Box<Decision>),
@@ -72,6 +76,8 @@ struct Matter {
     object: Object,
     task: crate::policy::TaskFacts,
     chain: Vec<SpiffeId>,
+    /// What waits for the answer could not go on now.
+    is_frozen: bool,
 }
 
 /// An answer that would count.
@@ -137,6 +143,9 @@ impl Shared {
         let matter = self.matter(by, answer.approval)?;
         let set = self.parts.policy.in_force();
         let who = person(&set, by.uid(), &matter.approval.jury, answer.approve)?;
+        if answer.approve && matter.is_frozen {
+            return Err(AnswerError::Frozen);
+        }
         if answer.approve {
             self.ask_whether_he_may(&set, &who, &matter)?;
         }
@@ -168,13 +177,22 @@ impl Shared {
         let desk = &state.tasks.approvals;
         let (approval, asker) = desk.book.get(id).zip(desk.askers.get(&id)).ok_or(ApprovalError::Unknown)?;
         let view = state.tasks.view(approval.subject.task, now, wall).ok_or(ApprovalError::Unknown)?;
+        let waits = !approval.subject.action.is_on_target();
         Ok(Matter {
+            is_frozen: waits && self.is_frozen_for_all(&view, &asker.object),
             approval: approval.clone(),
             operation: asker.operation.clone(),
             object: asker.object.clone(),
             task: view.policy_facts(),
             chain: view.chain.iter().rev().skip(1).cloned().collect(),
         })
+    }
+
+    /// Whether the task, or whom a part of it is for, is frozen.
+    fn is_frozen_for_all(&self, view: &TaskView, object: &Object) -> bool {
+        let to = if let Object::Agent(to) = object { Some(to.as_str()) } else { None };
+        let set = self.parts.policy.in_force();
+        self.is_frozen(view, None) || set.freezes().touches(to, [], None)
     }
 
     fn ask_whether_he_may(

@@ -18,7 +18,6 @@ use crate::audit::{Event, TaskStep};
 use crate::id::{ApprovalId, DelegationId, EntryId, SpiffeId, TaskId};
 use crate::policy::{Action, Decision, Engine, Object, Phase, PolicySet, Question, WorkloadFacts};
 use crate::registration::Identity;
-use crate::task::journal::forget_offer;
 use crate::task::{Charter, Detail, Grants, Key, Limits, NewOffer, Offer, Refused};
 use crate::workload::{Admission, Refusal, Shared, State, Workloads};
 
@@ -129,13 +128,7 @@ impl Workloads {
             end: None,
         };
         if let Err(refusal) = shared.written_and_recorded(written, vec![event]).await {
-            // An offer of which no record could be made is none.
-            let taken_by = {
-                let mut state = shared.lock();
-                shared.parts.ledger.note_soon(vec![forget_offer(id)]);
-                state.tasks.tree.take_back(id)
-            };
-            taken_by.into_iter().for_each(|child| shared.end_unrecorded(child));
+            shared.withdraw_offer(id);
             return Err(refusal.into());
         }
         Ok(view)
@@ -310,6 +303,8 @@ impl Shared {
         mayfly_attestors::failpoint::hit("task.before_offer");
         let now = self.parts.clock.monotonic();
         let mut state = self.lock();
+        // The answer may have come meanwhile.
+        state.tasks.check_answer(new.key.as_ref())?;
         let caller = caller(admission);
         // What exceeds the parent's is refused, so that nothing is left for a cut.
         let cut = state.tasks.tree.get(new.parent).map(|parent| parent.charter.grants.clone());
@@ -328,6 +323,7 @@ impl Shared {
 
     fn known_offer(&self, key: Option<&Key>) -> Result<Option<OfferView>, TaskError> {
         let state = self.lock();
+        state.tasks.check_answer(key)?;
         let known = state.tasks.tree.offer_of_key(key)?.map(|offer| offer.id);
         Ok(known.and_then(|id| self.offer_view(&state, id)))
     }

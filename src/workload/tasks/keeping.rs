@@ -43,12 +43,13 @@ impl Shared {
         committed.await
     }
 
-    /// Something is refused to a task. Nobody waits until that is on the disk.
+    /// Something is refused to a task. Nobody waits until that is on the disk, and whoever is refused in a loop fills no
+    /// memory: the next note of what the task has used has the count, too.
     pub(super) fn count_denial(&self, id: TaskId) {
         let mut state = self.lock();
         state.tasks.tree.note_denial(id);
         let notes = state.tasks.tree.notes_of_usage(id, &self.epoch);
-        self.parts.ledger.note_soon(notes);
+        self.parts.ledger.note_if_room(notes);
     }
 
     /// Notes a step of which no record could be made as it is now that it was taken back.

@@ -5,19 +5,21 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt as _;
+
 use super::approval_use::Approved;
 use super::approvals::{Asked, Asker, event};
 use super::begin::{Newcomer, recorded};
 use super::keeping::Written;
 use super::piece::Piece;
 use super::users::user_of;
-use super::{OfferView, TaskError, TaskView};
+use super::{OfferView, TaskError, TaskView, Tasks};
 use crate::audit::{ApprovalStep, Event, TaskStep};
 use crate::id::{ApprovalId, DelegationId};
-use crate::policy::{Action, ApprovalNeeded, Decision, Engine, Object, Phase, PolicySet};
+use crate::policy::{Action, ApprovalNeeded, Decision, Engine, Object, Phase, PolicySet, Reason};
 use crate::task::approval::{Approval, ApprovalError, ApprovalState, Jury, Subject};
 use crate::task::journal::forget_offer;
-use crate::task::{Ending, Grants, Refused, Standing};
+use crate::task::{Ending, Grants, Key, Refused, Standing};
 use crate::workload::revoker::Initiator;
 use crate::workload::{Admission, Refusal, Shared, State};
 
@@ -77,24 +79,28 @@ impl Shared {
         let life = offered.offer.life.map_or(left, |life| life.min(left));
         let piece = Piece { charter, life, task: parent.task.id, offer: Some(id) };
         let asked = self.ask_about(admission, parent, &piece, decision, needed);
-        let (asked, event) = asked.inspect_err(|_| self.forget_offer(id))?;
-        let recorded = Some(Box::new(recorded(decision, Phase::Begin, Action::Delegate, &piece.target())));
+        let (asked, event) = asked.inspect_err(|_| self.withdraw_offer(id))?;
+        let recorded = Box::new(recorded(decision, Phase::Begin, Action::Delegate, &piece.target()));
         let (agent, task) = (parent.agent(), parent.facts());
-        let offer = Event::Task { step: TaskStep::Delegate, agent, task, decision: recorded, end: None };
-        if let Err(refusal) = self.written_and_recorded(written, vec![offer, event]).await {
+        // It is on record as handed on when people have allowed it, once.
+        let decided = Event::Decided { agent, task, decision: recorded };
+        if let Err(refusal) = self.written_and_recorded(written, vec![decided, event]).await {
             self.lock().tasks.approvals.book.cancel(asked.id);
-            self.forget_offer(id);
+            self.withdraw_offer(id);
             return Err(refusal.into());
         }
         self.tell_approval(parent);
         Ok(OfferView { approval: Some(asked.id), ..offered })
     }
 
-    fn forget_offer(&self, id: DelegationId) {
+    /// An offer of which no record could be made is none; nor is what somebody has made of it meanwhile, quick as people
+    /// may have been with their answer.
+    pub(super) fn withdraw_offer(self: &Arc<Self>, id: DelegationId) {
+        let (now, wall) = (self.parts.clock.monotonic(), self.parts.clock.wall());
         let mut state = self.lock();
         self.parts.ledger.note_soon(vec![forget_offer(id)]);
-        // Nobody can have taken it up.
-        let _nobody = state.tasks.tree.take_back(id);
+        let cascade = state.tasks.tree.withdraw(id, now, wall);
+        self.carry_out(&mut state, &cascade, Initiator::Agent, now, None);
     }
 
     fn tell_approval(&self, view: &TaskView) {
@@ -146,6 +152,7 @@ impl Shared {
     pub(super) async fn settle_pending(self: &Arc<Self>, id: ApprovalId) {
         let Some((approval, offer, view)) = self.pending(id) else { return };
         if let ApprovalState::Approved(until) = approval.state {
+            mayfly_attestors::failpoint::hit("task.before_judge");
             let judged = self.judge_pending(&approval, offer, &view);
             match judged {
                 Ok(judged) if judged.decision.is_allowed() => {
@@ -153,12 +160,34 @@ impl Shared {
                         return;
                     }
                 }
+                // A freeze takes nothing back: the yes stands as long as any other, and counts when it is thawed.
+                Ok(judged) if judged.decision.reason == Reason::Frozen => return,
                 Ok(judged) => self.note_mind_changed(&approval, &view, &judged.decision),
                 Err(why) => tracing::warn!(approval = %id, %why, "what people allowed cannot go on"),
             }
         }
         let now = self.parts.clock.monotonic();
         self.drop_pending(&mut self.lock(), &approval, offer, now);
+    }
+
+    /// What people have allowed, and was frozen when they did, goes on if it is not any more.
+    /// Nobody waits for that: the record may be slow.
+    pub(in crate::workload) fn settle_allowed(self: &Arc<Self>) {
+        let turn = {
+            let state = self.lock();
+            if state.tasks.approvals.allowed().is_empty() {
+                return;
+            }
+            Arc::clone(&state.tasks.approvals.turn)
+        };
+        let shared = Arc::clone(self);
+        self.spawn(async move {
+            let _turn = turn.lock().await;
+            let allowed = shared.lock().tasks.approvals.allowed();
+            for id in allowed {
+                shared.settle_pending(id).await;
+            }
+        });
     }
 
     fn pending(&self, id: ApprovalId) -> Option<(Approval, Option<DelegationId>, TaskView)> {
@@ -203,7 +232,8 @@ impl Shared {
         Ok(Judged { decision, cut: Some(to_be.left_by(&set)) })
     }
 
-    /// On record first, then in memory; whether it goes on.
+    /// On record first, then in memory; whether it goes on. What ends meanwhile is on record as ended after it went on,
+    /// never before; what cannot go on any more is not on record at all, or as void.
     async fn go_on(
         self: &Arc<Self>,
         approval: &Approval,
@@ -221,20 +251,28 @@ impl Shared {
         active.task.standing = Standing::Active;
         let (agent, task) = (view.agent(), active.facts());
         let on = Event::Task { step, agent, task, decision: recorded, end: None };
-        if let Err(error) = self.parts.audit.record(vec![used, on]).await {
-            tracing::error!(approval = %approval.id, %error, "what people allowed cannot be recorded");
+        mayfly_attestors::failpoint::hit("task.before_go_on");
+        if !self.record_in_turn(approval, offer, vec![used, on]).await {
             return false;
         }
         let (now, wall) = (self.parts.clock.monotonic(), self.parts.clock.wall());
         let mut state = self.lock();
-        if state.tasks.approvals.book.spend(approval.id, subject, now).is_err() {
+        self.settle_approvals(&mut state, now);
+        let spent = state.tasks.approvals.book.spend(approval.id, subject, now).is_ok();
+        let goes_on = spent
+            && match offer {
+                Some(offer) => state.tasks.tree.allow_offer(offer, until, now),
+                None => state.tasks.tree.activate(subject.task, now),
+            };
+        if !goes_on {
+            // It was overtaken: the record says that it was used, and that is not so.
+            let is_said = state.tasks.approvals.book.get(approval.id);
+            let is_said = is_said.is_some_and(|one| one.state == ApprovalState::Cancelled);
+            let void = event(ApprovalStep::Cancelled, view.agent(), approval, None);
+            self.parts.audit.note(if is_said { Vec::new() } else { vec![void] });
             return false;
         }
-        let goes_on = match offer {
-            Some(offer) => state.tasks.tree.allow_offer(offer, until, now),
-            None => state.tasks.tree.activate(subject.task, now),
-        };
-        if let Some(cut) = cut.filter(|_| goes_on) {
+        if let Some(cut) = cut {
             let cascade = state.tasks.tree.narrow(subject.task, &cut, now, wall);
             self.carry_out(&mut state, &cascade, Initiator::Policy, now, None);
         }
@@ -246,7 +284,35 @@ impl Shared {
         });
         state.tasks.tell_approval(subject.task);
         self.timer.notify_one();
-        goes_on
+        true
+    }
+
+    /// Puts on record that it goes on, if it can; an end that comes now is recorded behind that.
+    async fn record_in_turn(
+        &self,
+        approval: &Approval,
+        offer: Option<DelegationId>,
+        events: Vec<Event>,
+    ) -> bool {
+        let mut recording = Box::pin(self.parts.audit.record(events));
+        let at_once = {
+            let (now, mut state) = (self.parts.clock.monotonic(), self.lock());
+            self.settle_approvals(&mut state, now);
+            if !state.tasks.can_go_on(approval, offer, now) {
+                return false;
+            }
+            // It is in the queue after this, while nothing can end.
+            recording.as_mut().now_or_never()
+        };
+        let recorded = match at_once {
+            Some(recorded) => recorded,
+            None => recording.await,
+        };
+        recorded
+            .inspect_err(|error| {
+                tracing::error!(approval = %approval.id, %error, "what people allowed cannot be recorded");
+            })
+            .is_ok()
     }
 
     fn note_mind_changed(&self, approval: &Approval, view: &TaskView, decision: &Decision) {
@@ -269,7 +335,7 @@ impl Shared {
             Some(offer) => {
                 if state.tasks.tree.offered(offer).is_some_and(|offer| offer.pending) {
                     self.parts.ledger.note_soon(vec![forget_offer(offer)]);
-                    state.tasks.tree.take_back(offer);
+                    state.tasks.tree.refuse_offer(offer);
                 }
                 self.void_approval(state, approval.id);
             }
@@ -299,6 +365,26 @@ impl Shared {
     /// So long an offer waits: longer than people have, so that their time is what counts.
     pub(super) fn wait_of_offers(&self) -> Duration {
         self.settings.approvals.wait + Duration::from_secs(60)
+    }
+}
+
+impl Tasks {
+    /// Whether people have not allowed what an equal request offered, as long as it is remembered what they said.
+    pub(super) fn check_answer(&self, key: Option<&Key>) -> Result<(), ApprovalError> {
+        let approval = self.tree.not_allowed(key).and_then(|offer| self.approvals.of_offer(offer));
+        match approval.and_then(|id| self.approvals.book.get(id)) {
+            Some(approval) => Err(ApprovalError::State(approval.state)),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether what people have allowed is still there, and waits.
+    fn can_go_on(&mut self, approval: &Approval, offer: Option<DelegationId>, now: Instant) -> bool {
+        let waits = match offer {
+            Some(offer) => self.tree.offered(offer).is_some_and(|offer| offer.pending),
+            None => self.tree.standing(approval.subject.task) == Err(Refused::Pending),
+        };
+        waits && self.approvals.book.check(approval.id, &approval.subject, now).is_ok()
     }
 }
 

@@ -108,7 +108,7 @@ impl Shared {
         held: &BTreeSet<ProcessKey>,
     ) -> TasksRestored {
         let (now, wall) = (self.parts.clock.monotonic(), self.parts.clock.wall());
-        let PastTasks { past, keepers, known, .. } = tasks;
+        let PastTasks { mut past, keepers, known, .. } = tasks;
         let mut state = self.lock();
         let found: BTreeMap<TaskId, WorkloadId> = past
             .tasks
@@ -116,6 +116,8 @@ impl Shared {
             .filter_map(|task| Some((task.id, self.holder_again(&mut state, task, scopes)?)))
             .collect();
         let orphans = state.take_over_shared(shared, &past.tasks, &found, now, wall);
+        // What was refused meanwhile, because its process is gone or has not earned it any more, holds nothing up.
+        past.leases.retain(|(lease, _)| state.rows.contains_key(lease));
         let cascades = state.tasks.tree.restore(past, |task| found.get(&task.id).copied(), now, wall);
         self.note_neighbours(&mut state, &found);
         // Each task holds its holder until it ends.
