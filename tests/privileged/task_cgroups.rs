@@ -239,8 +239,8 @@ fn k01_whoever_is_outside_or_is_not_what_the_task_is_cannot_act_in_it() {
     group.take(other.pid());
     group.take(stranger.pid());
     for holder in [&mut outside, &mut other] {
-        assert_eq!(get(holder, &task).unwrap_err().reason, "not_in_task");
-        assert_eq!(issue(holder, &task).unwrap_err().reason, "not_in_task");
+        assert_eq!(get(holder, &task).unwrap_err().reason, "no_such_task");
+        assert_eq!(issue(holder, &task).unwrap_err().reason, "no_such_task");
     }
     let refused = issue(&mut stranger, &task).unwrap_err();
     assert_eq!((refused.code, refused.reason.as_str()), (7, ""), "nothing is attested of it");
@@ -248,14 +248,14 @@ fn k01_whoever_is_outside_or_is_not_what_the_task_is_cannot_act_in_it() {
     let below = group.0.join("below");
     std::fs::create_dir(&below).unwrap();
     std::fs::write(below.join("cgroup.procs"), outside.pid().to_string()).unwrap();
-    assert_eq!(issue(&mut outside, &task).unwrap_err().reason, "not_in_task");
+    assert_eq!(issue(&mut outside, &task).unwrap_err().reason, "no_such_task");
     group.take(outside.pid());
     issue(&mut outside, &task).unwrap();
     // Moved out by root, and with that out of the task, at the very next call.
     std::fs::write(root().join("cgroup.procs"), outside.pid().to_string()).unwrap();
-    assert_eq!(issue(&mut outside, &task).unwrap_err().reason, "not_in_task");
+    assert_eq!(issue(&mut outside, &task).unwrap_err().reason, "no_such_task");
     std::fs::write(root().join("cgroup.procs"), founder.pid().to_string()).unwrap();
-    assert_eq!(issue(&mut founder, &task).unwrap_err().reason, "not_in_task");
+    assert_eq!(issue(&mut founder, &task).unwrap_err().reason, "no_such_task");
     std::fs::remove_dir(below).unwrap();
 }
 
