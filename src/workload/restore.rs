@@ -12,7 +12,7 @@ use super::admit::member;
 use super::issue::remaining;
 use super::revoker::Initiator;
 use super::state::State;
-use super::tasks::{Claim, TasksRestored};
+use super::tasks::{Claim, PastTasks, TasksRestored};
 use super::{Shared, Workloads};
 use crate::clock::unix_seconds;
 use crate::id::SpiffeId;
@@ -83,6 +83,8 @@ impl Workloads {
             self.refuse_gone(ended).await;
         }
         let mut pending = self.0.read_past(rows);
+        let shared = self.0.take_shared(&tasks, &mut pending);
+        restored.adopted += shared.len();
         let claims = tasks.holders();
         for key in claims.keys() {
             pending.entry(*key).or_default();
@@ -122,7 +124,7 @@ impl Workloads {
         }
         self.0.parts.readiness.clear(CONCERN);
         held.retain(|key| claims.contains_key(key));
-        let TasksRestored { live, ended, lost } = self.0.restore_tasks(tasks, &held);
+        let TasksRestored { live, ended, lost } = self.0.restore_tasks(tasks, shared, &held);
         restored.adopted -= lost.min(restored.adopted);
         self.flush().await;
         Restored { revoked: restored.revoked + lost, tasks: live, tasks_ended: ended, ..restored }
@@ -158,6 +160,18 @@ impl Shared {
             }
         }
         past
+    }
+
+    /// What processes asked for in tasks of cgroups: it is the task's, and stands and falls with it, not with them. Of
+    /// one from which an operator took something nothing is left to others.
+    fn take_shared(&self, tasks: &PastTasks, pending: &mut BTreeMap<ProcessKey, Vec<Row>>) -> Vec<Row> {
+        let (state, in_cgroups) = (self.lock(), tasks.in_cgroups());
+        let mut shared = Vec::new();
+        for (_, rows) in pending.iter_mut().filter(|(key, _)| !state.standing.contains_key(key)) {
+            shared.extend(rows.extract_if(.., |row| row.task.is_some_and(|task| in_cgroups.contains(&task))));
+        }
+        pending.retain(|key, rows| !rows.is_empty() || state.standing.contains_key(key));
+        shared
     }
 
     /// `claims`: what the tasks that the process holds rest on. As long as it is not known whether they go on, it is held.

@@ -45,7 +45,7 @@ pub use self::following::TaskFollower;
 pub use self::issue::{Ask, Authorized, Issued, Proof};
 pub use self::keeper::{Errand, MOST_AUDIENCES};
 pub use self::operator::TaskFilter;
-pub(super) use self::restoring::{Claim, TasksRestored};
+pub(super) use self::restoring::{Claim, PastTasks, TasksRestored};
 pub use self::scope::ScopeWish;
 pub(super) use self::users::look_at;
 pub use self::watch::{Look, TaskWatch};

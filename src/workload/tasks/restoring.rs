@@ -14,6 +14,8 @@ use crate::lease::WorkloadId;
 use crate::ledger::{Note, Row, State as RowState};
 use crate::task::journal::{self, KeptBy};
 use crate::task::{Cascade, Past, Scope, Seat, Task};
+use crate::workload::guard::form_of;
+use crate::workload::issue::remaining;
 use crate::workload::revoker::Initiator;
 use crate::workload::{Shared, State};
 
@@ -43,6 +45,12 @@ impl PastTasks {
     /// Whether a task was going on.
     pub(in crate::workload) fn knows(&self, task: TaskId) -> bool {
         self.known.contains(&task)
+    }
+
+    /// Those that a cgroup held.
+    pub(in crate::workload) fn in_cgroups(&self) -> BTreeSet<TaskId> {
+        let in_cgroup = |task: &&Task| task.seat.scope != Scope::Process;
+        self.past.tasks.iter().filter(in_cgroup).map(|task| task.id).collect()
     }
 
     /// Those that have to be found again, for tasks of a cgroup whoever founded them, each with the identities that its tasks rest on.
@@ -75,10 +83,12 @@ impl Shared {
         }
     }
 
-    /// The tasks go on, or end, now that it is known who lives: each of `held` was held until this is done.
+    /// The tasks go on, or end, now that it is known who lives: each of `held` was held until this is done. `shared` is what
+    /// tasks of cgroups have, whoever in there asked for it.
     pub(in crate::workload) fn restore_tasks(
         self: &Arc<Self>,
         tasks: PastTasks,
+        shared: Vec<Row>,
         held: &BTreeSet<ProcessKey>,
     ) -> TasksRestored {
         let (now, wall) = (self.parts.clock.monotonic(), self.parts.clock.wall());
@@ -89,6 +99,14 @@ impl Shared {
             .iter()
             .filter_map(|task| Some((task.id, self.holder_again(&mut state, task)?)))
             .collect();
+        for row in shared {
+            if let Some(stand_in) = row.task.and_then(|task| found.get(&task)) {
+                let ends = now + remaining(&row, wall);
+                state.core.adopt(*stand_in, row.entry.clone(), form_of(&row), row.id, ends);
+            }
+            // Of a task that does not go on it is taken back below.
+            state.add_row(row);
+        }
         let cascades = state.tasks.tree.restore(past, |task| found.get(&task.id).copied(), now, wall);
         self.note_neighbours(&mut state, &found);
         // Each task holds its holder until it ends.
