@@ -407,3 +407,56 @@ fn while_the_ledger_cannot_be_written_no_task_begins_and_no_end_is_taken_for_don
     assert!(!world.is_active(&token.token));
     assert!(live(&world.agent).is_empty(), "what was owed was written");
 }
+
+/// Of what no record can be made nothing happens.
+#[test]
+fn while_the_record_cannot_be_written_nothing_begins_is_given_or_gets_more_time() {
+    let mut broken = None;
+    let mut world = World::prepared(|agent| {
+        let (fails, spec) = Jam::at(agent.dir(), "audit.before_write");
+        agent.plan().environment.push(("MAYFLY_FAILPOINTS".to_owned(), spec));
+        broken = Some(fails);
+    });
+    let broken = broken.unwrap();
+    let (mut planner, mut ben) = (world.planner(), world.ben());
+    let root: proto::Task = planner.task_call("Begin", &keyed("root")).unwrap();
+    let token = issue(&mut planner, &root).unwrap();
+    let was = get(&mut planner, &root).unwrap();
+    let more = proto::RenewRequest { task_id: root.id.clone(), ttl: lasting(3_600) };
+    let part = proto::DelegateRequest { idempotency_key: "part".to_owned(), ..offer(&root, BEN, "/more") };
+    broken.set();
+    for (method, refused) in [
+        ("Begin", planner.task_call::<proto::Task>("Begin", &keyed("k")).err()),
+        ("Delegate", planner.task_call::<proto::Delegation>("Delegate", &part).err()),
+        ("Issue", issue(&mut planner, &root).err()),
+        ("Renew", planner.task_call::<proto::Task>("Renew", &more).err()),
+    ] {
+        assert_eq!(refused.map(|refused| refused.code), Some(14), "{method}");
+    }
+    let unchanged = |is: &proto::Task| {
+        assert_eq!((is.state(), is.live_credentials, is.live_children), (proto::TaskState::Active, 1, 0));
+        assert!((seconds(is.deadline.as_ref()) - seconds(was.deadline.as_ref())).abs() <= 1, "no more time");
+        is.used.unwrap().calls
+    };
+    let used = unchanged(&get(&mut planner, &root).unwrap());
+    assert!((1..=2).contains(&used), "{used}");
+    assert_eq!(live(&world.agent).len(), 1);
+    assert_eq!(world.agent.admin().live_leases_of(planner.pid()).len(), 1, "no credential stands");
+    assert!(world.is_active(&token.token));
+    broken.clear();
+    let second = until("tasks begin again", || planner.task_call::<proto::Task>("Begin", &keyed("k")).ok());
+    assert_eq!(second.state(), proto::TaskState::Active);
+    again(&mut world, &mut [&mut planner, &mut ben], killed);
+    let used = unchanged(&get(&mut planner, &root).unwrap());
+    assert!((1..=2).contains(&used), "{used}");
+    assert_eq!(live(&world.agent).len(), 2);
+    let renewed: proto::Task = planner.task_call("Renew", &more).unwrap();
+    assert!(seconds(renewed.deadline.as_ref()) > seconds(was.deadline.as_ref()));
+    let offered: proto::Delegation = planner.task_call("Delegate", &part).unwrap();
+    let join = proto::JoinRequest { delegation_id: offered.id, ..Default::default() };
+    ben.task_call::<proto::Task>("Join", &join).unwrap();
+    for _ in used..6 {
+        issue(&mut planner, &root).unwrap();
+    }
+    assert_eq!(issue(&mut planner, &root).unwrap_err().reason, "limit_calls");
+}

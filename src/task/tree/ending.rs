@@ -223,12 +223,17 @@ impl Tree {
                 break;
             }
             self.ended.pop_front();
-            if let Some(key) = self.tasks.remove(&id).and_then(|task| task.key) {
-                let name = (key.process, key.text);
-                if self.keys.get(&name).is_some_and(|(_, what)| *what == Repeat::Task(id)) {
-                    self.keys.remove(&name);
-                }
-            }
+            self.forget_key(id);
+            self.tasks.remove(&id);
+        }
+    }
+
+    /// The request that made the task is answered as if it had never come: it made none after all.
+    pub fn forget_key(&mut self, id: TaskId) {
+        let Some(key) = self.tasks.get_mut(&id).and_then(|task| task.key.take()) else { return };
+        let name = (key.process, key.text);
+        if self.keys.get(&name).is_some_and(|(_, what)| *what == Repeat::Task(id)) {
+            self.keys.remove(&name);
         }
     }
 }
