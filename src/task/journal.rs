@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use self::keepers::KeeperRecord;
 pub use self::keepers::{KeptBy, note_keeper};
 use super::{
-    Charter, Detail, Ending, Grants, Key, Limits, Offer, RawDetail, Scope, Seat, Standing, Task, Usage, User,
+    Charter, Detail, Grants, Key, Limits, Offer, RawDetail, Scope, Seat, Standing, Task, Usage, User,
 };
 use crate::clock::unix_millis;
 use crate::id::{DelegationId, EntryId, SpiffeId, TaskId};
@@ -405,7 +405,6 @@ fn standing(standing: Standing) -> String {
     match standing {
         Standing::Pending => "pending".to_owned(),
         Standing::Active => "active".to_owned(),
-        Standing::Suspended(why) => format!("suspended:{}", why.as_str()),
         Standing::Ended(why) => format!("ended:{}", why.as_str()),
     }
 }
@@ -415,9 +414,6 @@ fn standing_of(text: &str) -> Option<Standing> {
     match text.split_once(':') {
         None if text == "pending" => Some(Standing::Pending),
         None if text == "active" => Some(Standing::Active),
-        Some(("suspended", why)) => {
-            Ending::ALL.into_iter().find(|one| one.as_str() == why).map(Standing::Suspended)
-        }
         _ => None,
     }
 }
@@ -454,7 +450,7 @@ mod tests {
     use crate::clock::{Clock as _, SystemClock};
     use crate::task::simulation::{charter, new_task};
     use crate::task::tests::any_grants;
-    use crate::task::{Bounds, Cost, Tree};
+    use crate::task::{Bounds, Cost, Ending, Tree};
 
     fn epoch() -> Epoch {
         Epoch { now: SystemClock.monotonic(), since_boot: Duration::from_secs(100_000) }

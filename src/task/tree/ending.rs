@@ -150,28 +150,6 @@ impl Tree {
         cascades
     }
 
-    /// Suspends the task, and with it everything below; the answer is all of them. Nothing, if it stands still already.
-    pub fn suspend(&mut self, id: TaskId, why: Ending) -> Vec<TaskId> {
-        match self.tasks.get_mut(&id) {
-            Some(task) if task.standing == Standing::Active => task.standing = Standing::Suspended(why),
-            _ => return Vec::new(),
-        }
-        self.note_change(id);
-        self.subtree(id)
-    }
-
-    /// Undoes [`Tree::suspend`]; the answer is the task and everything below it.
-    pub fn resume(&mut self, id: TaskId) -> Vec<TaskId> {
-        match self.tasks.get_mut(&id) {
-            Some(task) if matches!(task.standing, Standing::Suspended(_)) => {
-                task.standing = Standing::Active;
-            }
-            _ => return Vec::new(),
-        }
-        self.note_change(id);
-        self.subtree(id)
-    }
-
     /// People have allowed a task that waited for them; whether it did.
     pub fn activate(&mut self, id: TaskId, now: Instant) -> bool {
         let Some(task) = self.tasks.get_mut(&id).filter(|task| task.standing == Standing::Pending) else {
