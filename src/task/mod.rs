@@ -145,7 +145,7 @@ pub struct Charter {
     pub policy_version: String,
 }
 
-/// Why a task ended, or is suspended. The text is stable.
+/// Why a task ended. The text is stable.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub enum Ending {
     /// Its holder said so.
@@ -173,21 +173,6 @@ pub enum Ending {
 }
 
 impl Ending {
-    /// Every one.
-    pub const ALL: [Self; 11] = [
-        Self::Completed,
-        Self::Failed,
-        Self::Deadline,
-        Self::Idle,
-        Self::ProcessExit,
-        Self::ParentEnded,
-        Self::Policy,
-        Self::Admin,
-        Self::KillSwitch,
-        Self::Anomaly,
-        Self::Restart,
-    ];
-
     /// The stable name.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -206,15 +191,13 @@ impl Ending {
     }
 }
 
-/// Where a task stands, by itself: those above it count as well.
+/// Where a task stands, by itself: those above it count as well, and so does what is frozen.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Standing {
     /// It waits for people.
     Pending,
     /// It may act.
     Active,
-    /// It may not, until it is resumed.
-    Suspended(Ending),
     /// It never will again.
     Ended(Ending),
 }
@@ -306,9 +289,6 @@ pub enum Refused {
     /// The task has ended.
     #[error("the task has ended: {}", .0.as_str())]
     Ended(Ending),
-    /// The task, or one above it, is suspended.
-    #[error("the task is suspended: {}", .0.as_str())]
-    Suspended(Ending),
     /// The task, or one above it, waits for people.
     #[error("the task waits for approval")]
     Pending,
@@ -338,7 +318,6 @@ impl Refused {
             Self::NotYours => "not_yours",
             Self::DelegationUsed => "delegation_used",
             Self::Ended(_) => "task_ended",
-            Self::Suspended(_) => "suspended",
             Self::Pending => "pending_approval",
             Self::Exceeds(_) => "exceeds_parent",
             Self::NotGranted => "not_granted",

@@ -1,4 +1,4 @@
-//! Random histories against the tree: tasks begin, delegate, spend, are renewed, suspended and narrowed, holders die,
+//! Random histories against the tree: tasks begin, delegate, spend, are renewed and narrowed, holders die,
 //! time passes, credentials arrive late. After each step the model checks the rules of the module's contract.
 
 mod restarts;
@@ -34,8 +34,6 @@ enum Step {
     HolderGone { slot: u8 },
     Renew { task: u8, life: u16, cut: Option<Grants> },
     Narrow { task: u8, cut: Grants },
-    Suspend { task: u8 },
-    Resume { task: u8 },
     Advance { seconds: u16 },
     Jump { wall: i32 },
     Restart { alive: u8 },
@@ -65,8 +63,6 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0..6_u8).prop_map(|slot| Step::HolderGone { slot }),
         2 => (n(), 1..9_000_u16, cut()).prop_map(|(task, life, cut)| Step::Renew { task, life, cut }),
         1 => (n(), any_grants()).prop_map(|(task, cut)| Step::Narrow { task, cut }),
-        1 => n().prop_map(|task| Step::Suspend { task }),
-        1 => n().prop_map(|task| Step::Resume { task }),
         2 => (0..1_500_u16).prop_map(|seconds| Step::Advance { seconds }),
         1 => (-100_000..100_000_i32).prop_map(|wall| Step::Jump { wall }),
         1 => (n(), n()).prop_map(|(one, other)| Step::Restart { alive: one | other }),
@@ -237,18 +233,6 @@ impl Model {
                 let Some(id) = Self::pick(&self.made, *task) else { return Ok(()) };
                 let cascade = self.tree.narrow(id, cut, self.now, self.wall);
                 self.take(&cascade)?;
-                self.note(|tree, epoch| tree.notes_of_subtree(id, epoch));
-            }
-            Step::Suspend { task } => {
-                let Some(id) = Self::pick(&self.made, *task) else { return Ok(()) };
-                for below in self.tree.suspend(id, Ending::Admin) {
-                    prop_assert!(self.tree.standing(below).is_err(), "{below} goes on");
-                }
-                self.note(|tree, epoch| tree.notes_of_subtree(id, epoch));
-            }
-            Step::Resume { task } => {
-                let Some(id) = Self::pick(&self.made, *task) else { return Ok(()) };
-                prop_assert!(self.tree.resume(id).iter().all(|below| !self.ended.contains(below)));
                 self.note(|tree, epoch| tree.notes_of_subtree(id, epoch));
             }
             Step::Jump { wall } => {
@@ -610,7 +594,6 @@ mod tests {
         assert_eq!(model.tree.standing(id), Err(Refused::Ended(Ending::Failed)));
         assert!(model.tree.end(id, Ending::Admin, model.now, model.wall).is_empty(), "final");
         assert_eq!(model.tree.standing(id), Err(Refused::Ended(Ending::Failed)));
-        assert!(model.tree.resume(id).is_empty());
         let caller = model.caller_of(id).unwrap();
         let renewed = model.tree.renewed_until(id, Duration::from_secs(60), &caller, model.now);
         assert_eq!(renewed, Err(Refused::Ended(Ending::Failed)));
@@ -890,22 +873,6 @@ mod tests {
             assert_eq!(ended, if at == 0 { Vec::new() } else { vec![expected] }, "{at}");
             assert_eq!(tree.live(), if at == 0 { 2 } else { 1 });
         }
-    }
-
-    #[test]
-    fn a_suspended_parent_holds_its_children() {
-        let mut model = Model::new(Bounds::default());
-        let parent = begun(&mut model, 0, false, false).unwrap();
-        let offer = offered(&mut model, parent, 1).unwrap();
-        let child = joined(&mut model, offer, 1, 1).unwrap();
-        let flight = model.tree.take_off(child, "a", model.now).unwrap();
-        assert_eq!(model.tree.suspend(parent, Ending::KillSwitch), [parent, child]);
-        assert_eq!(model.tree.standing(child), Err(Refused::Suspended(Ending::KillSwitch)));
-        assert!(matches!(model.tree.land(flight, LeaseId::from_bytes([7; 16])), Landing::Doomed(_)));
-        assert!(model.tree.suspend(parent, Ending::Admin).is_empty());
-        assert_eq!(model.tree.get(parent).unwrap().standing, Standing::Suspended(Ending::KillSwitch));
-        assert_eq!(model.tree.resume(parent), [parent, child]);
-        assert_eq!(model.tree.standing(child), Ok(()));
     }
 
     #[test]

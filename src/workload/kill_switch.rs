@@ -48,6 +48,7 @@ impl Workloads {
         let taken_by = freeze.revoke.then_some(Initiator::OperatorUid(by.uid));
         let by_pid = by.process.pid;
         self.freeze_in_memory(what.clone(), freeze, by);
+        self.0.tell_suspended();
         let Concerned { credentials, tasks, processes, cgroups } = self.concerned(what, taken_by);
         let written = self.write_freezes();
         let Stilled { still, not_still } = self.make_still(what, cgroups, by_pid);
@@ -114,6 +115,7 @@ impl Workloads {
             let (what, needs_another) = (what.to_string(), thawed == Thawed::NeedsAnother);
             let event = Event::Thaw { by: Some(by), what, reason: reason.to_owned(), needs_another };
             self.0.parts.audit.note(vec![event]);
+            self.0.tell_suspended();
         }
         Ok(thawed)
     }
@@ -135,6 +137,7 @@ impl Workloads {
             Event::Thaw { by: None, what, reason, needs_another: false }
         };
         self.0.parts.audit.note(vec![event]);
+        self.0.tell_suspended();
     }
 
     /// Writes down what is frozen now, one at a time.

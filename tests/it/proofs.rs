@@ -10,7 +10,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use mayfly::authority::{JwsUse, JwtBundle, JwtBundles, jwk_thumbprint};
 use mayfly::clock::{Clock as _, SystemClock, unix_seconds};
-use mayfly::issue::wit::{Rules as WitRules, Unproven, validate};
+use mayfly::issue::wit::{ProofRefusal, Rules as WitRules, Unproven, validate};
 use mayfly::proof::{Holder, Refusal, Replays, Request, Rules, Scheme, Shown, Used, check, wpt};
 use mayfly_harness::tasks::detail;
 use mayfly_proto::task as proto;
@@ -186,8 +186,13 @@ fn h12_a_copied_wit_svid_is_nobody_without_its_key() {
     let proof = key(&one).wpt(&one.token, "p1");
     assert_eq!(takes(&proof).unwrap().spiffe_id.as_str(), crate::users::PLANNER);
     assert_eq!(takes(&proof).unwrap_err(), wpt::Refusal::Used(Used::Again));
-    for forged in [key(&other).wpt(&one.token, "p2"), Key::new().wpt(&one.token, "p3")] {
-        assert_eq!(takes(&forged).unwrap_err().status(), 400);
+    let other_token = key(&one).wpt(&other.token, "p4");
+    for (forged, why) in [
+        (key(&other).wpt(&one.token, "p2"), ProofRefusal::Key),
+        (Key::new().wpt(&one.token, "p3"), ProofRefusal::Key),
+        (other_token, ProofRefusal::OtherToken),
+    ] {
+        let refusal = takes(&forged).unwrap_err();
+        assert_eq!((refusal, refusal.status()), (wpt::Refusal::Proof(why), 400));
     }
-    assert!(takes(&key(&one).wpt(&other.token, "p4")).is_err(), "made for another token");
 }

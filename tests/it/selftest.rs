@@ -1,22 +1,37 @@
 //! What a development agent is good for without any file: `mayfly selftest containment`, and a task.
 
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-struct Agent(Child);
+use mayfly_harness::until;
+
+/// An agent, and what it says; a test that fails shows that.
+struct Agent(Child, PathBuf);
 
 impl Drop for Agent {
     fn drop(&mut self) {
         self.0.kill().ok();
         self.0.wait().ok();
+        if std::thread::panicking() {
+            eprintln!("the agent said: {}", std::fs::read_to_string(&self.1).unwrap_or_default());
+        }
     }
 }
 
 /// A development agent, and its public socket.
-fn developing(runtime: &std::path::Path) -> (Agent, std::path::PathBuf) {
+fn developing(runtime: &Path) -> (Agent, PathBuf) {
+    let log = runtime.with_extension("log");
     let mut command = Command::new(env!("CARGO_BIN_EXE_mayfly"));
     command.args(["agent", "--dev", "--runtime-dir"]).arg(runtime);
-    let agent = Agent(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
-    let socket = std::iter::repeat_with(|| find(runtime)).flatten().next().unwrap();
+    command.stdout(Stdio::null()).stderr(std::fs::File::create(&log).unwrap());
+    let mut agent = Agent(command.spawn().unwrap(), log);
+    let socket = runtime.join("public/api.sock");
+    until("the agent serves", || {
+        let ended = agent.0.try_wait().unwrap();
+        assert!(ended.is_none(), "it ended: {ended:?}");
+        UnixStream::connect(&socket).ok()
+    });
     (agent, socket)
 }
 
@@ -87,11 +102,4 @@ fn the_self_test_says_what_held_and_what_no_agent_can_hold() {
     assert_eq!(verdicts[6], ("outlive", "held"), "{report:#}");
     assert!(!verdicts.iter().any(|(_, verdict)| *verdict == "not_tried"), "tasks are tried, too: {report:#}");
     assert!(verdicts.iter().filter(|(kind, _)| *kind == "outlive").count() >= 2, "{report:#}");
-}
-
-/// The public socket, once the agent serves.
-fn find(runtime: &std::path::Path) -> Option<std::path::PathBuf> {
-    std::thread::sleep(std::time::Duration::from_millis(20));
-    let socket = runtime.join("public/api.sock");
-    std::os::unix::net::UnixStream::connect(&socket).ok().map(|_| socket)
 }

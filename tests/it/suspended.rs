@@ -5,11 +5,11 @@ use std::io::Read as _;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use mayfly_harness::Agent;
+use mayfly_harness::{Agent, until};
 use mayfly_proto::task as proto;
 use serde_json::Value;
 
-use crate::children::{ANN, BEN, WIKI, World, begin, child, end, issue, wanted};
+use crate::children::{ANN, BEN, WIKI, World, begin, child, end, get, issue, wanted};
 use crate::http::local;
 
 const VALID: u8 = 0;
@@ -46,8 +46,7 @@ fn status(agent: &Agent, token: &str) -> u8 {
 }
 
 fn run(world: &World, arguments: &[&str]) {
-    let (code, out, err) = world.agent.mayfly(arguments);
-    assert_eq!(code, Some(0), "{arguments:?}: {out}{err}");
+    output(world, arguments);
 }
 
 #[test]
@@ -133,4 +132,86 @@ fn a_suspended_svid_of_a_task_validates_nowhere_and_can_be_given_back() {
     assert!(ann.validate(WIKI, &kept).is_ok() && world.is_active(&kept));
     assert_eq!(ann.validate(WIKI, &returned).unwrap_err().code, 3);
     assert_eq!((status(&world.agent, &kept), status(&world.agent, &returned)), (VALID, INVALID));
+}
+
+/// What operators and the tasks' own processes are shown of the tasks themselves, and what the record says.
+#[test]
+fn a_frozen_task_and_all_below_it_are_shown_as_suspended_and_each_change_is_recorded_once() {
+    let mut world = World::new();
+    let (mut planner, mut ann, mut ben) = (world.planner(), world.ann(), world.ben());
+    let root = begin(&mut planner);
+    let below = child(&root, &mut planner, &mut ann, ANN, "/docs");
+    let deepest = child(&below, &mut ann, &mut ben, BEN, "/docs/one");
+    let elsewhere = begin(&mut planner);
+    let all = [&root, &below, &deepest, &elsewhere].map(|task| task.id.clone());
+    let shown = |world: &World, expected: [&str; 4], when: &str| {
+        let listed = output(world, &["task", "list"]);
+        for (id, state) in all.iter().zip(expected) {
+            let of = |text: &str| -> Value { serde_json::from_str(text).unwrap() };
+            let task = of(&output(world, &["task", "show", id, "--output", "json"]));
+            assert_eq!(task["state"], state, "{when}: {task}");
+            let reason = if state == "suspended" { "kill_switch" } else { "" };
+            assert_eq!(task["reason"].as_str().unwrap_or_default(), reason, "{when}: {task}");
+            let line = listed.lines().find(|line| line.contains(id.as_str())).unwrap();
+            assert!(line.contains(state), "{when}: {line}");
+        }
+        let tree = output(world, &["task", "tree"]);
+        let suspended = expected.iter().filter(|state| **state == "suspended").count();
+        assert_eq!(tree.matches("suspended").count(), suspended, "{when}: {tree}");
+    };
+    let recorded = |world: &World, step: &str, expected: [usize; 4]| {
+        until(&format!("{expected:?} of {step}"), || {
+            let log = world.agent.audit();
+            let is_of =
+                |line: &&Value, id: &String| line["event"] == step && line["task"]["id"] == id.as_str();
+            let count = |id| log.iter().filter(|line| is_of(line, id)).count();
+            (all.each_ref().map(count) == expected).then_some(())
+        });
+    };
+    let (on, off) = ("active", "suspended");
+    shown(&world, [on; 4], "before");
+    for (what, expected) in [
+        (["--agent", ANN], [on, off, off, on]),
+        (["--agent", BEN], [on, on, off, on]),
+        (["--task", &root.id], [off, off, off, on]),
+        (["--target", "wiki"], [on; 4]),
+    ] {
+        run(&world, &["freeze", what[0], what[1]]);
+        shown(&world, expected, &what.join(" "));
+        run(&world, &["thaw", what[0], what[1]]);
+        shown(&world, [on; 4], "thawed");
+    }
+    recorded(&world, "task.suspend", [1, 2, 3, 0]);
+    recorded(&world, "task.resume", [1, 2, 3, 0]);
+    let line = world.agent.audited(&["task.suspend", &deepest.id]);
+    assert_eq!(line["task"]["state"], "suspended", "{line}");
+    let flag = world.agent.dir().join("FREEZE");
+    std::fs::write(&flag, "").unwrap();
+    shown(&world, [off; 4], "by the flag file");
+    std::fs::remove_file(&flag).unwrap();
+    shown(&world, [on; 4], "without the flag file");
+    recorded(&world, "task.resume", [2, 3, 4, 1]);
+    // Whoever holds one sees it as well; two freezes are one suspension, which lasts until the last thaw.
+    run(&world, &["freeze", "--task", &root.id]);
+    run(&world, &["freeze", "--agent", ANN]);
+    let own = get(&mut ben, &deepest).unwrap();
+    assert_eq!((own.state(), own.reason.as_str()), (proto::TaskState::Suspended, "kill_switch"));
+    world.agent.crash_and_restart();
+    shown(&world, [off, off, off, on], "after a restart");
+    run(&world, &["thaw", "--task", &root.id]);
+    shown(&world, [on, off, off, on], "half thawed");
+    run(&world, &["task", "end", &below.id, "--reason", "ticket 17"]);
+    run(&world, &["thaw", "--agent", ANN]);
+    // What has ended does not go on.
+    recorded(&world, "task.suspend", [3, 4, 5, 1]);
+    recorded(&world, "task.resume", [3, 3, 4, 1]);
+    planner.connect();
+    assert_eq!(get(&mut planner, &root).unwrap().state(), proto::TaskState::Active);
+    issue(&mut planner, &root).unwrap();
+}
+
+fn output(world: &World, arguments: &[&str]) -> String {
+    let (code, out, err) = world.agent.mayfly(arguments);
+    assert_eq!(code, Some(0), "{arguments:?}: {out}{err}");
+    out
 }

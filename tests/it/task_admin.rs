@@ -178,6 +178,10 @@ fn a_live_tree_tells_each_change_as_a_line_where_there_is_no_terminal() {
     let (holder, task, _token) = worker(&agent);
     let first = lines.find(|line| line.starts_with(&task)).unwrap();
     assert!(first.contains("active"), "{first}");
+    run(&agent, &["freeze", "--task", &task]);
+    lines.find(|line| line.starts_with(&task) && line.contains("suspended")).unwrap();
+    run(&agent, &["thaw", "--task", &task]);
+    lines.find(|line| line.starts_with(&task) && line.contains("active")).unwrap();
     drop(holder);
     let last = lines.find(|line| line.contains("ended")).unwrap();
     assert!(last.starts_with(&task) && last.contains("process_exit"), "{last}");

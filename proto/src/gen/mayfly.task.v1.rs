@@ -824,7 +824,8 @@ pub enum TaskState {
     Unspecified = 0,
     PendingApproval = 1,
     Active = 2,
-    /// Nothing is decided in its favour, and what it holds does not count until it is resumed.
+    /// Frozen, by itself or by an agent in its chain, a task above it, or everything: nothing is decided in its favour, and
+    /// what it holds does not count until it is thawed. `reason` is `kill_switch`. Calls are refused with `frozen`.
     Suspended = 3,
     Ended = 4,
 }

@@ -76,7 +76,6 @@ fn shown(explained: &TaskExplained) -> proto::Explanation {
 fn word(refused: &Refused) -> &'static str {
     match refused {
         Refused::Ended(_) => "task_ended",
-        Refused::Suspended(_) => "suspended",
         Refused::Pending => "pending_approval",
         _ => "not_granted",
     }
@@ -87,7 +86,6 @@ fn help(refused: &Refused) -> String {
         Refused::Ended(ending) => {
             format!("the task has ended ({}): only another task could do this", ending.as_str())
         }
-        Refused::Suspended(why) => format!("the task, or one above it, is suspended ({})", why.as_str()),
         Refused::Pending => "the task, or one above it, waits for people".to_owned(),
         _ => "the task's details do not cover this: a task would have to begin with them".to_owned(),
     }

@@ -9,8 +9,8 @@ use tonic::{Code, Status};
 use crate::issue::IssueError;
 use crate::policy::{Decision, Verdict};
 use crate::task::approval::ApprovalError;
-use crate::task::{Limit, Refused, Standing};
-use crate::workload::{Refusal, TaskError};
+use crate::task::{Ending, Limit, Refused, Standing};
+use crate::workload::{Refusal, TaskError, TaskView};
 
 /// Who names the reasons.
 const DOMAIN: &str = "mayfly.task.v1";
@@ -124,7 +124,6 @@ fn of_refused(refused: &Refused) -> Status {
         }
         Refused::DelegationUsed => (Code::FailedPrecondition, "delegation_used"),
         Refused::Ended(_) => (Code::FailedPrecondition, "task_ended"),
-        Refused::Suspended(_) => (Code::FailedPrecondition, "suspended"),
         Refused::Pending => (Code::FailedPrecondition, "pending_approval"),
         Refused::Exceeds(_) => (Code::PermissionDenied, "exceeds_parent"),
         Refused::NotGranted => (Code::PermissionDenied, "not_granted"),
@@ -152,13 +151,14 @@ fn of_refusal(refusal: &Refusal) -> Status {
     }
 }
 
-/// The word for a standing, as `Task.reason` has it.
-pub(super) fn standing(standing: Standing) -> (i32, String) {
+/// The state of a task, and the word for it, as `Task.reason` has it.
+pub(super) fn standing(view: &TaskView) -> (i32, String) {
     use mayfly_proto::task::TaskState;
-    let (state, why) = match standing {
+    let (state, why) = match view.task.standing {
         Standing::Pending => (TaskState::PendingApproval, ""),
+        // So far only a freeze suspends.
+        Standing::Active if view.is_suspended => (TaskState::Suspended, Ending::KillSwitch.as_str()),
         Standing::Active => (TaskState::Active, ""),
-        Standing::Suspended(why) => (TaskState::Suspended, why.as_str()),
         Standing::Ended(why) => (TaskState::Ended, why.as_str()),
     };
     (state.into(), why.to_owned())

@@ -183,7 +183,7 @@ pub(super) fn limits(asked: Option<&proto::Limits>) -> Result<Limits, Status> {
 pub(in crate::api) fn task(view: &TaskView) -> proto::Task {
     let task = &view.task;
     let charter = &task.charter;
-    let (state, why) = standing(task.standing);
+    let (state, why) = standing(view);
     let scope = match task.seat.scope {
         Scope::Process => proto::Scope::Process,
         Scope::Cgroup { .. } => proto::Scope::Cgroup,

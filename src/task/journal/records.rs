@@ -270,7 +270,6 @@ fn standing(standing: Standing) -> String {
     match standing {
         Standing::Pending => "pending".to_owned(),
         Standing::Active => "active".to_owned(),
-        Standing::Suspended(why) => format!("suspended:{}", why.as_str()),
         Standing::Ended(why) => format!("ended:{}", why.as_str()),
     }
 }
@@ -280,9 +279,6 @@ fn standing_of(text: &str) -> Option<Standing> {
     match text.split_once(':') {
         None if text == "pending" => Some(Standing::Pending),
         None if text == "active" => Some(Standing::Active),
-        Some(("suspended", why)) => {
-            Ending::ALL.into_iter().find(|one| one.as_str() == why).map(Standing::Suspended)
-        }
         _ => None,
     }
 }

@@ -147,28 +147,6 @@ impl Tree {
         cascades
     }
 
-    /// Suspends the task, and with it everything below; the answer is all of them. Nothing, if it stands still already.
-    pub fn suspend(&mut self, id: TaskId, why: Ending) -> Vec<TaskId> {
-        match self.tasks.get_mut(&id) {
-            Some(task) if task.standing == Standing::Active => task.standing = Standing::Suspended(why),
-            _ => return Vec::new(),
-        }
-        self.note_change(id);
-        self.subtree(id)
-    }
-
-    /// Undoes [`Tree::suspend`]; the answer is the task and everything below it.
-    pub fn resume(&mut self, id: TaskId) -> Vec<TaskId> {
-        match self.tasks.get_mut(&id) {
-            Some(task) if matches!(task.standing, Standing::Suspended(_)) => {
-                task.standing = Standing::Active;
-            }
-            _ => return Vec::new(),
-        }
-        self.note_change(id);
-        self.subtree(id)
-    }
-
     /// People have allowed a task that waited for them; whether it did.
     pub fn activate(&mut self, id: TaskId, now: Instant) -> bool {
         let Some(task) = self.tasks.get_mut(&id).filter(|task| task.standing == Standing::Pending) else {
@@ -217,12 +195,17 @@ impl Tree {
                 break;
             }
             self.ended.pop_front();
-            if let Some(key) = self.tasks.remove(&id).and_then(|task| task.key) {
-                let name = (key.process, key.text);
-                if self.keys.get(&name).is_some_and(|(_, what)| *what == Repeat::Task(id)) {
-                    self.keys.remove(&name);
-                }
-            }
+            self.forget_key(id);
+            self.tasks.remove(&id);
+        }
+    }
+
+    /// The request that made the task is answered as if it had never come: it made none after all.
+    pub fn forget_key(&mut self, id: TaskId) {
+        let Some(key) = self.tasks.get_mut(&id).and_then(|task| task.key.take()) else { return };
+        let name = (key.process, key.text);
+        if self.keys.get(&name).is_some_and(|(_, what)| *what == Repeat::Task(id)) {
+            self.keys.remove(&name);
         }
     }
 }

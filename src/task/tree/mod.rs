@@ -172,7 +172,6 @@ impl Tree {
         }
         for task in &line {
             match task.standing {
-                Standing::Suspended(why) => return Err(Refused::Suspended(why)),
                 Standing::Pending => return Err(Refused::Pending),
                 Standing::Ended(ending) => return Err(Refused::Ended(ending)),
                 Standing::Active => {}

@@ -267,6 +267,8 @@ impl Shared {
         let (now, wall) = (self.parts.clock.monotonic(), self.parts.clock.wall());
         let mut state = self.lock();
         let cascade = state.tasks.tree.end(id, Ending::Failed, now, wall);
+        // Whoever asks again is not shown what never was.
+        state.tasks.tree.forget_key(id);
         self.carry_out(&mut state, &cascade, Initiator::Agent, now, None);
     }
 

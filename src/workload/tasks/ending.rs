@@ -146,6 +146,7 @@ impl Shared {
         let mut events = Vec::with_capacity(cascade.ended.len());
         for (ended, toll) in cascade.ended.iter().zip(tolls) {
             state.tasks.rates.remove(&ended.task);
+            state.tasks.suspended.forget(ended.task);
             self.void_approvals(state, ended.task);
             let Some(view) = state.tasks.view(ended.task, now, wall) else { continue };
             if state.tasks.watchers.follows(ended.task) {

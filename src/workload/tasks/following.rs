@@ -30,6 +30,7 @@ impl std::fmt::Debug for TaskFollower {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 struct Print {
     standing: Standing,
+    is_suspended: bool,
     deadline: Instant,
     used: Usage,
     denials: u32,
@@ -39,9 +40,10 @@ struct Print {
 }
 
 impl Print {
-    fn of(task: &Task) -> Self {
+    fn of(task: &Task, is_suspended: bool) -> Self {
         Self {
             standing: task.standing,
+            is_suspended,
             deadline: task.deadline,
             used: task.used,
             denials: task.denials,
@@ -88,13 +90,14 @@ impl TaskFollower {
     /// Those that are not as they were. One that has ended is shown once more, asked for or not.
     fn look(&mut self) -> Result<Vec<TaskView>, TaskError> {
         let Self { workloads, filter, seen, .. } = self;
+        workloads.0.tell_suspended();
         let (now, wall) = (workloads.0.parts.clock.monotonic(), workloads.0.parts.clock.wall());
         let state = workloads.0.lock();
         let all = filter.chosen(&state.tasks.tree, true)?;
         let mut left = HashMap::with_capacity(seen.len());
         let mut changed = Vec::new();
         for task in all {
-            let (print, before) = (Print::of(task), seen.get(&task.id));
+            let (print, before) = (Print::of(task, state.tasks.suspended.holds(task.id)), seen.get(&task.id));
             if print.has_ended() && before.is_none() && !filter.include_ended {
                 continue;
             }

@@ -27,6 +27,7 @@ mod probes;
 mod renew;
 mod restoring;
 mod scope;
+mod suspended;
 mod users;
 mod watch;
 
@@ -51,6 +52,7 @@ pub(super) use self::users::look_at;
 pub use self::watch::{Look, TaskWatch};
 
 use self::ending::count;
+use self::suspended::Suspended;
 use self::watch::Watchers;
 use super::{Admission, Refusal, Workloads};
 use crate::audit;
@@ -107,6 +109,7 @@ pub(super) struct Tasks {
     /// Who else may ask for credentials of a task.
     keepers: HashMap<TaskId, keeper::Keeper>,
     watchers: Watchers,
+    suspended: Suspended,
 }
 
 impl Default for Tasks {
@@ -124,6 +127,7 @@ impl Tasks {
             certificates: HashMap::new(),
             keepers: HashMap::new(),
             watchers: Watchers::default(),
+            suspended: Suspended::default(),
         }
     }
 
@@ -178,6 +182,7 @@ impl Tasks {
             chain: self.tree.chain(id),
             tasks_above: self.tree.lineage(id).iter().skip(1).map(|task| task.id.to_string()).collect(),
             isolated: self.tree.is_isolated(id),
+            is_suspended: self.suspended.holds(id),
             deadline: at(task.deadline),
             latest: at(task.latest),
             task,
@@ -196,6 +201,8 @@ pub struct TaskView {
     pub tasks_above: Vec<String>,
     /// Whether nobody else can act as it.
     pub isolated: bool,
+    /// Whether it is frozen, or something above it.
+    pub is_suspended: bool,
     /// When it ends.
     pub deadline: SystemTime,
     /// No renewal goes beyond.
@@ -216,8 +223,8 @@ impl TaskView {
             purpose: charter.purpose.clone(),
             state: match standing {
                 Standing::Pending => "pending_approval",
+                Standing::Active if self.is_suspended => "suspended",
                 Standing::Active => "active",
-                Standing::Suspended(_) => "suspended",
                 Standing::Ended(_) => "ended",
             },
             deadline: Some(self.deadline),
@@ -273,6 +280,7 @@ impl Workloads {
     /// # Errors
     /// [`Refused`].
     pub fn task(&self, id: TaskId, admission: &Admission) -> Result<TaskView, TaskError> {
+        self.0.tell_suspended();
         let (now, wall) = (self.0.parts.clock.monotonic(), self.0.parts.clock.wall());
         let state = self.0.lock();
         state.tasks.tree.seen_by(id, &caller(admission))?;

@@ -140,6 +140,8 @@ impl Shared {
                 self.forget_idle(&mut state, id);
             }
         }
+        // The record of the run before says so already.
+        drop(self.look_at_suspended(&mut state));
         self.timer.notify_one();
         TasksRestored { live, ended, lost }
     }
