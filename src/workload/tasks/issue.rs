@@ -90,12 +90,13 @@ impl Workloads {
                 (view, ask.target.clone(), (decision.action, *decision))
             }
             Err((error, view)) => {
-                self.0.note_task_denial(&error, view.as_ref(), &ask);
+                self.0.note_task_denial(admission, &error, view.as_ref(), &ask);
                 return Err(error);
             }
         };
         let (action, decision) = decision;
-        let event = self.0.decided(&view, &decision, action, &name, ask.operation.as_ref());
+        let decided = (action, &decision);
+        let event = self.0.decided(admission, &view, decided, &name, ask.operation.as_ref());
         self.0.parts.audit.record(vec![event]).await.map_err(Refusal::Audit)?;
         let access_request = match &decision.obligations.approval {
             Some(needed) if ask.ask_people => {
@@ -134,7 +135,7 @@ impl Shared {
             Ok(decided) => decided,
             Err(refused) => {
                 let (error, view) = *refused;
-                self.note_task_denial(&error, view.as_ref(), &ask);
+                self.note_task_denial(admission, &error, view.as_ref(), &ask);
                 return Err(error);
             }
         };
@@ -142,13 +143,13 @@ impl Shared {
         let Decided { view, target, grants, granted, approved } = decided;
         let subject = self.subject(admission.id(), &view.task.charter.entry).ok_or(Refusal::NotEntitled)?;
         let events = granted.allowed.iter().chain(&granted.denied).map(|(action, decision)| {
-            self.decided(&view, decision, *action, &target.name, ask.operation.as_ref())
+            self.decided(admission, &view, (*action, decision), &target.name, ask.operation.as_ref())
         });
         let mut events: Vec<Event> = events.collect();
         let (_, decision) = first(granted.allowed)?;
         let taken_off = self.take_off(&view, subject.process.uid(), &target.audience);
         let (flight, ticket) =
-            taken_off.inspect_err(|error| self.note_task_denial(error, Some(&view), &ask))?;
+            taken_off.inspect_err(|error| self.note_task_denial(admission, error, Some(&view), &ask))?;
         let minted = self.mint_for_task(form, granted.permit, &view, &grants, binding, approved.as_ref());
         let minted = match minted {
             Ok(minted) => minted,

@@ -53,7 +53,7 @@ impl Shared {
         let asked = self.ask_about(admission, &view, &piece, decision, needed);
         let (_, event) = asked.inspect_err(|_| self.end_unrecorded(id))?;
         let recorded = Some(Box::new(recorded(decision, Phase::Begin, Action::Begin, &piece.target())));
-        let (agent, task) = (view.agent(), view.facts());
+        let (agent, task) = (view.caller(admission), view.facts());
         let begun = Event::Task { step: TaskStep::Begin, agent, task, decision: recorded, end: None };
         if let Err(refusal) = self.written_and_recorded(written, vec![begun, event]).await {
             self.end_unrecorded(id);
@@ -79,7 +79,7 @@ impl Shared {
         let asked = self.ask_about(admission, parent, &piece, decision, needed);
         let (asked, event) = asked.inspect_err(|_| self.forget_offer(id))?;
         let recorded = Some(Box::new(recorded(decision, Phase::Begin, Action::Delegate, &piece.target())));
-        let (agent, task) = (parent.agent(), parent.facts());
+        let (agent, task) = (parent.caller(admission), parent.facts());
         let offer = Event::Task { step: TaskStep::Delegate, agent, task, decision: recorded, end: None };
         if let Err(refusal) = self.written_and_recorded(written, vec![offer, event]).await {
             self.lock().tasks.approvals.book.cancel(asked.id);

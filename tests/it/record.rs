@@ -1,0 +1,60 @@
+//! What stands on record of a task: enough to say afterwards who got what, why, and what was frozen meanwhile.
+
+use mayfly_harness::tasks::detail;
+use serde_json::Value;
+
+use crate::children::{ANN, BEN, WIKI, World, begin, child, issue};
+
+const PLANNER: &str = "spiffe://example.org/planner";
+
+/// What the command says of the agent's own log.
+fn audit(world: &World, arguments: &[&str]) -> String {
+    let log = world.agent.audit_path();
+    let (code, out, err) = world.agent.mayfly(&[&["audit"], arguments, &[log.to_str().unwrap()]].concat());
+    assert_eq!(code, Some(0), "{arguments:?}: {out}{err}");
+    out
+}
+
+fn is_whole(agent: &Value) -> bool {
+    ["exe_sha256", "selectors_hash", "spiffe_id"].iter().all(|name| agent[*name].is_string())
+}
+
+#[test]
+fn begin_join_and_every_decision_say_what_the_process_was_attested_as() {
+    let world = World::new();
+    let (mut planner, mut ann) = (world.planner(), world.ann());
+    let root = begin(&mut planner);
+    let below = child(&root, &mut planner, &mut ann, ANN, "/docs");
+    for (holder, task, steps) in [
+        (&mut planner, &root, &["\"task.begin\"", "\"task.delegate\"", "\"decision.allow\""][..]),
+        (&mut ann, &below, &["\"task.join\"", "\"decision.allow\""]),
+    ] {
+        let token = issue(holder, task).unwrap();
+        let issued = world.agent.audited(&["\"credential.issue\"", &token.id]);
+        let agent = &issued["agent"];
+        assert!(is_whole(agent), "{issued}");
+        for step in steps {
+            let line = world.agent.audited(&[step, &format!("\"id\":\"{}\"", task.id)]);
+            assert_eq!(&line["agent"], agent, "{step}");
+        }
+    }
+    // A no, too: to a task that never began, and to handing on.
+    let ben = world.ben();
+    for (mut holder, name) in [(ben, BEN), (ann, ANN)] {
+        let refused = holder.task_call::<mayfly_proto::task::Task>(
+            "Begin",
+            &mayfly_proto::task::BeginRequest {
+                purpose: name.to_owned(),
+                details: vec![detail(WIKI, &["read"])],
+                ..Default::default()
+            },
+        );
+        assert_eq!(refused.unwrap_err().reason, "policy_denied");
+        let line = world.agent.audited(&["\"decision.deny\"", "\"state\":\"refused\"", name]);
+        assert!(is_whole(&line["agent"]), "{line}");
+    }
+    let wide = crate::children::offer(&root, PLANNER, "/docs");
+    planner.task_call::<mayfly_proto::task::Delegation>("Delegate", &wide).unwrap_err();
+    let line = world.agent.audited(&["\"decision.deny\"", "\"action\":\"delegate\"", &root.id]);
+    assert!(is_whole(&line["agent"]), "{line}");
+}
