@@ -41,8 +41,10 @@ impl Query {
         };
         self.filter.wants_value(&value)
             && self.agent.as_deref().is_none_or(|agent| is_agent(agent, text("/agent/spiffe_id")))
-            && (is_one_of(self.target.as_ref(), &["/decision/target", "/approval/target"])
-                || self.target.as_deref().is_some_and(|target| has_audience(&value, target)))
+            && (is_one_of(
+                self.target.as_ref(),
+                &["/decision/target", "/approval/target", "/credential/target"],
+            ) || self.target.as_deref().is_some_and(|target| has_audience(&value, target)))
             && is_one_of(self.action.as_ref(), &["/decision/action", "/approval/action"])
             && is_one_of(self.result.as_ref(), &["/decision/result"])
             && is_one_of(self.task.as_ref(), &["/task/id"])
@@ -78,7 +80,9 @@ fn is_agent(wanted: &str, found: Option<&str>) -> bool {
 fn is_of_evaluation(value: &Value, wanted: &str) -> bool {
     let text = |pointer: &str| value.pointer(pointer).and_then(Value::as_str);
     let named = ["/decision/evaluation_id", "/approval/evaluation_id"];
+    let rests_on = value.pointer("/credential/evaluations").and_then(Value::as_array);
     named.iter().any(|pointer| text(pointer) == Some(wanted))
+        || rests_on.is_some_and(|all| all.iter().any(|one| one.as_str() == Some(wanted)))
         || text("/decision/reason").is_some_and(|reason| reason.contains(&format!("({wanted})")))
 }
 
@@ -133,6 +137,16 @@ mod tests {
         assert_eq!(found(&Query { evaluation: some("evl_"), ..Query::default() }), Vec::<String>::new());
         let outside: Value = serde_json::json!({"decision": {"reason": "no_permit (evl_1)"}});
         assert!(is_of_evaluation(&outside, "evl_1") && !is_of_evaluation(&outside, "evl_"));
+    }
+
+    #[test]
+    fn a_query_finds_the_credential_that_rests_on_an_evaluation() {
+        for (digit, events) in [("2", vec!["credential.issue"]), ("3", vec![])] {
+            let evaluation = Some(format!("evl_{}", digit.repeat(32)));
+            assert_eq!(found(&Query { evaluation, ..Query::default() }), events);
+        }
+        let of_wiki = found(&Query { target: some("wiki"), ..Query::default() });
+        assert!(of_wiki.contains(&"credential.issue".to_owned()), "{of_wiki:?}");
     }
 
     #[test]

@@ -83,6 +83,10 @@ pub struct SaidCredential {
     pub jti: Option<String>,
     pub aud: Vec<String>,
     pub ttl: u64,
+    pub target: Option<String>,
+    pub scope: Option<String>,
+    pub binding: Option<String>,
+    pub evaluations: Vec<String>,
 }
 
 /// What people were asked.

@@ -20,6 +20,35 @@ fn is_whole(agent: &Value) -> bool {
 }
 
 #[test]
+fn a_credential_of_a_task_names_the_decisions_that_it_rests_on() {
+    let world = World::new();
+    let (mut planner, mut ann) = (world.planner(), world.ann());
+    let root = begin(&mut planner);
+    let below = child(&root, &mut planner, &mut ann, ANN, "/docs");
+    for (holder, task, scope) in [(&mut planner, &root, "read write"), (&mut ann, &below, "read")] {
+        let token = issue(holder, task).unwrap();
+        let line = world.agent.audited(&["\"credential.issue\"", &token.id]);
+        let said = &line["credential"];
+        assert_eq!((&said["target"], &said["scope"]), (&"wiki".into(), &scope.into()), "{line}");
+        assert_eq!(said["binding"], "none");
+        let rests_on: Vec<&str> =
+            said["evaluations"].as_array().unwrap().iter().map(|one| one.as_str().unwrap()).collect();
+        assert_eq!(rests_on.len(), scope.split(' ').count(), "one an action class: {line}");
+        for (evaluation, action) in rests_on.iter().zip(scope.split(' ')) {
+            let decided = world.agent.audited(&["\"decision.allow\"", evaluation]);
+            let decision = &decided["decision"];
+            assert_eq!((&decision["action"], &decision["target"]), (&action.into(), &"wiki".into()));
+            assert_eq!(decided["task"]["id"], task.id.as_str());
+            let found = audit(&world, &["query", "--evaluation", evaluation]);
+            assert!(found.contains("decision.allow") && found.contains("credential.issue"), "{found}");
+        }
+        let told = audit(&world, &["task", &task.id]);
+        let granted = format!("{scope} on wiki, binding none; evaluations {}", rests_on.join(", "));
+        assert!(told.contains(&granted), "{granted}\n{told}");
+    }
+}
+
+#[test]
 fn begin_join_and_every_decision_say_what_the_process_was_attested_as() {
     let world = World::new();
     let (mut planner, mut ann) = (world.planner(), world.ann());

@@ -60,7 +60,7 @@ fn credential(step: &str, said: &Said) -> String {
     let Some(credential) = &said.credential else { return String::new() };
     let name = named(credential);
     match step {
-        "issue" => format!("gets {name}, for {} s", credential.ttl),
+        "issue" => format!("gets {name}, for {} s{}", credential.ttl, granted(credential)),
         "renew" => format!("gets {name} in place of one that runs out, for {} s", credential.ttl),
         "expire" => format!("{name} ran out"),
         "revoke" => match &said.revocation {
@@ -72,6 +72,18 @@ fn credential(step: &str, said: &Said) -> String {
         "reuse_after_end" => join([some("ALARM: used after its end:"), some(&name), reason(said)]),
         _ => String::new(),
     }
+}
+
+/// `: read write on wiki, binding dpop; evaluations evl_…`.
+fn granted(credential: &SaidCredential) -> String {
+    let Some(target) = &credential.target else { return String::new() };
+    let scope = credential.scope.as_deref().unwrap_or("?");
+    let binding = credential.binding.as_deref().unwrap_or("?");
+    let mut out = format!(": {scope} on {target}, binding {binding}");
+    if !credential.evaluations.is_empty() {
+        out = format!("{out}; evaluations {}", credential.evaluations.join(", "));
+    }
+    out
 }
 
 fn named(credential: &SaidCredential) -> String {
@@ -204,6 +216,10 @@ mod tests {
     fn a_credential_is_named_with_its_audience() {
         let line = r#"{"event":"credential.issue","credential":{"format":"at+jwt","jti":"ab","aud":["wiki"],"ttl":300}}"#;
         assert_eq!(what(&said(line)), "gets at+jwt ab for wiki, for 300 s");
+        let line = r#"{"event":"credential.issue","credential":{"format":"at+jwt","jti":"ab","aud":["https://wiki"],
+            "ttl":300,"target":"wiki","scope":"read write","binding":"dpop","evaluations":["evl_1","evl_2"]}}"#;
+        let granted = "read write on wiki, binding dpop; evaluations evl_1, evl_2";
+        assert_eq!(what(&said(line)), format!("gets at+jwt ab for https://wiki, for 300 s: {granted}"));
         let line = r#"{"event":"credential.reuse_after_end","credential":{"format":"at+jwt","jti":"ab"},
             "detail":{"reason":"task_ended, introspection"}}"#;
         assert_eq!(what(&said(line)), "ALARM: used after its end: at+jwt ab, task_ended, introspection");
