@@ -21,8 +21,6 @@ pub struct Query {
     pub action: Option<String>,
     /// `allow`, `deny` or `requestable`.
     pub result: Option<String>,
-    /// The task, this one alone.
-    pub task: Option<String>,
     /// The evaluation that an agent was told of.
     pub evaluation: Option<String>,
     /// Not before.
@@ -47,13 +45,12 @@ impl Query {
             ) || self.target.as_deref().is_some_and(|target| has_audience(&value, target)))
             && is_one_of(self.action.as_ref(), &["/decision/action", "/approval/action"])
             && is_one_of(self.result.as_ref(), &["/decision/result"])
-            && is_one_of(self.task.as_ref(), &["/task/id"])
             && self.evaluation.as_deref().is_none_or(|wanted| is_of_evaluation(&value, wanted))
             && self.covers(text("/ts"))
     }
 
     fn is_empty(&self) -> bool {
-        let texts = [&self.agent, &self.target, &self.action, &self.result, &self.task, &self.evaluation];
+        let texts = [&self.agent, &self.target, &self.action, &self.result, &self.evaluation];
         self.filter.is_empty()
             && texts.iter().all(|text| text.is_none())
             && self.since.is_none()
@@ -150,10 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_query_finds_by_task_and_by_time() {
-        let task = crate::id::TaskId::from_bytes([2; 16]).to_string();
-        let of_task = found(&Query { task: Some(task), ..Query::default() });
-        assert_eq!(of_task, ["task.join", "decision.requestable", "credential.issue", "task.ended"]);
+    fn a_query_finds_by_time() {
         let all = every_line().len();
         let span = |since, until| found(&Query { since, until, ..Query::default() }).len();
         let (before, at) = (Some(from_unix_seconds(0)), Some(from_unix_seconds(1)));

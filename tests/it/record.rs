@@ -15,6 +15,12 @@ fn audit(world: &World, arguments: &[&str]) -> String {
     out
 }
 
+fn run(world: &World, arguments: &[&str]) -> String {
+    let (code, out, err) = world.agent.mayfly(arguments);
+    assert_eq!(code, Some(0), "{arguments:?}: {out}{err}");
+    out
+}
+
 fn is_whole(agent: &Value) -> bool {
     ["exe_sha256", "selectors_hash", "spiffe_id"].iter().all(|name| agent[*name].is_string())
 }
@@ -86,4 +92,51 @@ fn begin_join_and_every_decision_say_what_the_process_was_attested_as() {
     planner.task_call::<mayfly_proto::task::Delegation>("Delegate", &wide).unwrap_err();
     let line = world.agent.audited(&["\"decision.deny\"", "\"action\":\"delegate\"", &root.id]);
     assert!(is_whole(&line["agent"]), "{line}");
+}
+
+#[test]
+fn the_life_of_a_task_shows_what_it_was_frozen_by() {
+    let world = World::new();
+    let (mut planner, mut ann) = (world.planner(), world.ann());
+    let root = begin(&mut planner);
+    let below = child(&root, &mut planner, &mut ann, ANN, "/docs");
+    let other = begin(&mut planner);
+    for (what, name) in [
+        ("--task", below.id.as_str()),
+        ("--task", &root.id),
+        ("--agent", PLANNER),
+        ("--task", &other.id),
+        ("--agent", BEN),
+    ] {
+        run(&world, &["freeze", what, name, "--reason", "incident 4711"]);
+        run(&world, &["thaw", what, name]);
+    }
+    world.agent.audited(&["\"thaw\"", BEN]);
+    let told = audit(&world, &["task", &below.id]);
+    let found = audit(&world, &["query", "--task", &below.id]);
+    for (kind, name, is_concerned) in [
+        ("task", below.id.as_str(), true),
+        ("task", &root.id, true),
+        ("agent", PLANNER, true),
+        ("task", &other.id, false),
+        ("agent", BEN, false),
+    ] {
+        for verb in ["frozen", "thawed"] {
+            assert_eq!(told.contains(&format!("{verb}: {kind} {name}, by uid ")), is_concerned, "{told}");
+        }
+        let line = audit(&world, &["query", "--task", &below.id, "--event", "freeze", "--output", "json"]);
+        assert_eq!(line.contains(&format!("\"what\":\"{kind} {name}\"")), is_concerned, "{line}");
+    }
+    assert!(told.contains("\"incident 4711\""), "{told}");
+    assert!(found.contains("task.join") && !found.contains("task.begin"), "this task alone: {found}");
+    run(&world, &["kill", "--task", &below.id]);
+    world.agent.audited(&["\"agent.killed\""]);
+    world.agent.audited(&["\"task.ended\"", &below.id]);
+    let told = audit(&world, &["task", &below.id]);
+    let killed = format!("pid {} is killed, by operator uid ", ann.pid());
+    assert!(told.contains(&killed) && told.contains("what was given is taken back"), "{told}");
+    run(&world, &["freeze", "--agent", PLANNER, "--reason", "much later"]);
+    world.agent.audited(&["\"freeze\"", "much later"]);
+    assert!(!audit(&world, &["task", &below.id]).contains("much later"));
+    assert!(audit(&world, &["task", &root.id]).contains("much later"));
 }
