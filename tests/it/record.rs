@@ -140,3 +140,37 @@ fn the_life_of_a_task_shows_what_it_was_frozen_by() {
     assert!(!audit(&world, &["task", &below.id]).contains("much later"));
     assert!(audit(&world, &["task", &root.id]).contains("much later"));
 }
+
+#[test]
+fn a_begin_and_a_delegation_can_be_explained_before_there_is_a_task() {
+    let world = World::new();
+    let explain = |arguments: &[&str]| world.agent.mayfly(&[&["task", "explain"], arguments].concat());
+    let (code, out, err) = explain(&["--as", ANN, "--action", "begin", "--target", "summarise"]);
+    assert!(code == Some(7) && out.starts_with("not allowed (policy_denied)"), "{out}{err}");
+    let would_help = "would help  `begin` would permit it if this were otherwise: the principal is not in";
+    assert!(out.contains(would_help), "{out}");
+    let (code, out, _) = explain(&["--as", ANN, "--action", "begin", "--target", "rewrite"]);
+    assert!(code == Some(7) && out.contains("name the template in `templates` of the `[[agents]]`"), "{out}");
+    for allowed in [
+        &["--as", PLANNER, "--action", "begin", "--target", "rewrite"][..],
+        &["--as", PLANNER, "--action", "begin"],
+        &["--as", PLANNER, "--action", "delegate", "--target", ANN],
+    ] {
+        let (code, out, err) = explain(allowed);
+        assert!(code == Some(0) && out.starts_with("allowed"), "{allowed:?}: {out}{err}");
+    }
+    let mut planner = world.planner();
+    let root = begin(&mut planner);
+    let (code, out, err) = explain(&[&root.id, "--action", "delegate", "--target", ANN]);
+    assert!(code == Some(0) && out.contains("decided by  hand-on"), "{out}{err}");
+    let (code, out, _) = explain(&[&root.id, "--action", "delegate", "--target", PLANNER]);
+    assert!(code == Some(7) && out.contains("the resource is not in"), "{out}");
+    for wrong in [
+        &["--as", PLANNER, "--action", "delegate", "--target", "wiki"][..],
+        &["--as", PLANNER, "--action", "read"],
+        &[&root.id, "--action", "begin", "--target", "rewrite"],
+    ] {
+        let (code, out, err) = explain(wrong);
+        assert!(!matches!(code, Some(0 | 7)) && err.contains("malformed"), "{wrong:?}: {code:?} {out}{err}");
+    }
+}
