@@ -4,7 +4,7 @@ mod parts;
 
 use std::time::SystemTime;
 
-pub use self::parts::{Agent, Credential, Cut, Decision, Revocation, TokenPrint};
+pub use self::parts::{Agent, Credential, Cut, Decision, Grant, Revocation, TokenPrint};
 use super::chain::Head;
 use super::task::{ApprovalFacts, ApprovalStep, PolicyDecision, TaskEnd, TaskFacts, TaskStep};
 use crate::authority::{AuthorityKind, State as AuthorityState};
@@ -291,4 +291,15 @@ pub enum Event {
         /// How many.
         lost: u64,
     },
+}
+
+impl Event {
+    /// Of an issuance for a task: what for, and by which decisions.
+    #[must_use]
+    pub fn granted(mut self, grant: Grant) -> Self {
+        if let Self::CredentialIssue { credential, .. } = &mut self {
+            credential.grant = Some(Box::new(grant));
+        }
+        self
+    }
 }

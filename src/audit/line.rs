@@ -11,7 +11,7 @@ use time::OffsetDateTime;
 use time::macros::format_description;
 
 use self::detail::{Detail, first};
-use self::task::{ApprovalPart, PolicyPart, TaskPart, UserPart};
+use self::task::{ApprovalPart, GrantPart, PolicyPart, TaskPart, UserPart};
 use super::chain::{Head, VERSION};
 use super::event::{Agent, Credential, Decision, Event, Revocation, TokenPrint};
 use super::task::{PolicyDecision, TaskEnd, TaskFacts, TaskStep};
@@ -132,6 +132,8 @@ struct CredentialPart {
     ttl: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     token_sha256_16: Option<String>,
+    #[serde(flatten)]
+    grant: GrantPart,
 }
 
 #[derive(Serialize)]
@@ -298,6 +300,7 @@ impl From<&Credential> for CredentialPart {
             aud: first(credential.audience.iter()),
             ttl: credential.ttl.as_secs(),
             token_sha256_16: credential.token.map(TokenPrint::text),
+            grant: credential.grant.as_deref().map(Into::into).unwrap_or_default(),
         }
     }
 }

@@ -31,7 +31,7 @@ pub(crate) mod testing;
 pub use self::chain::{Flaw, Head};
 pub use self::checkpoint::Checkpoints;
 pub use self::counts::Counted;
-pub use self::event::{Agent, Credential, Cut, Decision, Event, Revocation, TokenPrint};
+pub use self::event::{Agent, Credential, Cut, Decision, Event, Grant, Revocation, TokenPrint};
 pub use self::query::Query;
 pub use self::read::{Reading, read};
 pub use self::tail::{Filter, TailOptions, human, tail};

@@ -21,8 +21,6 @@ pub struct Query {
     pub action: Option<String>,
     /// `allow`, `deny` or `requestable`.
     pub result: Option<String>,
-    /// The task, this one alone.
-    pub task: Option<String>,
     /// The evaluation that an agent was told of.
     pub evaluation: Option<String>,
     /// Not before.
@@ -41,17 +39,18 @@ impl Query {
         };
         self.filter.wants_value(&value)
             && self.agent.as_deref().is_none_or(|agent| is_agent(agent, text("/agent/spiffe_id")))
-            && (is_one_of(self.target.as_ref(), &["/decision/target", "/approval/target"])
-                || self.target.as_deref().is_some_and(|target| has_audience(&value, target)))
+            && (is_one_of(
+                self.target.as_ref(),
+                &["/decision/target", "/approval/target", "/credential/target"],
+            ) || self.target.as_deref().is_some_and(|target| has_audience(&value, target)))
             && is_one_of(self.action.as_ref(), &["/decision/action", "/approval/action"])
             && is_one_of(self.result.as_ref(), &["/decision/result"])
-            && is_one_of(self.task.as_ref(), &["/task/id"])
             && self.evaluation.as_deref().is_none_or(|wanted| is_of_evaluation(&value, wanted))
             && self.covers(text("/ts"))
     }
 
     fn is_empty(&self) -> bool {
-        let texts = [&self.agent, &self.target, &self.action, &self.result, &self.task, &self.evaluation];
+        let texts = [&self.agent, &self.target, &self.action, &self.result, &self.evaluation];
         self.filter.is_empty()
             && texts.iter().all(|text| text.is_none())
             && self.since.is_none()
@@ -78,7 +77,9 @@ fn is_agent(wanted: &str, found: Option<&str>) -> bool {
 fn is_of_evaluation(value: &Value, wanted: &str) -> bool {
     let text = |pointer: &str| value.pointer(pointer).and_then(Value::as_str);
     let named = ["/decision/evaluation_id", "/approval/evaluation_id"];
+    let rests_on = value.pointer("/credential/evaluations").and_then(Value::as_array);
     named.iter().any(|pointer| text(pointer) == Some(wanted))
+        || rests_on.is_some_and(|all| all.iter().any(|one| one.as_str() == Some(wanted)))
         || text("/decision/reason").is_some_and(|reason| reason.contains(&format!("({wanted})")))
 }
 
@@ -136,10 +137,17 @@ mod tests {
     }
 
     #[test]
-    fn a_query_finds_by_task_and_by_time() {
-        let task = crate::id::TaskId::from_bytes([2; 16]).to_string();
-        let of_task = found(&Query { task: Some(task), ..Query::default() });
-        assert_eq!(of_task, ["task.join", "decision.requestable", "credential.issue", "task.ended"]);
+    fn a_query_finds_the_credential_that_rests_on_an_evaluation() {
+        for (digit, events) in [("2", vec!["credential.issue"]), ("3", vec![])] {
+            let evaluation = Some(format!("evl_{}", digit.repeat(32)));
+            assert_eq!(found(&Query { evaluation, ..Query::default() }), events);
+        }
+        let of_wiki = found(&Query { target: some("wiki"), ..Query::default() });
+        assert!(of_wiki.contains(&"credential.issue".to_owned()), "{of_wiki:?}");
+    }
+
+    #[test]
+    fn a_query_finds_by_time() {
         let all = every_line().len();
         let span = |since, until| found(&Query { since, until, ..Query::default() }).len();
         let (before, at) = (Some(from_unix_seconds(0)), Some(from_unix_seconds(1)));

@@ -74,6 +74,9 @@ pub fn human(line: &str) -> String {
     let text = |pointer: &str| match value.pointer(pointer) {
         Some(Value::String(text)) => Some(visible(text)),
         Some(Value::Null) | None => None,
+        Some(Value::Array(all)) => Some(
+            all.iter().map(|one| visible(one.as_str().unwrap_or_default())).collect::<Vec<_>>().join(","),
+        ),
         Some(other) => Some(visible(&other.to_string())),
     };
     let mut out = [text("/ts"), text("/severity"), text("/event")].into_iter().flatten().collect::<Vec<_>>();
@@ -201,7 +204,7 @@ impl News {
 }
 
 /// What [`human`] shows of a line, in this order.
-const SHOWN: [(&str, &str); 22] = [
+const SHOWN: [(&str, &str); 29] = [
     ("spiffe_id", "/agent/spiffe_id"),
     ("pid", "/agent/pid"),
     ("uid", "/agent/uid"),
@@ -209,16 +212,23 @@ const SHOWN: [(&str, &str); 22] = [
     ("jti", "/credential/jti"),
     ("entry", "/credential/entry"),
     ("ttl", "/credential/ttl"),
+    ("target", "/credential/target"),
+    ("scope", "/credential/scope"),
+    ("evaluations", "/credential/evaluations"),
     ("task", "/task/id"),
     ("phase", "/decision/phase"),
     ("action", "/decision/action"),
     ("target", "/decision/target"),
     ("reason", "/decision/reason"),
+    ("policies", "/decision/policy_ids"),
+    ("evaluation", "/decision/evaluation_id"),
     ("action", "/approval/action"),
     ("target", "/approval/target"),
+    ("evaluation", "/approval/evaluation_id"),
     ("reason", "/revocation/reason"),
     ("initiator", "/revocation/initiator"),
     ("latency_ms", "/revocation/latency_ms"),
+    ("what", "/detail/what"),
     ("reason", "/detail/reason"),
     ("target", "/detail/target"),
     ("source", "/detail/source"),
@@ -309,6 +319,20 @@ mod tests {
         std::fs::write(&path, &lines[3]).unwrap();
         assert_eq!(next(), lines[3]);
         follower.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn people_see_which_policies_decided_in_which_evaluation() {
+        let log = log();
+        let shown = |event: &str| human(log.iter().rev().find(|line| line.contains(event)).unwrap());
+        let decided = shown("\"decision.requestable\"");
+        let evaluation = format!("policies=writes-need-human evaluation=evl_{}", "0".repeat(32));
+        assert!(decided.contains(&evaluation), "{decided}");
+        let several = human(r#"{"event":"e","decision":{"policy_ids":["a","b\u202e"]}}"#);
+        assert_eq!(several, r"e policies=a,b\u{202e}");
+        assert!(shown("\"approval.granted\"").contains("evaluation=evl_00"));
+        let frozen = shown("\"freeze\"");
+        assert!(frozen.contains("what=agent spiffe://example.org/web reason=incident 4711"), "{frozen}");
     }
 
     #[test]

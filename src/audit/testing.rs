@@ -8,7 +8,7 @@ use mayfly_attestors::{BootId, ProcessKey};
 
 use super::LogOpenError;
 use super::chain::Head;
-use super::event::{Agent, Credential, Cut, Decision, Event, Revocation, TokenPrint};
+use super::event::{Agent, Credential, Cut, Decision, Event, Grant, Revocation, TokenPrint};
 use super::line::Origin;
 use super::sink::{Opened, Sink};
 use super::task::{ApprovalFacts, ApprovalStep, PolicyDecision, TaskEnd, TaskFacts, TaskStep, UserPrint};
@@ -285,7 +285,14 @@ fn task_events() -> Vec<Event> {
         Box::new(PolicyDecision { result: "allow", reason: "allowed", tool: None, ..(*decision).clone() });
     let agent = Agent { spiffe_id: Some(name("fetcher")), ..bare() };
     let ended = Box::new(TaskFacts { state: "ended", user: None, ..(*task).clone() });
+    let grant = Box::new(Grant {
+        target: "wiki".to_owned(),
+        scope: "read write".to_owned(),
+        binding: "dpop",
+        evaluations: vec![format!("evl_{}", "1".repeat(32)), format!("evl_{}", "2".repeat(32))],
+    });
     let access = Row { kind: Kind::Access, task: Some(id), ..row(3, 1_790_000_300) };
+    let credential = Credential { grant: Some(grant), ..Credential::of(&access) };
     vec![
         Event::Task {
             step: TaskStep::Join,
@@ -295,7 +302,7 @@ fn task_events() -> Vec<Event> {
             end: None,
         },
         Event::Decided { agent: agent.clone(), task, decision },
-        Event::CredentialIssue { agent: agent.clone(), credential: Credential::of(&access) },
+        Event::CredentialIssue { agent: agent.clone(), credential },
         Event::Task { step: TaskStep::Ended, agent, task: ended, decision: None, end: Some(end) },
     ]
 }

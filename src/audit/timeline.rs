@@ -2,6 +2,8 @@
 
 #![expect(missing_docs, reason = "members of lines are named as in the log's schema")]
 
+mod concern;
+
 use std::collections::HashMap;
 
 use serde::Deserialize;
@@ -32,6 +34,7 @@ pub struct Said {
 pub struct SaidAgent {
     pub spiffe_id: Option<String>,
     pub pid: u32,
+    pub start_time: u64,
     pub uid: u32,
     pub cgroup: Option<String>,
     pub exe_sha256: Option<String>,
@@ -83,6 +86,10 @@ pub struct SaidCredential {
     pub jti: Option<String>,
     pub aud: Vec<String>,
     pub ttl: u64,
+    pub target: Option<String>,
+    pub scope: Option<String>,
+    pub binding: Option<String>,
+    pub evaluations: Vec<String>,
 }
 
 /// What people were asked.
@@ -140,28 +147,48 @@ pub struct Timeline {
     alone: bool,
     tasks: Vec<TaskLife>,
     places: HashMap<String, usize>,
+    /// The parent of each task of the log: whoever freezes one freezes what is below.
+    parents: HashMap<String, String>,
     moments: Vec<Moment>,
 }
 
 impl Timeline {
     /// Nothing seen yet.
     pub fn of(task: &str, alone: bool) -> Self {
-        let (root, places) = (task.to_owned(), HashMap::new());
-        Self { root, alone, tasks: Vec::new(), places, moments: Vec::new() }
+        Self {
+            root: task.to_owned(),
+            alone,
+            tasks: Vec::new(),
+            places: HashMap::new(),
+            parents: HashMap::new(),
+            moments: Vec::new(),
+        }
     }
 
     /// Reads the next line of the log.
     pub fn see(&mut self, line: &str, proven: bool) {
+        if let Some(said) = self.concerned(line) {
+            self.moments.push(Moment { line: line.to_owned(), said, proven });
+        }
+    }
+
+    /// Reads the next line of the log, and keeps nothing of it: what it says, if it concerns the task.
+    pub fn concerned(&mut self, line: &str) -> Option<Said> {
         // Most lines are of something else, and are not worth a parser.
-        if !line.contains("\"task\":") {
-            return;
+        let of_task = line.contains("\"task\":");
+        if !of_task && !concern::may_concern(line) {
+            return None;
         }
-        let Ok(said) = serde_json::from_str::<Said>(line) else { return };
-        let Some(task) = &said.task else { return };
-        if self.place(task, &said).is_none() {
-            return;
+        let mut said = serde_json::from_str::<Said>(line).ok()?;
+        match &said.task {
+            Some(task) => {
+                let parent = task.parent.as_ref().map(|parent| (task.id.clone(), parent.clone()));
+                self.parents.extend(parent);
+                self.place(task, &said)?;
+            }
+            None => self.concern(&mut said)?,
         }
-        self.moments.push(Moment { line: line.to_owned(), said, proven });
+        Some(said)
     }
 
     /// Parents before their children.
@@ -224,6 +251,77 @@ mod tests {
     fn line(event: &str, id: &str, parent: Option<&str>) -> String {
         let task = json!({"id": id, "root": "r", "parent": parent, "state": "active"});
         json!({"ts": "t", "seq": 1, "event": event, "task": task}).to_string()
+    }
+
+    /// With who it is, and in which chain.
+    fn begun(id: &str, parent: Option<&str>, chain: &[&str], pid: u32) -> String {
+        let mut line: Value = serde_json::from_str(&line("task.begin", id, parent)).unwrap();
+        line["chain"] = json!(chain);
+        line["agent"] = json!({"pid": pid, "start_time": 9, "cgroup": format!("/unit-{pid}")});
+        line.to_string()
+    }
+
+    /// The events that concern `b`, of a tree r > a > b > c, where each has its own agent, and of another, x.
+    fn concerning_b(lines: &[Value]) -> Vec<String> {
+        let mut timeline = Timeline::of("b", false);
+        timeline.see(&json!({"event": "freeze", "detail": {"what": "everything"}}).to_string(), true);
+        timeline.see(&begun("r", None, &["R"], 1), true);
+        timeline.see(&begun("a", Some("r"), &["R", "A"], 2), true);
+        timeline.see(&begun("b", Some("a"), &["R", "A", "B"], 3), true);
+        timeline.see(&begun("c", Some("b"), &["R", "A", "B", "C"], 4), true);
+        timeline.see(&begun("x", Some("r"), &["R", "X"], 5), true);
+        lines.iter().for_each(|line| timeline.see(&line.to_string(), true));
+        let later = timeline.moments().iter().skip(2);
+        later.map(|moment| moment.said.detail.as_ref().unwrap_or(&Value::Null).to_string()).collect()
+    }
+
+    #[test]
+    fn a_freeze_of_a_task_is_of_everything_that_it_names_or_is_above() {
+        let frozen = |what: &str| json!({"event": "freeze", "detail": {"what": what}});
+        for what in
+            ["everything", "task b", "task a", "task r", "task c", "agent R", "agent A", "agent B", "agent C"]
+        {
+            assert_eq!(concerning_b(&[frozen(what)]).len(), 1, "{what}");
+        }
+        for what in ["task x", "agent X", "agent", "target wiki", "task ", "task bb", "all b"] {
+            assert_eq!(concerning_b(&[frozen(what)]), Vec::<String>::new(), "{what}");
+        }
+        let thaw = json!({"event": "thaw", "detail": {"what": "task a"}});
+        assert_eq!(concerning_b(&[frozen("task a"), thaw]).len(), 2);
+    }
+
+    #[test]
+    fn what_is_frozen_after_the_end_is_no_part_of_it_unless_it_is_named() {
+        let frozen = |what: &str| json!({"event": "freeze", "detail": {"what": what}});
+        let end = |id: &str, parent: &str| json!({"event": "task.ended", "task": {"id": id, "parent": parent, "state": "ended"}});
+        let after = |what: &str| concerning_b(&[end("b", "a"), end("c", "b"), frozen(what)]).len();
+        assert_eq!((after("everything"), after("agent A"), after("task r")), (2, 2, 2));
+        assert_eq!(after("task b"), 3);
+    }
+
+    #[test]
+    fn whoever_is_killed_is_known_by_his_process_or_his_cgroup() {
+        let process = |pid: u32, start: u64| json!({"event": "agent.killed", "agent": {"pid": pid, "start_time": start}, "detail": {"initiator": "operator uid 0"}});
+        let cgroup = |path: &str| json!({"event": "agent.not_killed", "detail": {"cgroup": path, "initiator": "operator uid 0"}});
+        for mine in [process(3, 9), process(4, 9), cgroup("/unit-3")] {
+            assert_eq!(concerning_b(std::slice::from_ref(&mine)).len(), 1, "{mine}");
+        }
+        for other in [
+            process(3, 8),
+            process(2, 9),
+            cgroup("/unit-5"),
+            cgroup("/unit-3/a"),
+            json!({"event": "agent.killed"}),
+        ] {
+            assert_eq!(concerning_b(std::slice::from_ref(&other)).len(), 0, "{other}");
+        }
+        let ended = |by: &str| json!({"event": "task.ended", "task": {"id": "b", "parent": "a", "state": "ended"}, "revocation": {"initiator": by}});
+        assert_eq!(concerning_b(&[ended("operator uid 0"), cgroup("/unit-3")]).len(), 2);
+        assert_eq!(
+            concerning_b(&[ended("kernel"), cgroup("/unit-3")]).len(),
+            1,
+            "whoever came after it there"
+        );
     }
 
     fn places(timeline: &Timeline) -> Vec<(&str, &str)> {

@@ -143,6 +143,7 @@ pub fn mint(
     }
     let not_after = not_after(now, grant.ttl, (authority.not_before(), authority.not_after()))?;
     let listed = terms.status.and_then(|status| status(unix_seconds(not_after)));
+    // Only this is set back, for clocks that go slow: from `iat` to `exp` is what was allowed.
     let begins = unix_seconds(now.checked_sub(BACKDATE).unwrap_or(now));
     let root = terms.chain.first().unwrap_or(id);
     let claims = Claims {
@@ -153,7 +154,7 @@ pub fn mint(
         sub_profile: if terms.user.is_some() { "user" } else { "ai_agent" },
         client_id: id.as_str(),
         jti: lease.to_string(),
-        iat: begins,
+        iat: unix_seconds(now),
         nbf: begins,
         exp: unix_seconds(not_after),
         scope: &terms.scope,
@@ -468,7 +469,7 @@ mod tests {
                 "iss": "https://id.example.org", "aud": AUD, "sub": "alice",
                 "sub_id": {"format": "iss_sub", "iss": "https://idp.example.org", "sub": "alice"},
                 "sub_profile": "user", "client_id": by("fetcher"), "jti": "crd",
-                "iat": NOW - 10, "nbf": NOW - 10, "exp": NOW + 300, "scope": "read",
+                "iat": NOW, "nbf": NOW - 10, "exp": NOW + 300, "scope": "read",
                 "authorization_details": [{"type": "urn:mayfly:rar:target-access", "actions": ["read"]}],
                 "act": {"sub": by("fetcher"), "sub_profile": "ai_agent",
                         "act": {"sub": by("planner"), "sub_profile": "ai_agent"}},

@@ -91,6 +91,15 @@ pub enum Bound {
 }
 
 impl Bound {
+    /// The stable name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::No => "none",
+            Self::Dpop => "dpop",
+            Self::Mtls => "mtls",
+        }
+    }
+
     /// Whether that is what decisions ask for. What asks for nothing takes everything.
     pub fn satisfies(self, decisions: &[Decision]) -> bool {
         decisions.iter().all(|decision| match decision.obligations.binding {

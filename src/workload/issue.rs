@@ -358,30 +358,13 @@ pub(super) fn issue_event(
     renewal: bool,
     token: Option<audit::TokenPrint>,
 ) -> Event {
-    let first = |kind, key| subject.attestation.values(kind, key).next().map(str::to_owned);
-    let agent = audit::Agent {
-        cgroup: first("cgroup", "path"),
-        exe_sha256: first("unix", "sha256"),
-        selectors_hash: Some(selectors_hash(&subject.attestation)),
-        posture: subject.attestation.posture().names(),
-        ..audit::Agent::of(row)
-    };
+    let agent = super::seen::agent(&subject.process, &subject.attestation, Some(row.spiffe_id.clone()));
     let credential = audit::Credential { token, ..audit::Credential::of(row) };
     if renewal {
         Event::CredentialRenew { agent, credential }
     } else {
         Event::CredentialIssue { agent, credential }
     }
-}
-
-fn selectors_hash(attestation: &Attestation) -> String {
-    use aws_lc_rs::digest;
-    let mut context = digest::Context::new(&digest::SHA256);
-    for selector in attestation.selectors() {
-        context.update(selector.to_string().as_bytes());
-        context.update(b"\n");
-    }
-    crate::id::hex_text(context.finish().as_ref())
 }
 
 pub(super) fn remaining(row: &Row, now: std::time::SystemTime) -> Duration {

@@ -34,6 +34,7 @@ mod restore;
 mod revoker;
 mod scopes;
 mod second_look;
+mod seen;
 mod shelf;
 mod shown;
 mod silence;

@@ -421,7 +421,7 @@ fn a_childs_template_is_filled_like_a_roots_and_must_be_the_childs_to_use() {
     assert_eq!(joined.details[0].locations, [format!("{WIKI}/docs")]);
     let token = issue(&mut ann, &joined).unwrap();
     let said = world.introspect(&token.token);
-    assert!(said["exp"].as_i64().unwrap() - said["iat"].as_i64().unwrap() <= 70, "{said}");
+    assert!(said["exp"].as_i64().unwrap() - said["iat"].as_i64().unwrap() <= 60, "{said}");
     assert_eq!(delegate(&mut planner, &by("summarise", &[])).unwrap_err().reason, "malformed");
     assert_eq!(delegate(&mut planner, &by("rewrite", &[])).unwrap_err().reason, "policy_denied");
     assert_eq!(delegate(&mut planner, &by("unknown", &[])).unwrap_err().reason, "policy_denied");

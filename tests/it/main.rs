@@ -37,6 +37,8 @@ mod probes;
 #[cfg(test)]
 mod proofs;
 #[cfg(test)]
+mod record;
+#[cfg(test)]
 mod rotation;
 #[cfg(test)]
 mod rotation_client;

@@ -29,11 +29,16 @@ fn question(asked: proto::ExplainRequest) -> Result<AskAs, Status> {
         // An operator asks what would be, and asks nobody for anything.
         return Err(malformed("request.request_approval"));
     }
-    if request.target.is_empty() {
+    let task = (!request.task_id.is_empty()).then(|| task_id(&request.task_id)).transpose()?;
+    let action = request.action.parse::<Action>().ok().filter(|action| match action {
+        // Whoever begins is in no task yet.
+        Action::Begin => task.is_none(),
+        other => other.is_on_target() || *other == Action::Delegate,
+    });
+    // Only a task can begin by nothing.
+    if request.target.is_empty() && action != Some(Action::Begin) {
         return Err(malformed("request.target"));
     }
-    let task = (!request.task_id.is_empty()).then(|| task_id(&request.task_id)).transpose()?;
-    let action = request.action.parse::<Action>().ok().filter(|action| action.is_on_target());
     let ask = Ask {
         // Means nothing without one.
         task: task.unwrap_or_else(|| crate::id::TaskId::new(0, [0; 10])),

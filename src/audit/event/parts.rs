@@ -54,6 +54,21 @@ pub struct Credential {
     pub token: Option<TokenPrint>,
     /// The task that it was issued for.
     pub task: Option<TaskId>,
+    /// What was granted to that task, only at issue.
+    pub grant: Option<Box<Grant>>,
+}
+
+/// What a credential of a task may be used for, and by which decisions.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Grant {
+    /// By the name that policies know it by.
+    pub target: String,
+    /// The action classes, a space between.
+    pub scope: String,
+    /// To what it is bound: `none`, `dpop` or `mtls`.
+    pub binding: &'static str,
+    /// The evaluations that allowed it, one an action class.
+    pub evaluations: Vec<String>,
 }
 
 /// First 8 bytes of a token's SHA-256: enough to find a leaked token's lease, useless otherwise.
@@ -140,6 +155,7 @@ impl Credential {
             ttl: Duration::from_secs(row.not_after.saturating_sub(row.issued_at)),
             token: None,
             task: row.task,
+            grant: None,
         }
     }
 }

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::{first, timestamp};
+use crate::audit::event::Grant;
 use crate::audit::task::{ApprovalFacts, ApprovalStep, PolicyDecision, TaskFacts, TaskStep, UserPrint};
 use crate::audit::text::capped;
 use crate::id::TaskId;
@@ -103,6 +104,30 @@ impl From<&PolicyDecision> for PolicyPart {
             policy_ids: first(decision.policy_ids.iter()),
             policy_version: decision.policy_version.as_deref().map(capped),
             obligations: first(decision.obligations.iter()),
+        }
+    }
+}
+
+/// Of a credential of a task, when it is issued.
+#[derive(Default, Serialize)]
+pub(super) struct GrantPart {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    target: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    scope: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    binding: Option<&'static str>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    evaluations: Vec<String>,
+}
+
+impl From<&Grant> for GrantPart {
+    fn from(grant: &Grant) -> Self {
+        Self {
+            target: Some(capped(&grant.target)),
+            scope: Some(capped(&grant.scope)),
+            binding: Some(grant.binding),
+            evaluations: first(grant.evaluations.iter()),
         }
     }
 }

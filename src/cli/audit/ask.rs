@@ -11,7 +11,7 @@ use super::super::args::OutputArgs;
 use super::super::failure::Failure;
 use super::super::render::count;
 use super::{opened, outcome, usual};
-use crate::audit::{self, Filter};
+use crate::audit::{self, Filter, Timeline};
 use crate::clock::{Clock, SystemClock};
 use crate::diag;
 use crate::exit::Exit;
@@ -48,7 +48,7 @@ pub(super) struct Args {
     /// Only decisions that came out so
     #[arg(long, value_name = "RESULT", value_parser = ["allow", "deny", "requestable"])]
     result: Option<String>,
-    /// Only of this task; `mayfly audit task` shows those below it, too
+    /// Only of this task, with freezes that it was under; `mayfly audit task` shows those below it, too
     #[arg(long, value_name = "TASK")]
     task: Option<String>,
     /// Only of this evaluation: agents are told its name (`evl_…`) when policy says no
@@ -73,9 +73,12 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args, context: &mut Context) -> Result<Exit, Failure> {
     let query = query(args);
+    let mut task = args.task.as_ref().map(|task| Timeline::of(task, true));
     let (mut shown, mut found) = (Ok(()), 0_u64);
     let reading = opened(&usual::files(&args.files, &context.env), None, &mut |line, proven| {
-        if shown.is_ok() && query.wants(line) {
+        // Each line is read, for what is said of the task later.
+        let of_task = task.as_mut().is_none_or(|task| task.concerned(line).is_some());
+        if shown.is_ok() && of_task && query.wants(line) {
             found += 1;
             shown = match (args.output.is_json(), proven) {
                 (true, _) => context.console.line(line),
@@ -106,7 +109,6 @@ fn query(args: &Args) -> audit::Query {
         target: args.target.clone(),
         action: args.action.clone(),
         result: args.result.clone(),
-        task: args.task.clone(),
         evaluation: args.evaluation.clone(),
         since: args.since,
         until: args.until,

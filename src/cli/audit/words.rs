@@ -13,6 +13,8 @@ pub(super) fn what(said: &Said) -> String {
         "task.renew" => join([some("asks for more time"), until(said), policy(said)]),
         "task.suspend" => join([some("is suspended"), reason(said)]),
         "task.resume" => join([some("goes on"), reason(said)]),
+        "freeze" | "thaw" => frozen(said),
+        "agent.killed" | "agent.not_killed" => killed(said),
         "task.ended" => format!("ends: {}", end_of(said)),
         event => match event.split_once('.') {
             Some(("decision", _)) => join([policy(said)]),
@@ -60,7 +62,7 @@ fn credential(step: &str, said: &Said) -> String {
     let Some(credential) = &said.credential else { return String::new() };
     let name = named(credential);
     match step {
-        "issue" => format!("gets {name}, for {} s", credential.ttl),
+        "issue" => format!("gets {name}, for {} s{}", credential.ttl, granted(credential)),
         "renew" => format!("gets {name} in place of one that runs out, for {} s", credential.ttl),
         "expire" => format!("{name} ran out"),
         "revoke" => match &said.revocation {
@@ -74,11 +76,51 @@ fn credential(step: &str, said: &Said) -> String {
     }
 }
 
+/// `: read write on wiki, binding dpop; evaluations evl_…`.
+fn granted(credential: &SaidCredential) -> String {
+    let Some(target) = &credential.target else { return String::new() };
+    let scope = credential.scope.as_deref().unwrap_or("?");
+    let binding = credential.binding.as_deref().unwrap_or("?");
+    let mut out = format!(": {scope} on {target}, binding {binding}");
+    if !credential.evaluations.is_empty() {
+        out = format!("{out}; evaluations {}", credential.evaluations.join(", "));
+    }
+    out
+}
+
 fn named(credential: &SaidCredential) -> String {
     let name = credential.jti.as_ref().or(credential.serial.as_ref()).map_or("?", String::as_str);
     match credential.aud.as_slice() {
         [] => format!("{} {name}", credential.format),
         audience => format!("{} {name} for {}", credential.format, audience.join(" ")),
+    }
+}
+
+/// `frozen: agent spiffe://…, by uid 0, "incident 4711"; what it had is taken back`.
+fn frozen(said: &Said) -> String {
+    let text = |name: &str| said.detail.as_ref()?.get(name)?.as_str();
+    let is = |name: &str| said.detail.as_ref().and_then(|detail| detail.get(name)?.as_bool()) == Some(true);
+    let verb = if said.event == "freeze" { "frozen" } else { "thawed" };
+    let by = said.agent.as_ref().map_or_else(String::new, |agent| format!(", by uid {}", agent.uid));
+    let why = text("reason").map_or_else(String::new, |why| format!(", {why:?}"));
+    let more = match (is("revoke"), is("needs_another")) {
+        (true, _) => "; what was given is taken back",
+        (_, true) => "; another person must say the same first",
+        _ => "",
+    };
+    format!("{verb}: {}{by}{why}{more}", text("what").unwrap_or("?"))
+}
+
+fn killed(said: &Said) -> String {
+    let text = |name: &str| said.detail.as_ref()?.get(name)?.as_str();
+    let who = match (&said.agent, text("cgroup")) {
+        (Some(agent), _) => format!("pid {}", agent.pid),
+        (None, cgroup) => format!("cgroup {}", cgroup.unwrap_or("?")),
+    };
+    let by = text("initiator").unwrap_or("?");
+    match text("error") {
+        Some(why) => format!("ALARM: {who} could not be killed, as {by} wanted: {why}"),
+        None => format!("{who} is killed, by {by}"),
     }
 }
 
@@ -204,9 +246,27 @@ mod tests {
     fn a_credential_is_named_with_its_audience() {
         let line = r#"{"event":"credential.issue","credential":{"format":"at+jwt","jti":"ab","aud":["wiki"],"ttl":300}}"#;
         assert_eq!(what(&said(line)), "gets at+jwt ab for wiki, for 300 s");
+        let line = r#"{"event":"credential.issue","credential":{"format":"at+jwt","jti":"ab","aud":["https://wiki"],
+            "ttl":300,"target":"wiki","scope":"read write","binding":"dpop","evaluations":["evl_1","evl_2"]}}"#;
+        let granted = "read write on wiki, binding dpop; evaluations evl_1, evl_2";
+        assert_eq!(what(&said(line)), format!("gets at+jwt ab for https://wiki, for 300 s: {granted}"));
         let line = r#"{"event":"credential.reuse_after_end","credential":{"format":"at+jwt","jti":"ab"},
             "detail":{"reason":"task_ended, introspection"}}"#;
         assert_eq!(what(&said(line)), "ALARM: used after its end: at+jwt ab, task_ended, introspection");
+    }
+
+    #[test]
+    fn the_kill_switch_says_what_by_whom_and_why() {
+        let line = r#"{"event":"freeze","agent":{"pid":7,"uid":0},
+            "detail":{"what":"agent a","reason":"incident 4711","revoke":true}}"#;
+        let taken = "frozen: agent a, by uid 0, \"incident 4711\"; what was given is taken back";
+        assert_eq!(what(&said(line)), taken);
+        let line = r#"{"event":"thaw","detail":{"what":"everything","reason":"the flag file"}}"#;
+        assert_eq!(what(&said(line)), "thawed: everything, \"the flag file\"");
+        let line = r#"{"event":"agent.killed","agent":{"pid":7},"detail":{"initiator":"operator uid 0"}}"#;
+        assert_eq!(what(&said(line)), "pid 7 is killed, by operator uid 0");
+        let line = r#"{"event":"agent.not_killed","detail":{"cgroup":"/a","initiator":"operator uid 0","error":"busy"}}"#;
+        assert_eq!(what(&said(line)), "ALARM: cgroup /a could not be killed, as operator uid 0 wanted: busy");
     }
 
     #[test]

@@ -17,6 +17,7 @@ pub(super) const EXAMPLES: &str = "\
 Examples:
   mayfly task explain tsk_01K6E4ZQ7M0000000000000000 --action write --target wiki
   mayfly task explain --as spiffe://example.org/agents/planner --action read --target https://wiki.example.org
+  mayfly task explain --as spiffe://example.org/agents/planner --action begin --target kb-summarise
 
 Asks the running agent, by its policies and by what it knows of the process; issues nothing, and costs the task nothing.
 Exit code: 7 when it would not be allowed.";
@@ -33,12 +34,12 @@ pub(super) struct Args {
     /// As an agent that has begun no task
     #[arg(long = "as", value_name = "ID", conflicts_with = "task")]
     as_agent: Option<String>,
-    /// read, write, delete, execute or admin
+    /// read, write, delete, execute, admin, delegate, or with --as begin
     #[arg(long)]
     action: String,
-    /// By its name or its audience
-    #[arg(long)]
-    target: String,
+    /// By its name or its audience; of begin the template, if there is one; of delegate the SPIFFE ID of the other agent
+    #[arg(long, required_unless_present = "as_agent")]
+    target: Option<String>,
     /// The lifetime that would be asked for, such as 5m
     #[arg(long, value_parser = parse_duration)]
     ttl: Option<Duration>,
@@ -68,7 +69,7 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<Exit, Failu
     let request = AuthorizeRequest {
         task_id: args.task.unwrap_or_default(),
         action: args.action,
-        target: args.target,
+        target: args.target.unwrap_or_default(),
         ttl: ttl.transpose()?,
         ..AuthorizeRequest::default()
     };

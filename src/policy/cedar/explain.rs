@@ -32,9 +32,9 @@ impl Rules {
         }
         // Those that decided, then permits by what they lack, then forbids, which lacking something is good.
         considered.sort_by_key(|c| (!c.decided, !c.permits, c.because.len(), c.id.clone()));
+        let changes = changes(&decision, &considered);
         let told = considered.iter().filter(|c| c.decided).count().max(MAX_TOLD);
         considered.truncate(told);
-        let changes = changes(&decision, &considered);
         Explanation { decision, considered, changes }
     }
 }
@@ -126,11 +126,15 @@ fn changes(decision: &Decision, considered: &[Considered]) -> Vec<String> {
                 format!("an approval by {} of {}", needed.quorum, groups.join(" and "))
             })
             .collect(),
-        Reason::Forbidden => considered.iter().filter(|c| c.decided).map(lifted).collect(),
+        Reason::Forbidden => {
+            let lifted = considered.iter().filter(|c| c.decided).map(lifted);
+            lifted.chain(without_a_permit(considered)).collect()
+        }
         Reason::NoPermit if considered.iter().all(|c| !c.permits) => {
             vec!["no policy permits this action to anybody: write one".to_owned()]
         }
         Reason::NoPermit => permits()
+            .take(MAX_TOLD)
             .map(|c| format!("`{}` would permit it if this were otherwise: {}", c.id, c.because.join("; ")))
             .collect(),
         Reason::Expired => vec!["a permit that has not ended".to_owned()],
@@ -148,6 +152,20 @@ fn changes(decision: &Decision, considered: &[Considered]) -> Vec<String> {
         Reason::Malformed if decision.verdict == Verdict::Allow => Vec::new(),
         Reason::Malformed => vec!["ask about something that this action is done to".to_owned()],
     }
+}
+
+/// Beside a forbid: what is missing even without it. The nearest permit is the one with the fewest demands left.
+fn without_a_permit(considered: &[Considered]) -> Option<String> {
+    let permits = || considered.iter().filter(|c| c.permits);
+    if permits().any(|c| c.because.is_empty()) {
+        return None;
+    }
+    let nearest = permits().min_by_key(|c| c.because.len());
+    let wanted = nearest.map_or_else(
+        || "no policy permits this action to anybody: write one".to_owned(),
+        |c| format!("the nearest, `{}`, would if this were otherwise: {}", c.id, c.because.join("; ")),
+    );
+    Some(format!("lifting that is not enough: no permit applies either; {wanted}"))
 }
 
 /// What would lift a forbid.

@@ -445,6 +445,19 @@ fn an_explanation_says_what_decided_and_what_would_have_to_change() {
     risky.circumstances.risk = 90;
     let risky = explain(&risky);
     assert!(risky.contains("`tampered` forbids it, without exception"), "{risky}");
+    // A permit applies there: to lift the forbid is enough.
+    assert!(!risky.contains("not enough"), "{risky}");
+    // Here none does, and who lifts the forbid alone is told no again.
+    let mut nobody = ask("agent/plan", Action::Read, Object::Target("wiki".to_owned()));
+    nobody.circumstances.risk = 90;
+    let nobody = explain(&nobody);
+    assert!(nobody.contains("`tampered` forbids it, without exception"), "{nobody}");
+    let more = "lifting that is not enough: no permit applies either; the nearest, `kb-read`, would if this were \
+                otherwise: the principal is not in Mayfly::Group::\"researchers\"";
+    assert!(nobody.contains(more), "{nobody}");
+    let admin = explain(&on_wiki(Action::Admin));
+    assert!(admin.contains("`writes-need-human` forbids it unless"), "{admin}");
+    assert!(admin.contains("no permit applies either; no policy permits this action to anybody"), "{admin}");
     assert!(explain(&on_wiki(Action::Read)).starts_with("allow (allowed)\n  for at most 10m\n"));
 }
 

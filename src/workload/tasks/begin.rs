@@ -236,7 +236,7 @@ impl Shared {
             return self.again(key.as_ref()).await;
         }
         mayfly_attestors::failpoint::hit("task.after_seat");
-        let (agent, task, decision) = (view.agent(), view.facts(), Some(Box::new(decision)));
+        let (agent, task, decision) = (view.caller(admission), view.facts(), Some(Box::new(decision)));
         let event = Event::Task { step, agent, task, decision, end: None };
         let done = self.written_and_recorded(written, vec![event]).await;
         mayfly_attestors::failpoint::hit("task.before_answer");
@@ -249,9 +249,8 @@ impl Shared {
 
     /// Records a task that did not begin: what it was to be for, and what policy said.
     fn note_no_task(&self, admission: &Admission, task: audit::TaskFacts, decision: PolicyDecision) {
-        let process = admission.process();
         let spiffe_id = task.chain.last().cloned();
-        let agent = audit::Agent { spiffe_id, ..audit::Agent::new(process.key(), process.uid()) };
+        let agent = crate::workload::seen::agent(admission.process(), admission.attestation(), spiffe_id);
         let (task, decision) = (Box::new(task), Box::new(decision));
         self.parts.audit.note(vec![Event::Decided { agent, task, decision }]);
     }

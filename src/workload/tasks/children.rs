@@ -14,7 +14,7 @@ use super::plan::{DEFAULT_CREDENTIAL, Plan, ToBe, Wanted, template_denial, unspe
 use super::scope::ScopeWish;
 use super::users::user_of;
 use super::{TaskError, TaskView, caller};
-use crate::audit::{Event, TaskStep};
+use crate::audit::{self, Event, TaskStep};
 use crate::id::{ApprovalId, DelegationId, EntryId, SpiffeId, TaskId};
 use crate::policy::{Action, Decision, Engine, Object, Phase, PolicySet, Question, WorkloadFacts};
 use crate::registration::Identity;
@@ -97,7 +97,7 @@ impl Workloads {
         let set = shared.parts.policy.in_force();
         let (to, left) = (asked.to.clone(), shared.left_of(&parent));
         if let Some(denied) = template_denial(&set, &to, asked.template.as_deref()) {
-            return Err(shared.note_no_delegation(&parent, &to, denied));
+            return Err(shared.note_no_delegation(parent.caller(admission), &parent, &to, denied));
         }
         let id = shared.new_offer_id()?;
         let mut new = shared.new_offer(&set, id, asked, key)?;
@@ -108,7 +108,7 @@ impl Workloads {
         // Beside a no that people can lift: the offer waits for them.
         let needed = decision.obligations.approval.clone();
         if !decision.is_allowed() && needed.is_none() {
-            return Err(shared.note_no_delegation(&parent, &to, decision));
+            return Err(shared.note_no_delegation(parent.caller(admission), &parent, &to, decision));
         }
         new.waits = needed.is_some().then(|| shared.wait_of_offers());
         let key = new.key.clone();
@@ -122,7 +122,7 @@ impl Workloads {
         }
         let event = Event::Task {
             step: TaskStep::Delegate,
-            agent: parent.agent(),
+            agent: parent.caller(admission),
             task: parent.facts(),
             decision: Some(Box::new(recorded(&decision, Phase::Begin, Action::Delegate, to.as_str()))),
             end: None,
@@ -160,7 +160,7 @@ impl Workloads {
             }
         };
         if !decision.is_allowed() {
-            return Err(shared.note_no_delegation(&parent, &to, decision));
+            return Err(shared.note_no_delegation(parent.agent(), &parent, &to, decision));
         }
         let id = shared.new_task_id()?;
         let place = (parent.task.root, parent.task.depth + 1);
@@ -235,13 +235,14 @@ impl Shared {
     /// Records the no, and what the caller learns of it.
     pub(super) fn note_no_delegation(
         &self,
+        agent: audit::Agent,
         parent: &TaskView,
         to: &SpiffeId,
         decision: Decision,
     ) -> TaskError {
         self.count_denial(parent.task.id);
         let recorded = Box::new(recorded(&decision, Phase::Begin, Action::Delegate, to.as_str()));
-        let event = Event::Decided { agent: parent.agent(), task: parent.facts(), decision: recorded };
+        let event = Event::Decided { agent, task: parent.facts(), decision: recorded };
         self.parts.audit.note(vec![event]);
         TaskError::Denied(Box::new(decision))
     }

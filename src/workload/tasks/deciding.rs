@@ -162,26 +162,33 @@ impl Shared {
     /// What was decided, for the record, with the operation's tool and digest.
     pub(super) fn decided(
         &self,
+        admission: &Admission,
         view: &TaskView,
-        decision: &Decision,
-        action: Action,
+        (action, decision): (Action, &Decision),
         target: &str,
         operation: Option<&Operation>,
     ) -> Event {
         let mut recorded = recorded(decision, Phase::Issue, action, target);
         recorded.tool = operation.and_then(Operation::tool).map(str::to_owned);
         recorded.args_hash = operation.map(|operation| crate::id::hex_text(&operation.digest()));
-        Event::Decided { agent: view.agent(), task: view.facts(), decision: Box::new(recorded) }
+        Event::Decided { agent: view.caller(admission), task: view.facts(), decision: Box::new(recorded) }
     }
 
-    pub(super) fn note_task_denial(&self, error: &TaskError, view: Option<&TaskView>, ask: &Ask) {
+    pub(super) fn note_task_denial(
+        &self,
+        admission: &Admission,
+        error: &TaskError,
+        view: Option<&TaskView>,
+        ask: &Ask,
+    ) {
         let Some(view) = view else { return };
         self.count_denial(view.task.id);
         let event = match error {
             TaskError::Denied(decision) | TaskError::Unbound(decision) => {
-                self.decided(view, decision, decision.action, &ask.target, ask.operation.as_ref())
+                let decided = (decision.action, decision.as_ref());
+                self.decided(admission, view, decided, &ask.target, ask.operation.as_ref())
             }
-            TaskError::Refused(refused) => refused_event(view, *refused, ask),
+            TaskError::Refused(refused) => refused_event(view.caller(admission), view, *refused, ask),
             _ => return,
         };
         self.parts.audit.note(vec![event]);

@@ -7,7 +7,7 @@ use super::deciding::find_target;
 use super::{Ask, TaskError, TaskView};
 use crate::id::{SpiffeId, TaskId};
 use crate::policy::{
-    Action, Engine, Explanation, Object, PolicySet, Principal, Question, Sketch, WorkloadFacts,
+    Action, Engine, Explanation, Object, Phase, PolicySet, Principal, Question, Sketch, WorkloadFacts,
 };
 use crate::task::{Refused, Wish};
 use crate::workload::{Refusal, Shared, Workloads};
@@ -71,10 +71,13 @@ impl Shared {
             // Its process is gone: there is nobody to ask policy about.
             return Err(standing.err().map_or_else(|| Refusal::NotEntitled.into(), TaskError::Refused));
         };
-        let name = find_target(set, ask).map_or_else(|| ask.target.clone(), |target| target.name.clone());
         let action = ask.action.unwrap_or(Action::Read);
-        let question = self.question(who, &view, action, Object::Target(name), ask, None);
-        let before = standing.err().or_else(|| not_granted(set, &view, ask));
+        let (object, phase) = object_of(set, action, ask)?;
+        let mut question = self.question(who, &view, action, object, ask, None);
+        question.phase = phase;
+        question.circumstances.new_destination &= action.is_on_target();
+        let covered = || action.is_on_target().then(|| not_granted(set, &view, ask)).flatten();
+        let before = standing.err().or_else(covered);
         Ok(Explained { explanation: set.explain(&question, Engine::new_evaluation()), question, before })
     }
 
@@ -85,11 +88,15 @@ impl Shared {
         spiffe_id: &SpiffeId,
         ask: &Ask,
     ) -> Result<Explained, TaskError> {
+        let action = ask.action.unwrap_or(Action::Read);
         let sketch = Sketch {
             agent: Some(spiffe_id.clone()),
-            action: ask.action,
+            action: Some(action),
             target: Some(ask.target.clone()),
-            ttl: ask.ttl,
+            // What is begun or handed on is asked about for as long as it is to live.
+            ttl: ask.ttl.or_else(|| (!action.is_on_target()).then(|| self.bounds_life().0)),
+            template: Some(ask.target.clone()).filter(|name| action == Action::Begin && !name.is_empty()),
+            to: if action == Action::Delegate { Some(agent_of(ask)?) } else { None },
             ..Sketch::default()
         };
         let question = sketch.question(set.catalogue(), self.parts.clock.wall());
@@ -100,7 +107,7 @@ impl Shared {
         if let Some(operation) = &ask.operation {
             operation.tell(&mut question.circumstances);
         }
-        question.circumstances.new_destination = true;
+        question.circumstances.new_destination = action.is_on_target();
         let explanation = set.explain(&question, Engine::new_evaluation());
         Ok(Explained { explanation, question, before: None })
     }
@@ -115,6 +122,21 @@ impl Shared {
         let (member, identity) = with.max_by_key(|(member, _)| (member.attested_at, member.process.pid()))?;
         Some(self.facts(&member.process, &member.attestation, member.attested_at, identity))
     }
+}
+
+/// To what it is done, and when policy is asked about that.
+fn object_of(set: &PolicySet, action: Action, ask: &Ask) -> Result<(Object, Phase), TaskError> {
+    if action == Action::Delegate {
+        return Ok((Object::Agent(agent_of(ask)?), Phase::Begin));
+    }
+    let name = find_target(set, ask).map_or_else(|| ask.target.clone(), |target| target.name.clone());
+    Ok((Object::Target(name), Phase::Issue))
+}
+
+/// To whom a part is handed.
+fn agent_of(ask: &Ask) -> Result<SpiffeId, TaskError> {
+    let agent = SpiffeId::parse(ask.target.as_bytes());
+    agent.map_err(|_not_one| TaskError::Malformed("request.target".to_owned()))
 }
 
 /// Whether the task's own details rule it out.

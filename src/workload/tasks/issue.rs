@@ -10,11 +10,11 @@ use super::TaskError;
 use super::approvals::AccessRequest;
 use super::credential::{Form, TaskCredential};
 use super::deciding::Decided;
-use crate::audit::Event;
+use crate::audit::{self, Event};
 use crate::id::{ApprovalId, LeaseId, TaskId};
 use crate::issue::access::Binding;
 use crate::policy::{Action, Decision};
-use crate::task::{Bound, Detail, Grants, Operation};
+use crate::task::{Bound, Detail, Grants, Operation, scope};
 use crate::workload::issue::issue_event;
 use crate::workload::{Admission, Refusal, Shared, Workloads};
 
@@ -90,12 +90,13 @@ impl Workloads {
                 (view, ask.target.clone(), (decision.action, *decision))
             }
             Err((error, view)) => {
-                self.0.note_task_denial(&error, view.as_ref(), &ask);
+                self.0.note_task_denial(admission, &error, view.as_ref(), &ask);
                 return Err(error);
             }
         };
         let (action, decision) = decision;
-        let event = self.0.decided(&view, &decision, action, &name, ask.operation.as_ref());
+        let decided = (action, &decision);
+        let event = self.0.decided(admission, &view, decided, &name, ask.operation.as_ref());
         self.0.parts.audit.record(vec![event]).await.map_err(Refusal::Audit)?;
         let access_request = match &decision.obligations.approval {
             Some(needed) if ask.ask_people => {
@@ -134,21 +135,27 @@ impl Shared {
             Ok(decided) => decided,
             Err(refused) => {
                 let (error, view) = *refused;
-                self.note_task_denial(&error, view.as_ref(), &ask);
+                self.note_task_denial(admission, &error, view.as_ref(), &ask);
                 return Err(error);
             }
         };
-        let binding = self.binding(&ask, form, &decided)?;
+        let (binding, bound) = self.binding(&ask, form, &decided)?;
         let Decided { view, target, grants, granted, approved } = decided;
         let subject = self.subject(admission.id(), &view.task.charter.entry).ok_or(Refusal::NotEntitled)?;
         let events = granted.allowed.iter().chain(&granted.denied).map(|(action, decision)| {
-            self.decided(&view, decision, *action, &target.name, ask.operation.as_ref())
+            self.decided(admission, &view, (*action, decision), &target.name, ask.operation.as_ref())
         });
         let mut events: Vec<Event> = events.collect();
+        let granted_as = audit::Grant {
+            target: target.name.clone(),
+            scope: scope(&grants.actions()),
+            binding: bound.as_str(),
+            evaluations: granted.allowed.iter().map(|(_, one)| one.evaluation_id.to_string()).collect(),
+        };
         let (_, decision) = first(granted.allowed)?;
         let taken_off = self.take_off(&view, subject.process.uid(), &target.audience);
         let (flight, ticket) =
-            taken_off.inspect_err(|error| self.note_task_denial(error, Some(&view), &ask))?;
+            taken_off.inspect_err(|error| self.note_task_denial(admission, error, Some(&view), &ask))?;
         let minted = self.mint_for_task(form, granted.permit, &view, &grants, binding, approved.as_ref());
         let minted = match minted {
             Ok(minted) => minted,
@@ -158,7 +165,7 @@ impl Shared {
             }
         };
         let row = minted.row(&subject);
-        events.push(issue_event(&subject, &row, false, minted.print()));
+        events.push(issue_event(&subject, &row, false, minted.print()).granted(granted_as));
         let committed = match self.write_down_noted(row.clone(), events).await {
             Ok(committed) => committed,
             Err((refusal, written)) => {
@@ -177,7 +184,12 @@ impl Shared {
     }
 
     /// What the credential is bound to, if that is enough for every decision.
-    fn binding(&self, ask: &Ask, form: Form, decided: &Decided) -> Result<Option<Binding>, TaskError> {
+    fn binding(
+        &self,
+        ask: &Ask,
+        form: Form,
+        decided: &Decided,
+    ) -> Result<(Option<Binding>, Bound), TaskError> {
         let binding = match (&ask.proof, form) {
             (None, _) => None,
             (Some(Proof::Jkt(thumbprint)), Form::Access) => Some(Binding::Jkt(thumbprint.clone())),
@@ -198,7 +210,7 @@ impl Shared {
         let decisions: Vec<Decision> = decided.granted.allowed.iter().map(|(_, one)| one.clone()).collect();
         match decisions.iter().find(|one| !bound.satisfies(std::slice::from_ref(*one))) {
             Some(decision) => Err(TaskError::Unbound(Box::new(decision.clone()))),
-            None => Ok(binding),
+            None => Ok((binding, bound)),
         }
     }
 }

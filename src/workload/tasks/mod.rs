@@ -260,6 +260,13 @@ impl TaskView {
         chain
     }
 
+    /// Whoever speaks for the task in this call, as it was attested for it.
+    fn caller(&self, admission: &Admission) -> audit::Agent {
+        let spiffe_id = Some(self.task.charter.spiffe_id.to_string());
+        super::seen::agent(admission.process(), admission.attestation(), spiffe_id)
+    }
+
+    /// Its holder, where nobody calls: of what it is now nothing is said.
     fn agent(&self) -> audit::Agent {
         let seat = &self.task.seat;
         let spiffe_id = Some(self.task.charter.spiffe_id.to_string());

@@ -55,7 +55,7 @@ impl Shared {
         let asked = self.ask_about(admission, &view, &piece, decision, needed);
         let (_, event) = asked.inspect_err(|_| self.end_unrecorded(id))?;
         let recorded = Some(Box::new(recorded(decision, Phase::Begin, Action::Begin, &piece.target())));
-        let (agent, task) = (view.agent(), view.facts());
+        let (agent, task) = (view.caller(admission), view.facts());
         let begun = Event::Task { step: TaskStep::Begin, agent, task, decision: recorded, end: None };
         if let Err(refusal) = self.written_and_recorded(written, vec![begun, event]).await {
             self.end_unrecorded(id);
@@ -81,7 +81,7 @@ impl Shared {
         let asked = self.ask_about(admission, parent, &piece, decision, needed);
         let (asked, event) = asked.inspect_err(|_| self.withdraw_offer(id))?;
         let recorded = Box::new(recorded(decision, Phase::Begin, Action::Delegate, &piece.target()));
-        let (agent, task) = (parent.agent(), parent.facts());
+        let (agent, task) = (parent.caller(admission), parent.facts());
         // It is on record as handed on when people have allowed it, once.
         let decided = Event::Decided { agent, task, decision: recorded };
         if let Err(refusal) = self.written_and_recorded(written, vec![decided, event]).await {

@@ -3,12 +3,12 @@
 
 use super::TaskView;
 use super::issue::Ask;
-use crate::audit::{Event, PolicyDecision};
+use crate::audit::{Agent, Event, PolicyDecision};
 use crate::policy::{Phase, Verdict};
 use crate::task::{Operation, Refused};
 
 /// The event of a request that the task itself does not cover.
-pub(super) fn refused_event(view: &TaskView, refused: Refused, ask: &Ask) -> Event {
+pub(super) fn refused_event(agent: Agent, view: &TaskView, refused: Refused, ask: &Ask) -> Event {
     let decision = PolicyDecision {
         evaluation_id: None,
         result: Verdict::Deny.as_str(),
@@ -22,7 +22,7 @@ pub(super) fn refused_event(view: &TaskView, refused: Refused, ask: &Ask) -> Eve
         reason: refused.as_str(),
         obligations: Vec::new(),
     };
-    Event::Decided { agent: view.agent(), task: view.facts(), decision: Box::new(decision) }
+    Event::Decided { agent, task: view.facts(), decision: Box::new(decision) }
 }
 
 /// The one action class that was named; several, or none, are `any`.

@@ -39,13 +39,13 @@ impl Workloads {
         let (decision, recorded) = shared.decide_renewal(&set, &view, &to_be)?;
         if !decision.is_allowed() {
             shared.count_denial(id);
-            let (agent, task, recorded) = (view.agent(), view.facts(), Box::new(recorded));
+            let (agent, task, recorded) = (view.caller(admission), view.facts(), Box::new(recorded));
             shared.parts.audit.note(vec![Event::Decided { agent, task, decision: recorded }]);
             return Err(TaskError::Denied(Box::new(decision)));
         }
         let cut = to_be.left_by(&set);
         let (before, view, written) = shared.give_time(admission, id, life, &cut)?;
-        let (agent, task, decision) = (view.agent(), view.facts(), Some(Box::new(recorded)));
+        let (agent, task, decision) = (view.caller(admission), view.facts(), Some(Box::new(recorded)));
         let event = Event::Task { step: TaskStep::Renew, agent, task, decision, end: None };
         if let Err(refusal) = shared.written_and_recorded(written, vec![event]).await {
             // Time of which no record could be made is taken back.
