@@ -181,10 +181,11 @@ fn h11_what_this_agent_signed_is_no_users_token_and_neither_is_one_that_lies_abo
 fn hand_on(
     parent: &proto::Task,
     from: &mut Holder,
-    to: (&mut Holder, &str),
+    to: &mut Holder,
+    name: &str,
 ) -> Result<proto::Task, TaskRefusal> {
-    let offered: proto::Delegation = from.task_call("Delegate", &offer(parent, to.1, ""))?;
-    to.0.task_call("Join", &proto::JoinRequest { delegation_id: offered.id, ..Default::default() })
+    let offered: proto::Delegation = from.task_call("Delegate", &offer(parent, name, ""))?;
+    to.task_call("Join", &proto::JoinRequest { delegation_id: offered.id, ..Default::default() })
 }
 
 /// How many actors are nested in a token.
@@ -206,7 +207,7 @@ fn h11_a_chain_ends_at_three_and_its_tokens_name_all_of_it() {
         assert_eq!(said["act"]["sub"], names[n], "outermost is who acts now");
         assert_eq!(said["txn"], task.root.as_str());
         let [above, below] = &mut agents[n..=n + 1] else { panic!("five of them") };
-        match hand_on(&task, above, (below, names[n + 1])) {
+        match hand_on(&task, above, below, names[n + 1]) {
             Ok(child) => task = child,
             Err(refused) => {
                 assert_eq!((at, refused.reason.as_str()), (3, "limit_depth"));
@@ -235,7 +236,7 @@ fn h11_a_child_asks_for_no_other_audience_and_no_more_than_it_was_given() {
         let refused = planner.task_call::<proto::Delegation>("Delegate", &wider).unwrap_err();
         assert_eq!(refused.reason, "exceeds_parent");
     }
-    let child = hand_on(&root, &mut planner, (&mut worker, WORKER)).unwrap();
+    let child = hand_on(&root, &mut planner, &mut worker, WORKER).unwrap();
     let mut ask = |details: Vec<proto::AuthorizationDetail>, audience: &[&str]| {
         let audience = audience.iter().map(|&one| one.to_owned()).collect();
         let request = proto::IssueRequest { details, audience, ..wanted(&child, proto::Format::AccessToken) };

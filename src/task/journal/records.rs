@@ -12,7 +12,7 @@ use crate::clock::unix_millis;
 use crate::id::{DelegationId, EntryId, SpiffeId, TaskId};
 use crate::lease::WorkloadId;
 use crate::task::{
-    Charter, Detail, Ending, Grants, Key, Limits, Offer, RawDetail, Scope, Seat, Standing, Task, Usage, User,
+    Charter, Detail, Grants, Key, Limits, Offer, RawDetail, Scope, Seat, Standing, Task, Usage, User,
 };
 
 #[derive(Deserialize, Serialize)]
