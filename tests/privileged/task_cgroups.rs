@@ -10,7 +10,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use mayfly_harness::tasks::{TaskRefusal, detail};
-use mayfly_harness::{Agent, Entry, Holder, PATIENCE, Plan, files, require_root, until};
+use mayfly_harness::{Agent, Entry, Holder, Plan, files, require_root, until};
 use mayfly_proto::admin::revoke_leases_request::Target;
 use mayfly_proto::task::{self as proto, Scope};
 use serde_json::Value;
