@@ -121,14 +121,19 @@ impl Call {
     }
 
     pub(super) async fn admit(&self) -> Result<Admitted, Status> {
-        self.admit_as(self.peer.process()).await
+        self.admit_as(self.peer.process(), of_refusal).await
     }
 
-    /// As [`Call::admit`] for `process`, in whose stead the caller speaks. The connection ends with it.
-    pub(super) async fn admit_as(&self, process: &Arc<Process>) -> Result<Admitted, Status> {
+    /// As [`Call::admit`] for `process`, in whose stead the caller speaks. The connection ends with it. `told` has the words
+    /// for whoever is refused.
+    pub(super) async fn admit_as(
+        &self,
+        process: &Arc<Process>,
+        told: fn(&Refusal) -> Status,
+    ) -> Result<Admitted, Status> {
         let connection: Arc<dyn Connection> = self.peer.clone();
         if !process.is_alive() || !self.peer.process().is_alive() {
-            return Err(of_refusal(&Refusal::Exited));
+            return Err(told(&Refusal::Exited));
         }
         if let Some(admission) = self.gate.workloads.recall(process, &connection) {
             return Ok(Admitted { admission });
@@ -138,7 +143,7 @@ impl Call {
             Ok(admission) => Ok(Admitted { admission }),
             Err(refusal) => {
                 tracing::debug!(method = self.method, pid = process.pid(), uid = process.uid(), %refusal, "refused");
-                Err(of_refusal(&refusal))
+                Err(told(&refusal))
             }
         }
     }

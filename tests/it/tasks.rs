@@ -450,3 +450,29 @@ fn what_the_configuration_lowers_is_lower_for_everybody() {
     let life = token.expires_at.unwrap().seconds - token.issued_at.unwrap().seconds;
     assert!(life <= 31, "20 s, and everything is backdated: {life}");
 }
+
+#[test]
+fn who_is_attested_as_nobody_is_told_that_and_nothing_else() {
+    let mut agent = Plan::with_entries(&[]).prepare();
+    policies().install(&mut agent);
+    agent.launch();
+    let mut stranger = client(&agent);
+    let id = "tsk_01K6000000000000000000000A".to_owned();
+    let begin = proto::BeginRequest { details: vec![detail(WIKI, &["read"])], ..Default::default() };
+    let issue = proto::IssueRequest {
+        task_id: id.clone(),
+        format: proto::Format::AccessToken.into(),
+        audience: vec![WIKI.to_owned()],
+        ..Default::default()
+    };
+    for refused in [
+        stranger.task_call::<proto::Task>("Begin", &begin).unwrap_err(),
+        stranger.task_call::<proto::Task>("Get", &proto::GetTaskRequest { task_id: id }).unwrap_err(),
+        stranger.task_call::<proto::Credential>("Issue", &issue).unwrap_err(),
+    ] {
+        assert_eq!((refused.code, refused.reason.as_str()), (16, "not_attested"), "{refused:?}");
+    }
+    assert_eq!(stranger.x509_refused().code, 7, "the Workload API has its own words");
+    let (code, _, err) = agent.mayfly(&["run", "--task", "look-up", "--", "true"]);
+    assert!(code == Some(7) && err.contains("mayfly explain"), "{code:?} {err}");
+}

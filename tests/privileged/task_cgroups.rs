@@ -247,7 +247,7 @@ fn k01_whoever_is_outside_or_is_not_what_the_task_is_cannot_act_in_it() {
         assert_eq!(issue(holder, &task).unwrap_err().reason, "no_such_task");
     }
     let refused = issue(&mut stranger, &task).unwrap_err();
-    assert_eq!((refused.code, refused.reason.as_str()), (7, ""), "nothing is attested of it");
+    assert_eq!((refused.code, refused.reason.as_str()), (16, "not_attested"), "nothing is attested of it");
     // In a cgroup below: that is where a part of the task would be.
     let below = group.0.join("below");
     std::fs::create_dir(&below).unwrap();

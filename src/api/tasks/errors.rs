@@ -136,6 +136,17 @@ fn of_refused(refused: &Refused) -> Status {
     reason(code, word, &message, &[])
 }
 
+/// What a caller learns who is attested as nobody; not why.
+pub(super) fn not_admitted(refusal: &Refusal) -> Status {
+    match refusal {
+        Refusal::NotEntitled | Refusal::Exited | Refusal::CredentialsChanged => {
+            let message = "there is no identity for this process here";
+            reason(Code::Unauthenticated, "not_attested", message, &[])
+        }
+        refusal => of_refusal(refusal),
+    }
+}
+
 fn of_refusal(refusal: &Refusal) -> Status {
     let word = match refusal {
         Refusal::Exited | Refusal::CredentialsChanged => Some("not_attested"),

@@ -15,7 +15,7 @@ use mayfly_proto::task as proto;
 use mayfly_proto::task::task_api_server::TaskApi;
 use tonic::{Request, Response, Status};
 
-use self::errors::{malformed, of_error, reason};
+use self::errors::{malformed, not_admitted, of_error, reason};
 pub(super) use self::strict::Strict;
 use self::strict::UnknownField;
 use super::admission::{Admitted, Call, Gate};
@@ -47,7 +47,8 @@ impl TaskService {
     }
 
     async fn admit<T>(&self, request: &Request<T>, method: &'static str) -> Result<Admitted, Status> {
-        self.knock(request, method)?.admit().await
+        let call = self.knock(request, method)?;
+        call.admit_as(call.peer().process(), not_admitted).await
     }
 
     /// A request without any field that we do not know.
@@ -68,9 +69,10 @@ impl TaskService {
         errand: Errand<'_>,
     ) -> Result<Admitted, Status> {
         let call = self.knock(request, method)?;
-        match self.gate.workloads().kept_by(&call.peer().process().key(), task, errand).map_err(of_error)? {
-            Some(process) => call.admit_as(&process).await,
-            None => call.admit().await,
+        let caller = call.peer().process();
+        match self.gate.workloads().kept_by(&caller.key(), task, errand).map_err(of_error)? {
+            Some(process) => call.admit_as(&process, not_admitted).await,
+            None => call.admit_as(caller, not_admitted).await,
         }
     }
 }
