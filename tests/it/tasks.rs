@@ -474,5 +474,5 @@ fn who_is_attested_as_nobody_is_told_that_and_nothing_else() {
     }
     assert_eq!(stranger.x509_refused().code, 7, "the Workload API has its own words");
     let (code, _, err) = agent.mayfly(&["run", "--task", "look-up", "--", "true"]);
-    assert!(code == Some(7) && err.contains("mayfly explain"), "{code:?} {err}");
+    assert!(code == Some(125) && err.contains("there is no identity for this process"), "{code:?} {err}");
 }
