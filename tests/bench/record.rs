@@ -33,6 +33,7 @@ fn event(n: u64) -> Event {
         audience: vec!["https://wiki.example.org".to_owned()],
         ttl: Duration::from_secs(300),
         token: None,
+        grant: None,
         task: Some(TaskId::from_bytes(u128::from(n / 8).to_be_bytes())),
     };
     Event::CredentialIssue { agent, credential }

@@ -10,6 +10,7 @@ use mayfly_harness::until;
 struct Agent(Child, PathBuf);
 
 impl Drop for Agent {
+    #[expect(clippy::print_stderr, reason = "what a test prints is shown when it fails")]
     fn drop(&mut self) {
         self.0.kill().ok();
         self.0.wait().ok();

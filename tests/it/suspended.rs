@@ -134,6 +134,33 @@ fn a_suspended_svid_of_a_task_validates_nowhere_and_can_be_given_back() {
     assert_eq!((status(&world.agent, &kept), status(&world.agent, &returned)), (VALID, INVALID));
 }
 
+/// The state of each, wherever an operator looks.
+fn is_shown(world: &World, all: &[String; 4], expected: [&str; 4], when: &str) {
+    let listed = output(world, &["task", "list"]);
+    for (id, state) in all.iter().zip(expected) {
+        let of = |text: &str| -> Value { serde_json::from_str(text).unwrap() };
+        let task = of(&output(world, &["task", "show", id, "--output", "json"]));
+        assert_eq!(task["state"], state, "{when}: {task}");
+        let reason = if state == "suspended" { "kill_switch" } else { "" };
+        assert_eq!(task["reason"].as_str().unwrap_or_default(), reason, "{when}: {task}");
+        let line = listed.lines().find(|line| line.contains(id.as_str())).unwrap();
+        assert!(line.contains(state), "{when}: {line}");
+    }
+    let tree = output(world, &["task", "tree"]);
+    let suspended = expected.iter().filter(|state| **state == "suspended").count();
+    assert_eq!(tree.matches("suspended").count(), suspended, "{when}: {tree}");
+}
+
+/// How often each has taken that step, by the record.
+fn is_recorded(world: &World, all: &[String; 4], step: &str, expected: [usize; 4]) {
+    until(&format!("{expected:?} of {step}"), || {
+        let log = world.agent.audit();
+        let is_of = |line: &&Value, id: &String| line["event"] == step && line["task"]["id"] == id.as_str();
+        let count = |id| log.iter().filter(|line| is_of(line, id)).count();
+        (all.each_ref().map(count) == expected).then_some(())
+    });
+}
+
 /// What operators and the tasks' own processes are shown of the tasks themselves, and what the record says.
 #[test]
 fn a_frozen_task_and_all_below_it_are_shown_as_suspended_and_each_change_is_recorded_once() {
@@ -144,30 +171,8 @@ fn a_frozen_task_and_all_below_it_are_shown_as_suspended_and_each_change_is_reco
     let deepest = child(&below, &mut ann, &mut ben, BEN, "/docs/one");
     let elsewhere = begin(&mut planner);
     let all = [&root, &below, &deepest, &elsewhere].map(|task| task.id.clone());
-    let shown = |world: &World, expected: [&str; 4], when: &str| {
-        let listed = output(world, &["task", "list"]);
-        for (id, state) in all.iter().zip(expected) {
-            let of = |text: &str| -> Value { serde_json::from_str(text).unwrap() };
-            let task = of(&output(world, &["task", "show", id, "--output", "json"]));
-            assert_eq!(task["state"], state, "{when}: {task}");
-            let reason = if state == "suspended" { "kill_switch" } else { "" };
-            assert_eq!(task["reason"].as_str().unwrap_or_default(), reason, "{when}: {task}");
-            let line = listed.lines().find(|line| line.contains(id.as_str())).unwrap();
-            assert!(line.contains(state), "{when}: {line}");
-        }
-        let tree = output(world, &["task", "tree"]);
-        let suspended = expected.iter().filter(|state| **state == "suspended").count();
-        assert_eq!(tree.matches("suspended").count(), suspended, "{when}: {tree}");
-    };
-    let recorded = |world: &World, step: &str, expected: [usize; 4]| {
-        until(&format!("{expected:?} of {step}"), || {
-            let log = world.agent.audit();
-            let is_of =
-                |line: &&Value, id: &String| line["event"] == step && line["task"]["id"] == id.as_str();
-            let count = |id| log.iter().filter(|line| is_of(line, id)).count();
-            (all.each_ref().map(count) == expected).then_some(())
-        });
-    };
+    let shown = |world: &World, expected, when: &str| is_shown(world, &all, expected, when);
+    let recorded = |world: &World, step: &str, expected| is_recorded(world, &all, step, expected);
     let (on, off) = ("active", "suspended");
     shown(&world, [on; 4], "before");
     for (what, expected) in [

@@ -116,6 +116,7 @@ mod tests {
     use proptest::strategy::{Strategy as _, ValueTree as _};
 
     use super::*;
+    use crate::clock::{Clock as _, SystemClock};
     use crate::id::DelegationId;
     use crate::task::simulation::{charter, new_task};
     use crate::task::tests::any_detail;
@@ -171,7 +172,7 @@ mod tests {
 
     #[test]
     fn a_lower_life_shortens_what_goes_on_and_ends_nothing_before_that() {
-        let now = Instant::now();
+        let now = SystemClock.monotonic();
         let old = two(now);
         let life = Duration::from_secs(600);
         let (tree, cascades) = again(&old, Bounds { life, ..Bounds::default() }, now);
@@ -197,7 +198,7 @@ mod tests {
 
     #[test]
     fn a_lower_depth_is_a_limit_of_what_begins() {
-        let now = Instant::now();
+        let now = SystemClock.monotonic();
         let (tree, cascades) = again(&two(now), Bounds { depth: 0, ..Bounds::default() }, now);
         assert!(cascades.is_empty(), "{cascades:?}");
         assert_eq!(tree.standing(name(2)), Ok(()));

@@ -56,10 +56,10 @@ enum Within {
 }
 
 impl Within {
-    fn of(found: Result<Option<u64>, ScopeError>) -> Self {
+    fn of(found: &Result<Option<u64>, ScopeError>) -> Self {
         match found {
             Ok(None) => Self::Nowhere,
-            Ok(Some(id)) => Self::One(id),
+            Ok(Some(id)) => Self::One(*id),
             Err(_) => Self::Unknown,
         }
     }
@@ -119,7 +119,7 @@ impl Shared {
         has_keeper: bool,
     ) -> Result<Chosen, TaskError> {
         let (process, scopes) = (admission.process(), self.parts.attestors.scopes());
-        let within = Within::of(scopes.id_of(process));
+        let within = Within::of(&scopes.id_of(process));
         let place = match wish {
             ScopeWish::Process => Place::Shared,
             ScopeWish::Any | ScopeWish::Cgroup => {
@@ -221,8 +221,8 @@ pub(super) mod tests {
     /// that somebody is to have alone.
     #[test]
     fn a_task_may_not_sit_where_it_cannot_be_told_where_it_sits() {
-        let unknown = || Within::of(Err(ScopeError::Descriptors));
-        let (one, nowhere) = (|id| Within::of(Ok(Some(id))), || Within::of(Ok(None)));
+        let unknown = || Within::of(&Err(ScopeError::Descriptors));
+        let (one, nowhere) = (|id| Within::of(&Ok(Some(id))), || Within::of(&Ok(None)));
         for (tree, within, open) in [
             (tree(Some(7), true), one(7), false),
             (tree(Some(7), true), one(8), true),
