@@ -170,7 +170,7 @@ mod tests {
                     1 cgroup stands still, 2 holders of tasks run on\n";
         assert_eq!((ran.exit, ran.out.as_str()), (Exit::Ok, want), "{ran:?}");
         let ran = agent.run(&["thaw", "--all"]).await;
-        assert!(ran.out.starts_with("noted: another user"), "{ran:?}");
+        assert!(ran.out.starts_with("noted, not thawed: another user"), "{ran:?}");
         let json = agent.run(&["freeze", "--target", "wiki", "--output", "json"]).await.json();
         assert_eq!((json["frozen"].as_str(), json["revoked"].as_bool()), (Some("target wiki"), Some(false)));
         for wrong in [&["freeze"][..], &["freeze", "--all", "--task", "t"], &["thaw", "--revoke", "--all"]] {
