@@ -310,7 +310,7 @@ pub enum Refused {
 }
 
 impl Refused {
-    /// The stable name: what callers are told, and what the record says.
+    /// The stable name, for the record. Callers are told the same, but for what is not theirs: that there is none.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::NoSuchTask | Self::NoSuchDelegation => "no_such_task",

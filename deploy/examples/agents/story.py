@@ -222,7 +222,7 @@ def tell(stage):
     step("The tree as it is, and what an offer is worth to somebody else.")
     print(stage.cli("task", "tree"))
     thief = stage.actor("thief", NODE, stage.python, stage.code / "worker.py", offers["python"], url)
-    thief.expect("refused", "not_yours")
+    thief.expect("refused", "no_such_task")
 
     step("kill -9 of the orchestrator: everything below it is refused.")
     pid = int(json.loads(stage.cli("task", "show", root, "--output", "json"))["pid"])
