@@ -9,10 +9,10 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
-use rustix::event::{EventfdFlags, eventfd};
+use rustix::event::{EventfdFlags, Timespec, eventfd};
 use rustix::io::Errno;
 
 use super::Process;
@@ -216,6 +216,12 @@ impl Table {
         }
     }
 
+    /// The watches of cgroups.
+    fn cgroups(&self) -> Vec<u64> {
+        let cgroups = self.watches.iter().filter(|(_, watch)| watch.kind == Kind::Cgroup);
+        cgroups.map(|(id, _)| *id).collect()
+    }
+
     /// The token of a watch whose event came, unless it was forgotten meanwhile, or is about a cgroup with processes
     /// left.
     fn take(&mut self, id: u64, epoll: &OwnedFd) -> Option<u64> {
@@ -237,24 +243,39 @@ struct Watcher {
 impl Watcher {
     fn run(&self) {
         let mut events: Vec<Event> = Vec::with_capacity(1024);
+        // When to look at the cgroups without being told to.
+        let mut look: Option<Instant> = None;
         while !self.shared.table().stop {
             events.clear();
-            match self.wait(&mut events) {
+            let left = look.map(|at| at.saturating_duration_since(ticks::now()));
+            match self.wait(&mut events, left.and_then(|left| Timespec::try_from(left).ok()).as_ref()) {
                 Ok(()) | Err(Errno::INTR) => {}
                 Err(_) => return,
             }
             let seen = ticks::now();
-            for event in &events {
-                let id = event.data.u64();
-                let token = self.shared.table().take(id, &self.shared.epoll);
-                if let Some(token) = token {
-                    (self.sink)(ExitNotice { token, cause: ExitCause::Exited, seen });
-                }
-            }
-            if events.iter().any(|event| event.data.u64() == WAKE) {
+            let told = events.iter().filter(|event| self.tell(event.data.u64(), seen)).count();
+            let is_knocked = events.iter().any(|event| event.data.u64() == WAKE);
+            if is_knocked {
                 self.answer_knocks();
             }
+            if look.take_if(|at| *at <= seen).is_some() {
+                // Not under the lock that telling takes.
+                let cgroups = self.shared.table().cgroups();
+                for id in cgroups {
+                    self.tell(id, seen);
+                }
+            }
+            if (told > 0 || is_knocked) && !self.shared.table().cgroups().is_empty() {
+                look = look.or(Some(seen + QUIET));
+            }
         }
+    }
+
+    /// Gives notice of a watch, if there is something to give; whether there was.
+    fn tell(&self, id: u64, seen: Instant) -> bool {
+        let token = self.shared.table().take(id, &self.shared.epoll);
+        let notice = token.map(|token| ExitNotice { token, cause: ExitCause::Exited, seen });
+        notice.map(|notice| (self.sink)(notice)).is_some()
     }
 
     fn answer_knocks(&self) {
@@ -263,13 +284,18 @@ impl Watcher {
         knocks.into_iter().for_each(|answer| answer());
     }
 
-    fn wait(&self, events: &mut Vec<Event>) -> rustix::io::Result<()> {
+    fn wait(&self, events: &mut Vec<Event>, patience: Option<&Timespec>) -> rustix::io::Result<()> {
         if failpoint::fails("reaper.wait") {
             return Err(Errno::BADF);
         }
-        epoll::wait(&self.shared.epoll, rustix::buffer::spare_capacity(events), None).map(drop)
+        epoll::wait(&self.shared.epoll, rustix::buffer::spare_capacity(events), patience).map(drop)
     }
 }
+
+/// The kernel tells of a cgroup at most once in ten milliseconds, and what it has put off until then is lost when the
+/// cgroup is removed meanwhile, which whoever made it does as soon as it is empty. So after an exit they are looked at
+/// once more, when that time is over.
+const QUIET: Duration = Duration::from_millis(25);
 
 impl Drop for Watcher {
     /// Runs however the thread ends. Only a stop that was asked for is silent.
@@ -296,7 +322,6 @@ const WAKE: u64 = 0;
 mod tests {
     use std::process::{Child, Command};
     use std::sync::mpsc::{Receiver, channel};
-    use std::time::Duration;
 
     use super::*;
     use crate::testing::{end, host};
@@ -532,6 +557,26 @@ mod tests {
         // One that is empty already.
         reaper.watch_cgroup(&scope.events().unwrap(), 4).unwrap();
         assert_eq!(notices.recv_timeout(SOON).unwrap().token, 4);
+    }
+
+    /// Whoever made a cgroup removes it as soon as it is empty: the kernel tells of that only ten milliseconds after it
+    /// has told of something else, and of a cgroup that is gone by then, never.
+    #[test]
+    fn a_cgroup_that_lived_shorter_than_the_kernel_tells_is_told_of() {
+        let (reaper, notices) = reaper();
+        for token in 1..=20_u64 {
+            let group = Group::make(&format!("short-{token}"));
+            let (child, process) = sleeper();
+            group.take(&child);
+            let scope = group.scope(&child);
+            reaper.watch_cgroup(&scope.events().unwrap(), 2 * token).unwrap();
+            reaper.watch(&process, 2 * token + 1).unwrap();
+            end(child);
+            drop(group);
+            let mut told = [(); 2].map(|()| notices.recv_timeout(SOON).unwrap().token);
+            told.sort_unstable();
+            assert_eq!(told, [2 * token, 2 * token + 1]);
+        }
     }
 
     #[test]
