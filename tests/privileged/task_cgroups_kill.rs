@@ -2,6 +2,7 @@
 
 use mayfly_harness::Jam;
 
+use super::freeze::Counter;
 use super::*;
 
 /// A child of the shell goes to that cgroup and runs `mayfly` there; what it says.
