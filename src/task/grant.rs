@@ -4,6 +4,7 @@
 mod containment;
 
 use std::collections::BTreeSet;
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -83,6 +84,26 @@ impl RawDetail {
             members.insert("identifier".to_owned(), self.identifier.clone().into());
         }
         Value::Object(members)
+    }
+}
+
+/// For people: `read on https://wiki.example.org/api, only space:DOCS, tools search get_page`.
+impl fmt::Display for RawDetail {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} on {}", self.actions.join(" "), self.locations.join(" "))?;
+        if !self.identifier.is_empty() {
+            write!(f, ", only {}", self.identifier)?;
+        }
+        let lists = [
+            ("data", &self.datatypes),
+            ("tools", &self.tools),
+            ("methods", &self.methods),
+            ("paths", &self.paths),
+        ];
+        for (label, list) in lists.iter().filter(|(_, list)| !list.is_empty()) {
+            write!(f, ", {label} {}", list.join(" "))?;
+        }
+        Ok(())
     }
 }
 

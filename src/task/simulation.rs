@@ -13,12 +13,13 @@ use mayfly_attestors::{BootId, ProcessKey};
 use proptest::prelude::*;
 
 use self::steps::{Step, step};
+use super::testing::{charter, new_task};
 use super::{
-    Bounds, Caller, Charter, Cost, Detail, Ending, Flight, Grants, Landing, Limits, NewOffer, NewTask,
-    Refused, Scope, Seat, Task, Tree,
+    Bounds, Caller, Charter, Cost, Detail, Ending, Flight, Grants, Landing, Limits, NewOffer, Refused, Scope,
+    Seat, Task, Tree,
 };
 use crate::clock::{Clock, SystemClock, from_unix_seconds};
-use crate::id::{DelegationId, EntryId, LeaseId, SpiffeId, TaskId};
+use crate::id::{DelegationId, LeaseId, TaskId};
 use crate::lease::WorkloadId;
 use crate::ledger::testing::effort;
 
@@ -337,33 +338,6 @@ impl Model {
             *self.spent.entry(id).or_default() += 1;
         }
     }
-}
-
-pub(super) fn charter(agent: u8) -> Charter {
-    Charter {
-        spiffe_id: SpiffeId::parse(format!("spiffe://example.org/agent/{agent}").as_bytes()).unwrap(),
-        entry: EntryId::new(format!("agent-{agent}")),
-        purpose: "try".to_owned(),
-        template: None,
-        params: BTreeMap::new(),
-        grants: Grants::default(),
-        limits: Limits::default(),
-        require_isolated: false,
-        user: None,
-        credential_ttl: None,
-        evaluation: String::new(),
-        policy_version: String::new(),
-    }
-}
-
-pub(super) fn new_task(
-    id: TaskId,
-    charter: Charter,
-    seat: Seat,
-    life: Option<u64>,
-    begun_at: SystemTime,
-) -> NewTask {
-    NewTask { id, charter, seat, life: life.map(Duration::from_secs), pending: false, begun_at, key: None }
 }
 
 fn run(steps: &[Step], bounds: Bounds) -> Result<(), TestCaseError> {

@@ -1,7 +1,7 @@
 //! Histories that show one rule each, by name.
 
 use super::*;
-use crate::task::{Ended, Key, Past, Standing};
+use crate::task::{Ended, Key, NewTask, Past, Standing};
 
 #[test]
 fn an_ended_task_says_why_until_it_is_forgotten() {
