@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use mayfly_proto::task::{Scope, Task, TaskState};
+use mayfly_proto::task::{AuthorizationDetail, Scope, Task, TaskState};
 use prost_types::Timestamp;
 use serde::Serialize;
 
