@@ -131,7 +131,7 @@ impl Agent {
     pub fn open_admin_socket(&self) {
         let socket = self.admin_socket();
         let dir = socket.parent().expect("a directory");
-        for (path, mode) in [(dir, 0o711), (&socket, 0o666)] {
+        for (path, mode) in [(dir, 0o711), (socket.as_path(), 0o666)] {
             std::fs::set_permissions(path, Permissions::from_mode(mode)).expect("modes of the admin socket");
         }
     }
