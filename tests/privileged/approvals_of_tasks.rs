@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use mayfly_harness::policies::{ONCALL_APPROVES, TASKS_NEED_A_PERSON, WIKI};
 use mayfly_harness::tasks::{detail, refused as reason};
-use mayfly_harness::{Agent, Entry, Holder, Pause, Plan, Policies, TaskRefusal, require_root, until};
+use mayfly_harness::{Agent, Entry, Holder, Pause, Plan, Policies, TaskRefusal, files, require_root, until};
 use mayfly_proto::task as proto;
 use mayfly_proto::task::task_event::Event;
 use serde_json::Value;
@@ -64,29 +64,32 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        Self::prepared(|_| ()).0
+        Self::prepared(|_| {})
     }
 
     /// In which the agent waits at that failpoint, from when it is armed on.
     fn paused(point: &str) -> (Self, Pause) {
-        Self::prepared(|agent| {
-            let pause = agent.pause_at(point);
-            pause.release();
-            pause
-        })
+        let mut pause = None;
+        let world = Self::prepared(|agent| {
+            let paused = agent.pause_at(point);
+            paused.release();
+            pause = Some(paused);
+        });
+        (world, pause.unwrap())
     }
 
-    fn prepared<T>(prepare: impl FnOnce(&mut Agent) -> T) -> (Self, T) {
+    fn prepared(prepare: impl FnOnce(&mut Agent)) -> Self {
         require_root();
         let entry = |path: &str, uid: u32| Entry::new(path, &[&format!("unix:uid:{uid}")]);
         let entries = [entry("/asker", ASKER), entry("/worker", WORKER), entry("/root", 0)];
         let mut agent = Plan::with_entries(&entries).prepare();
-        let with = prepare(&mut agent);
         policies().install(&mut agent);
+        prepare(&mut agent);
+        agent.write_config();
         agent.launch();
         agent.open_admin_socket();
         let asker = Holder::start(&agent, ASKER);
-        (Self { agent, asker }, with)
+        Self { agent, asker }
     }
 
     /// A task that has to wait.
@@ -149,18 +152,22 @@ impl World {
         decide(&mut Holder::start(&self.agent, uid), &self.agent, &self.answer(id, approve))
     }
 
+    fn yes(&self, id: &str) -> proto::DecideRequest {
+        self.answer(id, true)
+    }
+
     fn answer(&self, id: &str, approve: bool) -> proto::DecideRequest {
         let operation_sha256 = self.shown(id)["operation_sha256"].as_str().unwrap().to_owned();
         let approval_id = id.to_owned();
         proto::DecideRequest { approval_id, approve, operation_sha256, ..Default::default() }
     }
 
-    /// Other policies or another catalogue; in force when this returns.
-    fn put(&self, write: impl FnOnce(&Agent)) {
+    /// Another file of the set; in force when this returns.
+    fn put(&self, name: &str, text: &str) {
         let loaded =
             || std::fs::read_to_string(self.agent.audit_path()).unwrap().matches("policy.loaded").count();
         let before = loaded();
-        write(&self.agent);
+        files::replace(&self.agent.policy_dir().join(name), text.as_bytes(), 0o644);
         until("the set is in force", || (loaded() > before).then_some(()));
     }
 }
@@ -276,7 +283,7 @@ fn k_policy_has_the_last_word_about_a_task_that_people_allowed() {
     let task = world.begin();
     let id = world.asked(&task);
     let never = "@id(\"never\") forbid(principal, action == Mayfly::Action::\"begin\", resource == Mayfly::Template::\"deep\");";
-    world.put(|agent| agent.write_policies(&policies().rule(never).rules));
+    world.put("a.cedar", &policies().rule(never).rules);
     world.decide(ANN, &id, true).unwrap();
     let ended = world.agent.audited(&["task.ended", &task.id, "\"reason\":\"policy\""]);
     let denied = world.agent.audited(&["decision.deny", &task.id, "never"]);
@@ -291,12 +298,12 @@ fn k_the_yes_of_somebody_who_has_left_begins_no_task() {
     let mut world = World::new();
     let two =
         policies().rules.replace("context.approval.until > context.now", "context.approval.quorum >= 2");
-    world.put(|agent| agent.write_policies(&two));
+    world.put("a.cedar", &two);
     let task = world.begin();
     let id = world.asked(&task);
     assert_eq!(world.shown(&id)["quorum"], 2);
     world.decide(ANN, &id, true).unwrap();
-    world.put(|agent| agent.write_catalogue(&without_ann()));
+    world.put("b.toml", &without_ann());
     world.decide(BOB, &id, true).unwrap();
     world.agent.audited(&["task.ended", &task.id, "\"reason\":\"policy\""]);
     assert_eq!(world.get(&task).state(), proto::TaskState::Ended);
@@ -323,7 +330,7 @@ fn k_a_quorum_is_of_those_who_are_still_in_the_group_when_it_is_used() {
     assert!(world.asker.task_call::<proto::Decision>("Authorize", &check).unwrap().allow);
     let gone = policies().catalogue.replace("name = \"ann\"", "name = \"anna\"");
     for left in [without_ann(), gone] {
-        world.put(|agent| agent.write_catalogue(&left));
+        world.put("b.toml", &left);
         let said = world.asker.task_call::<proto::Decision>("Authorize", &check).unwrap();
         assert_eq!((said.allow, said.reason.as_str()), (false, "approval_required"));
     }
@@ -373,7 +380,7 @@ fn k_nobody_takes_up_an_offer_before_people_have_allowed_it() {
     let last = world.delegate(&root).unwrap();
     world.decide(ANN, &last.approval_id, true).unwrap();
     let nobody = policies().catalogue.replace("groups = [\"oncall\"]", "groups = [\"writers\"]");
-    world.put(|agent| agent.write_catalogue(&nobody));
+    world.put("b.toml", &nobody);
     assert_eq!(join(&mut worker, &last).unwrap_err().reason, "approval_required");
 }
 
@@ -383,7 +390,7 @@ fn k_an_answer_that_is_not_on_record_yet_counts_for_nothing() {
     let (mut world, pause) = World::paused("audit.before_write");
     let task = world.begin();
     let id = world.asked(&task);
-    let (request, mut ann) = (world.answer(&id, true), Holder::start(&world.agent, ANN));
+    let (request, mut ann) = (world.yes(&id), Holder::start(&world.agent, ANN));
     pause.arm();
     std::thread::scope(|scope| {
         let answering = scope.spawn(|| decide(&mut ann, &world.agent, &request));
@@ -395,7 +402,9 @@ fn k_an_answer_that_is_not_on_record_yet_counts_for_nothing() {
     until("the task goes on", || (world.get(&task).state() == proto::TaskState::Active).then_some(()));
 
     // A record that takes nothing: nobody has answered, and can again.
-    let (mut world, jam) = World::prepared(|agent| agent.jam_at("audit.before_write"));
+    let mut jam = None;
+    let mut world = World::prepared(|agent| jam = Some(agent.jam_at("audit.before_write")));
+    let jam = jam.unwrap();
     let task = world.begin();
     let id = world.asked(&task);
     jam.set();
@@ -469,7 +478,7 @@ fn k_a_yes_that_a_freeze_overtakes_counts_when_it_is_thawed() {
     let task = world.begin();
     let id = world.asked(&task);
     let agent = ["--agent", "spiffe://example.org/asker", "--reason", "incident 4711"];
-    let (request, mut ann) = (world.answer(&id, true), Holder::start(&world.agent, ANN));
+    let (request, mut ann) = (world.yes(&id), Holder::start(&world.agent, ANN));
     let running = &world.agent;
     pause.arm();
     std::thread::scope(|scope| {
@@ -520,7 +529,7 @@ fn k_what_has_ended_before_it_could_go_on_is_not_on_record_as_used() {
     let (mut world, pause) = World::paused("task.before_go_on");
     let task = world.begin();
     let id = world.asked(&task);
-    let (request, mut ann) = (world.answer(&id, true), Holder::start(&world.agent, ANN));
+    let (request, mut ann) = (world.yes(&id), Holder::start(&world.agent, ANN));
     pause.arm();
     let (agent, asker) = (&world.agent, &mut world.asker);
     std::thread::scope(|scope| {
