@@ -1,6 +1,7 @@
 //! What there is to decide about: targets, agents, task templates, people. Read from the `*.toml` files of the policy
 //! directory, whole or not at all.
 
+mod agents;
 mod load;
 mod pattern;
 mod target;
@@ -26,7 +27,7 @@ pub struct Catalogue {
     targets: BTreeMap<String, Arc<Target>>,
     /// Audience to name.
     audiences: BTreeMap<String, String>,
-    agents: Vec<Agent>,
+    agents: agents::Agents,
     templates: BTreeMap<String, Arc<Template>>,
     people: BTreeMap<String, Person>,
 }
@@ -59,12 +60,12 @@ impl Catalogue {
 
     /// Every agent record, in the order of the files.
     pub fn agents(&self) -> &[Agent] {
-        &self.agents
+        self.agents.all()
     }
 
     /// The records that are about this identity. What several of them say adds up.
     pub fn agents_of(&self, id: &SpiffeId) -> impl Iterator<Item = &Agent> {
-        self.agents.iter().filter(|agent| agent.pattern.matches(id))
+        self.agents.about(id)
     }
 
     /// The groups of an agent.

@@ -7,8 +7,10 @@ mod asking;
 mod explain;
 mod index;
 mod lint;
+mod moments;
 mod notes;
 mod parse;
+mod parties;
 #[cfg(test)]
 mod properties;
 mod statements;
@@ -105,7 +107,8 @@ impl Rules {
     fn settle(&self, catalogue: &Catalogue, question: &Question) -> Finding {
         match self.types.ask(question, catalogue) {
             Ok(asked) => {
-                let buckets = self.index.buckets(question.action, &asked.principals, &asked.resources);
+                let buckets =
+                    self.index.buckets(question.action, &asked.parties.principals, &asked.parties.resources);
                 let outcome = self.evaluate(&asked, buckets);
                 self.judge(catalogue, question, outcome)
             }
@@ -216,7 +219,8 @@ impl Rules {
     /// decided by itself.
     pub(super) fn may_give_tokens(&self, catalogue: &Catalogue, question: &Question) -> bool {
         let Ok(asked) = self.types.ask(question, catalogue) else { return false };
-        let buckets = || self.index.buckets(question.action, &asked.principals, &asked.resources);
+        let buckets =
+            || self.index.buckets(question.action, &asked.parties.principals, &asked.parties.resources);
         let outcome = self.evaluate(&asked, buckets());
         let unconditional =
             |id: &String| self.by_id.get(id).is_some_and(|rule| !rule.policy.has_non_scope_constraint());

@@ -92,7 +92,7 @@ impl Question {
 }
 
 /// Who asks.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub enum Principal {
     /// An attested process.
     Workload(WorkloadFacts),
@@ -101,7 +101,7 @@ pub enum Principal {
 }
 
 /// What is known of an attested process.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub struct WorkloadFacts {
     /// The identity in whose name it asks.
     pub spiffe_id: SpiffeId,
@@ -124,7 +124,7 @@ pub struct WorkloadFacts {
 }
 
 /// What is odd about a process, or good.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
 pub struct PostureFacts {
     /// A tracer has hold of it.
     pub traced: bool,
@@ -137,7 +137,7 @@ pub struct PostureFacts {
 }
 
 /// A person.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Debug, Default, Eq, Hash, PartialEq)]
 pub struct UserFacts {
     /// The name in the catalogue, or else the subject that an issuer asserted.
     pub name: String,
@@ -219,7 +219,7 @@ pub struct SqlFacts {
 }
 
 /// What it is done to.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub enum Object {
     /// A target of the catalogue, by name: `read`, `write`, `delete`, `execute`, `admin`, `approve`.
     Target(String),
@@ -232,7 +232,7 @@ pub enum Object {
 }
 
 /// An identity as the Workload API gives it.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub struct IdentityFacts {
     /// Which.
     pub spiffe_id: SpiffeId,

@@ -81,11 +81,13 @@ fn main() -> Result<()> {
             let (streams, rounds) = if quick { (&[1_000][..], 5) } else { (&[1_000, 10_000][..], 10) };
             fan_out::fan_out(streams, rounds).await?;
         }
+        if wanted("decisions") || wanted("tasks") {
+            tokio::task::block_in_place(|| decisions::measure(quick))?;
+        }
         if wanted("tasks") {
             tasks::calls(if quick { 50 } else { 500 }).await?;
             tasks::cascade(if quick { 200 } else { 1_000 }).await?;
             trees::cores(if quick { &[1_000] } else { &[1_000, 10_000] })?;
-            tokio::task::block_in_place(|| decisions::measure(quick))?;
             record::measure(quick).await?;
             if !quick {
                 tasks::cascade(tasks::MOST).await?;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use self::targets::read_target;
 use self::templates::{TemplateDraft, read_template};
+use super::agents::Agents;
 use super::{Agent, Allowed, Catalogue, IdPattern, Person, Target};
 use crate::diag::{Found, Place, Problems, Table, is_name, line, nearest, read_toml};
 use crate::id::TrustDomain;
@@ -92,7 +93,7 @@ impl Draft {
             agents.push(agent);
         }
         let people = unique_people(self.people, problems);
-        Catalogue { targets, audiences, agents, templates, people }
+        Catalogue { targets, audiences, agents: Agents::new(agents), templates, people }
     }
 }
 

@@ -76,6 +76,15 @@ impl IdPattern {
         path.next().is_none()
     }
 
+    /// The path that all that fit begin with: up to the first star.
+    pub(super) fn beginning(&self) -> String {
+        let fixed = self.segments.iter().map_while(|segment| match segment {
+            Segment::Exactly(text) => Some(["/", text.as_str()]),
+            Segment::One | Segment::Rest => None,
+        });
+        fixed.flatten().collect()
+    }
+
     /// The trust domain of all that fit.
     pub fn trust_domain(&self) -> &TrustDomain {
         &self.trust_domain

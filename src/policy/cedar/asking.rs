@@ -1,33 +1,32 @@
 //! Turns a question into Cedar's terms, with the typed interface: no JSON and no schema check on the way. A test holds
 //! what comes out to the schema.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use cedar_policy::{
     Context, Entities, Entity, EntityId, EntityTypeName, EntityUid, Request, RestrictedExpression,
 };
-use time::OffsetDateTime;
-use time::macros::format_description;
 
-use crate::clock::unix_millis;
+use super::moments::{datetime, duration};
+use super::parties::{KnownParties, Parties};
 use crate::policy::{
-    Action, ApprovalFacts, Catalogue, IdentityFacts, Object, Principal, Question, Reason, Target, TaskFacts,
-    UserFacts, WorkloadFacts,
+    Action, ApprovalFacts, Catalogue, Object, Principal, Question, Reason, TaskFacts, UserFacts,
 };
 
-/// The names of entity types, parsed once.
-#[derive(Clone, Debug)]
+/// The names of entity types, parsed once, and what was lately made of them.
+#[derive(Debug)]
 pub(super) struct Types {
     action: EntityTypeName,
-    agent: EntityTypeName,
-    data_class: EntityTypeName,
-    group: EntityTypeName,
-    identity: EntityTypeName,
-    target: EntityTypeName,
-    template: EntityTypeName,
-    user: EntityTypeName,
-    workload: EntityTypeName,
+    pub(super) agent: EntityTypeName,
+    pub(super) data_class: EntityTypeName,
+    pub(super) group: EntityTypeName,
+    pub(super) identity: EntityTypeName,
+    pub(super) target: EntityTypeName,
+    pub(super) template: EntityTypeName,
+    pub(super) user: EntityTypeName,
+    pub(super) workload: EntityTypeName,
+    known: KnownParties,
 }
 
 /// A question in Cedar's terms.
@@ -35,10 +34,7 @@ pub(super) struct Types {
 pub(super) struct Asked {
     pub(super) request: Request,
     pub(super) entities: Entities,
-    /// What the principal is and is in.
-    pub(super) principals: Vec<EntityUid>,
-    /// What the resource is and is in.
-    pub(super) resources: Vec<EntityUid>,
+    pub(super) parties: Arc<Parties>,
 }
 
 impl Types {
@@ -54,142 +50,21 @@ impl Types {
             template: name("Template")?,
             user: name("User")?,
             workload: name("Workload")?,
+            known: KnownParties::default(),
         })
     }
 
-    /// The question in Cedar's terms, or why it is answered without asking.
+    /// The question in Cedar's terms, or why it is answered without asking. Always with the same catalogue: who and what
+    /// it has made of that is remembered.
     pub(super) fn ask(&self, question: &Question, catalogue: &Catalogue) -> Result<Asked, Reason> {
         check(question, catalogue)?;
-        let (principal, principals) = match &question.principal {
-            Principal::Workload(workload) => self.workload(workload, catalogue)?,
-            Principal::User(user) => self.person(user, catalogue),
-        };
-        let (resource, resources) = self.object(&question.object, catalogue)?;
-        let mut entities = vec![principal.clone(), resource.clone()];
-        let context = self.context(question, catalogue, &mut entities)?;
-        let action = uid(&self.action, question.action.as_str());
-        let request = Request::new(principal.uid(), action, resource.uid(), context, None);
-        // The same person may approve and be acted for.
-        let mut seen = HashSet::new();
-        entities.retain(|entity| seen.insert(entity.uid()));
-        let entities = Entities::from_entities(entities, None).map_err(|_error| Reason::Malformed)?;
-        Ok(Asked { request: request.map_err(|_error| Reason::Malformed)?, entities, principals, resources })
-    }
-
-    fn workload(
-        &self,
-        facts: &WorkloadFacts,
-        catalogue: &Catalogue,
-    ) -> Result<(Entity, Vec<EntityUid>), Reason> {
-        let WorkloadFacts {
-            spiffe_id,
-            profile,
-            uid,
-            selectors,
-            exe_sha256,
-            node,
-            posture,
-            attested_at,
-            groups,
-        } = facts;
-        let posture = record([
-            ("ptraced", RestrictedExpression::new_bool(posture.traced)),
-            ("exe_deleted", RestrictedExpression::new_bool(posture.exe_deleted)),
-            ("no_new_privs", RestrictedExpression::new_bool(posture.no_new_privs)),
-            ("isolated", RestrictedExpression::new_bool(posture.isolated)),
-        ])?;
-        let attributes = [
-            ("spiffe_id", string(spiffe_id.as_str())),
-            ("profile", string(profile.as_str())),
-            ("uid", RestrictedExpression::new_long((*uid).into())),
-            ("selectors", strings(selectors)),
-            ("exe_sha256", string(exe_sha256)),
-            ("node", string(node)),
-            ("posture", posture),
-            ("attested_at", datetime(*attested_at)),
-        ];
-        let groups = groups.iter().map(String::as_str).chain(catalogue.groups_of(spiffe_id));
-        self.entity(&self.workload, spiffe_id.as_str(), groups, attributes)
-    }
-
-    fn person(&self, user: &UserFacts, catalogue: &Catalogue) -> (Entity, Vec<EntityUid>) {
-        let known = catalogue.person(&user.name).into_iter().flat_map(|person| &person.groups);
-        let groups = user.groups.iter().chain(known).map(String::as_str);
-        let (parents, scopes) = self.parents(uid(&self.user, &user.name), groups);
-        (Entity::new_no_attrs(uid(&self.user, &user.name), parents), scopes)
-    }
-
-    fn object(&self, object: &Object, catalogue: &Catalogue) -> Result<(Entity, Vec<EntityUid>), Reason> {
-        match object {
-            Object::Target(name) => self.target(catalogue.target(name).ok_or(Reason::UnknownTarget)?),
-            Object::Agent(id) => {
-                let groups = catalogue.groups_of(id).into_iter();
-                self.entity(&self.agent, id.as_str(), groups, [("spiffe_id", string(id.as_str()))])
-            }
-            Object::Template(None) => {
-                self.entity(&self.template, "", [].into_iter(), [("owner", string(""))])
-            }
-            Object::Template(Some(name)) => {
-                let template = catalogue.template(name).ok_or(Reason::UnknownTemplate)?;
-                let groups = template.groups.iter().map(String::as_str);
-                self.entity(&self.template, name, groups, [("owner", string(&template.owner))])
-            }
-            Object::Identity(identity) => self.identity(identity, catalogue),
-        }
-    }
-
-    fn target(&self, target: &Target) -> Result<(Entity, Vec<EntityUid>), Reason> {
-        let data_class = uid(&self.data_class, &target.data_class);
-        let attributes = [
-            ("audience", string(&target.audience)),
-            ("kind", string(target.kind.as_str())),
-            ("data_class", RestrictedExpression::new_entity_uid(data_class)),
-            ("owner", string(&target.owner)),
-            ("binding", string(target.binding.as_str())),
-        ];
-        self.entity(&self.target, &target.name, target.groups.iter().map(String::as_str), attributes)
-    }
-
-    fn identity(
-        &self,
-        identity: &IdentityFacts,
-        catalogue: &Catalogue,
-    ) -> Result<(Entity, Vec<EntityUid>), Reason> {
-        let IdentityFacts { spiffe_id, kind, audiences, entry } = identity;
-        let attributes = [
-            ("spiffe_id", string(spiffe_id.as_str())),
-            ("kind", string(kind.as_str())),
-            ("audiences", strings(audiences)),
-            ("entry", string(entry.as_str())),
-        ];
-        let groups = catalogue.groups_of(spiffe_id).into_iter();
-        self.entity(&self.identity, spiffe_id.as_str(), groups, attributes)
-    }
-
-    /// An entity, and what it is and is in.
-    fn entity<'a, const N: usize>(
-        &self,
-        kind: &EntityTypeName,
-        id: &str,
-        groups: impl Iterator<Item = &'a str>,
-        attributes: [(&str, RestrictedExpression); N],
-    ) -> Result<(Entity, Vec<EntityUid>), Reason> {
-        let own = uid(kind, id);
-        let (parents, scopes) = self.parents(own.clone(), groups);
-        let attributes: HashMap<String, RestrictedExpression> =
-            attributes.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
-        let entity = Entity::new(own, attributes, parents).map_err(|_error| Reason::Malformed)?;
-        Ok((entity, scopes))
-    }
-
-    fn parents<'a>(
-        &self,
-        own: EntityUid,
-        groups: impl Iterator<Item = &'a str>,
-    ) -> (HashSet<EntityUid>, Vec<EntityUid>) {
-        let parents: HashSet<EntityUid> = groups.map(|group| uid(&self.group, group)).collect();
-        let scopes = std::iter::once(own).chain(parents.iter().cloned()).collect();
-        (parents, scopes)
+        let parties = self.known.get_or_make(question, || self.parties(question, catalogue))?;
+        let mut mentioned = Vec::new();
+        let context = self.context(question, catalogue, &mut mentioned)?;
+        let entities = parties.with(mentioned)?;
+        let (principal, action) = (parties.principal.uid(), uid(&self.action, question.action.as_str()));
+        let request = Request::new(principal, action, parties.resource.uid(), context, None);
+        Ok(Asked { request: request.map_err(|_error| Reason::Malformed)?, entities, parties })
     }
 
     /// Users that the context names go to `entities`, so that their groups are known.
@@ -317,15 +192,15 @@ fn request_context(question: &Question) -> Result<Vec<(&'static str, RestrictedE
     Ok(pairs)
 }
 
-fn uid(kind: &EntityTypeName, id: &str) -> EntityUid {
+pub(super) fn uid(kind: &EntityTypeName, id: &str) -> EntityUid {
     EntityUid::from_type_name_and_id(kind.clone(), EntityId::new(id))
 }
 
-fn string(text: &str) -> RestrictedExpression {
+pub(super) fn string(text: &str) -> RestrictedExpression {
     RestrictedExpression::new_string(text.to_owned())
 }
 
-fn strings(texts: &BTreeSet<String>) -> RestrictedExpression {
+pub(super) fn strings(texts: &BTreeSet<String>) -> RestrictedExpression {
     RestrictedExpression::new_set(texts.iter().map(|text| string(text)))
 }
 
@@ -334,22 +209,9 @@ fn number(count: u64) -> RestrictedExpression {
     RestrictedExpression::new_long(i64::try_from(count).unwrap_or(i64::MAX))
 }
 
-fn record<'a>(
+pub(super) fn record<'a>(
     fields: impl IntoIterator<Item = (&'a str, RestrictedExpression)>,
 ) -> Result<RestrictedExpression, Reason> {
     let fields = fields.into_iter().map(|(key, value)| (key.to_owned(), value));
     RestrictedExpression::new_record(fields).map_err(|_twice| Reason::Malformed)
-}
-
-/// To the millisecond, rounded down. What Cedar cannot say becomes a text that it refuses, which denies.
-fn datetime(at: SystemTime) -> RestrictedExpression {
-    let form = format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
-    let millis = unix_millis(at.max(UNIX_EPOCH));
-    let at = OffsetDateTime::from_unix_timestamp_nanos(i128::from(millis) * 1_000_000).ok();
-    let text = at.and_then(|at| at.format(form).ok()).unwrap_or_default();
-    RestrictedExpression::new_datetime(text)
-}
-
-fn duration(length: Duration) -> RestrictedExpression {
-    RestrictedExpression::new_duration(format!("{}ms", length.as_millis()))
 }

@@ -64,7 +64,7 @@ fn scope_faults(rule: &Rule, asked: &Asked) -> Vec<String> {
     let is_in = |uids: &[EntityUid], wanted: &EntityUid| uids.contains(wanted);
     let of =
         |uids: &[EntityUid], kind: &EntityTypeName| uids.first().is_some_and(|uid| uid.type_name() == kind);
-    let who = &asked.principals;
+    let who = &asked.parties.principals;
     match rule.policy.principal_constraint() {
         PrincipalConstraint::Eq(uid) if !is(who, &uid) => faults.push(format!("the principal is not {uid}")),
         PrincipalConstraint::In(uid) | PrincipalConstraint::IsIn(_, uid) if !is_in(who, &uid) => {
@@ -75,7 +75,7 @@ fn scope_faults(rule: &Rule, asked: &Asked) -> Vec<String> {
         }
         _ => {}
     }
-    let what = &asked.resources;
+    let what = &asked.parties.resources;
     match rule.policy.resource_constraint() {
         ResourceConstraint::Eq(uid) if !is(what, &uid) => faults.push(format!("the resource is not {uid}")),
         ResourceConstraint::In(uid) | ResourceConstraint::IsIn(_, uid) if !is_in(what, &uid) => {

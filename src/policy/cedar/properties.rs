@@ -96,6 +96,20 @@ proptest! {
     }
 
     #[test]
+    fn what_is_remembered_changes_no_question(questions in proptest::collection::vec(any_question(), 1..20)) {
+        let catalogue = crate::policy::parse_catalogue([("c.toml", CATALOGUE.as_bytes())], None).unwrap();
+        let remembering = Types::new().unwrap();
+        for question in questions.iter().chain(&questions) {
+            let fresh = Types::new().unwrap().ask(question, &catalogue).unwrap();
+            let again = remembering.ask(question, &catalogue).unwrap();
+            prop_assert_eq!(again.request.principal(), fresh.request.principal());
+            prop_assert_eq!(again.request.resource(), fresh.request.resource());
+            prop_assert_eq!(again.entities, fresh.entities);
+            prop_assert_eq!(&again.parties.resources, &fresh.parties.resources);
+        }
+    }
+
+    #[test]
     fn what_is_asked_of_cedar_fits_the_schema(
         question in any_question(),
         approver in proptest::option::of("\\PC{0,8}"),
