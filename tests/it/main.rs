@@ -5,6 +5,8 @@ mod approvals;
 #[cfg(test)]
 mod approvals_of_tasks;
 #[cfg(test)]
+mod attested;
+#[cfg(test)]
 mod children;
 #[cfg(test)]
 mod demo;
@@ -70,6 +72,8 @@ mod task_threats;
 mod task_threats_tokens;
 #[cfg(test)]
 mod tasks;
+#[cfg(test)]
+mod traces;
 #[cfg(test)]
 mod two_domains;
 #[cfg(test)]

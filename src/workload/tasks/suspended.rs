@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use crate::audit::{Event, TaskStep};
+use crate::audit::{self, Event, TaskStep};
 use crate::id::TaskId;
 use crate::policy::PolicySet;
 use crate::task::Standing;
@@ -31,6 +31,11 @@ impl Suspended {
 }
 
 impl Shared {
+    /// [`Self::tell_suspended`] in a call that is about something else, and has frozen nothing.
+    pub(in crate::workload) fn tell_suspended_first(&self) {
+        audit::trace::outside(|| self.tell_suspended());
+    }
+
     /// Brings what is shown in line with what is frozen, and records what has changed.
     pub(in crate::workload) fn tell_suspended(&self) {
         let events = self.look_at_suspended(&mut self.lock());

@@ -89,6 +89,7 @@ impl Holder {
             "task_loop" => self.task_loop(order).await,
             "task_stream" => self.task_stream(order).await,
             "rpc" => self.rpc(order).await,
+            "traces" => traces(order),
             "follow" => self.follow(order).await,
             "setresuid" => become_uid(order),
             "exec" => exec(order),
@@ -287,6 +288,14 @@ impl Holder {
         }
         Ok(json!({"event": "allocated", "mebibytes": self.ballast.len()}))
     }
+}
+
+/// From now on calls are part of these traces.
+fn traces(order: &Value) -> Result<Value> {
+    let values = order.get("values").and_then(Value::as_array).cloned().unwrap_or_default();
+    let values: Vec<String> = values.iter().filter_map(Value::as_str).map(str::to_owned).collect();
+    wire::call_in_traces(&values)?;
+    Ok(json!({"event": "traces"}))
 }
 
 fn bytes(order: &Value) -> Result<Bytes> {
