@@ -245,7 +245,12 @@ where
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(Arc::clone(&self.peer));
         Box::pin(async move {
-            let response = match tokio::time::timeout(patience, audit::trace::scope(trace, inner.oneshot(request))).await {
+            let response = match tokio::time::timeout(
+                patience,
+                audit::trace::scope(trace, inner.oneshot(request)),
+            )
+            .await
+            {
                 Ok(response) => response?,
                 Err(_) => Status::deadline_exceeded("the request took too long to arrive").into_http(),
             };

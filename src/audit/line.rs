@@ -382,7 +382,8 @@ mod tests {
         for event in every_event() {
             append(&origin(), &mut head, from_unix_seconds(1_790_000_000), &event, &mut lines);
         }
-        let of_a_trace = Stamp { at: from_unix_seconds(1_790_000_000), trace: Some(super::super::testing::trace()) };
+        let of_a_trace =
+            Stamp { at: from_unix_seconds(1_790_000_000), trace: Some(super::super::testing::trace()) };
         append(&origin(), &mut head, of_a_trace, &every_event()[2], &mut lines);
         if std::env::var_os("MAYFLY_BLESS").is_some() {
             std::fs::write(&golden, &lines).unwrap();

@@ -134,7 +134,9 @@ mod tests {
         assert_eq!(refused, ["agent.attest_denied", "decision.requestable"], "nobody was allowed either");
         let exactly = Filter { events: vec!["decision.deny".to_owned()], ..Filter::default() };
         assert_eq!(found(&Query { filter: exactly, ..Query::default() }).len(), 0);
-        assert!(found(&Query { result: some("allow"), ..Query::default() }).contains(&"task.join".to_owned()));
+        assert!(
+            found(&Query { result: some("allow"), ..Query::default() }).contains(&"task.join".to_owned())
+        );
         let audience = found(&Query { target: some("db"), ..Query::default() });
         assert!(audience.contains(&"credential.renew".to_owned()), "{audience:?}");
     }

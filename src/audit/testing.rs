@@ -86,7 +86,8 @@ pub(super) fn every_event() -> Vec<Event> {
             until: at(300_000),
         }),
     });
-    let pod = Pod { ns: Some("web".to_owned()), pod: Some("front-7d9".to_owned()), sa: Some("front".to_owned()) };
+    let pod =
+        Pod { ns: Some("web".to_owned()), pod: Some("front-7d9".to_owned()), sa: Some("front".to_owned()) };
     let attested = Agent {
         spiffe_id: Some("spiffe://example.org/front".to_owned()),
         exe_sha256: Some("ab".repeat(32)),

@@ -290,7 +290,8 @@ impl Shared {
     ) {
         let Some(member) = state.members.get_mut(&id) else { return };
         let cause = Self::cause_of_loss(member, &attestation);
-        let is_told = state.told.knows(&member.process.key()) && told::is_same(&member.attestation, &attestation);
+        let is_told =
+            state.told.knows(&member.process.key()) && told::is_same(&member.attestation, &attestation);
         member.attestation = attestation;
         member.attested_at = now;
         member.execs_attested = member.execs;

@@ -3,6 +3,8 @@
 //! Handed to the log like a refusal, and nobody waits for it: whatever the process gets then waits for a record of its own,
 //! which is written after this one or not at all.
 
+use mayfly_attestors::ProcessKey;
+
 use super::told::Facts;
 use super::{Shared, State, seen};
 use crate::audit::Event;
@@ -15,7 +17,7 @@ impl Shared {
         let State { told, by_key, members, .. } = state;
         let Some(member) = members.get(&id) else { return };
         let (process, attestation) = (&member.process, &member.attestation);
-        let lives = |key: &_| by_key.contains_key(key);
+        let lives = |key: &ProcessKey| by_key.contains_key(key);
         let Some(found) = told.news(process.key(), Facts::of(attestation), lives) else { return };
         let spiffe_id = member.identities.first().map(|identity| identity.spiffe_id.to_string());
         let agent = seen::agent(process, attestation, spiffe_id);

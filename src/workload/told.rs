@@ -30,9 +30,9 @@ impl Facts {
         Self::from(said, unknown, &attestation.posture().names())
     }
 
-    fn from<'a>(
+    fn from<'a, 'b>(
         said: impl Iterator<Item = (&'a str, &'a str, &'a str)>,
-        unknown: impl Iterator<Item = (&'a str, &'a str)>,
+        unknown: impl Iterator<Item = (&'b str, &'b str)>,
         posture: &[&str],
     ) -> Self {
         let mut values: BTreeMap<(&str, &str), Vec<&str>> = BTreeMap::new();
@@ -154,9 +154,8 @@ mod tests {
     #[test]
     fn a_process_is_told_of_once_and_again_when_it_is_something_else() {
         let mut told = Told::default();
-        let mut news = |pid, said: &[&str], posture: &[&str]| {
-            told.news(key(pid), facts(said, &[], posture), |_| true)
-        };
+        let mut news =
+            |pid, said: &[&str], posture: &[&str]| told.news(key(pid), facts(said, &[], posture), |_| true);
         let (a, b) = (&["unix:uid:0", "unix:path:/a"][..], &["unix:uid:0", "unix:path:/b"][..]);
         assert_eq!((news(1, a, &[]), news(1, a, &[])), (Some(Found::First), None));
         assert_eq!((news(2, a, &[]), news(1, a, &[])), (Some(Found::First), None));
@@ -165,7 +164,10 @@ mod tests {
         assert_eq!(news(1, &a[..1], &[]), Some(Found::Changed), "without one");
         assert_eq!(news(1, a, &[]), Some(Found::Changed), "with one that nobody left open");
         assert_eq!((news(1, a, &["traced"]), news(1, a, &["traced"])), (Some(Found::Changed), None));
-        assert_eq!(news(1, &["unix:uid:0", "unix:path:/a", "unix:path:/b"], &["traced"]), Some(Found::Changed));
+        assert_eq!(
+            news(1, &["unix:uid:0", "unix:path:/a", "unix:path:/b"], &["traced"]),
+            Some(Found::Changed)
+        );
         told.forget(&key(1));
         assert_eq!(told.news(key(1), facts(a, &[], &[]), |_| true), Some(Found::First));
         assert!(told.knows(&key(2)) && !told.knows(&key(3)));
@@ -174,7 +176,8 @@ mod tests {
     #[test]
     fn what_nobody_says_is_no_change_and_what_is_known_later_is_more() {
         let mut told = Told::default();
-        let mut news = |said: &[&str], unknown: &[&str]| told.news(key(1), facts(said, unknown, &[]), |_| true);
+        let mut news =
+            |said: &[&str], unknown: &[&str]| told.news(key(1), facts(said, unknown, &[]), |_| true);
         let (alone, whole) = (&["unix:uid:0"][..], &["unix:uid:0", "docker:name:web"][..]);
         let open = &["docker:name", "docker:label"][..];
         assert_eq!(news(alone, open), Some(Found::First));

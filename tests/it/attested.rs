@@ -45,7 +45,10 @@ fn a_process_is_told_of_once_however_often_it_calls() {
         let agent = &line["agent"];
         assert_eq!((&agent["spiffe_id"], &agent["uid"]), (&spiffe_id.into(), &own_uid().into()));
         assert!(agent["exe_sha256"].is_string() && agent["selectors_hash"].is_string(), "{line}");
-        assert!(agent.get("k8s").is_none() && agent.get("image_digest").is_none(), "nobody said that: {line}");
+        assert!(
+            agent.get("k8s").is_none() && agent.get("image_digest").is_none(),
+            "nobody said that: {line}"
+        );
     }
     let first = &attested(&world.agent, planner.pid())[0];
     let begun = world.agent.audited(&["\"task.begin\"", &task.id]);
@@ -54,7 +57,8 @@ fn a_process_is_told_of_once_however_often_it_calls() {
     let seq = |line: &Value| line["seq"].as_u64().unwrap();
     assert!(seq(first) < seq(&begun) && seq(&begun) < seq(&issued), "who it is comes before what it does");
     let log = world.agent.audit_path();
-    let (code, out, _) = world.agent.mayfly(&["audit", "query", "--event", "agent.attested", log.to_str().unwrap()]);
+    let (code, out, _) =
+        world.agent.mayfly(&["audit", "query", "--event", "agent.attested", log.to_str().unwrap()]);
     assert!(code == Some(0) && out.lines().count() == 2 && out.contains("reason=first"), "{out}");
     assert_eq!(world.agent.mayfly(&["audit", "verify", log.to_str().unwrap()]).0, Some(0));
 }
@@ -99,13 +103,10 @@ fn after_a_restart_whoever_holds_something_is_told_of_at_once() {
 
 #[test]
 fn where_the_record_takes_nothing_nobody_gets_anything_and_who_it_was_is_not_lost() {
-    let (mut jam, uid) = (None, own_uid());
-    let mut agent = Plan::for_uids(&[uid]).prepare();
-    let (jammed, spec) = Jam::at(agent.dir(), "audit.before_write");
-    jam = jam.or(Some(jammed));
+    let mut agent = Plan::for_uids(&[own_uid()]).prepare();
+    let (jam, spec) = Jam::at(agent.dir(), "audit.before_write");
     agent.plan().environment.push(("MAYFLY_FAILPOINTS".to_owned(), spec));
     agent.launch();
-    let jam = jam.unwrap();
     jam.set();
     let mut holder = client(&agent);
     holder.jwt("urn:a").unwrap_err();
@@ -114,8 +115,7 @@ fn where_the_record_takes_nothing_nobody_gets_anything_and_who_it_was_is_not_los
     until("the record takes lines again", || holder.jwt("urn:a").ok());
     let lines = agent.audit();
     let of_it = |line: &&Value| line["agent"]["pid"] == holder.pid();
-    let events: Vec<&str> =
-        lines.iter().filter(of_it).map(|line| line["event"].as_str().unwrap()).collect();
+    let events: Vec<&str> = lines.iter().filter(of_it).map(|line| line["event"].as_str().unwrap()).collect();
     assert_eq!(events.first(), Some(&"agent.attested"), "{events:?}");
     assert_eq!(events.iter().filter(|event| **event == "agent.attested").count(), 1, "{events:?}");
     assert_eq!(events.last(), Some(&"credential.issue"), "{events:?}");

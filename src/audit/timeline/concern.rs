@@ -7,8 +7,7 @@ use super::{Said, SaidTask, TaskLife, Timeline};
 
 /// Whether it is worth reading.
 pub(super) fn may_concern(line: &str) -> bool {
-    let events =
-        ["\"freeze\"", "\"thaw\"", "\"agent.killed\"", "\"agent.not_killed\"", "\"agent.attested\""];
+    let events = ["\"freeze\"", "\"thaw\"", "\"agent.killed\"", "\"agent.not_killed\"", "\"agent.attested\""];
     events.iter().any(|event| line.contains(event))
 }
 

@@ -246,7 +246,8 @@ mod tests {
     fn a_process_is_told_with_its_image_and_its_pod() {
         let line = r#"{"event":"agent.attested","detail":{"reason":"changed"},"agent":{"pid":7,"uid":0,
             "image_digest":"sha256:9a","k8s":{"ns":"web","pod":"front-7d9","sa":"front"}}}"#;
-        let expected = "is something else now: pid 7, uid 0, image sha256:9a, pod web/front-7d9 (service account front)";
+        let expected =
+            "is something else now: pid 7, uid 0, image sha256:9a, pod web/front-7d9 (service account front)";
         assert_eq!(what(&said(line)), expected);
     }
 
