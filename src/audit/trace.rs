@@ -189,7 +189,8 @@ mod tests {
             prop_assert_eq!(read.is_some(), is_good);
             if let Some(read) = read {
                 let again = String::from_utf8(text).unwrap();
-                prop_assert!(again[3..].starts_with(&format!("{}-{}", read.trace_id(), read.span_id())));
+                let ids = format!("{}-{}", read.trace_id(), read.span_id());
+                prop_assert!(again[3..].starts_with(&ids));
             }
         }
 
