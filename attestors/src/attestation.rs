@@ -222,11 +222,6 @@ impl Attestation {
         self.selectors.difference(&self.kept).cloned().collect()
     }
 
-    /// Whether it was taken over in part from an earlier attestation.
-    pub fn is_kept_in_part(&self) -> bool {
-        self.answers.iter().any(|answer| matches!(answer.outcome, Outcome::Kept(..)))
-    }
-
     /// Whether the process is where it was then: in the same cgroup of every hierarchy, so in the same container and
     /// unit.
     pub fn is_where(&self, before: &Self) -> bool {

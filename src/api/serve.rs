@@ -323,5 +323,8 @@ const PENDING_RESETS: usize = 20;
 const LOCAL_RESETS: usize = 64;
 
 #[cfg(test)]
+#[path = "serve_flood_tests.rs"]
+mod flood_tests;
+#[cfg(test)]
 #[path = "serve_tests.rs"]
 mod tests;

@@ -13,7 +13,7 @@ use crate::audit::Event;
 use crate::config::{Config, EntriesFrom};
 use crate::diag::Problems;
 use crate::fileset::{IsMember, is_toml};
-use crate::id::{EntryId, SpiffeId};
+use crate::id::{EntryId, TrustDomain, check_segment};
 use crate::registration::{EntryRules, EntrySet, EntrySource, FileSource, parse_files};
 
 /// The entries in force and where they come from.
@@ -40,7 +40,7 @@ impl Entries {
                 (Arc::new(FileSource::new(dir, rules).projected()), dir.display().to_string())
             }
             EntriesFrom::User { uid, name } => {
-                let set = own_user(config, *uid, name, &rules).map_err(StartError::Config)?;
+                let set = own_user(&config.trust_domain, *uid, name, &rules).map_err(StartError::Config)?;
                 (Arc::new(set), "--dev".to_owned())
             }
         };
@@ -99,12 +99,34 @@ impl Kept for Entries {
 }
 
 /// `--dev`: one entry for every process of the user who started the agent.
-fn own_user(config: &Config, uid: u32, name: &str, rules: &EntryRules) -> Result<EntrySet, Problems> {
-    let id = |who: &str| format!("{}/user/{who}", config.trust_domain.id());
-    let named = id(name);
-    let spiffe_id = if SpiffeId::parse(named.as_bytes()).is_ok() { named } else { id(&uid.to_string()) };
+fn own_user(
+    trust_domain: &TrustDomain,
+    uid: u32,
+    name: &str,
+    rules: &EntryRules,
+) -> Result<EntrySet, Problems> {
+    let who = if check_segment(name.as_bytes()).is_ok() { name.to_owned() } else { uid.to_string() };
+    let spiffe_id = format!("{}/user/{who}", trust_domain.id());
     let text = format!(
         "[[entries]]\nid = \"dev\"\nspiffe_id = \"{spiffe_id}\"\nselectors = [\"unix:uid:{uid}\"]\nowner = \"--dev\"\n"
     );
     parse_files([("--dev", text.as_bytes())], rules)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_entry_for_dev_names_its_user_where_a_path_can() {
+        let domain = "dev.mayfly.internal".parse::<TrustDomain>().unwrap();
+        for (name, path) in
+            [("ann", "/user/ann"), ("CORP\\ann", "/user/1000"), ("..", "/user/1000"), ("a/b", "/user/1000")]
+        {
+            let set = own_user(&domain, 1000, name, &EntryRules::default()).unwrap();
+            let entry = set.get(&EntryId::new("dev")).unwrap();
+            assert_eq!(entry.spiffe_id.as_str(), format!("spiffe://dev.mayfly.internal{path}"));
+            assert_eq!(set.len(), 1);
+        }
+    }
 }

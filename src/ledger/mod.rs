@@ -162,11 +162,6 @@ impl Ledger {
         self.change(revocations(leases, at_millis, notes)).await.map(|_| ())
     }
 
-    /// [`Ledger::revoke`] for a thread outside the runtime.
-    pub fn revoke_blocking(&self, leases: &[(LeaseId, Reason)], at_millis: u64) -> Result<(), LedgerError> {
-        self.revoke_noting_blocking(leases, at_millis, Vec::new())
-    }
-
     /// [`Ledger::revoke_noting`] for a thread outside the runtime.
     pub fn revoke_noting_blocking(
         &self,
@@ -218,11 +213,6 @@ impl Ledger {
         self.change(Change::Expire { before }).await
     }
 
-    /// [`Ledger::expire`] for a thread outside the runtime.
-    pub fn expire_blocking(&self, before: u64) -> Result<usize, LedgerError> {
-        self.change_blocking(Change::Expire { before })
-    }
-
     /// Records a published CRL, so that a ledger older than the published CRL shows (rollback).
     pub async fn record_crl(&self, issuer: &str, mark: CrlMark) -> Result<(), LedgerError> {
         self.change(Change::Mark { issuer: issuer.to_owned(), mark }).await.map(|_| ())
@@ -260,13 +250,6 @@ impl Ledger {
         let (to, answer) = oneshot::channel();
         self.thread.jobs()?.push(Job::Rows(to))?;
         answer.await.unwrap_or(Err(LedgerError::Closed))
-    }
-
-    /// [`Ledger::rows`] for a thread outside the runtime.
-    pub fn rows_blocking(&self) -> Result<Vec<Row>, LedgerError> {
-        let (to, answer) = oneshot::channel();
-        self.thread.jobs()?.push(Job::Rows(to))?;
-        answer.blocking_recv().unwrap_or(Err(LedgerError::Closed))
     }
 
     /// Follows the ledger's health.
@@ -647,9 +630,8 @@ mod tests {
         let (ledger, _) = open(dir.path()).unwrap();
         drop(ledger.commit(vec![row(1, 100)]).await.unwrap());
         let other = ledger.clone();
-        let waiting =
-            tokio::task::spawn_blocking(move || other.revoke_blocking(&[(id(1), Reason::Exited)], 3));
-        waiting.await.unwrap().unwrap();
+        let revoke = move || other.revoke_noting_blocking(&[(id(1), Reason::Exited)], 3, Vec::new());
+        tokio::task::spawn_blocking(revoke).await.unwrap().unwrap();
         drop(ledger);
         let (_ledger, rows) = open(dir.path()).unwrap();
         assert!(matches!(rows[0].state, State::Revoked { .. }));

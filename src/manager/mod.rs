@@ -142,13 +142,6 @@ impl Manager {
         }
     }
 
-    /// Has a socket let go.
-    pub fn let_go_socket(&self, name: String) {
-        if self.keeps() {
-            self.send(Job::LetGo(name));
-        }
-    }
-
     /// Everything that is still wanted has been claimed: the rest of what was passed is let go.
     pub fn settle(&self) {
         self.send(Job::Settle);
@@ -278,8 +271,8 @@ mod tests {
         manager.keep_socket("public.1-2".to_owned(), one.as_fd());
         manager.keep_socket("public.1-2".to_owned(), one.as_fd());
         manager.ready();
-        manager.let_go_socket("public.1-2".to_owned());
-        manager.let_go_socket("public.1-2".to_owned());
+        manager.send(Job::LetGo("public.1-2".to_owned()));
+        manager.send(Job::LetGo("public.1-2".to_owned()));
         manager.beat();
         manager.flush();
         let all: Vec<String> = (0..4).map(|_| heard(&socket)).collect();

@@ -8,12 +8,11 @@ use std::time::{Duration, SystemTime};
 use aws_lc_rs::digest::{SHA256, digest};
 use mayfly_attestors::Depth;
 
-use super::load::{EntryRules, parse_files};
 use super::selector::{ANCESTOR, SelectorPattern};
 use super::template::IdTemplate;
 use crate::clock::unix_seconds;
 use crate::diag::{Place, Problems};
-use crate::id::{EntryId, SpiffeId, TrustDomain, check_segment, hex_text};
+use crate::id::{EntryId, SpiffeId, TrustDomain, hex_text};
 
 /// One registration: whoever has all of `selectors` gets `spiffe_id`.
 #[derive(Clone, Debug)]
@@ -163,16 +162,6 @@ impl EntrySet {
         Self { version: SetVersion(content.digest()), entries, depth }
     }
 
-    /// One entry for every process of a user, for `--dev`: `spiffe://TRUST-DOMAIN/user/NAME`.
-    pub fn for_user(trust_domain: &TrustDomain, uid: u32, name: &str) -> Result<Self, Problems> {
-        let name = if check_segment(name.as_bytes()).is_ok() { name.to_owned() } else { uid.to_string() };
-        let text = format!(
-            "[[entries]]\nid = \"dev-user\"\nspiffe_id = \"{}/user/{name}\"\nselectors = [\"unix:uid:{uid}\"]\n",
-            trust_domain.id()
-        );
-        parse_files([("--dev", text.as_bytes())], &EntryRules::default())
-    }
-
     /// How much must be learned of a process to match it: nothing is looked up that no entry asks for.
     pub fn depth(&self) -> Depth {
         self.depth
@@ -258,17 +247,6 @@ fn depth_of(entries: &[Entry]) -> Depth {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_entry_for_dev_names_its_user_where_a_path_can() {
-        let domain = "dev.mayfly.internal".parse::<TrustDomain>().unwrap();
-        for (name, path) in [("ann", "/user/ann"), ("CORP\\ann", "/user/1000"), ("..", "/user/1000")] {
-            let set = EntrySet::for_user(&domain, 1000, name).unwrap();
-            let entry = set.get(&EntryId::new("dev-user")).unwrap();
-            assert_eq!(entry.spiffe_id.as_str(), format!("spiffe://dev.mayfly.internal{path}"));
-            assert_eq!(set.len(), 1);
-        }
-    }
 
     #[test]
     fn derived_names_differ_with_what_they_stand_for() {

@@ -97,11 +97,6 @@ impl IdTemplate {
         &self.text
     }
 
-    /// Whether it has placeholders.
-    pub fn is_fixed(&self) -> bool {
-        self.parts.iter().all(|part| matches!(part, Part::Literal(_)))
-    }
-
     /// The type and key of each placeholder's selector, in order.
     pub fn placeholders(&self) -> impl Iterator<Item = (&str, &str)> {
         self.parts.iter().filter_map(|part| match part {

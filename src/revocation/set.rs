@@ -97,11 +97,6 @@ impl RevokedSet {
         self.revision
     }
 
-    /// Whether there are entries that no published CRL names.
-    pub fn has_unpublished(&self) -> bool {
-        self.needs_publishing && self.revision > self.published
-    }
-
     /// A CRL made at that revision is out: entries up to it may leave when their time comes.
     pub fn mark_published(&mut self, revision: u64) {
         self.published = self.published.max(revision.min(self.revision));
@@ -126,11 +121,6 @@ impl RevokedSet {
             }
         }
         gone
-    }
-
-    /// When the next entry may leave, Unix seconds: what to set a timer for.
-    pub fn next_expiry(&self) -> Option<u64> {
-        self.by_expiry.peek().map(|Reverse((leaves, _))| *leaves)
     }
 }
 
@@ -158,7 +148,6 @@ mod tests {
         let mut set = RevokedSet::for_tokens();
         assert!(set.add(lease(1), until(100)));
         assert!(!set.add(lease(1), Revoked { reason: Reason::Operator, ..until(900) }), "the first stands");
-        assert_eq!(set.next_expiry(), Some(400));
         assert_eq!(set.expire(399), []);
         assert!(set.contains(lease(1)));
         assert_eq!(set.expire(400), [lease(1)]);
@@ -173,11 +162,11 @@ mod tests {
         set.add(lease(2), until(100));
         assert_eq!(set.expire(10_000), []);
         set.mark_published(revision);
-        assert!(set.has_unpublished());
+        assert!(set.revision > set.published);
         assert_eq!(set.expire(10_000), [lease(1)]);
         set.mark_published(set.revision());
         assert_eq!(set.expire(10_000), [lease(2)]);
-        assert!(!set.has_unpublished());
+        assert_eq!(set.revision, set.published);
     }
 
     #[test]
@@ -242,7 +231,7 @@ mod tests {
             }
             set.mark_published(set.revision());
             set.expire(u64::MAX);
-            prop_assert!(set.is_empty() && set.next_expiry().is_none());
+            prop_assert!(set.is_empty() && set.by_expiry.is_empty());
         }
     }
 }

@@ -185,7 +185,7 @@ mod tests {
     use super::*;
     use crate::clock::{Clock as _, SystemClock};
     use crate::lease::WorkloadId;
-    use crate::task::simulation::{charter, new_task};
+    use crate::task::testing::{charter, new_task};
     use crate::task::tests::any_grants;
     use crate::task::{Bounds, Charter, Cost, Ending, Grants, Key, Limits, Scope, Seat, Tree, User};
 

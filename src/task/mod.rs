@@ -29,6 +29,8 @@ mod pending_tests;
 #[cfg(test)]
 mod simulation;
 #[cfg(test)]
+mod testing;
+#[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -180,7 +180,8 @@ mod tests {
         assert!(mark().0 != before.0 && mark().1 == before.1);
         assert!(names(&view(&trust, &["a.org"])).is_empty());
         let before = mark();
-        trust.send_modify(|now| *now = Arc::new(now.with_crl(KeyId::from_bytes([9; 20]), Bytes::new())));
+        trust
+            .send_modify(|now| *now = Arc::new(now.with_crls(&[(KeyId::from_bytes([9; 20]), Bytes::new())])));
         assert!(mark().0 != before.0 && mark().1 != before.1, "a CRL is for everybody");
     }
 

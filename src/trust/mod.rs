@@ -16,7 +16,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::sync::watch;
 
 use crate::authority::{AuthoritySet, JwtBundle};
 use crate::id::{KeyId, TrustDomain};
@@ -66,14 +65,8 @@ impl TrustSnapshot {
         }
     }
 
-    /// The next generation, with this CRL (DER) in place of the authority's earlier one: a verifier that saw
+    /// The next generation, with these CRLs (DER), each in place of its authority's earlier one: a verifier that saw
     /// two might believe the older.
-    #[must_use]
-    pub fn with_crl(&self, key_id: KeyId, crl: Bytes) -> Self {
-        self.with_crls(&[(key_id, crl)])
-    }
-
-    /// As [`Self::with_crl`] for several authorities in one step.
     #[must_use]
     pub fn with_crls(&self, crls: &[(KeyId, Bytes)]) -> Self {
         let mut next = self.clone();
@@ -127,36 +120,6 @@ impl TrustSnapshot {
     }
 }
 
-/// The one writer of the trust and its readers; a reader always finds the latest value.
-pub fn channel(first: TrustSnapshot) -> (TrustPublisher, watch::Receiver<Arc<TrustSnapshot>>) {
-    let (sender, receiver) = watch::channel(Arc::new(first));
-    (TrustPublisher(sender), receiver)
-}
-
-/// Publishes new snapshots. Not `Clone`: one writer, so no update is lost.
-#[derive(Debug)]
-pub struct TrustPublisher(watch::Sender<Arc<TrustSnapshot>>);
-
-impl TrustPublisher {
-    /// The latest snapshot.
-    pub fn current(&self) -> Arc<TrustSnapshot> {
-        Arc::clone(&self.0.borrow())
-    }
-
-    /// Publishes a CRL of one authority; answers the generation that carries it.
-    pub fn publish_crl(&mut self, key_id: KeyId, crl: Bytes) -> u64 {
-        let next = Arc::new(self.current().with_crl(key_id, crl));
-        let generation = next.generation();
-        self.0.send_replace(next);
-        generation
-    }
-
-    /// A new reader.
-    pub fn subscribe(&self) -> watch::Receiver<Arc<TrustSnapshot>> {
-        self.0.subscribe()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -193,14 +156,12 @@ mod tests {
     #[test]
     fn an_authority_has_one_crl_at_a_time() {
         let (trust, set) = snapshot();
-        let (mut publisher, mut reader) = channel(trust);
         let own = set.active_x509().key_id();
-        assert_eq!(publisher.publish_crl(own, Bytes::from_static(b"one")), 2);
-        assert_eq!(publisher.publish_crl(own, Bytes::from_static(b"two")), 3);
-        assert_eq!(reader.borrow_and_update().crls(), [Bytes::from_static(b"two")]);
-        publisher.publish_crl(KeyId::from_bytes([9; 20]), Bytes::from_static(b"old key"));
-        assert!(reader.has_changed().unwrap());
-        assert_eq!(reader.borrow_and_update().crls().len(), 2);
-        assert_eq!(publisher.current().generation(), publisher.subscribe().borrow().generation());
+        let one = trust.with_crls(&[(own, Bytes::from_static(b"one"))]);
+        let two = one.with_crls(&[(own, Bytes::from_static(b"two"))]);
+        assert_eq!((one.generation(), two.generation()), (2, 3));
+        assert_eq!(two.crls(), [Bytes::from_static(b"two")]);
+        let other = KeyId::from_bytes([9; 20]);
+        assert_eq!(two.with_crls(&[(other, Bytes::from_static(b"old key"))]).crls().len(), 2);
     }
 }

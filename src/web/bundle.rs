@@ -119,7 +119,7 @@ mod tests {
         let one = trust(&authorities("example.org", KeyType::EcP256));
         assert!(source.latest(&one).is_none());
         let first = source.renew(&one, now()).unwrap();
-        let crl = one.with_crl(KeyId::from_bytes([1; 20]), Bytes::from_static(b"crl"));
+        let crl = one.with_crls(&[(KeyId::from_bytes([1; 20]), Bytes::from_static(b"crl"))]);
         assert_eq!(source.latest(&crl).unwrap().tag, first.tag);
         let other = trust(&authorities("example.org", KeyType::EcP256));
         assert!(source.latest(&other).is_none(), "never the keys of yesterday");

@@ -150,7 +150,7 @@ mod tests {
         let hour = Duration::from_secs(3_600);
         let crl = sign_and_lint(authority, &[], (number, NOW), hour, now()).unwrap();
         let trust = TrustSnapshot::new(authority.trust_domain(), &set);
-        let trust = trust.with_crl(authority.key_id(), crl.der.clone());
+        let trust = trust.with_crls(&[(authority.key_id(), crl.der.clone())]);
         (trust, authority.key_id().to_string(), crl.der)
     }
 
@@ -188,7 +188,7 @@ mod tests {
         let old = document(&crls, &trust, &file, now()).unwrap();
         let old_bundle = document(&crls, &trust, "bundle.pem", now()).unwrap();
         let (other, other_aki, der) = signed(8);
-        let next = trust.with_crl(aki.parse().unwrap(), der);
+        let next = trust.with_crls(&[(aki.parse().unwrap(), der)]);
         assert_ne!(document(&crls, &next, &file, now()).unwrap().tag, old.tag);
         assert_ne!(document(&crls, &next, "bundle.pem", now()).unwrap().tag, old_bundle.tag);
         assert!(document(&crls, &other, &format!("{other_aki}.crl"), now()).is_some());

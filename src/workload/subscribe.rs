@@ -277,7 +277,7 @@ mod tests {
         let change = async {
             tokio::time::sleep(Duration::from_millis(3)).await;
             sender.send_replace(Arc::new(
-                snapshot.with_crl(crate::id::KeyId::from_bytes([1; 20]), Bytes::from_static(b"one")),
+                snapshot.with_crls(&[(crate::id::KeyId::from_bytes([1; 20]), Bytes::from_static(b"one"))]),
             ));
         };
         tokio::join!(wait, change);

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use mayfly_harness::foreign::{self, Authority, Endpoint};
 use mayfly_harness::pki::claims;
-use mayfly_harness::policies::{WIKI, WRITES_NEED_A_PERSON};
+use mayfly_harness::policies::{ONCALL_APPROVES, WIKI, WRITES_NEED_A_PERSON};
 pub(crate) use mayfly_harness::tasks::refused as reason;
 use mayfly_harness::wire::channel;
 use mayfly_harness::{Agent, Holder, Plan, Policies, Refusal, until};
@@ -22,8 +22,7 @@ fn policies() -> Policies {
         .permit("read")
         .permit("write")
         .rule(WRITES_NEED_A_PERSON)
-        .rule("@id(\"oncall-approves\")")
-        .rule("permit(principal in Mayfly::Group::\"oncall\", action == Mayfly::Action::\"approve\", resource);")
+        .rule(ONCALL_APPROVES)
         .target("wiki", &[("location", "https://wiki.example.org/api")])
         .target("tools", &[("kind", "mcp")])
         .more("[targets.actions]\nwrite = [\"edit\"]")

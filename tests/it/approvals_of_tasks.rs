@@ -4,76 +4,33 @@
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
+use mayfly_harness::policies::{ONCALL_APPROVES, TASKS_NEED_A_PERSON, WIKI};
 use mayfly_harness::tasks::detail;
-use mayfly_harness::{Agent, Holder, Idp, Plan, TaskRefusal, files, until};
+use mayfly_harness::{Agent, Holder, Idp, Plan, Policies, TaskRefusal, files, is_running, until};
 use mayfly_proto::task as proto;
 use mayfly_proto::task::task_event::Event;
 use serde_json::Value;
 
 use crate::support::{client, own_uid};
 
-const POLICY: &str = r#"
-@id("fetch") permit(principal, action == Mayfly::Action::"fetch", resource);
-@id("begin") permit(principal, action == Mayfly::Action::"begin", resource);
-@id("hand-on") permit(principal, action == Mayfly::Action::"delegate", resource);
-@id("read") permit(principal, action == Mayfly::Action::"read", resource);
-@id("deep-needs-a-person") @requires_approval("oncall")
-forbid(principal, action == Mayfly::Action::"begin", resource == Mayfly::Template::"deep")
-unless { context has approval && context.approval.until > context.now };
-@id("handing-on-needs-a-person") @requires_approval("oncall")
-forbid(principal, action == Mayfly::Action::"delegate", resource)
-unless { context has approval && context.approval.until > context.now };
-@id("oncall-approves") permit(principal in Mayfly::Group::"oncall", action == Mayfly::Action::"approve", resource);
-"#;
-
-const CATALOGUE: &str = r#"
-[[agents]]
-spiffe_id = "spiffe://example.org/**"
-groups = ["agents"]
-owner = "docs"
-templates = ["*"]
-
-[[targets]]
-name = "wiki"
-audience = "https://wiki.example.org"
-data_class = "internal"
-groups = ["kb"]
-owner = "docs"
-binding = "none"
-location = "https://wiki.example.org"
-
-[[templates]]
-name = "deep"
-owner = "docs"
-[[templates.details]]
-target = "wiki"
-actions = ["read"]
-
-[[templates]]
-name = "plain"
-owner = "docs"
-[[templates.details]]
-target = "wiki"
-actions = ["read"]
-
-[[people]]
-name = "ann"
-uids = ["20831"]
-groups = ["oncall"]
-"#;
-
-const WIKI: &str = "https://wiki.example.org";
+fn policies() -> Policies {
+    Policies::open()
+        .permit("delegate")
+        .permit("read")
+        .rule(TASKS_NEED_A_PERSON)
+        .rule(ONCALL_APPROVES)
+        .target("wiki", &[("location", WIKI)])
+        .template("deep", "wiki", &["read"])
+        .template("plain", "wiki", &["read"])
+        .person("ann", 20_831, "oncall")
+}
 
 /// With `settings` for the agent's directory at the end of its configuration.
 fn world(settings: impl Fn(&Path) -> String) -> Agent {
     let mut agent = Plan::for_uids(&[own_uid()]).prepare();
-    let dir: PathBuf = agent.dir().join("policy.d");
-    std::fs::create_dir(&dir).unwrap();
-    let table = format!("\n[policy]\ndir = {dir:?}\n{}\n", settings(agent.dir()));
-    agent.plan().settings += &table;
-    agent.write_config();
-    files::replace(&dir.join("a.cedar"), POLICY.as_bytes(), 0o644);
-    files::replace(&dir.join("b.toml"), CATALOGUE.as_bytes(), 0o644);
+    let settings = settings(agent.dir());
+    agent.plan().settings += &format!("\n{settings}\n");
+    policies().install(&mut agent);
     agent.launch();
     agent
 }
@@ -244,13 +201,6 @@ fn script(dir: &Path, name: &str, text: &str) -> PathBuf {
     path
 }
 
-/// One that died and was not waited for is not running.
-fn runs(pid: &str) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let state = stat.rsplit_once(") ").map(|(_, rest)| rest.chars().next().unwrap_or('X'));
-    state.is_some_and(|state| !"ZX".contains(state))
-}
-
 /// Whoever is told has a process group of his own, and nobody of it is left behind: not at the end, not at a stop.
 #[test]
 fn whoever_is_told_leaves_nobody_behind() {
@@ -266,14 +216,14 @@ fn whoever_is_told_leaves_nobody_behind() {
         begin_by(&mut holder, "deep", "").unwrap();
         let file = agent.dir().join("pid");
         let pids = until("somebody is told", || std::fs::read_to_string(&file).ok());
-        let pids: Vec<&str> = pids.split_whitespace().collect();
+        let pids: Vec<u32> = pids.split_whitespace().map(|pid| pid.parse().unwrap()).collect();
         if name == "stopped" {
-            assert!(pids.iter().all(|pid| runs(pid)), "{pids:?}");
+            assert!(pids.iter().all(|pid| is_running(*pid)), "{pids:?}");
             let status = agent.stop();
             assert_eq!(status.code(), Some(0), "{status:?}");
-            assert!(!pids.iter().any(|pid| runs(pid)), "left behind: {pids:?}");
+            assert!(!pids.iter().any(|pid| is_running(*pid)), "left behind: {pids:?}");
         } else {
-            until("nobody of the group is left", || (!pids.iter().any(|pid| runs(pid))).then_some(()));
+            until("nobody of the group is left", || (!pids.iter().any(|pid| is_running(*pid))).then_some(()));
         }
     }
 }

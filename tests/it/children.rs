@@ -77,7 +77,7 @@ impl World {
     fn start(failpoints: impl Fn(&Agent) -> String) -> Self {
         Self::prepared(|agent| {
             let spec = failpoints(agent);
-            agent.plan().environment.push(("MAYFLY_FAILPOINTS".to_owned(), spec));
+            agent.failpoints(&spec);
         })
     }
 

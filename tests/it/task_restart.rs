@@ -2,7 +2,7 @@
 //! served; and a crash loses nothing that was answered.
 
 use mayfly_harness::tasks::detail;
-use mayfly_harness::{Agent, Entry, Holder, Jam, Pause, until};
+use mayfly_harness::{Agent, Entry, Holder, Pause, until};
 use mayfly_proto::task as proto;
 use serde_json::Value;
 
@@ -258,9 +258,8 @@ impl Crash {
     fn at(point: &str) -> Self {
         let mut pause = None;
         let world = World::prepared(|agent| {
-            let (at, spec) = Pause::at(agent.dir(), point);
+            let at = agent.pause_at(point);
             at.release();
-            agent.plan().environment.push(("MAYFLY_FAILPOINTS".to_owned(), spec));
             pause = Some(at);
         });
         Self { pause: pause.unwrap(), world }
@@ -388,8 +387,7 @@ fn a_crash_anywhere_in_an_end_leaves_no_half_of_it() {
 fn while_the_ledger_cannot_be_written_no_task_begins_and_no_end_is_taken_for_done() {
     let mut broken = None;
     let mut world = World::prepared(|agent| {
-        let (fails, spec) = Jam::at(agent.dir(), "ledger.before_begin");
-        agent.plan().environment.push(("MAYFLY_FAILPOINTS".to_owned(), spec));
+        let fails = agent.jam_at("ledger.before_begin");
         broken = Some(fails);
     });
     let broken = broken.unwrap();
@@ -454,8 +452,7 @@ fn lower_limits_shorten_tasks_that_go_on_and_end_none() {
 fn while_the_record_cannot_be_written_nothing_begins_is_given_or_gets_more_time() {
     let mut broken = None;
     let mut world = World::prepared(|agent| {
-        let (fails, spec) = Jam::at(agent.dir(), "audit.before_write");
-        agent.plan().environment.push(("MAYFLY_FAILPOINTS".to_owned(), spec));
+        let fails = agent.jam_at("audit.before_write");
         broken = Some(fails);
     });
     let broken = broken.unwrap();

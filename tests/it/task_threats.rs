@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use mayfly_harness::tasks::detail;
-use mayfly_harness::{Entry, Holder, Pause, TaskRefusal, WallClock, until};
+use mayfly_harness::{Entry, Holder, TaskRefusal, WallClock, until};
 use mayfly_proto::task as proto;
 use serde_json::{Value, json};
 
@@ -131,8 +131,7 @@ fn g07_g08_a_wall_clock_that_jumps_lengthens_no_task_and_revives_none() {
 fn k07_whoever_loses_its_identity_while_a_task_is_begun_has_no_task() {
     let mut pause = None;
     let world = World::prepared(|agent| {
-        let (seat, spec) = Pause::at(agent.dir(), "task.before_seat");
-        agent.plan().environment.push(("MAYFLY_FAILPOINTS".to_owned(), spec));
+        let seat = agent.pause_at("task.before_seat");
         pause = Some(seat);
     });
     let pause = pause.unwrap();

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::children::{get, issue, lasting, offer, wanted};
 use crate::http::local;
-use crate::users::{PLANNER, WIKI, WORKER, World, begin};
+use crate::users::{PLANNER, WIKI, WORKER, World, begin, policies};
 
 const SHELF: &str = "https://shelf.example.org";
 
@@ -221,9 +221,7 @@ fn h11_a_chain_ends_at_three_and_its_tokens_name_all_of_it() {
 #[test]
 fn h11_a_child_asks_for_no_other_audience_and_no_more_than_it_was_given() {
     let world = World::with("");
-    let mut catalogue = std::fs::read(world.agent.dir().join("policy.d/b.toml")).unwrap();
-    catalogue.extend(MORE.as_bytes());
-    files::replace(&world.agent.dir().join("policy.d/b.toml"), &catalogue, 0o644);
+    world.agent.write_catalogue(&policies().more(MORE).catalogue);
     let (mut planner, mut worker) = (world.start("planner"), world.start("worker"));
     let root = begin(&mut planner, &world.idp.token("00u1")).unwrap();
     for details in [

@@ -5,8 +5,9 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 
 use mayfly_harness::holder::Who;
+pub(crate) use mayfly_harness::policies::WIKI;
 use mayfly_harness::tasks::detail;
-use mayfly_harness::{Agent, Entry, Holder, Idp, Plan, TaskRefusal, files};
+use mayfly_harness::{Agent, Entry, Holder, Idp, Plan, Policies, TaskRefusal, files};
 use mayfly_proto::task as proto;
 use serde_json::{Value, json};
 
@@ -24,29 +25,17 @@ const POLICY: &str = r#"
 when { context has on_behalf_of && context.on_behalf_of in Mayfly::Group::"editors" };
 "#;
 
-const CATALOGUE: &str = r#"
-[[agents]]
-spiffe_id = "spiffe://example.org/**"
-groups = ["agents"]
-owner = "docs"
-templates = ["*"]
-
-[[targets]]
-name = "wiki"
-audience = "https://wiki.example.org"
-data_class = "internal"
-groups = ["kb"]
-owner = "docs"
-binding = "none"
-location = "https://wiki.example.org"
-
+const ANN: &str = r#"
 [[people]]
 name = "ann"
 subjects = ["https://idp.example.org#00u1"]
 groups = ["editors"]
 "#;
 
-pub(crate) const WIKI: &str = "https://wiki.example.org";
+pub(crate) fn policies() -> Policies {
+    Policies::of(POLICY).agents("**", "agents", &["*"]).target("wiki", &[("location", WIKI)]).more(ANN)
+}
+
 const ISS: &str = Idp::ISSUER;
 pub(crate) const PLANNER: &str = "spiffe://example.org/planner";
 pub(crate) const WORKER: &str = "spiffe://example.org/worker";
@@ -64,14 +53,10 @@ impl World {
     /// With more settings.
     pub(crate) fn with(settings: &str) -> Self {
         let (mut agent, idp) = (Plan::with_entries(&[]).prepare(), Idp::new());
-        let dir = agent.dir().join("policy.d");
-        std::fs::create_dir(&dir).unwrap();
         let jwks = agent.dir().join("idp.json");
         files::replace(&jwks, &idp.jwks(), 0o644);
-        agent.plan().settings += &format!("\n[policy]\ndir = {dir:?}\n{settings}{}", Idp::table(&jwks));
-        agent.write_config();
-        files::replace(&dir.join("a.cedar"), POLICY.as_bytes(), 0o644);
-        files::replace(&dir.join("b.toml"), CATALOGUE.as_bytes(), 0o644);
+        agent.plan().settings += &format!("\n{settings}{}\n", Idp::table(&jwks));
+        policies().install(&mut agent);
         let uid = format!("unix:uid:{}", own_uid());
         let entry = |name: &str, at: PathBuf| {
             Entry::new(&format!("/{name}"), &[&uid, &format!("unix:path:{}", at.display())])

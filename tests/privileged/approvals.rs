@@ -1,7 +1,6 @@
 //! People in the loop, with users of their own: an agent asks, somebody else answers, and what the yes buys. The set is
 //! the starter set `writes-need-a-human`. Threats K03 (the screen) is in the tests of the command; K04 is here.
 
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use mayfly_harness::cgroup::Group;
@@ -54,11 +53,7 @@ fn world_with(more: &str, catalogue: &str, tables: impl Fn(&Agent) -> String) ->
     agent.plan().settings += &format!("\n{tables}\n{more}\n");
     Policies { rules: starter("policy.cedar"), catalogue: catalogue.to_owned() }.install(&mut agent);
     agent.launch();
-    // Stands for being in the admin socket's group: what is refused here is not refused by the file system.
-    let socket = agent.admin_socket();
-    for (path, mode) in [(socket.parent().unwrap(), 0o711), (socket.as_path(), 0o666)] {
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
-    }
+    agent.open_admin_socket();
     let mut asker = Holder::start(&agent, ASKER);
     let task = begin(&mut asker);
     World { agent, asker, task }

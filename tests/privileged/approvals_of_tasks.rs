@@ -4,14 +4,14 @@
 use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
 
-use mayfly_harness::tasks::detail;
-use mayfly_harness::{Agent, Entry, Holder, Jam, Pause, Plan, TaskRefusal, files, require_root, until};
+use mayfly_harness::policies::{ONCALL_APPROVES, TASKS_NEED_A_PERSON, WIKI};
+use mayfly_harness::tasks::{detail, refused as reason};
+use mayfly_harness::{Agent, Entry, Holder, Pause, Plan, Policies, TaskRefusal, files, require_root, until};
 use mayfly_proto::task as proto;
 use mayfly_proto::task::task_event::Event;
 use serde_json::Value;
 
 use crate::approvals::{Answer, decide};
-use mayfly_harness::tasks::refused as reason;
 
 const ASKER: u32 = 20_821;
 const WORKER: u32 = 20_822;
@@ -19,68 +19,43 @@ const ANN: u32 = 20_823;
 const BOB: u32 = 20_824;
 const CAROL: u32 = 20_825;
 
-const WIKI: &str = "https://wiki.example.org";
 const WORKER_ID: &str = "spiffe://example.org/worker";
 
-const POLICY: &str = r#"
-@id("fetch") permit(principal, action == Mayfly::Action::"fetch", resource);
-@id("begin") permit(principal, action == Mayfly::Action::"begin", resource);
-@id("hand-on") permit(principal, action == Mayfly::Action::"delegate", resource);
-@id("all") permit(principal, action in [Mayfly::Action::"read", Mayfly::Action::"write"], resource);
-@id("deep-needs-a-person") @requires_approval("oncall")
-forbid(principal, action == Mayfly::Action::"begin", resource == Mayfly::Template::"deep")
-unless { context has approval && context.approval.until > context.now };
-@id("handing-on-needs-a-person") @requires_approval("oncall")
-forbid(principal, action == Mayfly::Action::"delegate", resource)
-unless { context has approval && context.approval.until > context.now };
+const WRITES_NEED_TWO: &str = r#"
 @id("writes-need-two") @requires_approval("oncall")
 forbid(principal, action == Mayfly::Action::"write", resource)
 unless { context has approval && context.approval.quorum >= 2 };
-@id("oncall-approves") permit(principal in Mayfly::Group::"oncall", action == Mayfly::Action::"approve", resource);
 "#;
 
-const CATALOGUE: &str = r#"
-[[agents]]
-spiffe_id = "spiffe://example.org/**"
-groups = ["agents"]
-owner = "docs"
-templates = ["*"]
-
-[[targets]]
-name = "wiki"
-audience = "https://wiki.example.org"
-data_class = "internal"
-groups = ["kb"]
-owner = "docs"
-binding = "none"
-location = "https://wiki.example.org"
-
-[[templates]]
-name = "deep"
-owner = "docs team"
+/// Of the template `deep`: it is for one space.
+const SPACE: &str = r#"
+locations = ["https://wiki.example.org/{space}"]
 [[templates.params]]
 name = "space"
 type = "name"
-[[templates.details]]
-target = "wiki"
-actions = ["read"]
-locations = ["https://wiki.example.org/{space}"]
-
-[[people]]
-name = "ann"
-uids = ["20823"]
-groups = ["oncall"]
-
-[[people]]
-name = "bob"
-uids = ["20824"]
-groups = ["oncall"]
-
-[[people]]
-name = "carol"
-uids = ["20825"]
-groups = ["writers"]
 "#;
+
+fn policies() -> Policies {
+    Policies::open()
+        .permit("delegate")
+        .permit("read")
+        .permit("write")
+        .rule(TASKS_NEED_A_PERSON)
+        .rule(WRITES_NEED_TWO)
+        .rule(ONCALL_APPROVES)
+        .target("wiki", &[("location", WIKI)])
+        .template("deep", "wiki", &["read"])
+        .more(SPACE)
+        .person("ann", ANN, "oncall")
+        .person("bob", BOB, "oncall")
+        .person("carol", CAROL, "writers")
+}
+
+/// Ann has gone to another group.
+fn without_ann() -> String {
+    let ann = format!("uids = [\"{ANN}\"]\ngroups = ");
+    policies().catalogue.replace(&format!("{ann}[\"oncall\"]"), &format!("{ann}[\"writers\"]"))
+}
 
 struct World {
     agent: Agent,
@@ -92,32 +67,29 @@ impl World {
         Self::prepared(|_| {})
     }
 
+    /// In which the agent waits at that failpoint, from when it is armed on.
+    fn paused(point: &str) -> (Self, Pause) {
+        let mut pause = None;
+        let world = Self::prepared(|agent| {
+            let paused = agent.pause_at(point);
+            paused.release();
+            pause = Some(paused);
+        });
+        (world, pause.unwrap())
+    }
+
     fn prepared(prepare: impl FnOnce(&mut Agent)) -> Self {
         require_root();
         let entry = |path: &str, uid: u32| Entry::new(path, &[&format!("unix:uid:{uid}")]);
         let entries = [entry("/asker", ASKER), entry("/worker", WORKER), entry("/root", 0)];
         let mut agent = Plan::with_entries(&entries).prepare();
-        let dir = agent.dir().join("policy.d");
-        std::fs::create_dir(&dir).unwrap();
-        agent.plan().settings += &format!("\n[policy]\ndir = {dir:?}\n");
+        policies().install(&mut agent);
         prepare(&mut agent);
         agent.write_config();
-        files::replace(&dir.join("a.cedar"), POLICY.as_bytes(), 0o644);
-        files::replace(&dir.join("b.toml"), CATALOGUE.as_bytes(), 0o644);
         agent.launch();
+        agent.open_admin_socket();
         let asker = Holder::start(&agent, ASKER);
-        let world = Self { agent, asker };
-        world.open_admin_socket();
-        world
-    }
-
-    /// Stands for being in the admin socket's group: what is refused here is not refused by the file system.
-    fn open_admin_socket(&self) {
-        let socket = self.agent.admin_socket();
-        for (path, mode) in [(socket.parent().unwrap(), 0o711), (socket.as_path(), 0o666)] {
-            use std::os::unix::fs::PermissionsExt as _;
-            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
-        }
+        Self { agent, asker }
     }
 
     /// A task that has to wait.
@@ -177,31 +149,25 @@ impl World {
     }
 
     fn decide(&self, uid: u32, id: &str, approve: bool) -> Answer<proto::Approval> {
-        let operation_sha256 = self.shown(id)["operation_sha256"].as_str().unwrap().to_owned();
-        let request = proto::DecideRequest {
-            approval_id: id.to_owned(),
-            approve,
-            operation_sha256,
-            ..Default::default()
-        };
-        decide(&mut Holder::start(&self.agent, uid), &self.agent, &request)
+        decide(&mut Holder::start(&self.agent, uid), &self.agent, &self.answer(id, approve))
     }
 
     fn yes(&self, id: &str) -> proto::DecideRequest {
-        let operation_sha256 = self.shown(id)["operation_sha256"].as_str().unwrap().to_owned();
-        proto::DecideRequest {
-            approval_id: id.to_owned(),
-            approve: true,
-            operation_sha256,
-            ..Default::default()
-        }
+        self.answer(id, true)
     }
 
+    fn answer(&self, id: &str, approve: bool) -> proto::DecideRequest {
+        let operation_sha256 = self.shown(id)["operation_sha256"].as_str().unwrap().to_owned();
+        let approval_id = id.to_owned();
+        proto::DecideRequest { approval_id, approve, operation_sha256, ..Default::default() }
+    }
+
+    /// Another file of the set; in force when this returns.
     fn put(&self, name: &str, text: &str) {
         let loaded =
             || std::fs::read_to_string(self.agent.audit_path()).unwrap().matches("policy.loaded").count();
         let before = loaded();
-        files::replace(&self.agent.dir().join("policy.d").join(name), text.as_bytes(), 0o644);
+        files::replace(&self.agent.policy_dir().join(name), text.as_bytes(), 0o644);
         until("the set is in force", || (loaded() > before).then_some(()));
     }
 }
@@ -317,7 +283,7 @@ fn k_policy_has_the_last_word_about_a_task_that_people_allowed() {
     let task = world.begin();
     let id = world.asked(&task);
     let never = "@id(\"never\") forbid(principal, action == Mayfly::Action::\"begin\", resource == Mayfly::Template::\"deep\");";
-    world.put("a.cedar", &format!("{POLICY}\n{never}\n"));
+    world.put("a.cedar", &policies().rule(never).rules);
     world.decide(ANN, &id, true).unwrap();
     let ended = world.agent.audited(&["task.ended", &task.id, "\"reason\":\"policy\""]);
     let denied = world.agent.audited(&["decision.deny", &task.id, "never"]);
@@ -330,14 +296,14 @@ fn k_policy_has_the_last_word_about_a_task_that_people_allowed() {
 #[test]
 fn k_the_yes_of_somebody_who_has_left_begins_no_task() {
     let mut world = World::new();
-    let two = POLICY.replace("context.approval.until > context.now", "context.approval.quorum >= 2");
+    let two =
+        policies().rules.replace("context.approval.until > context.now", "context.approval.quorum >= 2");
     world.put("a.cedar", &two);
     let task = world.begin();
     let id = world.asked(&task);
     assert_eq!(world.shown(&id)["quorum"], 2);
     world.decide(ANN, &id, true).unwrap();
-    let left = "uids = [\"20823\"]\ngroups = [";
-    world.put("b.toml", &CATALOGUE.replace(&format!("{left}\"oncall\"]"), &format!("{left}\"writers\"]")));
+    world.put("b.toml", &without_ann());
     world.decide(BOB, &id, true).unwrap();
     world.agent.audited(&["task.ended", &task.id, "\"reason\":\"policy\""]);
     assert_eq!(world.get(&task).state(), proto::TaskState::Ended);
@@ -362,10 +328,8 @@ fn k_a_quorum_is_of_those_who_are_still_in_the_group_when_it_is_used() {
     }
     let check = proto::AuthorizeRequest { request_approval: false, approval_id: id.clone(), ..ask };
     assert!(world.asker.task_call::<proto::Decision>("Authorize", &check).unwrap().allow);
-    let moved = CATALOGUE
-        .replace("uids = [\"20823\"]\ngroups = [\"oncall\"]", "uids = [\"20823\"]\ngroups = [\"writers\"]");
-    let gone = CATALOGUE.replace("name = \"ann\"", "name = \"anna\"");
-    for left in [moved, gone] {
+    let gone = policies().catalogue.replace("name = \"ann\"", "name = \"anna\"");
+    for left in [without_ann(), gone] {
         world.put("b.toml", &left);
         let said = world.asker.task_call::<proto::Decision>("Authorize", &check).unwrap();
         assert_eq!((said.allow, said.reason.as_str()), (false, "approval_required"));
@@ -415,7 +379,7 @@ fn k_nobody_takes_up_an_offer_before_people_have_allowed_it() {
     // Who has left by the time that it is taken up has not allowed it.
     let last = world.delegate(&root).unwrap();
     world.decide(ANN, &last.approval_id, true).unwrap();
-    let nobody = CATALOGUE.replace("groups = [\"oncall\"]", "groups = [\"writers\"]");
+    let nobody = policies().catalogue.replace("groups = [\"oncall\"]", "groups = [\"writers\"]");
     world.put("b.toml", &nobody);
     assert_eq!(join(&mut worker, &last).unwrap_err().reason, "approval_required");
 }
@@ -423,29 +387,13 @@ fn k_nobody_takes_up_an_offer_before_people_have_allowed_it() {
 /// An answer counts when it is on record, and not a moment before.
 #[test]
 fn k_an_answer_that_is_not_on_record_yet_counts_for_nothing() {
-    let (mut pause, mut jam) = (None, None);
-    let mut world = World::prepared(|agent| {
-        let (paused, first) = Pause::at(agent.dir(), "audit.before_write");
-        paused.release();
-        pause = Some(paused);
-        agent.plan().environment.push(("MAYFLY_FAILPOINTS".to_owned(), first));
-    });
-    let pause = pause.take().unwrap();
+    let (mut world, pause) = World::paused("audit.before_write");
     let task = world.begin();
     let id = world.asked(&task);
-    let digest = world.shown(&id)["operation_sha256"].as_str().unwrap().to_owned();
-    let mut ann = Holder::start(&world.agent, ANN);
+    let (request, mut ann) = (world.yes(&id), Holder::start(&world.agent, ANN));
     pause.arm();
     std::thread::scope(|scope| {
-        let answering = scope.spawn(|| {
-            let request = proto::DecideRequest {
-                approval_id: id.clone(),
-                approve: true,
-                operation_sha256: digest.clone(),
-                ..Default::default()
-            };
-            decide(&mut ann, &world.agent, &request)
-        });
+        let answering = scope.spawn(|| decide(&mut ann, &world.agent, &request));
         pause.hit();
         assert_eq!(world.shown(&id)["state"], "pending", "nobody could say who allowed it");
         pause.release();
@@ -454,12 +402,9 @@ fn k_an_answer_that_is_not_on_record_yet_counts_for_nothing() {
     until("the task goes on", || (world.get(&task).state() == proto::TaskState::Active).then_some(()));
 
     // A record that takes nothing: nobody has answered, and can again.
-    let mut world = World::prepared(|agent| {
-        let (jammed, spec) = Jam::at(agent.dir(), "audit.before_write");
-        jam = Some(jammed);
-        agent.plan().environment.push(("MAYFLY_FAILPOINTS".to_owned(), spec));
-    });
-    let jam = jam.take().unwrap();
+    let mut jam = None;
+    let mut world = World::prepared(|agent| jam = Some(agent.jam_at("audit.before_write")));
+    let jam = jam.unwrap();
     let task = world.begin();
     let id = world.asked(&task);
     jam.set();
@@ -529,14 +474,7 @@ fn k_a_yes_to_what_is_frozen_does_not_count_and_ends_nothing() {
 /// Frozen between the answer and what comes of it: the yes counts when it is thawed.
 #[test]
 fn k_a_yes_that_a_freeze_overtakes_counts_when_it_is_thawed() {
-    let mut pause = None;
-    let mut world = World::prepared(|agent| {
-        let (paused, spec) = Pause::at(agent.dir(), "task.before_judge");
-        paused.release();
-        pause = Some(paused);
-        agent.plan().environment.push(("MAYFLY_FAILPOINTS".to_owned(), spec));
-    });
-    let pause = pause.take().unwrap();
+    let (mut world, pause) = World::paused("task.before_judge");
     let task = world.begin();
     let id = world.asked(&task);
     let agent = ["--agent", "spiffe://example.org/asker", "--reason", "incident 4711"];
@@ -575,7 +513,7 @@ fn k_an_offer_that_people_allowed_does_not_come_back_as_a_dead_one() {
     // After that it is on the disk.
     world.issue(&root).unwrap();
     world.agent.crash_and_restart();
-    world.open_admin_socket();
+    world.agent.open_admin_socket();
     world.asker.connect();
     let mut worker = Holder::start(&world.agent, WORKER);
     assert_eq!(join(&mut worker, &offer).unwrap_err().reason, "no_such_task");
@@ -588,14 +526,7 @@ fn k_an_offer_that_people_allowed_does_not_come_back_as_a_dead_one() {
 /// It ends while people's yes is looked at: nothing is on record as used, and nothing goes on after its end.
 #[test]
 fn k_what_has_ended_before_it_could_go_on_is_not_on_record_as_used() {
-    let mut pause = None;
-    let mut world = World::prepared(|agent| {
-        let (paused, spec) = Pause::at(agent.dir(), "task.before_go_on");
-        paused.release();
-        pause = Some(paused);
-        agent.plan().environment.push(("MAYFLY_FAILPOINTS".to_owned(), spec));
-    });
-    let pause = pause.take().unwrap();
+    let (mut world, pause) = World::paused("task.before_go_on");
     let task = world.begin();
     let id = world.asked(&task);
     let (request, mut ann) = (world.yes(&id), Holder::start(&world.agent, ANN));

@@ -1,19 +1,22 @@
 //! Who may order, what is killed, what stands still and what goes on after a restart.
 
+use mayfly_harness::Jam;
+
+use super::freeze::Counter;
 use super::*;
 
 /// A child of the shell goes to that cgroup and runs `mayfly` there; what it says.
 fn order_from(shell: &mut Shell, agent: &Agent, group: &Group, words: &str) -> String {
     let socket = agent.admin_socket();
     let command = format!("exec {} {words} --socket unix://{}", agent.binary().display(), socket.display());
-    let script = format!("echo $$ > {}/cgroup.procs; {command}", group.0.display());
+    let script = format!("echo $$ > {}/cgroup.procs; {command}", group.dir().display());
     shell.ask(&format!("sh -c \"{script}\" 2>&1 | tr '\\n' ' '; echo").replace("$$", "\\$\\$"))
 }
 
 /// A child leaves the cgroup by a scope of its own or by another session; whoever it descends from has not.
 #[test]
 fn k01_a_descendant_of_a_task_gives_no_orders_whichever_cgroup_it_is_in() {
-    let (agent, group, elsewhere) = (agent(), Group::new(), Group::new());
+    let (agent, group, elsewhere) = (agent(), Group::new("test"), Group::new("test"));
     let (_founder, task) = founder(&agent, &group);
     let mut tool = Shell::start(0);
     group.take(tool.child.id());
@@ -28,7 +31,7 @@ fn k01_a_descendant_of_a_task_gives_no_orders_whichever_cgroup_it_is_in() {
 /// A crash between the two records, or a disk that was full: nothing is frozen, and something stands still.
 #[test]
 fn what_stands_still_for_no_freeze_goes_on_when_the_agent_starts() {
-    let (mut agent, group) = (agent(), Group::new());
+    let (mut agent, group) = (agent(), Group::new("test"));
     let (_founder, task) = founder(&agent, &group);
     let counter = Counter::start(&agent, &group);
     counter.goes_on();
@@ -45,29 +48,27 @@ fn what_stands_still_for_no_freeze_goes_on_when_the_agent_starts() {
     assert!(still.contains("\"still\":[]"), "{still}");
 }
 
-/// An agent in which this fails as long as the file is there.
-fn failing(point: &str) -> (Agent, PathBuf) {
+/// An agent in which this fails as long as it is jammed.
+fn failing(point: &str) -> (Agent, Jam) {
     let mut agent = prepare(&[UID, OTHER].map(Entry::for_uid), None);
-    let switch = agent.dir().to_owned();
-    let plan = agent.plan().clone().failpoints(&format!("{point}=fail:{}", switch.display()));
-    *agent.plan() = plan;
+    let jam = agent.jam_at(point);
     agent.launch();
-    (agent, switch.join(format!("{point}.fail")))
+    (agent, jam)
 }
 
 #[test]
 fn what_the_kernel_did_not_let_go_on_goes_on_when_it_is_thawed_again() {
-    let (agent, switch) = failing("cgroup.thaw");
-    let group = Group::new();
+    let (agent, jam) = failing("cgroup.thaw");
+    let group = Group::new("test");
     let (_founder, task) = founder(&agent, &group);
     let counter = Counter::start(&agent, &group);
     counter.goes_on();
     order(&agent, &["freeze", "--task", &task]);
-    std::fs::write(&switch, "").unwrap();
+    jam.set();
     order(&agent, &["thaw", "--task", &task]);
     counter.stands_still(&group);
     assert!(agent.log().contains("a cgroup that was thawed stands still"), "{}", agent.log());
-    std::fs::remove_file(&switch).unwrap();
+    jam.clear();
     order(&agent, &["thaw", "--task", &task]);
     counter.goes_on();
     let (code, out, _) = agent.mayfly(&["thaw", "--task", &task]);
@@ -77,24 +78,24 @@ fn what_the_kernel_did_not_let_go_on_goes_on_when_it_is_thawed_again() {
 /// The agent is in the cgroup, so that it cannot be killed whole: whoever began the task does not live on for that.
 #[test]
 fn where_a_cgroup_cannot_be_killed_whoever_began_the_task_is() {
-    let (agent, group) = (agent(), Group::new());
+    let (agent, group) = (agent(), Group::new("test"));
     let (mut founder, task) = founder(&agent, &group);
     let other = Shell::start(UID);
     group.take(other.child.id());
     group.take(agent.pid());
     let (code, out, err) = agent.mayfly(&["kill", "--task", &task, "--output", "json"]);
     let said: Value = serde_json::from_str(&out).unwrap_or_else(|_| panic!("{out}{err}"));
-    std::fs::write(root().join("cgroup.procs"), agent.pid().to_string()).unwrap();
+    cgroup::leave(agent.pid());
     assert_eq!((code, &said["processes"], &said["not_killed"]), (Some(1), &1.into(), &1.into()), "{said}");
-    until("the founder is gone", || (!runs(founder.pid())).then_some(()));
-    assert!(runs(other.child.id()), "nobody else is known");
+    until("the founder is gone", || (!is_running(founder.pid())).then_some(()));
+    assert!(is_running(other.child.id()), "nobody else is known");
     founder.kill();
 }
 
 /// A helper prints what it was given, and exits: it is the task's, over a restart of the agent too.
 #[test]
 fn what_a_helper_was_given_outlives_a_restart_with_the_task_and_ends_with_it() {
-    let (mut agent, group) = (agent(), Group::new());
+    let (mut agent, group) = (agent(), Group::new("test"));
     let (mut founder, task) = founder(&agent, &group);
     let helper = |agent: &Agent| {
         let mut helper = Holder::start(agent, UID);
@@ -122,15 +123,15 @@ fn what_a_helper_was_given_outlives_a_restart_with_the_task_and_ends_with_it() {
 
 #[test]
 fn a_task_does_not_end_at_a_restart_for_want_of_a_descriptor() {
-    let (mut agent, switch) = failing("cgroup.descriptors");
-    let group = Group::new();
+    let (mut agent, jam) = failing("cgroup.descriptors");
+    let group = Group::new("test");
     let (mut founder, task) = founder(&agent, &group);
     issue(&mut founder, &task).unwrap();
     agent.kill();
-    std::fs::write(&switch, "").unwrap();
+    jam.set();
     agent.spawn();
     until("it waits", || agent.log().contains("look at the cgroups that hold tasks").then_some(()));
-    std::fs::remove_file(&switch).unwrap();
+    jam.clear();
     let show = ["task", "show", &task];
     until("it serves", || (agent.mayfly(&show).0 == Some(0)).then_some(()));
     assert!(is_live(&agent, &task));
@@ -145,7 +146,7 @@ fn nobody_waits_for_a_cgroup_that_is_opened_for_another() {
     let plan = agent.plan().clone().failpoints(&spec);
     *agent.plan() = plan;
     agent.launch();
-    let group = Group::new();
+    let group = Group::new("test");
     let (mut holder, mut other) = (Holder::start(&agent, UID), Holder::start(&agent, OTHER));
     group.take(holder.pid());
     std::thread::scope(|scope| {
@@ -169,7 +170,7 @@ fn a_founder_that_exits_as_something_that_nobody_has_looked_at_takes_its_tasks_a
     *agent.plan() = plan;
     pause.release();
     agent.launch();
-    let group = Group::new();
+    let group = Group::new("test");
     let (mut one, task) = founder(&agent, &group);
     let mut helper = Holder::start(&agent, UID);
     group.take(helper.pid());
@@ -200,7 +201,7 @@ fn a_cgroup_whose_task_ended_under_an_issuance_is_watched_no_more() {
     let plan = agent.plan().clone().failpoints(&spec);
     *agent.plan() = plan;
     agent.launch();
-    let group = Group::new();
+    let group = Group::new("test");
     let (mut founder, task) = founder(&agent, &group);
     assert_eq!(watched(&agent), 1);
     std::thread::scope(|scope| {

@@ -171,7 +171,7 @@ async fn c11_what_a_silent_back_end_said_before_stands_while_the_process_stays_w
     let kept = silent.clone().keeping(&before);
     assert_eq!(kept.selectors(), before.selectors());
     assert_eq!(kept.fresh(), *silent.selectors());
-    assert!(kept.is_kept_in_part() && !kept.is_complete());
+    assert!(!kept.is_complete());
     assert_eq!(answers(&kept)[0].1, "Kept(1, \"it is down\")");
     assert_eq!(answers(&kept)[1].1, "Silent(\"it is down\")", "it had said nothing");
     assert_eq!(kept.gaps(), [Gap::new("fake", &["early"])]);

@@ -1,14 +1,16 @@
 //! Recorded pods, and what must be said of each of their containers.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod decoding;
+mod tables;
+
+use std::collections::BTreeSet;
 use std::sync::Mutex;
 
-use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::decode::{self, Event, Lines, Namespace};
-use super::pod::{Container, Kind, Owner, Pod};
-use super::table::{PodTable, Refused, Touched};
+use super::decode::{self, Event, Namespace};
+use super::pod::{Container, Kind, Pod};
+use super::table::Refused;
 use super::*;
 use crate::backend::News;
 use crate::origin::{ContainerId, PodUid};
@@ -312,210 +314,10 @@ fn whoever_a_change_is_about_is_named_as_cgroups_name_him() {
     assert!(heard().contains(&News::Pod(pod(&uid(2)))), "its namespace has other labels");
 }
 
-#[test]
-fn a_page_says_where_the_next_begins() {
-    let page = |text: &str| decode::page::<Pod>(text.as_bytes());
-    let read = page(r#"{"metadata":{"resourceVersion":"7","continue":"x"},"items":null}"#).unwrap();
-    assert_eq!((read.items.len(), read.version.as_str(), read.next.as_deref()), (0, "7", Some("x")));
-    assert_eq!(page(r#"{"metadata":{"resourceVersion":"7","continue":""}}"#).unwrap().next, None);
-    for bad in [
-        "",
-        "[]",
-        "{}",
-        r#"{"metadata":{}}"#,
-        r#"{"metadata":{"resourceVersion":""}}"#,
-        r#"{"metadata":{"resourceVersion":"7"},"items":[{"metadata":{"name":"p","namespace":"n"}}]}"#,
-    ] {
-        assert!(page(bad).is_err(), "{bad}");
-    }
-}
-
-#[test]
-fn a_line_of_a_watch_is_what_its_kind_says() {
-    let event = |text: &str| decode::event::<Pod>(text.as_bytes());
-    let object = r#"{"metadata":{"name":"p","namespace":"n","uid":"u","resourceVersion":"9"}}"#;
-    assert!(
-        matches!(event(&format!(r#"{{"type":"ADDED","object":{object}}}"#)), Ok(Event::Is(_, v)) if v == "9")
-    );
-    assert!(matches!(event(&format!(r#"{{"object":{object},"type":"DELETED"}}"#)), Ok(Event::Gone(..))));
-    let bookmark = r#"{"type":"BOOKMARK","object":{"kind":"Pod","metadata":{"resourceVersion":"12"}}}"#;
-    assert_eq!(event(bookmark).unwrap(), Event::Bookmark("12".to_owned()));
-    for gone in [r#"{"code":410}"#, r#"{"reason":"Expired"}"#, r#"{"code":410,"reason":"Gone"}"#] {
-        assert_eq!(event(&format!(r#"{{"type":"ERROR","object":{gone}}}"#)).unwrap(), Event::Expired);
-    }
-    let error = event(r#"{"type":"ERROR","object":{"code":500,"message":"no"}}"#).unwrap();
-    assert_eq!(error, Event::Error(500, "no".to_owned()));
-    for bad in [
-        "{}",
-        r#"{"type":"CHANGED","object":{}}"#,
-        r#"{"type":"ADDED"}"#,
-        r#"{"type":"ADDED","object":{}}"#,
-        r#"{"type":"BOOKMARK","object":{}}"#,
-    ] {
-        assert!(event(bad).is_err(), "{bad}");
-    }
-}
-
-#[test]
-fn a_line_without_an_end_is_cut_off() {
-    let mut lines = Lines::default();
-    let ignore = |_: &[u8]| Ok::<(), decode::DecodeError>(());
-    lines.push(&vec![b' '; decode::MAX_LINE], ignore).unwrap();
-    assert!(!lines.is_whole());
-    assert!(matches!(lines.push(b" ", ignore), Err(decode::DecodeError::TooLong)));
-    let mut long = vec![b' '; decode::MAX_LINE + 1];
-    long.push(b'\n');
-    assert!(matches!(Lines::default().push(&long, ignore), Err(decode::DecodeError::TooLong)));
-}
-
-#[test]
-fn nothing_else_of_a_pod_is_kept() {
-    let metadata =
-        json!({"name": "p", "namespace": "n", "uid": uid(1), "annotations": {"note": "do-not-keep"}});
-    let env = json!([{"name": "PASSWORD", "value": "do-not-keep"}]);
-    let spec = json!({"containers": [{"name": "c", "env": env}]});
-    let line = json!({"type": "ADDED", "object": {"metadata": metadata, "spec": spec}}).to_string();
-    let event = decode::event::<Pod>(line.as_bytes()).unwrap();
-    assert!(!format!("{event:?}").contains("do-not-keep"), "{event:?}");
-}
-
 /// Names that cannot stand in a selector as they are.
 #[test]
 fn what_a_lying_server_puts_into_names_is_escaped() {
     let pod = Pod { name: "a\n\u{202e}b%".into(), ..recorded().remove(0) };
     let spec = selectors::of_spec(&pod, &[]);
     assert!(spec.iter().any(|one| one.to_string() == "k8s:pod-name:a%0A%E2%80%AEb%25"), "{spec:?}");
-}
-
-fn small_pod() -> impl Strategy<Value = Pod> {
-    let ids = prop::collection::vec((0..3_u8, prop::option::of(0..6_u8)), 0..3);
-    (0..4_u8, 0..4_u8, prop::option::of(0..4_u8), ids, 0..2_u8).prop_map(|(name, own, hash, ids, label)| {
-        Pod {
-            namespace: "n".into(),
-            name: format!("p{name}").into(),
-            uid: uid(own.into()).into(),
-            node: NODE.into(),
-            labels: vec![("l".into(), label.to_string().into())],
-            static_hash: hash.map(|n| uid(n.into()).into()),
-            containers: ids
-                .into_iter()
-                .map(|(kind, n)| Container {
-                    kind: [Kind::Init, Kind::Main, Kind::Ephemeral][usize::from(kind)],
-                    name: "c".into(),
-                    image: "i".into(),
-                    image_id: "d".into(),
-                    id: n.and_then(|n| pod::container_id(&format!("containerd://{}", id(n)))),
-                })
-                .collect(),
-            owners: vec![Owner { kind: "Node".into(), name: NODE.into(), uid: "u".into() }],
-            ..Pod::default()
-        }
-    })
-}
-
-#[derive(Clone, Debug)]
-enum Step {
-    Put(Pod),
-    Remove(u8, u8),
-    Replace(Vec<Pod>),
-}
-
-fn step() -> impl Strategy<Value = Step> {
-    prop_oneof![
-        6 => small_pod().prop_map(Step::Put),
-        2 => (0..4_u8, 0..4_u8).prop_map(|(name, uid)| Step::Remove(name, uid)),
-        1 => prop::collection::vec(small_pod(), 0..5).prop_map(Step::Replace),
-    ]
-}
-
-/// Everything that can be asked, and its answer, as text.
-fn everything(table: &PodTable) -> BTreeMap<String, String> {
-    let mut all = BTreeMap::new();
-    for pod in [None, Some(0), Some(1), Some(2), Some(3)] {
-        for n in 0..6 {
-            let who = container(pod.map(uid).as_deref(), &id(n));
-            all.insert(format!("{pod:?} {n}"), format!("{:?}", table.find(&who, NODE, false)));
-        }
-    }
-    all
-}
-
-proptest! {
-    /// The table is what its pods say, however it came to be; and every answer that changed belongs to a name that was
-    /// touched.
-    #[test]
-    fn a_table_is_its_pods_whatever_happened_before(steps in prop::collection::vec(step(), 0..30)) {
-        let mut table = PodTable::new(false);
-        let mut pods: BTreeMap<Box<str>, Pod> = BTreeMap::new();
-        for step in steps {
-            let before = everything(&table);
-            let touched: Touched = match step {
-                Step::Put(pod) => {
-                    pods.insert(pod.name.clone(), pod.clone());
-                    table.put(pod)
-                }
-                Step::Remove(name, n) => {
-                    let (name, uid) = (format!("p{name}"), uid(n.into()));
-                    if pods.get(&*name).is_some_and(|pod| *pod.uid == *uid) {
-                        pods.remove(&*name);
-                    }
-                    table.remove("n", &name, &uid)
-                }
-                Step::Replace(all) => {
-                    pods = all.iter().map(|pod| (pod.name.clone(), pod.clone())).collect();
-                    table.replace(all)
-                }
-            };
-            let mut fresh = PodTable::new(false);
-            fresh.replace(pods.values().cloned().collect());
-            let after = everything(&table);
-            prop_assert_eq!(&after, &everything(&fresh));
-            prop_assert_eq!(table.len(), pods.len());
-            for (who, verdict) in &after {
-                if before[who] != *verdict {
-                    let (pod, n) = who.split_once(' ').unwrap();
-                    let pod = pod.strip_prefix("Some(").and_then(|rest| rest.strip_suffix(')'));
-                    let by_pod = pod.map(|n| Wanted::Pod(uid(n.parse().unwrap()).into()));
-                    let by_id = Wanted::Container(ContainerId::parse(id(n.parse().unwrap()).as_bytes()).unwrap());
-                    prop_assert!(
-                        by_pod.is_some_and(|wanted| touched.contains(&wanted)) || touched.contains(&by_id),
-                        "{} became {} and only {:?} was told", before[who], verdict, touched
-                    );
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn no_bytes_make_decoding_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-        decode::event::<Pod>(&bytes).ok();
-        decode::page::<Pod>(&bytes).ok();
-        decode::event::<Namespace>(&bytes).ok();
-    }
-
-    #[test]
-    fn lines_are_the_same_however_the_bytes_arrive(
-        text in prop::collection::vec(prop_oneof![4 => Just(b'a'), 1 => Just(b'\n'), 1 => Just(b'\r')], 0..60),
-        cuts in prop::collection::vec(1..8_usize, 0..60),
-    ) {
-        let (mut lines, mut got, mut rest) = (Lines::default(), Vec::new(), text.as_slice());
-        for cut in cuts.into_iter().chain([usize::MAX]) {
-            let (now, later) = rest.split_at(cut.min(rest.len()));
-            rest = later;
-            lines.push(now, |line| { got.push(line.to_vec()); Ok::<(), decode::DecodeError>(()) }).unwrap();
-        }
-        let whole = text.rsplit_once_newline();
-        let want: Vec<Vec<u8>> = whole.split(|&b| b == b'\n').filter(|l| !l.trim_ascii().is_empty()).map(<[u8]>::to_vec).collect();
-        prop_assert_eq!(got, want);
-    }
-}
-
-trait UpToTheLastNewline {
-    fn rsplit_once_newline(&self) -> &[u8];
-}
-
-impl UpToTheLastNewline for Vec<u8> {
-    fn rsplit_once_newline(&self) -> &[u8] {
-        self.iter().rposition(|&b| b == b'\n').map_or(&[], |end| &self[..end])
-    }
 }

@@ -35,11 +35,6 @@ impl View {
         v1.map_or(self.own.as_deref(), |(_, own)| own.as_deref())
     }
 
-    /// Whether paths are seen as they are.
-    pub fn is_the_machines(&self) -> bool {
-        self.own.as_deref() == Some(Path::new("/")) && self.v1.is_empty()
-    }
-
     /// Finds out where we are.
     pub(crate) fn learn(host: &std::sync::Arc<Host>, hierarchies: &Hierarchies, prefix: &Path) -> Self {
         if host.in_first_cgroup_namespace() {

@@ -109,10 +109,9 @@ pub(super) fn key(
     }
 }
 
-/// Details as they were asked for.
-pub(super) fn details(asked: &[proto::AuthorizationDetail]) -> Result<Vec<Detail>, Status> {
-    let read = |(at, detail): (usize, &proto::AuthorizationDetail)| {
-        let raw = RawDetail {
+impl From<&proto::AuthorizationDetail> for RawDetail {
+    fn from(detail: &proto::AuthorizationDetail) -> Self {
+        Self {
             kind: detail.r#type.clone(),
             locations: detail.locations.clone(),
             actions: detail.actions.clone(),
@@ -121,8 +120,14 @@ pub(super) fn details(asked: &[proto::AuthorizationDetail]) -> Result<Vec<Detail
             tools: detail.tools.clone(),
             methods: detail.methods.clone(),
             paths: detail.paths.clone(),
-        };
-        Detail::read(&raw).map_err(|wrong| {
+        }
+    }
+}
+
+/// Details as they were asked for.
+pub(super) fn details(asked: &[proto::AuthorizationDetail]) -> Result<Vec<Detail>, Status> {
+    let read = |(at, detail): (usize, &proto::AuthorizationDetail)| {
+        Detail::read(&detail.into()).map_err(|wrong| {
             let field = format!("details[{at}]");
             let message = format!("{field}: {wrong}");
             reason(Code::InvalidArgument, "malformed", &message, &[("field", &field)])

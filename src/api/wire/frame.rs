@@ -104,11 +104,6 @@ impl Scanner {
         self.table.is_some()
     }
 
-    /// Whether octets are being held back.
-    pub fn is_holding(&self) -> bool {
-        !self.held.is_empty() || matches!(self.stage, Stage::Head { have: 1.. })
-    }
-
     fn preface(&mut self, seen: usize, input: &[u8], out: &mut Vec<u8>) -> usize {
         let expected = PREFACE.get(seen..).unwrap_or_default();
         let (now, left) = split(expected.len(), input);

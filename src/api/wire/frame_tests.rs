@@ -24,6 +24,11 @@ fn scan(stream: &[u8]) -> (Vec<u8>, Scanner) {
     (out, scanner)
 }
 
+/// Whether octets are being held back.
+fn is_holding(scanner: &Scanner) -> bool {
+    !scanner.held.is_empty() || matches!(scanner.stage, Stage::Head { have: 1.. })
+}
+
 /// What h2's own server makes of the octets: the authority of each request it hands out, or its error.
 async fn served(stream: Vec<u8>) -> Vec<Result<String, String>> {
     let (mut client, server) = tokio::io::duplex(1 << 20);
@@ -76,7 +81,7 @@ async fn every_recorded_client_is_served_and_none_was_without_the_rewrite() {
         }
         let tally = scanner.tally();
         assert_eq!((tally.greeted, tally.streams, tally.rewritten), (true, 2, 1), "{name}");
-        assert!(!scanner.is_holding());
+        assert!(!is_holding(&scanner));
     }
 }
 
@@ -130,7 +135,7 @@ fn at_a_doubt_everything_passes_from_there_on() {
         let (out, scanner) = scan(&stream);
         assert_eq!(out, stream);
         assert_eq!(scanner.tally().rewritten, 0);
-        assert!(!scanner.is_holding());
+        assert!(!is_holding(&scanner));
     }
 }
 

@@ -7,6 +7,7 @@ use prost_types::Timestamp;
 use serde::Serialize;
 
 use super::super::render::{cell, count, relative, stamp_unix};
+use crate::task::RawDetail;
 
 /// `active`, `ended (process_exit)`, ….
 pub(super) fn state(task: &Task) -> String {
@@ -79,7 +80,7 @@ pub(super) fn page(task: &Task, now: SystemTime) -> Vec<String> {
     );
     line("template", cell(&task.template));
     for detail in &task.details {
-        line("may", cell(&may(detail)));
+        line("may", cell(&RawDetail::from(detail).to_string()));
     }
     line("may not", "everything else".to_owned());
     line("used", used(task));
@@ -139,24 +140,6 @@ fn scope(task: &Task) -> String {
     let scope = if task.process_scope() == Scope::Cgroup { "its cgroup" } else { "this process alone" };
     let isolated = if task.isolated { "isolated" } else { "not isolated: others could act as it" };
     format!("{scope}, {isolated}")
-}
-
-/// `read on https://wiki.example.org/api, only space:DOCS, tools search get_page`.
-fn may(detail: &AuthorizationDetail) -> String {
-    let mut out = format!("{} on {}", detail.actions.join(" "), detail.locations.join(" "));
-    if !detail.identifier.is_empty() {
-        out = format!("{out}, only {}", detail.identifier);
-    }
-    let lists = [
-        ("data", &detail.datatypes),
-        ("tools", &detail.tools),
-        ("methods", &detail.methods),
-        ("paths", &detail.paths),
-    ];
-    for (label, list) in lists.iter().filter(|(_, list)| !list.is_empty()) {
-        out = format!("{out}, {label} {}", list.join(" "));
-    }
-    out
 }
 
 fn stamp(at: Option<Timestamp>) -> String {

@@ -130,21 +130,12 @@ mod tests {
     use std::sync::atomic::Ordering;
     use std::time::{Duration, UNIX_EPOCH};
 
-    use mayfly_attestors::{BootId, ProcessKey};
-
     use super::*;
     use crate::clock::{Clock as _, SystemClock};
-    use crate::lease::WorkloadId;
     use crate::task::journal::Epoch;
-    use crate::task::simulation::{charter, new_task};
+    use crate::task::testing::{charter, new_task, seat};
     use crate::task::tests::any_detail;
-    use crate::task::{Bounds, Caller, Charter, Ending, Grants, NewOffer, Scope, Seat, Tree};
-
-    fn seat() -> Seat {
-        let process =
-            ProcessKey { boot_id: BootId::from_bytes([1; 16]), pid: 7, start_time: 1, pidfs_inode: None };
-        Seat { holder: WorkloadId(1), process, uid: 0, scope: Scope::Process }
-    }
+    use crate::task::{Bounds, Caller, Charter, Ending, Grants, NewOffer, Tree};
 
     fn some_grants() -> Grants {
         use proptest::strategy::{Strategy as _, ValueTree as _};

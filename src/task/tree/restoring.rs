@@ -112,21 +112,14 @@ const ROUNDING: Duration = Duration::from_millis(1);
 mod tests {
     use std::time::UNIX_EPOCH;
 
-    use mayfly_attestors::{BootId, ProcessKey};
     use proptest::strategy::{Strategy as _, ValueTree as _};
 
     use super::*;
     use crate::clock::{Clock as _, SystemClock};
     use crate::id::DelegationId;
-    use crate::task::simulation::{charter, new_task};
+    use crate::task::testing::{charter, new_task, seat};
     use crate::task::tests::any_detail;
-    use crate::task::{Bounds, Caller, Charter, Grants, NewOffer, Scope, Seat};
-
-    fn seat() -> Seat {
-        let process =
-            ProcessKey { boot_id: BootId::from_bytes([1; 16]), pid: 7, start_time: 1, pidfs_inode: None };
-        Seat { holder: WorkloadId(1), process, uid: 0, scope: Scope::Process }
-    }
+    use crate::task::{Bounds, Caller, Charter, Grants, NewOffer};
 
     fn name(n: u8) -> TaskId {
         TaskId::from_bytes([n; 16])

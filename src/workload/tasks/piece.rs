@@ -10,7 +10,7 @@ use super::TaskView;
 use super::approval_facts::{Fact, Place, process_facts};
 use crate::id::{DelegationId, TaskId, hex_text};
 use crate::policy::{Action, Decision, Object, PolicySet};
-use crate::task::{Charter, Limits, RawDetail};
+use crate::task::{Charter, Limits};
 
 /// A task that is to begin, or a part of one that is to be handed on.
 pub(super) struct Piece<'a> {
@@ -98,7 +98,7 @@ impl Piece<'_> {
         let owner = template.and_then(|name| set.catalogue().template(name)).map(|one| one.owner.clone());
         facts.extend(owner.map(|owner| ("template owner", owner)));
         facts.extend(charter.params.iter().map(|(name, value)| ("parameter", format!("{name} = {value}"))));
-        facts.extend(charter.grants.details().iter().map(|detail| ("may", may(&detail.raw()))));
+        facts.extend(charter.grants.details().iter().map(|detail| ("may", detail.raw().to_string())));
         facts.push(("for", format!("{} s", self.life.as_secs())));
         facts.extend(charter.limits.calls.map(|calls| ("calls at most", calls.to_string())));
         facts.push(("SHA-256 of all that", hex_text(&self.digest())));
@@ -116,28 +116,11 @@ impl Piece<'_> {
     }
 }
 
-fn may(detail: &RawDetail) -> String {
-    let mut out = format!("{} on {}", detail.actions.join(" "), detail.locations.join(" "));
-    if !detail.identifier.is_empty() {
-        out = format!("{out}, only {}", detail.identifier);
-    }
-    let lists = [
-        ("data", &detail.datatypes),
-        ("tools", &detail.tools),
-        ("methods", &detail.methods),
-        ("paths", &detail.paths),
-    ];
-    for (label, list) in lists.iter().filter(|(_, list)| !list.is_empty()) {
-        out = format!("{out}, {label} {}", list.join(" "));
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::id::{EntryId, SpiffeId};
-    use crate::task::{Detail, Grants, User};
+    use crate::task::{Detail, Grants, RawDetail, User};
 
     fn charter() -> Charter {
         Charter {

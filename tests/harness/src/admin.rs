@@ -1,5 +1,7 @@
 //! The admin socket, blocking.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use mayfly_proto::admin::admin_client::AdminClient;
@@ -14,6 +16,7 @@ use tokio::runtime::Runtime;
 use tonic::Status;
 use tonic::transport::Channel;
 
+use crate::Agent;
 use crate::wire::channel;
 
 /// One connection, made anew for each call.
@@ -116,5 +119,20 @@ impl Admin {
     pub fn explain(&self, pid: u32) -> Result<ExplainResponse, Status> {
         let call = async { self.client().await?.explain(ExplainRequest { pid }).await };
         self.runtime.block_on(call).map(tonic::Response::into_inner)
+    }
+}
+
+impl Agent {
+    /// Lets every user at the admin socket. Stands for being in its group: what is refused then is not refused by the
+    /// file system.
+    ///
+    /// # Panics
+    /// When the socket is not there.
+    pub fn open_admin_socket(&self) {
+        let socket = self.admin_socket();
+        let dir = socket.parent().expect("a directory");
+        for (path, mode) in [(dir, 0o711), (socket.as_path(), 0o666)] {
+            std::fs::set_permissions(path, Permissions::from_mode(mode)).expect("modes of the admin socket");
+        }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::PATIENCE;
 
-/// A plain cgroup at the top of the v2 hierarchy, gone with the value, once whoever was in it is.
+/// A plain cgroup at the top of the v2 hierarchy, in root's hands; gone with the value, and everybody in it.
 #[derive(Debug)]
 pub struct Group(PathBuf);
 
@@ -25,21 +25,31 @@ impl Group {
         format!("/{}", self.0.file_name().unwrap_or_default().display())
     }
 
+    /// Its directory.
+    pub fn dir(&self) -> &Path {
+        &self.0
+    }
+
+    /// One of its files.
+    ///
+    /// # Panics
+    /// When it cannot be read.
+    pub fn read(&self, file: &str) -> String {
+        std::fs::read_to_string(self.0.join(file)).expect("a file of the cgroup")
+    }
+
     /// Moves a process in.
     ///
     /// # Panics
     /// When it is gone.
     pub fn take(&self, pid: u32) {
-        std::fs::write(self.0.join("cgroup.procs"), pid.to_string()).expect("move a process");
+        enter(&self.0, pid);
     }
 }
 
 impl Drop for Group {
     fn drop(&mut self) {
-        let end = std::time::Instant::now() + PATIENCE;
-        while std::fs::remove_dir(&self.0).is_err() && std::time::Instant::now() < end {
-            std::thread::sleep(std::time::Duration::from_millis(2));
-        }
+        end(&self.0);
     }
 }
 
@@ -95,8 +105,7 @@ impl PodGroup {
     /// # Panics
     /// When it is gone.
     pub fn take(&self, pid: u32) {
-        let procs = self.pod.join(&self.container).join("cgroup.procs");
-        std::fs::write(procs, pid.to_string()).expect("move a process");
+        enter(&self.pod.join(&self.container), pid);
     }
 
     /// A cgroup below the container's, as a process that owns it can make.
@@ -118,14 +127,33 @@ impl Default for PodGroup {
 
 impl Drop for PodGroup {
     fn drop(&mut self) {
-        // Who is still inside goes with it, as a pod does.
-        let kill = self.pod.join("cgroup.kill");
-        std::fs::write(kill, "1").ok();
-        let end = std::time::Instant::now() + PATIENCE;
-        while self.pod.exists() && std::time::Instant::now() < end {
-            remove(&self.pod);
-            std::thread::sleep(std::time::Duration::from_millis(2));
-        }
+        end(&self.pod);
+    }
+}
+
+/// Moves a process out of every cgroup below the top of the hierarchy.
+///
+/// # Panics
+/// When it is gone.
+pub fn leave(pid: u32) {
+    enter(&root(), pid);
+}
+
+/// Moves a process into the cgroup of that directory.
+///
+/// # Panics
+/// When either is gone.
+pub fn enter(dir: &Path, pid: u32) {
+    std::fs::write(dir.join("cgroup.procs"), pid.to_string()).expect("move a process");
+}
+
+/// Whoever is still inside goes with it.
+fn end(dir: &Path) {
+    std::fs::write(dir.join("cgroup.kill"), "1").ok();
+    let end = std::time::Instant::now() + PATIENCE;
+    while dir.exists() && std::time::Instant::now() < end {
+        remove(dir);
+        std::thread::sleep(std::time::Duration::from_millis(2));
     }
 }
 
@@ -139,7 +167,7 @@ fn remove(dir: &Path) {
 }
 
 /// The v2 hierarchy.
-fn root() -> PathBuf {
+pub fn root() -> PathBuf {
     let hybrid = Path::new("/sys/fs/cgroup/unified");
     if hybrid.exists() { hybrid.to_owned() } else { PathBuf::from("/sys/fs/cgroup") }
 }

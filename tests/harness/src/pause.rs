@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::until;
+use crate::{Agent, until};
 
 /// A directory of failpoints that pause: `hit` waits for one, `release` lets it go on.
 #[derive(Debug)]
@@ -94,5 +94,33 @@ impl Jam {
     /// When it was not set.
     pub fn clear(&self) {
         std::fs::remove_file(&self.0).expect("a jam");
+    }
+}
+
+impl Agent {
+    /// Sets failpoints from the next launch on, in place of any others.
+    pub fn failpoints(&mut self, spec: &str) {
+        let plan = self.plan().clone().failpoints(spec);
+        *self.plan() = plan;
+    }
+
+    /// Pauses at that failpoint from the next launch on.
+    ///
+    /// # Panics
+    /// When the file system refuses.
+    pub fn pause_at(&mut self, name: &str) -> Pause {
+        let (pause, spec) = Pause::at(self.dir(), name);
+        self.failpoints(&spec);
+        pause
+    }
+
+    /// Fails at that failpoint, from the next launch on and while it is jammed.
+    ///
+    /// # Panics
+    /// When the file system refuses.
+    pub fn jam_at(&mut self, name: &str) -> Jam {
+        let (jam, spec) = Jam::at(self.dir(), name);
+        self.failpoints(&spec);
+        jam
     }
 }

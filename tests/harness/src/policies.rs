@@ -16,6 +16,21 @@ forbid(principal, action == Mayfly::Action::"write", resource)
 unless { context has approval && context.approval.quorum >= 1 };
 "#;
 
+/// A task by the template `deep`, and whatever is handed on, is nothing without the yes of somebody on call.
+pub const TASKS_NEED_A_PERSON: &str = r#"
+@id("deep-needs-a-person") @requires_approval("oncall")
+forbid(principal, action == Mayfly::Action::"begin", resource == Mayfly::Template::"deep")
+unless { context has approval && context.approval.until > context.now };
+@id("handing-on-needs-a-person") @requires_approval("oncall")
+forbid(principal, action == Mayfly::Action::"delegate", resource)
+unless { context has approval && context.approval.until > context.now };
+"#;
+
+/// Whoever is on call answers.
+pub const ONCALL_APPROVES: &str = r#"
+@id("oncall-approves") permit(principal in Mayfly::Group::"oncall", action == Mayfly::Action::"approve", resource);
+"#;
+
 /// Rules and catalogue.
 #[derive(Clone, Debug, Default)]
 pub struct Policies {
@@ -72,6 +87,13 @@ impl Policies {
         let usual = usual.into_iter().filter(|(key, _)| fields.iter().all(|(other, _)| other != key));
         let all: Vec<(&str, &str)> = usual.chain(fields.iter().copied()).collect();
         self.table("targets", &all).more("groups = [\"kb\"]")
+    }
+
+    /// A template by which that may be done at one target.
+    #[must_use]
+    pub fn template(self, name: &str, target: &str, actions: &[&str]) -> Self {
+        let detail = format!("[[templates.details]]\ntarget = {target:?}\nactions = {actions:?}");
+        self.table("templates", &[("name", name), ("owner", "docs")]).more(&detail)
     }
 
     /// Somebody with an account here.
