@@ -19,6 +19,7 @@ mod following;
 #[cfg(test)]
 mod freeze;
 #[cfg(test)]
+mod given_up;
 mod http;
 #[cfg(test)]
 mod interop_spiffe;

@@ -9,6 +9,7 @@ mod approval_use;
 mod approvals;
 mod approvers;
 mod begin;
+mod calls;
 mod children;
 mod credential;
 mod deciding;

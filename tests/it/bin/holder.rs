@@ -18,6 +18,7 @@ use std::io::{BufRead as _, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
 use base64::Engine as _;
@@ -171,7 +172,11 @@ impl Holder {
     async fn task_begin_call(&mut self, order: &Value) -> Result<Value> {
         let (method, request) = (text(order, "method")?, bytes(order)?);
         let client = self.client().await?;
-        self.streams.spawn(async move { say(&called(client.task_call(&method, request).await)) });
+        let patience = order["give_up_ms"].as_u64().map_or(Duration::MAX, Duration::from_millis);
+        self.streams.spawn(async move {
+            let answer = tokio::time::timeout(patience, client.task_call(&method, request)).await;
+            say(&called(answer.unwrap_or_else(|_elapsed| Err(Status::deadline_exceeded("given up")))))
+        });
         Ok(Value::Null)
     }
 
