@@ -3,7 +3,8 @@
 use std::cell::RefCell;
 use std::time::Duration;
 
-use mayfly_harness::{Jam, Pause, detail, until};
+use mayfly_harness::tasks::detail;
+use mayfly_harness::{Jam, Pause, until};
 use mayfly_proto::task as proto;
 
 use crate::children::{ANN, WIKI, World, begin, issue, offer};

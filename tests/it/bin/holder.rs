@@ -424,7 +424,7 @@ async fn follow_x509(tag: usize, client: Client) -> Result<()> {
             Ok(stream) => break stream,
             // Busy: as any client of the Workload API would.
             Err(status) if status.code() == tonic::Code::Unavailable => {
-                tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+                tokio::time::sleep(Duration::from_millis(200)).await;
             }
             Err(status) => return say(&json!({"event": "lost", "tag": tag, "why": status.to_string()})),
         }
