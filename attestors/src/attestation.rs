@@ -84,6 +84,12 @@ impl Gap {
         Self::new(backend.kind(), backend.keys())
     }
 
+    /// Kind and key of each that is unknown.
+    pub fn names(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
+        let kind = self.kind;
+        self.keys.iter().map(move |key| (kind, *key))
+    }
+
     /// Whether a selector of that kind and key is unknown.
     pub fn covers(&self, kind: &str, key: &str) -> bool {
         self.kind == kind && self.keys.contains(&key)

@@ -99,7 +99,8 @@ impl Bundles for BundleService {
 async fn on_a_thread<T: Send + 'static>(
     order: impl FnOnce() -> Result<T, BundleOrderError> + Send + 'static,
 ) -> Result<T, Status> {
-    match tokio::task::spawn_blocking(order).await {
+    let trace = audit::trace::current();
+    match tokio::task::spawn_blocking(move || audit::trace::within(trace, order)).await {
         Ok(done) => done.map_err(|error| refused(&error)),
         Err(_) => Err(Status::internal("the order broke off")),
     }

@@ -30,6 +30,7 @@ mod task_admin;
 mod tasks;
 #[cfg(test)]
 mod testkit;
+pub(crate) mod trace;
 mod validate;
 pub mod wire;
 mod wit;

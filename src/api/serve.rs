@@ -24,6 +24,7 @@ use tower::{Service, ServiceExt};
 
 use super::guard::{Accepted, GuardLimits};
 use super::peer::{Cut, OpenStream, Peer};
+use crate::audit;
 use crate::drain;
 
 /// Limits on each connection.
@@ -220,7 +221,8 @@ fn builder(limits: &ServeLimits, streams: &Streams) -> http2::Builder<Streams> {
     builder
 }
 
-/// Puts the peer into each request, and counts it as open until its answer is dropped.
+/// Puts the peer into each request, and counts it as open until its answer is dropped. What is recorded until there is an
+/// answer is part of the trace that the request names.
 struct PeerService<S> {
     inner: S,
     peer: Arc<Peer>,
@@ -239,10 +241,16 @@ where
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let (inner, patience) = (self.inner.clone(), self.answer);
         let open = self.peer.open_stream();
+        let trace = super::trace::of(request.headers());
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(Arc::clone(&self.peer));
         Box::pin(async move {
-            let response = match tokio::time::timeout(patience, inner.oneshot(request)).await {
+            let response = match tokio::time::timeout(
+                patience,
+                audit::trace::scope(trace, inner.oneshot(request)),
+            )
+            .await
+            {
                 Ok(response) => response?,
                 Err(_) => Status::deadline_exceeded("the request took too long to arrive").into_http(),
             };

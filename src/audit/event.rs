@@ -4,7 +4,7 @@ mod parts;
 
 use std::time::SystemTime;
 
-pub use self::parts::{Agent, Credential, Cut, Decision, Grant, Revocation, TokenPrint};
+pub use self::parts::{Agent, Credential, Cut, Decision, Found, Grant, Pod, Revocation, TokenPrint};
 use super::chain::Head;
 use super::task::{ApprovalFacts, ApprovalStep, PolicyDecision, TaskEnd, TaskFacts, TaskStep};
 use crate::authority::{AuthorityKind, State as AuthorityState};
@@ -25,6 +25,14 @@ pub enum Event {
     AgentStop {
         /// Why.
         reason: String,
+    },
+    /// A process was attested and has an identity, or it is something else than it was. Once for each, however often it
+    /// calls.
+    Attested {
+        /// What it was attested as.
+        agent: Agent,
+        /// What is new about that.
+        found: Found,
     },
     /// A process asked and got nothing.
     AttestDenied {

@@ -1,5 +1,6 @@
 //! Turns an event into its JSON object. The order of the fields, and every name, are part of schema 1.
 
+mod agent;
 mod detail;
 mod task;
 
@@ -10,12 +11,14 @@ use serde::Serialize;
 use time::OffsetDateTime;
 use time::macros::format_description;
 
+use self::agent::AgentPart;
 use self::detail::{Detail, first};
 use self::task::{ApprovalPart, GrantPart, PolicyPart, TaskPart, UserPart};
 use super::chain::{Head, VERSION};
-use super::event::{Agent, Credential, Decision, Event, Revocation, TokenPrint};
+use super::event::{Agent, Credential, Decision, Event, Found, Revocation, TokenPrint};
 use super::task::{PolicyDecision, TaskEnd, TaskFacts, TaskStep};
 use super::text::{PlainJson, capped};
+use super::trace::{Stamp, Trace};
 use crate::ledger::Kind;
 
 /// Who writes.
@@ -26,7 +29,14 @@ pub(super) struct Origin {
 }
 
 /// Appends the event's line to `out` and moves the chain on.
-pub(super) fn append(origin: &Origin, head: &mut Head, at: SystemTime, event: &Event, out: &mut Vec<u8>) {
+pub(super) fn append(
+    origin: &Origin,
+    head: &mut Head,
+    stamp: impl Into<Stamp>,
+    event: &Event,
+    out: &mut Vec<u8>,
+) {
+    let Stamp { at, trace } = stamp.into();
     let (name, severity) = name_and_severity(event);
     let line = Line {
         v: VERSION,
@@ -37,6 +47,8 @@ pub(super) fn append(origin: &Origin, head: &mut Head, at: SystemTime, event: &E
         prev_hash: head.hash_text(),
         event: name,
         severity,
+        trace_id: trace.as_ref().map(Trace::trace_id),
+        span_id: trace.as_ref().map(Trace::span_id),
         body: Body::of(event),
     };
     let mut object = Vec::with_capacity(512);
@@ -63,6 +75,10 @@ struct Line {
     prev_hash: String,
     event: &'static str,
     severity: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trace_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    span_id: Option<String>,
     #[serde(flatten)]
     body: Body,
 }
@@ -90,31 +106,15 @@ struct Body {
 }
 
 #[derive(Serialize)]
-struct AgentPart {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    spiffe_id: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    instance: Option<String>,
-    pid: u32,
-    start_time: u64,
-    uid: u32,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    cgroup: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    exe_sha256: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    selectors_hash: Option<String>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    posture: Vec<&'static str>,
-}
-
-#[derive(Serialize)]
 struct DecisionPart {
     result: &'static str,
     phase: &'static str,
     reason: String,
     #[serde(flatten)]
     policy: PolicyPart,
+    /// Where policy was asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cached: Option<bool>,
 }
 
 #[derive(Serialize)]
@@ -166,6 +166,9 @@ impl Body {
                 with(Detail::Start { version: capped(version), posture: first(posture.iter()) })
             }
             Event::AgentStop { reason } => with(Detail::Reason { reason: capped(reason) }),
+            Event::Attested { agent, found } => {
+                Self { detail: Some(Detail::Reason { reason: found.as_str().to_owned() }), ..of(agent) }
+            }
             Event::AttestDenied { agent, decision } => Self { decision: Some(decision.into()), ..of(agent) },
             Event::AgentCut { agent, reason } => {
                 Self { detail: Some(Detail::Reason { reason: reason.as_str().to_owned() }), ..of(agent) }
@@ -236,34 +239,19 @@ impl Body {
     }
 }
 
-impl From<&Agent> for AgentPart {
-    fn from(agent: &Agent) -> Self {
-        Self {
-            // A SPIFFE ID was parsed: plain ASCII, at most 2048 bytes, and cut it would be another one.
-            spiffe_id: agent.spiffe_id.clone(),
-            instance: agent.process.pidfs_inode.map(|inode| inode.to_string()),
-            pid: agent.process.pid,
-            start_time: agent.process.start_time,
-            uid: agent.uid,
-            cgroup: agent.cgroup.as_deref().map(capped),
-            exe_sha256: agent.exe_sha256.as_deref().map(capped),
-            selectors_hash: agent.selectors_hash.as_deref().map(capped),
-            posture: agent.posture.clone(),
-        }
-    }
-}
-
 impl From<&Decision> for DecisionPart {
     fn from(decision: &Decision) -> Self {
         let (phase, reason) = (decision.phase, capped(&decision.reason));
-        Self { result: "deny", phase, reason, policy: PolicyPart::default() }
+        let cached = (phase == POLICY_PHASE).then_some(CACHED);
+        Self { result: "deny", phase, reason, policy: PolicyPart::default(), cached }
     }
 }
 
 impl From<&PolicyDecision> for DecisionPart {
     fn from(decision: &PolicyDecision) -> Self {
         let reason = decision.reason.to_owned();
-        Self { result: decision.result, phase: decision.phase, reason, policy: decision.into() }
+        let cached = decision.evaluation_id.is_some().then_some(CACHED);
+        Self { result: decision.result, phase: decision.phase, reason, policy: decision.into(), cached }
     }
 }
 
@@ -326,6 +314,8 @@ fn name_and_severity(event: &Event) -> (&'static str, &'static str) {
     match event {
         Event::AgentStart { .. } => ("agent.start", INFO),
         Event::AgentStop { .. } => ("agent.stop", INFO),
+        Event::Attested { found: Found::Changed, .. } => ("agent.attested", NOTICE),
+        Event::Attested { .. } => ("agent.attested", INFO),
         Event::AttestDenied { .. } => ("agent.attest_denied", WARNING),
         Event::AgentCut { .. } => ("agent.cut", WARNING),
         Event::ExecWatchLost { .. } => ("agent.exec_watch_lost", WARNING),
@@ -364,6 +354,15 @@ fn name_and_severity(event: &Event) -> (&'static str, &'static str) {
     }
 }
 
+/// No decision of the record was remembered from an earlier question: each has an evaluation of its own, made for it by the
+/// set in force (`PolicySet::decide`), for tasks as for `fetch`. In which forms an identity may be fetched is worked out
+/// ahead of the question (`workload::guard`), but what is issued and what is refused by policy is asked again, and that is
+/// what stands here. Whoever adds a memory of decisions says `true` for what comes out of it.
+const CACHED: bool = false;
+
+/// Of a refusal outside a task that policy decided.
+const POLICY_PHASE: &str = "policy";
+
 const INFO: &str = "info";
 const NOTICE: &str = "notice";
 const WARNING: &str = "warning";
@@ -383,6 +382,9 @@ mod tests {
         for event in every_event() {
             append(&origin(), &mut head, from_unix_seconds(1_790_000_000), &event, &mut lines);
         }
+        let of_a_trace =
+            Stamp { at: from_unix_seconds(1_790_000_000), trace: Some(super::super::testing::trace()) };
+        append(&origin(), &mut head, of_a_trace, &every_event()[2], &mut lines);
         if std::env::var_os("MAYFLY_BLESS").is_some() {
             std::fs::write(&golden, &lines).unwrap();
         }

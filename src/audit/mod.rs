@@ -20,6 +20,7 @@ mod tally;
 mod task;
 mod text;
 mod timeline;
+pub mod trace;
 mod verify;
 mod writer;
 
@@ -31,7 +32,7 @@ pub(crate) mod testing;
 pub use self::chain::{Flaw, Head};
 pub use self::checkpoint::Checkpoints;
 pub use self::counts::Counted;
-pub use self::event::{Agent, Credential, Cut, Decision, Event, Grant, Revocation, TokenPrint};
+pub use self::event::{Agent, Credential, Cut, Decision, Event, Found, Grant, Pod, Revocation, TokenPrint};
 pub use self::query::Query;
 pub use self::read::{Reading, read};
 pub use self::tail::{Filter, TailOptions, human, tail};
@@ -40,8 +41,9 @@ pub use self::tally::{Tally, times};
 pub use self::task::{ApprovalFacts, ApprovalStep, PolicyDecision, TaskEnd, TaskFacts, TaskStep, UserPrint};
 pub use self::text::visible;
 pub use self::timeline::{
-    Moment, Said, SaidAgent, SaidApproval, SaidCredential, SaidDecision, TaskLife, Timeline,
+    Moment, Said, SaidAgent, SaidApproval, SaidCredential, SaidDecision, SaidPod, TaskLife, Timeline,
 };
+pub use self::trace::Trace;
 pub use self::verify::{BadLine, Expected, Summary, VerifyError, verify, verify_with};
 
 use std::collections::VecDeque;
@@ -49,7 +51,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use mayfly_attestors::BootId;
 use tokio::sync::{oneshot, watch};
@@ -57,6 +59,7 @@ use tokio::sync::{oneshot, watch};
 use self::counts::Counts;
 use self::line::Origin;
 use self::sink::{FileSink, Nowhere, Sink};
+use self::trace::Stamp;
 use self::writer::{Job, Writer};
 use crate::clock::Clock;
 use crate::files::FileError;
@@ -230,9 +233,9 @@ impl Log {
         Ok(Self { thread: Arc::new(thread), path, clock, health, head, lost, counts: Arc::default() })
     }
 
-    fn stamped(&self, events: Vec<Event>) -> Vec<(SystemTime, Event)> {
-        let now = self.clock.wall();
-        events.into_iter().map(|event| (now, event)).collect()
+    fn stamped(&self, events: Vec<Event>) -> Vec<(Stamp, Event)> {
+        let stamp = Stamp { at: self.clock.wall(), trace: trace::current() };
+        events.into_iter().map(|event| (stamp, event)).collect()
     }
 }
 

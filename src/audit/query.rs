@@ -19,10 +19,12 @@ pub struct Query {
     pub target: Option<String>,
     /// The action class of a decision or an approval.
     pub action: Option<String>,
-    /// `allow`, `deny` or `requestable`.
+    /// `allow`; `deny`: not allowed, whether or not people could lift that; `requestable`: only what they could.
     pub result: Option<String>,
     /// The evaluation that an agent was told of.
     pub evaluation: Option<String>,
+    /// The trace that callers said they were in.
+    pub trace: Option<String>,
     /// Not before.
     pub since: Option<SystemTime>,
     /// Before.
@@ -44,13 +46,14 @@ impl Query {
                 &["/decision/target", "/approval/target", "/credential/target"],
             ) || self.target.as_deref().is_some_and(|target| has_audience(&value, target)))
             && is_one_of(self.action.as_ref(), &["/decision/action", "/approval/action"])
-            && is_one_of(self.result.as_ref(), &["/decision/result"])
+            && self.result.as_deref().is_none_or(|wanted| came_out(wanted, text("/decision/result")))
             && self.evaluation.as_deref().is_none_or(|wanted| is_of_evaluation(&value, wanted))
+            && is_one_of(self.trace.as_ref(), &["/trace_id"])
             && self.covers(text("/ts"))
     }
 
     fn is_empty(&self) -> bool {
-        let texts = [&self.agent, &self.target, &self.action, &self.result, &self.evaluation];
+        let texts = [&self.agent, &self.target, &self.action, &self.result, &self.evaluation, &self.trace];
         self.filter.is_empty()
             && texts.iter().all(|text| text.is_none())
             && self.since.is_none()
@@ -73,6 +76,11 @@ fn is_agent(wanted: &str, found: Option<&str>) -> bool {
     found.is_some_and(|found| below.map_or(found == wanted, |prefix| found.starts_with(prefix)))
 }
 
+/// A denial that people can lift is one all the same: whoever looks for what was refused must not miss it.
+fn came_out(wanted: &str, result: Option<&str>) -> bool {
+    result == Some(wanted) || wanted == "deny" && result == Some("requestable")
+}
+
 /// Outside a task the evaluation stands in the words of the reason.
 fn is_of_evaluation(value: &Value, wanted: &str) -> bool {
     let text = |pointer: &str| value.pointer(pointer).and_then(Value::as_str);
@@ -92,7 +100,7 @@ fn has_audience(value: &Value, target: &str) -> bool {
 mod tests {
     use std::time::Duration;
 
-    use super::super::testing::every_line;
+    use super::super::testing::{every_event, every_line};
     use super::*;
     use crate::clock::from_unix_seconds;
 
@@ -122,6 +130,13 @@ mod tests {
         assert_eq!(decided, ["task.join", "decision.requestable"]);
         let asked = Query { result: some("requestable"), ..Query::default() };
         assert_eq!(found(&asked), ["decision.requestable"]);
+        let refused = found(&Query { result: some("deny"), ..Query::default() });
+        assert_eq!(refused, ["agent.attest_denied", "decision.requestable"], "nobody was allowed either");
+        let exactly = Filter { events: vec!["decision.deny".to_owned()], ..Filter::default() };
+        assert_eq!(found(&Query { filter: exactly, ..Query::default() }).len(), 0);
+        assert!(
+            found(&Query { result: some("allow"), ..Query::default() }).contains(&"task.join".to_owned())
+        );
         let audience = found(&Query { target: some("db"), ..Query::default() });
         assert!(audience.contains(&"credential.renew".to_owned()), "{audience:?}");
     }
@@ -144,6 +159,22 @@ mod tests {
         }
         let of_wiki = found(&Query { target: some("wiki"), ..Query::default() });
         assert!(of_wiki.contains(&"credential.issue".to_owned()), "{of_wiki:?}");
+    }
+
+    #[test]
+    fn a_query_finds_the_lines_of_a_trace_and_no_other() {
+        let (trace, mut head) = (super::super::testing::trace(), super::super::chain::Head::default());
+        let mut line = |trace| {
+            let stamp = super::super::trace::Stamp { at: from_unix_seconds(1), trace };
+            let (origin, mut line) = (super::super::testing::origin(), Vec::new());
+            super::super::line::append(&origin, &mut head, stamp, &every_event()[2], &mut line);
+            String::from_utf8(line).unwrap()
+        };
+        let (own, other) = (line(Some(trace)), line(None));
+        let by = |trace: String| Query { trace: Some(trace), ..Query::default() };
+        assert!(by(trace.trace_id()).wants(&own) && !by(trace.trace_id()).wants(&other));
+        assert!(!by(trace.span_id()).wants(&own) && !by(trace.trace_id()[..31].to_owned()).wants(&own));
+        assert!(!by(trace.trace_id()).wants("rubbish"), "it is a question");
     }
 
     #[test]

@@ -204,10 +204,12 @@ impl News {
 }
 
 /// What [`human`] shows of a line, in this order.
-const SHOWN: [(&str, &str); 29] = [
+const SHOWN: [(&str, &str); 32] = [
     ("spiffe_id", "/agent/spiffe_id"),
     ("pid", "/agent/pid"),
     ("uid", "/agent/uid"),
+    ("ns", "/agent/k8s/ns"),
+    ("pod", "/agent/k8s/pod"),
     ("serial", "/credential/serial"),
     ("jti", "/credential/jti"),
     ("entry", "/credential/entry"),
@@ -234,6 +236,7 @@ const SHOWN: [(&str, &str); 29] = [
     ("source", "/detail/source"),
     ("total", "/detail/total"),
     ("lost", "/detail/lost"),
+    ("trace", "/trace_id"),
 ];
 
 #[cfg(test)]

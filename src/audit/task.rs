@@ -134,6 +134,8 @@ pub struct ApprovalFacts {
     pub by: Option<String>,
     /// In his words.
     pub reason: Option<String>,
+    /// When that was.
+    pub at: Option<SystemTime>,
     /// Until when a yes is good.
     pub until: Option<SystemTime>,
 }

@@ -8,10 +8,11 @@ use mayfly_attestors::{BootId, ProcessKey};
 
 use super::LogOpenError;
 use super::chain::Head;
-use super::event::{Agent, Credential, Cut, Decision, Event, Grant, Revocation, TokenPrint};
+use super::event::{Agent, Credential, Cut, Decision, Event, Found, Grant, Pod, Revocation, TokenPrint};
 use super::line::Origin;
 use super::sink::{Opened, Sink};
 use super::task::{ApprovalFacts, ApprovalStep, PolicyDecision, TaskEnd, TaskFacts, TaskStep, UserPrint};
+use super::trace::Trace;
 use crate::authority::{AuthorityKind, State as AuthorityState};
 use crate::clock::{Clock, from_unix_seconds};
 use crate::id::{EntryId, TaskId};
@@ -30,6 +31,11 @@ impl Clock for FixedClock {
     fn monotonic(&self) -> Instant {
         Instant::now()
     }
+}
+
+/// The example of W3C Trace Context.
+pub(super) fn trace() -> Trace {
+    Trace::parse(b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01").unwrap()
 }
 
 pub(super) fn origin() -> Origin {
@@ -76,9 +82,23 @@ pub(super) fn every_event() -> Vec<Event> {
             evaluation_id: "evl_00".to_owned(),
             by: Some("uid:1000 (bob)".to_owned()),
             reason: Some("looks right".to_owned()),
+            at: at(0),
             until: at(300_000),
         }),
     });
+    let pod =
+        Pod { ns: Some("web".to_owned()), pod: Some("front-7d9".to_owned()), sa: Some("front".to_owned()) };
+    let attested = Agent {
+        spiffe_id: Some("spiffe://example.org/front".to_owned()),
+        exe_sha256: Some("ab".repeat(32)),
+        image_digest: Some(format!("sha256:{}", "9a".repeat(32))),
+        k8s: Some(Box::new(pod)),
+        selectors_hash: Some("cd".repeat(32)),
+        ..bare()
+    };
+    for found in [Found::First, Found::Changed, Found::More] {
+        events.push(Event::Attested { agent: attested.clone(), found });
+    }
     events.push(Event::Killed {
         agent: Some(bare()),
         cgroup: None,

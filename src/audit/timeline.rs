@@ -38,6 +38,17 @@ pub struct SaidAgent {
     pub uid: u32,
     pub cgroup: Option<String>,
     pub exe_sha256: Option<String>,
+    pub image_digest: Option<String>,
+    pub k8s: Option<SaidPod>,
+}
+
+/// In which pod it is.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct SaidPod {
+    pub ns: Option<String>,
+    pub pod: Option<String>,
+    pub sa: Option<String>,
 }
 
 /// For whom it was done.
@@ -322,6 +333,19 @@ mod tests {
             1,
             "whoever came after it there"
         );
+    }
+
+    #[test]
+    fn a_process_that_becomes_something_else_is_part_of_its_task_while_that_lives() {
+        let attested = |pid: u32, start: u64| json!({"event": "agent.attested", "agent": {"pid": pid, "start_time": start}, "detail": {"reason": "changed"}});
+        for mine in [attested(3, 9), attested(4, 9)] {
+            assert_eq!(concerning_b(std::slice::from_ref(&mine)).len(), 1, "{mine}");
+        }
+        for other in [attested(3, 8), attested(2, 9), attested(6, 9)] {
+            assert_eq!(concerning_b(std::slice::from_ref(&other)).len(), 0, "{other}");
+        }
+        let end = json!({"event": "task.ended", "task": {"id": "b", "parent": "a", "state": "ended"}});
+        assert_eq!(concerning_b(&[end, attested(3, 9)]).len(), 1, "the end alone");
     }
 
     fn places(timeline: &Timeline) -> Vec<(&str, &str)> {

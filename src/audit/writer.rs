@@ -3,7 +3,6 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::SystemTime;
 
 use mayfly_attestors::failpoint;
 use tokio::sync::{oneshot, watch};
@@ -13,19 +12,20 @@ use super::chain::Head;
 use super::event::Event;
 use super::line::{self, Origin};
 use super::sink::{BATCH_BYTES, Opened, Sink};
+use super::trace::Stamp;
 use crate::clock::Clock;
 use crate::queue::{Attempts, Receiver, Taken};
 
 /// What may be asked of the writer.
 #[derive(Debug)]
 pub(super) enum Job {
-    Record(Vec<(SystemTime, Event)>, oneshot::Sender<Result<(), AuditError>>),
-    Note(Vec<(SystemTime, Event)>),
+    Record(Vec<(Stamp, Event)>, oneshot::Sender<Result<(), AuditError>>),
+    Note(Vec<(Stamp, Event)>),
     Reopen,
 }
 
 /// A caller's events, and where the answer goes.
-pub(super) type Waiting = (Vec<(SystemTime, Event)>, oneshot::Sender<Result<(), AuditError>>);
+pub(super) type Waiting = (Vec<(Stamp, Event)>, oneshot::Sender<Result<(), AuditError>>);
 
 pub(super) struct Writer {
     pub(super) sink: Box<dyn Sink>,
@@ -36,7 +36,7 @@ pub(super) struct Writer {
     /// Events that were noted and could not be kept.
     pub(super) lost: Arc<AtomicU64>,
     /// Events that were noted and are not written yet.
-    pub(super) kept: VecDeque<(SystemTime, Event)>,
+    pub(super) kept: VecDeque<(Stamp, Event)>,
     /// To be told first: what was wrong with the log.
     pub(super) recovered: Option<Event>,
     pub(super) attempts: Attempts,
@@ -95,7 +95,7 @@ impl Writer {
         let gap = (lost > 0).then_some(Event::Gap { lost });
         let mut piece = Piece { head: *self.head.borrow(), lines: Vec::new(), origin: &self.origin };
         for event in self.recovered.iter().chain(&gap) {
-            piece.add(now, event);
+            piece.add(now.into(), event);
         }
         let kept = piece.fill(self.kept.iter().map(|(at, event)| (*at, event)));
         let mut callers = Vec::new();
@@ -162,7 +162,7 @@ impl Writer {
         self.attempts.failed(why);
     }
 
-    fn keep(&mut self, events: Vec<(SystemTime, Event)>) {
+    fn keep(&mut self, events: Vec<(Stamp, Event)>) {
         let room = MAX_KEPT.saturating_sub(self.kept.len());
         let over = events.len().saturating_sub(room);
         self.kept.extend(events.into_iter().take(room));
@@ -189,12 +189,12 @@ impl Piece<'_> {
         self.lines.len() < BATCH_BYTES
     }
 
-    fn add(&mut self, at: SystemTime, event: &Event) {
+    fn add(&mut self, at: Stamp, event: &Event) {
         line::append(self.origin, &mut self.head, at, event, &mut self.lines);
     }
 
     /// Adds events while there is room; answers how many.
-    fn fill<'e>(&mut self, events: impl Iterator<Item = (SystemTime, &'e Event)>) -> usize {
+    fn fill<'e>(&mut self, events: impl Iterator<Item = (Stamp, &'e Event)>) -> usize {
         let mut count = 0;
         for (at, event) in events {
             if !self.has_room() {

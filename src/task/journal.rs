@@ -108,6 +108,7 @@ pub fn forget_offer(id: DelegationId) -> Note {
 pub fn read(notes: &[Note], epoch: &Epoch) -> Kept {
     let mut kept = Kept::default();
     let mut usage: BTreeMap<[u8; 16], UsageRecord> = BTreeMap::new();
+    let mut unreadable = BTreeSet::new();
     for Note { key, value } in notes {
         let value = value.as_deref().unwrap_or_default();
         let Some((kind, id)) =
@@ -131,8 +132,15 @@ pub fn read(notes: &[Note], epoch: &Epoch) -> Kept {
         };
         if read.is_none() {
             kept.stray.push(key.clone());
+            if kind == USAGE {
+                unreadable.insert(TaskId::from_bytes(id));
+            }
         }
     }
+    // Of whom it cannot be told what is used up, nothing is left.
+    let (spent, tasks): (Vec<_>, _) = kept.tasks.into_iter().partition(|task| unreadable.contains(&task.id));
+    kept.tasks = tasks;
+    kept.stray.extend(spent.into_iter().map(|task: Task| key(TASK, task.id.as_bytes())));
     for task in &mut kept.tasks {
         if let Some(used) = usage.remove(task.id.as_bytes()) {
             task.used = Usage { calls: used.calls, bytes: used.bytes, cost_microusd: used.cost_microusd };
@@ -254,6 +262,11 @@ mod tests {
             assert!(kept.tasks.is_empty());
             assert_eq!(kept.stray, std::slice::from_ref(&good.key));
         }
+        let spent = note_usage(&task, &epoch);
+        let unread = Note { value: Some(b"{}".to_vec()), ..spent.clone() };
+        let kept = read(&[good.clone(), unread], &epoch);
+        assert!(kept.tasks.is_empty(), "nobody knows what it has used up");
+        assert_eq!(kept.stray, [spent.key, good.key.clone()]);
         let alone = note_usage(&task, &epoch);
         assert_eq!(read(std::slice::from_ref(&alone), &epoch).stray, [alone.key]);
         let foreign = Note { key: b"?".to_vec(), value: Some(Vec::new()) };

@@ -159,6 +159,8 @@ pub struct Bounds {
     pub purpose: usize,
     /// Details of a task.
     pub details: usize,
+    /// Bytes of everything that a task says of itself, its details above all.
+    pub charter: usize,
     /// Depth of the deepest task.
     pub depth: u32,
     /// Live children of a task, offers included.
@@ -187,6 +189,7 @@ impl Default for Bounds {
             offer: Duration::from_secs(600),
             purpose: 512,
             details: 16,
+            charter: 16 * 1024,
             depth: 3,
             children: 8,
             children_ever: 64,

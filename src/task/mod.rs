@@ -22,6 +22,7 @@ mod narrow;
 mod operation;
 pub mod place;
 mod tree;
+mod weight;
 mod wish;
 
 #[cfg(test)]

@@ -86,6 +86,21 @@ impl World {
     }
 }
 
+/// The clock cannot say when that would be over; it once took the agent down.
+#[test]
+fn no_idleness_is_too_long_for_the_clock() {
+    let mut world = World::new();
+    for (n, idle) in [(1, u64::MAX), (2, u64::MAX / 2), (3, i64::MAX.unsigned_abs())] {
+        let id = world.begin(n, n == 2, Some(idle));
+        assert!(n != 2 || world.tree.activate(id, world.at(1)));
+        assert_eq!(world.tree.enter(id, &caller(), world.at(2)), Ok(()));
+    }
+    assert!(world.tree.on_timeout(world.at(599), UNIX_EPOCH).is_empty());
+    let late = world.tree.on_timeout(world.at(600), UNIX_EPOCH);
+    assert!(late.iter().flat_map(|one| &one.ended).all(|ended| ended.ending == Ending::Deadline));
+    assert_eq!(late.len(), 3, "each by its deadline");
+}
+
 #[test]
 fn nothing_is_done_in_a_task_that_waits_and_waiting_is_not_idleness_but_time() {
     let mut world = World::new();

@@ -48,6 +48,14 @@ pub enum PlaceError {
 }
 
 impl Location {
+    /// How long it is.
+    pub(super) fn bytes(&self) -> usize {
+        match &self.0 {
+            Kind::Name(name) => name.len(),
+            Kind::Url { origin, path } => origin.len() + path.len(),
+        }
+    }
+
     /// Reads a location.
     ///
     /// # Errors
@@ -131,6 +139,11 @@ pub struct PathPattern {
 }
 
 impl PathPattern {
+    /// How long it is.
+    pub(super) fn bytes(&self) -> usize {
+        self.literal.len()
+    }
+
     /// Reads a path with at most one `*`, at its end.
     ///
     /// # Errors

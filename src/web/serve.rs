@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 use tower::ServiceExt as _;
 
 use super::caller::Caller;
+use crate::audit;
 use crate::drain;
 
 /// Limits on each connection and listener.
@@ -137,7 +138,9 @@ async fn answer(
     request: Request<Incoming>,
     patience: Duration,
 ) -> Result<Response<Body>, Infallible> {
-    let answer = tokio::time::timeout(patience, app.oneshot(request.map(Body::new)));
+    let trace = crate::api::trace::of(request.headers());
+    let work = audit::trace::scope(trace, app.oneshot(request.map(Body::new)));
+    let answer = tokio::time::timeout(patience, work);
     match answer.await {
         Ok(answer) => answer,
         Err(_late) => {

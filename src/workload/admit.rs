@@ -10,9 +10,10 @@ use mayfly_attestors::{AttestError, Attestation, Depth, Everything, Process};
 
 pub use self::admission::Admission;
 use self::admission::Held;
+use super::seen;
 use super::shelf::Shelf;
 use super::state::{Member, federates_with};
-use super::{Connection, Refusal, Shared, Workloads, lock};
+use super::{Connection, Refusal, Shared, Workloads, lock, told};
 use crate::audit::{self, Event};
 use crate::lease::{Cause, WorkloadId};
 use crate::registration::Identity;
@@ -90,7 +91,7 @@ impl Workloads {
             if !odd.is_empty() {
                 why = format!("{why}; posture: {}", odd.join(", "));
             }
-            self.0.note_denied(process, "match", &why);
+            self.0.note_denied_of(process, "match", &why, || seen::agent(process, &attestation, None));
             Refusal::NotEntitled
         })
     }
@@ -250,6 +251,7 @@ impl Shared {
             return Err(Refusal::WatchLost);
         }
         self.parts.manager.keep_process(process);
+        self.note_attested(state, id);
         let actions = self.hold_matched(state, id, Cause::NoLongerMatches, now);
         self.perform(state, actions, now);
         Ok(id)
@@ -288,12 +290,17 @@ impl Shared {
     ) {
         let Some(member) = state.members.get_mut(&id) else { return };
         let cause = Self::cause_of_loss(member, &attestation);
+        let is_told =
+            state.told.knows(&member.process.key()) && told::is_same(&member.attestation, &attestation);
         member.attestation = attestation;
         member.attested_at = now;
         member.execs_attested = member.execs;
         member.identities = identities;
         // A suspicion is not lifted here: it may be about something newer than this attestation.
         member.checked_for = None;
+        if !is_told {
+            self.note_attested(state, id);
+        }
         let actions = self.hold_matched(state, id, cause, now);
         self.perform(state, actions, now);
         state.show(id, now);
@@ -327,12 +334,22 @@ impl Shared {
     }
 
     pub(super) fn note_denied(&self, process: &Process, phase: &'static str, reason: &str) {
+        self.note_denied_of(process, phase, reason, || audit::Agent::new(process.key(), process.uid()));
+    }
+
+    /// The same of a process that was attested: `agent` is only asked if it is told.
+    pub(super) fn note_denied_of(
+        &self,
+        process: &Process,
+        phase: &'static str,
+        reason: &str,
+        agent: impl FnOnce() -> audit::Agent,
+    ) {
         *lock(&self.refusals).entry(phase).or_default() += 1;
         let kind = (process.uid(), phase, reason.to_owned());
         let Some(count) = lock(&self.denials).count(kind, self.parts.clock.monotonic()) else { return };
-        let agent = audit::Agent::new(process.key(), process.uid());
         let decision = audit::Decision { phase, reason: audit::times(reason, count) };
-        self.parts.audit.note(vec![Event::AttestDenied { agent, decision }]);
+        self.parts.audit.note(vec![Event::AttestDenied { agent: agent(), decision }]);
     }
 }
 

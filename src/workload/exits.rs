@@ -42,6 +42,7 @@ impl Shared {
         self.parts.manager.let_go(&member.process, cause == Cause::Exited);
         // One whose watch was lost may live, and must not come back unbarred.
         if cause == Cause::Exited {
+            state.told.forget(&member.process.key());
             self.forget_bars(&mut state, &[member.process.key()]);
         }
         drop(state);
@@ -88,7 +89,8 @@ impl Shared {
                     credential: audit::Credential::of(row),
                 })
                 .collect();
-            self.parts.audit.note(events);
+            // Its time was over, whoever it is that finds that.
+            audit::trace::outside(|| self.parts.audit.note(events));
         }
         let deadline = state.core.deadline();
         if deadline.is_some_and(|at| state.timer_at.is_none_or(|planned| at < planned)) {
@@ -140,7 +142,8 @@ impl Shared {
         }
         self.list_as_revoked(&rows);
         let refused = self.parts.clock.monotonic();
-        let job = RevokeJob { rows, reason, initiator, at, seen, refused, done, notes };
+        let trace = audit::trace::current();
+        let job = RevokeJob { rows, reason, initiator, at, seen, refused, done, notes, trace };
         if self.jobs.send(Job::Revoke(job)).is_err() {
             // Only when the revoker thread is gone; memory already refuses.
             self.parts.readiness.raise("revoker", "stopped; restart the agent");
@@ -150,7 +153,8 @@ impl Shared {
     /// Puts something on record once everything that was refused before is in the ledger: a crash must not leave a record
     /// of an end that a restart undoes.
     pub(super) fn record_after(&self, events: Vec<Event>) {
-        if let Err(mpsc::SendError(Job::Record(events))) = self.jobs.send(Job::Record(events)) {
+        let record = Job::Record(events, audit::trace::current());
+        if let Err(mpsc::SendError(Job::Record(events, _))) = self.jobs.send(record) {
             // Only when the revoker thread is gone.
             self.parts.audit.note(events);
         }
@@ -163,6 +167,11 @@ impl Shared {
 
     pub(super) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         self.parts.issuing.spawn(work);
+    }
+
+    /// The work of the call that is being answered, which runs to its end whether or not the caller waits.
+    pub(super) fn spawn_for_call(&self, work: impl Future<Output = ()> + Send + 'static) {
+        self.spawn(audit::trace::scope(audit::trace::current(), work));
     }
 }
 

@@ -102,13 +102,17 @@ impl Shared {
             if some.is_empty() {
                 return;
             }
+            // A renewal is due by itself, whose call it may be in which that shows.
+            let is_first = some.iter().all(|order| !order.renewal);
+            let trace = audit::trace::current().filter(|_| is_first);
             let shared = Arc::clone(self);
-            self.spawn(async move { shared.issue(id, some).await });
+            self.spawn(async move { shared.issue(id, some, trace).await });
         }
     }
 
-    async fn issue(self: Arc<Self>, id: WorkloadId, orders: Vec<Order>) {
-        let drafts = self.mint_all(id, orders);
+    /// `trace`: of the call by which the workload was taken in.
+    async fn issue(self: Arc<Self>, id: WorkloadId, orders: Vec<Order>, trace: Option<audit::Trace>) {
+        let drafts = audit::trace::within(trace, || self.mint_all(id, orders));
         if drafts.is_empty() {
             return;
         }
@@ -116,7 +120,7 @@ impl Shared {
             let event = issue_event(&d.subject, &d.row, d.order.renewal, d.minted.print());
             (d.row.clone(), event)
         });
-        match self.write_down(events.collect()).await {
+        match audit::trace::scope(trace, self.write_down(events.collect())).await {
             Ok(committed) => self.release_all(id, drafts, &committed),
             Err((refusal, written)) => {
                 tracing::warn!(error = %refusal, "SVIDs could not be written down");
@@ -228,7 +232,9 @@ impl Shared {
         let who = || self.facts(process, attestation, *attested_at, identity);
         self.parts.policy.permit(request, who, self.parts.clock.wall()).map_err(|not_given| {
             if let Some(decision) = &not_given.decision {
-                self.note_denied(process, "policy", &super::facts::why(decision));
+                let spiffe_id = Some(identity.spiffe_id.to_string());
+                let agent = || super::seen::agent(process, attestation, spiffe_id);
+                self.note_denied_of(process, "policy", &super::facts::why(decision), agent);
             }
             Refusal::NotEntitled
         })

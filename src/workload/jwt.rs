@@ -49,7 +49,7 @@ impl Workloads {
         let all = wanted.is_none();
         let (send, answer) = oneshot::channel();
         let (shared, admission, audience) = (Arc::clone(&self.0), admission.clone(), audience.to_vec());
-        self.0.spawn(async move {
+        self.0.spawn_for_call(async move {
             let issued = shared.issue_jwts(&admission, &chosen, &audience, all).await;
             if let Err(Ok(unclaimed)) = send.send(issued) {
                 shared.withdraw(unclaimed.iter().map(|svid| svid.id));

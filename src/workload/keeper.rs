@@ -57,6 +57,7 @@ pub enum OrderError {
 pub(super) struct Request {
     order: Order,
     by: Option<audit::Agent>,
+    trace: Option<audit::Trace>,
     answer: oneshot::Sender<Result<Record, OrderError>>,
 }
 
@@ -91,7 +92,8 @@ impl Workloads {
     pub async fn order(&self, order: Order, by: Option<audit::Agent>) -> Result<Record, OrderError> {
         let (answer, answered) = oneshot::channel();
         let orders = self.0.orders.get().ok_or(OrderError::Unavailable)?;
-        orders.send(Request { order, by, answer }).map_err(|_gone| OrderError::Unavailable)?;
+        let trace = audit::trace::current();
+        orders.send(Request { order, by, trace, answer }).map_err(|_gone| OrderError::Unavailable)?;
         answered.await.map_err(|_gone| OrderError::Unavailable)?
     }
 
@@ -136,7 +138,7 @@ impl Keeper {
     }
 
     fn obey(&mut self, shared: &Arc<Shared>, request: Request) {
-        let Request { order, by, answer } = request;
+        let Request { order, by, trace, answer } = request;
         let now = self.moment(shared);
         let done = match &order {
             Order::Prepare(kind) => self.custody.prepare(*kind, now.wall),
@@ -152,7 +154,7 @@ impl Keeper {
                 return;
             }
         };
-        note(shared, &change, by);
+        audit::trace::within(trace, || note(shared, &change, by));
         let published = self.publish(shared);
         let record = change.record;
         if record.state == State::Tainted {

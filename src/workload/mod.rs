@@ -11,6 +11,7 @@
 //! The state lock is held for table look-ups and the core's pure steps, never across I/O or an await.
 
 mod admit;
+mod attested;
 mod bars;
 mod denied;
 mod exec_watch;
@@ -45,6 +46,7 @@ mod subscribe;
 mod suspended;
 mod tasks;
 mod timer;
+mod told;
 mod wit;
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak, mpsc};

@@ -229,6 +229,7 @@ impl Shared {
         if let Some(member) = state.members.get_mut(&id) {
             member.stale = overtaken;
         }
+        self.note_attested(&mut state, id);
         if !claims.is_empty() {
             state.core.hold(id);
         }

@@ -118,7 +118,7 @@ struct Revoker {
     /// Notes that go with them.
     notes: Vec<Note>,
     /// For the record, after them.
-    unrecorded: Vec<audit::Event>,
+    unrecorded: Vec<(Vec<audit::Event>, Option<audit::Trace>)>,
     /// Jobs not yet published.
     waiting: Vec<RevokeJob>,
 }
@@ -169,7 +169,7 @@ impl Revoker {
                 }
                 self.waiting.push(job);
             }
-            Job::Record(mut events) => self.unrecorded.append(&mut events),
+            Job::Record(events, trace) => self.unrecorded.push((events, trace)),
             Job::Authorities { set, done } => {
                 // What was revoked before is in the lists that come with the set.
                 self.write_down();
@@ -186,8 +186,8 @@ impl Revoker {
         if !self.unwritten.is_empty() || !self.notes.is_empty() {
             self.write_down_all();
         }
-        if !self.unrecorded.is_empty() {
-            self.audit.note(std::mem::take(&mut self.unrecorded));
+        for (events, trace) in std::mem::take(&mut self.unrecorded) {
+            audit::trace::within(trace, || self.audit.note(events));
         }
     }
 

@@ -13,6 +13,7 @@ use super::news::NewsLog;
 use super::scopes::Scopes;
 use super::shelf::Shelf;
 use super::tasks::Tasks;
+use super::told::Told;
 use crate::id::{EntryId, LeaseId};
 use crate::issue::wit::WitSvid;
 use crate::issue::x509::X509Svid;
@@ -41,6 +42,8 @@ pub(super) struct State {
     pub(super) given: HashMap<u64, Vec<LeaseId>>,
     next_stream: u64,
     pub(super) news: NewsLog,
+    /// What is on record of whom.
+    pub(super) told: Told,
     pub(super) tasks: Tasks,
     /// Cgroups that hold tasks.
     pub(super) scopes: Scopes,

@@ -5,6 +5,8 @@ mod approvals;
 #[cfg(test)]
 mod approvals_of_tasks;
 #[cfg(test)]
+mod attested;
+#[cfg(test)]
 mod children;
 #[cfg(test)]
 mod demo;
@@ -17,6 +19,7 @@ mod following;
 #[cfg(test)]
 mod freeze;
 #[cfg(test)]
+mod given_up;
 mod http;
 #[cfg(test)]
 mod interop_spiffe;
@@ -70,6 +73,8 @@ mod task_threats;
 mod task_threats_tokens;
 #[cfg(test)]
 mod tasks;
+#[cfg(test)]
+mod traces;
 #[cfg(test)]
 mod two_domains;
 #[cfg(test)]

@@ -568,3 +568,76 @@ fn k_a_repeated_delegate_learns_that_people_said_no() {
     let lines = world.agent.audit();
     assert_eq!(lines.iter().filter(|line| line["event"] == "approval.requested").count(), 1);
 }
+
+/// A yes that is on record as used, and is overtaken before it counts.
+fn overtaken(settings: &str, overtake: impl FnOnce(&Agent, &mut Holder, &proto::Task, &str)) -> Vec<Value> {
+    let mut pause = None;
+    let mut world = World::prepared(|agent| {
+        let (paused, spec) = Pause::at(agent.dir(), "task.before_spend");
+        paused.release();
+        pause = Some(paused);
+        agent.plan().settings += settings;
+        agent.plan().environment.push(("MAYFLY_FAILPOINTS".to_owned(), spec));
+    });
+    let pause = pause.take().unwrap();
+    let task = world.begin();
+    let id = world.asked(&task);
+    let (request, mut ann) = (world.yes(&id), Holder::start(&world.agent, ANN));
+    pause.arm();
+    let (agent, asker) = (&world.agent, &mut world.asker);
+    std::thread::scope(|scope| {
+        let answering = scope.spawn(|| decide(&mut ann, agent, &request));
+        pause.hit();
+        agent.audited(&["approval.used", &id]);
+        agent.audited(&["task.resume", &task.id]);
+        overtake(agent, asker, &task, &id);
+        pause.release();
+        answering.join().unwrap().unwrap();
+    });
+    world.agent.audited(&["approval.cancelled", &id]);
+    world.agent.audited(&["task.ended", &task.id]);
+    assert_eq!(world.get(&task).state(), proto::TaskState::Ended);
+    assert!(world.issue(&task).is_err(), "nothing comes of it");
+    let of_it = |line: &Value| {
+        line["approval"]["id"] == id.as_str()
+            || line["task"]["id"] == task.id.as_str() && line["event"].as_str().unwrap().starts_with("task.")
+    };
+    world.agent.audit().into_iter().filter(of_it).collect()
+}
+
+fn events(lines: &[Value]) -> Vec<&str> {
+    lines.iter().map(|line| line["event"].as_str().unwrap()).collect()
+}
+
+/// The record said that a yes was used, and it was not: it says so once more, once, behind that.
+#[test]
+fn k_the_record_takes_back_a_use_that_was_overtaken() {
+    let lines = overtaken("\n[approvals]\nuse_within = \"2s\"\n", |agent, _, task, id| {
+        agent.audited(&["approval.expired", id]);
+        agent.audited(&["task.ended", &task.id]);
+    });
+    let said = events(&lines);
+    let used = said.iter().position(|event| *event == "approval.used").unwrap();
+    assert_eq!(said.iter().filter(|event| **event == "approval.cancelled").count(), 1, "{said:?}");
+    assert_eq!(said.last(), Some(&"approval.cancelled"), "{said:?}");
+    assert_eq!(said[used..used + 2], ["approval.used", "task.resume"], "{said:?}");
+    let granted = lines.iter().find(|line| line["event"] == "approval.granted").unwrap();
+    let (at, until) = (&granted["approval"]["at"], &granted["approval"]["until"]);
+    assert!(at.as_str().unwrap() < until.as_str().unwrap(), "{granted}");
+    assert!(at.as_str().unwrap() <= granted["ts"].as_str().unwrap(), "{granted}");
+    let requested = lines.iter().find(|line| line["event"] == "approval.requested").unwrap();
+    assert!(requested["approval"].get("at").is_none(), "nobody has decided: {requested}");
+
+    // Where the end of the task has said it already, it is not said twice.
+    let lines = overtaken("", |agent, asker, task, id| {
+        let end = proto::EndRequest { task_id: task.id.clone(), ..Default::default() };
+        asker.task_call::<proto::TaskSummary>("End", &end).unwrap();
+        agent.audited(&["approval.cancelled", id]);
+    });
+    let said = events(&lines);
+    let order = ["task.begin", "approval.requested", "approval.granted", "approval.used", "task.resume"];
+    assert_eq!(said[..5], order);
+    let rest: std::collections::BTreeSet<&str> = said[5..].iter().copied().collect();
+    assert_eq!(rest, ["approval.cancelled", "task.ended"].into(), "{said:?}");
+    assert_eq!(said.len(), 7, "{said:?}");
+}

@@ -65,6 +65,15 @@ fn images_names_and_labels_decide(kind: Kind) {
     assert!(docker.selectors > 2);
     let worth = told.selectors.iter().find(|one| one.text == digest("db")).unwrap();
     assert_eq!(worth.strength, "controller");
+    // What is on record.
+    for (spiffe_id, image) in [("/web", "web"), ("/db", "db")] {
+        let id = format!("\"spiffe://example.org{spiffe_id}\"");
+        let attested = agent.audited(&["agent.attested", &id]);
+        let issued = agent.audited(&["credential.issue", &id]);
+        assert_eq!(attested["agent"]["image_digest"], engine.digest(image), "{attested}");
+        assert_eq!(issued["agent"], attested["agent"]);
+        assert!(attested["agent"].get("k8s").is_none(), "{attested}");
+    }
     // The container ends.
     let mut watcher = Watcher::start(&agent);
     engine.run(&["kill", "second"]);

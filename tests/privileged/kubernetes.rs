@@ -298,6 +298,40 @@ fn a_changed_label_takes_back_what_no_longer_matches() {
     until("the stream shows both again", || {
         (running.holder.next_x509().unwrap().svids.len() == 2).then_some(())
     });
+    // Each change is on record, with the pod.
+    let of_it =
+        |line: &Value| line["event"] == "agent.attested" && line["agent"]["pid"] == running.holder.pid();
+    let lines: Vec<Value> = agent.audit().into_iter().filter(of_it).collect();
+    let reasons: Vec<&str> = lines
+        .iter()
+        .filter_map(|line| line["detail"]["reason"].as_str())
+        .filter(|why| *why != "more")
+        .collect();
+    assert_eq!(reasons, ["first", "changed", "changed"], "{lines:?}");
+    for line in &lines {
+        assert_eq!(line["agent"]["k8s"], json!({"ns": "shop", "pod": "p", "sa": "default"}), "{line}");
+    }
+}
+
+/// The reference that the kubelet reports has a digest; what a pod asks for by its name has none.
+#[test]
+fn the_image_of_a_pod_is_on_record_where_an_entry_waits_for_it() {
+    let cluster = Cluster::start();
+    let agent = agent(&cluster, &[by_container()], "");
+    let mut running = Running::new(&agent, "p");
+    cluster.put(&running.reported());
+    running.holder.x509();
+    let issued = agent.audited(&["credential.issue", "/container\""]);
+    assert_eq!(issued["agent"]["image_digest"], format!("sha256:{}", "a".repeat(64)), "{issued}");
+    let mut nameless = Running::new(&agent, "q");
+    let mut reported = nameless.reported();
+    reported["status"]["containerStatuses"][0]["imageID"] = "registry.example/app:1".into();
+    cluster.put(&reported);
+    nameless.holder.x509();
+    let pid = format!("\"pid\":{},", nameless.holder.pid());
+    let issued = agent.audited(&["credential.issue", &pid]);
+    assert!(issued["agent"].get("image_digest").is_none(), "{issued}");
+    assert_eq!(issued["agent"]["k8s"]["pod"], "q");
 }
 
 #[test]

@@ -60,6 +60,14 @@ impl TaskService {
         }
     }
 
+    /// Work that is done whether or not the caller waits: who goes away must not keep what could not be recorded.
+    async fn to_its_end<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, TaskError>> + Send + 'static,
+    ) -> Result<T, TaskError> {
+        self.gate.workloads().to_its_end(work).await
+    }
+
     /// Admits the caller, or the process of the task that it keeps.
     async fn admit_in<T>(
         &self,
@@ -84,8 +92,9 @@ impl TaskApi for TaskService {
     async fn begin(&self, request: Request<proto::BeginRequest>) -> Result<Response<proto::Task>, Status> {
         let admitted = self.admit(&request, "Begin").await?;
         let begin = wire::begin(request.into_inner())?;
-        let begun = self.gate.workloads().begin_task(admitted.admission(), begin).await;
-        begun.map(|view| Response::new(wire::task(&view))).map_err(of_error)
+        let workloads = self.gate.workloads().clone();
+        let begun = self.to_its_end(async move { workloads.begin_task(admitted.admission(), begin).await });
+        begun.await.map(|view| Response::new(wire::task(&view))).map_err(of_error)
     }
 
     async fn get(&self, request: Request<proto::GetTaskRequest>) -> Result<Response<proto::Task>, Status> {
@@ -120,7 +129,9 @@ impl TaskApi for TaskService {
             approval,
             ask_people: asked.request_approval,
         };
-        let said = self.gate.workloads().authorize(admitted.admission(), ask).await.map_err(of_error)?;
+        let workloads = self.gate.workloads().clone();
+        let said = self.to_its_end(async move { workloads.authorize(admitted.admission(), ask).await });
+        let said = said.await.map_err(of_error)?;
         let access_request = said.access_request.as_ref().map(approvals::access_request);
         let decision = proto::Decision { access_request, ..wire::decision(&said.decision) };
         Ok(Response::new(decision))
@@ -160,15 +171,17 @@ impl TaskApi for TaskService {
     ) -> Result<Response<proto::Delegation>, Status> {
         let admitted = self.admit(&request, "Delegate").await?;
         let asked = children::delegate(request.into_inner())?;
-        let offered = self.gate.workloads().delegate(admitted.admission(), asked).await;
-        offered.map(|view| Response::new(children::delegation(&view))).map_err(of_error)
+        let workloads = self.gate.workloads().clone();
+        let offered = self.to_its_end(async move { workloads.delegate(admitted.admission(), asked).await });
+        offered.await.map(|view| Response::new(children::delegation(&view))).map_err(of_error)
     }
 
     async fn join(&self, request: Request<proto::JoinRequest>) -> Result<Response<proto::Task>, Status> {
         let admitted = self.admit(&request, "Join").await?;
         let asked = children::join(request.into_inner())?;
-        let joined = self.gate.workloads().join_task(admitted.admission(), asked).await;
-        joined.map(|view| Response::new(wire::task(&view))).map_err(of_error)
+        let workloads = self.gate.workloads().clone();
+        let joined = self.to_its_end(async move { workloads.join_task(admitted.admission(), asked).await });
+        joined.await.map(|view| Response::new(wire::task(&view))).map_err(of_error)
     }
 
     async fn renew(&self, request: Request<proto::RenewRequest>) -> Result<Response<proto::Task>, Status> {
@@ -176,8 +189,10 @@ impl TaskApi for TaskService {
         let asked = request.get_ref();
         let (id, life) = (task_id(&asked.task_id)?, wire::duration("ttl", asked.ttl)?);
         let admitted = self.admit_in(&request, "Renew", id, Errand::Tend).await?;
-        let renewed = self.gate.workloads().renew_task(admitted.admission(), id, life).await;
-        renewed.map(|view| Response::new(wire::task(&view))).map_err(of_error)
+        let workloads = self.gate.workloads().clone();
+        let renewed =
+            self.to_its_end(async move { workloads.renew_task(admitted.admission(), id, life).await });
+        renewed.await.map(|view| Response::new(wire::task(&view))).map_err(of_error)
     }
 
     async fn watch(

@@ -14,7 +14,7 @@ use tonic::{Code, Status};
 use super::errors::{malformed, reason, standing};
 use crate::id::{SpiffeId, TaskId, hex_text};
 use crate::issue::user::{MAX_USER_TOKEN_BYTES, UserToken};
-use crate::policy::Decision;
+use crate::policy::{Decision, MAX_TASK_TTL};
 use crate::task::{Detail, Grants, Limits, Operation, RawDetail, Scope};
 use crate::trust::TrustSnapshot;
 use crate::workload::{
@@ -180,7 +180,8 @@ pub(super) fn limits(asked: Option<&proto::Limits>) -> Result<Limits, Status> {
         cost_microusd: some(asked.max_cost_microusd),
         children: (asked.max_children > 0).then_some(asked.max_children),
         depth: (asked.max_depth > 0).then_some(asked.max_depth),
-        idle: duration("limits.idle", asked.idle)?,
+        // No task lives longer, so that no more is ever idle.
+        idle: duration("limits.idle", asked.idle)?.map(|idle| idle.min(MAX_TASK_TTL)),
     })
 }
 

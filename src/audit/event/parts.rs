@@ -20,10 +20,36 @@ pub struct Agent {
     pub cgroup: Option<String>,
     /// Its executable, hex.
     pub exe_sha256: Option<String>,
+    /// The image of its container, by digest, where it was attested by one: `sha256:…`.
+    pub image_digest: Option<String>,
+    /// The pod that it was attested to be in.
+    pub k8s: Option<Box<Pod>>,
     /// Digest over its sorted selectors, hex.
     pub selectors_hash: Option<String>,
     /// What is odd about it, by the stable names of [`mayfly_attestors::Posture::names`].
     pub posture: Vec<&'static str>,
+}
+
+/// A pod of Kubernetes, as it was attested: what no attestor said is not there.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Pod {
+    /// Its namespace.
+    pub ns: Option<String>,
+    /// Its name.
+    pub pod: Option<String>,
+    /// Its service account.
+    pub sa: Option<String>,
+}
+
+/// What is new about an attestation.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Found {
+    /// Nothing was on record of the process since the agent started.
+    First,
+    /// It is something else than it was.
+    Changed,
+    /// Nothing has changed: an attestor has said what nobody knew before.
+    More,
 }
 
 /// Why something was refused.
@@ -132,6 +158,8 @@ impl Agent {
             spiffe_id: None,
             cgroup: None,
             exe_sha256: None,
+            image_digest: None,
+            k8s: None,
             selectors_hash: None,
             posture: Vec::new(),
         }
@@ -156,6 +184,17 @@ impl Credential {
             token: None,
             task: row.task,
             grant: None,
+        }
+    }
+}
+
+impl Found {
+    /// The stable name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::First => "first",
+            Self::Changed => "changed",
+            Self::More => "more",
         }
     }
 }

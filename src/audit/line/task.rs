@@ -144,6 +144,8 @@ pub(super) struct ApprovalPart {
     #[serde(skip_serializing_if = "Option::is_none")]
     by: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    at: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     until: Option<String>,
@@ -159,6 +161,7 @@ impl From<&ApprovalFacts> for ApprovalPart {
             evaluation_id: capped(&approval.evaluation_id),
             by: approval.by.as_deref().map(capped),
             reason: approval.reason.as_deref().map(capped),
+            at: approval.at.map(timestamp),
             until: approval.until.map(timestamp),
         }
     }

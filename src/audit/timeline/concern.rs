@@ -1,4 +1,5 @@
-//! Which events that name no task concern one all the same: what was frozen and thawed, and who was killed.
+//! Which events that name no task concern one all the same: what was frozen and thawed, who
+//! was killed, and who is something else than it was.
 
 use serde_json::Value;
 
@@ -6,7 +7,7 @@ use super::{Said, SaidTask, TaskLife, Timeline};
 
 /// Whether it is worth reading.
 pub(super) fn may_concern(line: &str) -> bool {
-    let events = ["\"freeze\"", "\"thaw\"", "\"agent.killed\"", "\"agent.not_killed\""];
+    let events = ["\"freeze\"", "\"thaw\"", "\"agent.killed\"", "\"agent.not_killed\"", "\"agent.attested\""];
     events.iter().any(|event| line.contains(event))
 }
 
@@ -21,6 +22,12 @@ impl Timeline {
             }
             "agent.killed" | "agent.not_killed" => {
                 let life = self.tasks.iter().find(|life| is_of(life, said))?;
+                said.task = Some(named(&life.id));
+                Some(())
+            }
+            "agent.attested" => {
+                let living = |life: &&TaskLife| life.last.is_none() && is_of(life, said);
+                let life = self.tasks.iter().find(living)?;
                 said.task = Some(named(&life.id));
                 Some(())
             }

@@ -21,6 +21,7 @@ Examples:
   mayfly audit query --agent 'spiffe://example.org/agents/*' --action write --since 2h
   mayfly audit query --target wiki --result deny --since 2026-11-30T08:00:00Z --until 2026-11-30T09:00:00Z
   mayfly audit query --evaluation evl_…                               why was this agent told no?
+  mayfly audit query --trace 4bf92f3577b34da6a3ce929d0e0e4736          what came of one call of a distributed system?
   mayfly audit query --event task --output json | jq -r .task.purpose
   mayfly audit query --credential 4a0f… audit.jsonl.1 audit.jsonl      a rotated log, oldest first
 
@@ -45,7 +46,8 @@ pub(super) struct Args {
     /// Only of this action class: read, write, delete, execute, admin, …
     #[arg(long, value_name = "ACTION")]
     action: Option<String>,
-    /// Only decisions that came out so
+    /// Only decisions that came out so; `deny` includes `requestable`, what people could have allowed: without these,
+    /// `--event decision.deny`
     #[arg(long, value_name = "RESULT", value_parser = ["allow", "deny", "requestable"])]
     result: Option<String>,
     /// Only of this task, with freezes that it was under; `mayfly audit task` shows those below it, too
@@ -54,6 +56,9 @@ pub(super) struct Args {
     /// Only of this evaluation: agents are told its name (`evl_…`) when policy says no
     #[arg(long, value_name = "EVALUATION")]
     evaluation: Option<String>,
+    /// Only of calls whose caller said that they are part of this trace: 32 hex digits, the second part of a `traceparent`
+    #[arg(long, value_name = "ID", value_parser = trace)]
+    trace: Option<String>,
     /// Not before: a time, such as `2026-11-30T08:00:00Z`, or how long ago, such as `2h`
     #[arg(long, value_name = "TIME", value_parser = moment)]
     since: Option<SystemTime>,
@@ -110,9 +115,16 @@ fn query(args: &Args) -> audit::Query {
         action: args.action.clone(),
         result: args.result.clone(),
         evaluation: args.evaluation.clone(),
+        trace: args.trace.clone(),
         since: args.since,
         until: args.until,
     }
+}
+
+/// A trace's name, as the log has it.
+fn trace(text: &str) -> Result<String, String> {
+    let is_one = text.len() == 32 && text.bytes().all(|digit| digit.is_ascii_hexdigit());
+    if is_one { Ok(text.to_ascii_lowercase()) } else { Err("a trace is named by 32 hex digits".to_owned()) }
 }
 
 /// A time, or how long ago.

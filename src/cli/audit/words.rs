@@ -1,6 +1,6 @@
 //! One event of a task in one sentence.
 
-use crate::audit::{Said, SaidAgent, SaidApproval, SaidCredential, SaidDecision};
+use crate::audit::{Said, SaidAgent, SaidApproval, SaidCredential, SaidDecision, SaidPod};
 
 use super::super::render::count;
 
@@ -15,6 +15,14 @@ pub(super) fn what(said: &Said) -> String {
         "task.resume" => join([some("goes on"), reason(said)]),
         "freeze" | "thaw" => frozen(said),
         "agent.killed" | "agent.not_killed" => killed(said),
+        "agent.attested" => {
+            let verb = match reason(said).as_deref() {
+                Some("changed") => "is something else now:",
+                Some("more") => "is known better now:",
+                _ => "is attested:",
+            };
+            join([some(verb), said.agent.as_ref().map(process)])
+        }
         "task.ended" => format!("ends: {}", end_of(said)),
         event => match event.split_once('.') {
             Some(("decision", _)) => join([policy(said)]),
@@ -38,7 +46,17 @@ pub(super) fn process(agent: &SaidAgent) -> String {
     let mut parts = vec![format!("pid {}", agent.pid), format!("uid {}", agent.uid)];
     parts.extend(agent.cgroup.as_ref().map(|cgroup| format!("cgroup {cgroup}")));
     parts.extend(agent.exe_sha256.as_ref().map(|sha256| format!("executable sha256 {sha256}")));
+    parts.extend(agent.image_digest.as_ref().map(|digest| format!("image {digest}")));
+    parts.extend(agent.k8s.as_ref().and_then(pod));
     parts.join(", ")
+}
+
+/// `pod web/front-7d9 (service account front)`.
+fn pod(pod: &SaidPod) -> Option<String> {
+    let SaidPod { ns, pod, sa } = pod;
+    let name = ns.iter().chain(pod).cloned().collect::<Vec<_>>().join("/");
+    let account = sa.as_ref().map_or_else(String::new, |sa| format!(" (service account {sa})"));
+    (!name.is_empty()).then(|| format!("pod {name}{account}"))
 }
 
 /// To the millisecond.
@@ -222,6 +240,15 @@ mod tests {
             "denied unless people approve (approval_required): write on wiki, at issue; tool edit; \
              evaluation evl_1; policies writes-need-human"
         );
+    }
+
+    #[test]
+    fn a_process_is_told_with_its_image_and_its_pod() {
+        let line = r#"{"event":"agent.attested","detail":{"reason":"changed"},"agent":{"pid":7,"uid":0,
+            "image_digest":"sha256:9a","k8s":{"ns":"web","pod":"front-7d9","sa":"front"}}}"#;
+        let expected =
+            "is something else now: pid 7, uid 0, image sha256:9a, pod web/front-7d9 (service account front)";
+        assert_eq!(what(&said(line)), expected);
     }
 
     #[test]

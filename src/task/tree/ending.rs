@@ -1,7 +1,7 @@
 //! Ends, and what comes before: suspension. An end takes everything below with it, in one step.
 
 use std::collections::{BTreeSet, HashMap};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use super::{Repeat, Timer, Tree, wakes_at};
 use crate::id::{DelegationId, LeaseId, TaskId};
@@ -166,6 +166,7 @@ impl Tree {
         task.children.clear();
         let leases: Vec<LeaseId> = std::mem::take(&mut task.leases).into_iter().collect();
         let (seat, agent) = (task.seat.clone(), task.charter.spiffe_id.clone());
+        let weight = task.charter.weight();
         for lease in &leases {
             self.leases.remove(lease);
         }
@@ -184,17 +185,13 @@ impl Tree {
         if let Scope::Cgroup { id: cgroup, .. } = seat.scope {
             take(&mut self.by_cgroup, &cgroup, id);
         }
-        self.ended.push_back((now, id));
+        self.remembered.push(id, agent, weight, now);
         cascade.ended.push(Ended { task: id, ending, leases });
     }
 
     /// Ended tasks are remembered for a while, so that a late call learns why.
     fn forget_old(&mut self, now: Instant) {
-        while let Some((at, id)) = self.ended.front().copied() {
-            if now.saturating_duration_since(at) < REMEMBER && self.ended.len() <= MAX_REMEMBERED {
-                break;
-            }
-            self.ended.pop_front();
+        for id in self.remembered.too_old(now) {
             self.forget_key(id);
             self.tasks.remove(&id);
         }
@@ -218,6 +215,3 @@ fn take<K: Eq + std::hash::Hash>(index: &mut HashMap<K, BTreeSet<TaskId>>, key: 
         index.remove(key);
     }
 }
-
-const REMEMBER: Duration = Duration::from_secs(3600);
-const MAX_REMEMBERED: usize = 10_000;

@@ -4,11 +4,12 @@ mod beside;
 mod ending;
 mod offered;
 mod offers;
+mod remembered;
 mod renewing;
 mod restoring;
 mod spending;
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant, SystemTime};
 
 use mayfly_attestors::ProcessKey;
@@ -20,6 +21,7 @@ pub use self::restoring::Past;
 pub use self::spending::{Flight, Landing};
 
 use self::offered::Offers;
+use self::remembered::Remembered;
 use super::{Bounds, Caller, Charter, Key, Limit, Refused, Scope, Seat, Standing, Task, Usage};
 use crate::id::{DelegationId, LeaseId, SpiffeId, TaskId};
 use crate::lease::{Timers, WorkloadId};
@@ -44,7 +46,7 @@ pub struct Tree {
     /// The keys of offers that people did not allow.
     not_allowed: HashMap<DelegationId, (ProcessKey, String)>,
     /// Ended tasks that are still remembered, the oldest first.
-    ended: VecDeque<(Instant, TaskId)>,
+    remembered: Remembered,
     /// Somebody follows these.
     watched: BTreeSet<TaskId>,
     /// How many follow every task.
@@ -107,7 +109,7 @@ impl Tree {
             timers: Timers::default(),
             keys: HashMap::new(),
             not_allowed: HashMap::new(),
-            ended: VecDeque::new(),
+            remembered: Remembered::default(),
             watched: BTreeSet::new(),
             followers: 0,
             changed: BTreeSet::new(),
@@ -272,7 +274,7 @@ impl Tree {
         if charter.purpose.len() > self.bounds.purpose {
             return Err(Refused::Limit(Limit::Purpose));
         }
-        if charter.grants.details().len() > self.bounds.details {
+        if charter.grants.details().len() > self.bounds.details || charter.weight() > self.bounds.charter {
             return Err(Refused::Limit(Limit::Details));
         }
         let own = self.by_agent.get(&charter.spiffe_id).copied().unwrap_or_default();
@@ -394,6 +396,7 @@ struct Times {
 fn wakes_at(task: &Task) -> Instant {
     // Whoever waits for people is not idle.
     let idle = task.charter.limits.idle.filter(|_| task.standing != Standing::Pending);
-    let idle = idle.map(|idle| task.last_call + idle);
+    // A length that no clock can add is never over.
+    let idle = idle.and_then(|idle| task.last_call.checked_add(idle));
     idle.map_or(task.deadline, |idle| idle.min(task.deadline))
 }

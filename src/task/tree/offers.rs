@@ -59,7 +59,8 @@ impl Tree {
         let parent = self.of_caller(new.parent, caller)?;
         self.standing(new.parent)?;
         self.check_room_below(parent, true)?;
-        if new.asked.len() > self.bounds.details {
+        let asked = new.charter.weight() + new.asked.iter().map(Detail::weight).sum::<usize>();
+        if new.asked.len() > self.bounds.details || asked > self.bounds.charter {
             return Err(Refused::Limit(Limit::Details));
         }
         if new.charter.purpose.len() > self.bounds.purpose {

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::Tree;
 use crate::id::{LeaseId, TaskId};
-use crate::task::{Caller, Cost, Refused, Usage};
+use crate::task::{Caller, Cost, Refused, Task, Usage};
 
 /// A credential in the making. Never used twice.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -133,4 +133,11 @@ impl Tree {
 }
 
 /// So many audiences of a task are told apart.
+impl Task {
+    /// It had to do with so many audiences that not all of them are known: it may have had to do with any.
+    pub fn is_full_of_audiences(&self) -> bool {
+        self.audiences.len() >= MAX_AUDIENCES
+    }
+}
+
 const MAX_AUDIENCES: usize = 64;

@@ -5,7 +5,7 @@ use std::time::{Instant, SystemTime};
 
 use tokio::sync::oneshot;
 
-use crate::audit::Event;
+use crate::audit::{Event, Trace};
 use crate::authority::AuthoritySet;
 use crate::ledger::{Note, Reason, Row};
 
@@ -27,6 +27,8 @@ pub(in crate::workload) struct RevokeJob {
     pub(in crate::workload) done: Option<Done>,
     /// For the ledger, in the same transaction.
     pub(in crate::workload) notes: Vec<Note>,
+    /// Of the call that brought it about.
+    pub(in crate::workload) trace: Option<Trace>,
 }
 
 /// What the revoker is told.
@@ -35,7 +37,7 @@ pub(in crate::workload) enum Job {
     /// These leases are refused.
     Revoke(RevokeJob),
     /// For the record, once everything that came before is in the ledger or could not be put there.
-    Record(Vec<Event>),
+    Record(Vec<Event>, Option<Trace>),
     /// These authorities are in force from now on.
     Authorities {
         set: Arc<AuthoritySet>,

@@ -30,8 +30,8 @@ impl Revoker {
             return;
         }
         failpoint::hit("revoke.before_audit");
-        let mut events = Vec::new();
         for job in jobs {
+            let mut events = Vec::with_capacity(job.rows.len());
             if !job.rows.is_empty() {
                 self.measure(&job, stamps);
             }
@@ -49,9 +49,9 @@ impl Revoker {
                 // Nobody may be waiting any more.
                 done.send(self.crl.borrow().as_ref().map_or(0, |crl| crl.number)).ok();
             }
-        }
-        if !events.is_empty() {
-            self.audit.note(events);
+            if !events.is_empty() {
+                audit::trace::within(job.trace, || self.audit.note(events));
+            }
         }
     }
 

@@ -160,6 +160,7 @@ pub(super) fn event(
         evaluation_id: evaluation.clone(),
         by: vote.map(|vote| vote.shown_by.clone()),
         reason: vote.map(|vote| vote.reason.clone()).filter(|reason| !reason.is_empty()),
+        at: vote.map(|vote| vote.at),
         until: *approved_until,
     };
     Event::Approval { step, agent, approval: Box::new(facts) }
@@ -337,7 +338,8 @@ impl Shared {
             asker.offer.filter(|_| !stays).into_iter().for_each(|offer| tree.forget_answer(offer));
             stays
         });
-        self.parts.audit.note(events);
+        // Time has done that, in whoever's call it is found.
+        audit::trace::outside(|| self.parts.audit.note(events));
         tasks.into_iter().for_each(|task| state.tasks.tell_approval(task));
     }
 

@@ -96,7 +96,7 @@ impl Workloads {
     pub async fn answer(&self, by: &Arc<Process>, answer: Answer) -> Result<ApprovalView, AnswerError> {
         let (send, taken) = oneshot::channel();
         let (shared, by) = (Arc::clone(&self.0), Arc::clone(by));
-        self.0.spawn(async move {
+        self.0.spawn_for_call(async move {
             let taken = shared.take_answer(&by, &answer).await;
             let taken = taken.inspect_err(|why| {
                 tracing::warn!(approval = %answer.approval, uid = by.uid(), pid = by.pid(), %why, "an answer does not count");

@@ -90,7 +90,7 @@ impl TaskFollower {
     /// Those that are not as they were. One that has ended is shown once more, asked for or not.
     fn look(&mut self) -> Result<Vec<TaskView>, TaskError> {
         let Self { workloads, filter, seen, .. } = self;
-        workloads.0.tell_suspended();
+        workloads.0.tell_suspended_first();
         let (now, wall) = (workloads.0.parts.clock.monotonic(), workloads.0.parts.clock.wall());
         let state = workloads.0.lock();
         let all = filter.chosen(&state.tasks.tree, true)?;

@@ -114,7 +114,7 @@ impl Workloads {
     pub async fn issue_for_task(&self, admission: &Admission, ask: Ask) -> Result<Issued, TaskError> {
         let (send, answer) = oneshot::channel();
         let (shared, admission) = (Arc::clone(&self.0), admission.clone());
-        self.0.spawn(async move {
+        self.0.spawn_for_call(async move {
             let issued = shared.issue_for_task(&admission, ask).await;
             if let Err(Ok(unclaimed)) = send.send(issued) {
                 shared.withdraw(std::iter::once(unclaimed.credential.lease()));

@@ -9,6 +9,7 @@ mod approval_use;
 mod approvals;
 mod approvers;
 mod begin;
+mod calls;
 mod children;
 mod credential;
 mod deciding;
@@ -287,7 +288,7 @@ impl Workloads {
     /// # Errors
     /// [`Refused`].
     pub fn task(&self, id: TaskId, admission: &Admission) -> Result<TaskView, TaskError> {
-        self.0.tell_suspended();
+        self.0.tell_suspended_first();
         let (now, wall) = (self.0.parts.clock.monotonic(), self.0.parts.clock.wall());
         let state = self.0.lock();
         state.tasks.tree.seen_by(id, &caller(admission))?;

@@ -66,7 +66,7 @@ impl Workloads {
     /// # Errors
     /// [`Refused::NoSuchTask`]: the one that was named is not here, or no more.
     pub fn tasks(&self, filter: &TaskFilter) -> Result<Vec<TaskView>, TaskError> {
-        self.0.tell_suspended();
+        self.0.tell_suspended_first();
         let (now, wall) = (self.0.parts.clock.monotonic(), self.0.parts.clock.wall());
         let state = self.0.lock();
         let found = filter.chosen(&state.tasks.tree, filter.include_ended)?;

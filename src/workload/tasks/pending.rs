@@ -255,6 +255,7 @@ impl Shared {
         if !self.record_in_turn(approval, offer, vec![used, on]).await {
             return false;
         }
+        mayfly_attestors::failpoint::hit("task.before_spend");
         let (now, wall) = (self.parts.clock.monotonic(), self.parts.clock.wall());
         let mut state = self.lock();
         self.settle_approvals(&mut state, now);

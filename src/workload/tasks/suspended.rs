@@ -5,10 +5,10 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use crate::audit::{Event, TaskStep};
+use crate::audit::{self, Event, TaskStep};
 use crate::id::TaskId;
 use crate::policy::PolicySet;
-use crate::task::Standing;
+use crate::task::{Standing, Task};
 use crate::workload::{Shared, State};
 
 /// Tasks that are shown as suspended.
@@ -31,6 +31,11 @@ impl Suspended {
 }
 
 impl Shared {
+    /// [`Self::tell_suspended`] in a call that is about something else, and has frozen nothing.
+    pub(in crate::workload) fn tell_suspended_first(&self) {
+        audit::trace::outside(|| self.tell_suspended());
+    }
+
     /// Brings what is shown in line with what is frozen, and records what has changed.
     pub(in crate::workload) fn tell_suspended(&self) {
         let events = self.look_at_suspended(&mut self.lock());
@@ -46,13 +51,14 @@ impl Shared {
             return Vec::new();
         }
         let (now, wall) = (self.parts.clock.monotonic(), self.parts.clock.wall());
-        let active = state.tasks.tree.all().into_iter().filter(|task| task.standing == Standing::Active);
-        let active: Vec<TaskId> = active.map(|task| task.id).collect();
-        let is_frozen = |id: &TaskId| {
-            let view = state.tasks.view(*id, now, wall).filter(|_| !set.freezes().is_empty());
-            view.is_some_and(|view| self.is_frozen(&view, None))
+        let frozen: BTreeSet<TaskId> = if set.freezes().is_empty() {
+            BTreeSet::new()
+        } else {
+            let active = state.tasks.tree.all().into_iter().filter(|task| task.standing == Standing::Active);
+            let view = |task: &Task| state.tasks.view(task.id, now, wall);
+            let is_frozen = |task: &&Task| view(task).is_some_and(|view| self.is_frozen(&view, None));
+            active.filter(is_frozen).map(|task| task.id).collect()
         };
-        let frozen: BTreeSet<TaskId> = active.into_iter().filter(is_frozen).collect();
         let before =
             std::mem::replace(&mut state.tasks.suspended, Suspended { tasks: frozen.clone(), by: Some(set) });
         let step = |step: TaskStep, id: &TaskId| {

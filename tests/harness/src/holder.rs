@@ -462,6 +462,15 @@ impl Holder {
         if event["spiffe_id"].is_string() { Ok(text(&event, "spiffe_id")) } else { Err(refusal(&event)) }
     }
 
+    /// From now on each call has these `traceparent`s, each in a header of its own.
+    ///
+    /// # Panics
+    /// When one cannot be sent.
+    pub fn traces(&mut self, values: &[&str]) {
+        self.order(&json!({"do": "traces", "values": values}));
+        self.expect("traces");
+    }
+
     /// Replaces the program by another one.
     pub fn exec(&mut self, path: &Path, args: &[&str]) {
         self.order(&json!({"do": "exec", "path": path, "args": args}));

@@ -1,6 +1,8 @@
 //! The task API as real client processes call it: typed on this side, bytes on theirs, so that a test can also send
 //! what no client library would.
 
+use std::time::Duration;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use mayfly_proto::ErrorInfo;
@@ -95,6 +97,18 @@ impl Holder {
     pub fn task_begin_call(&mut self, method: &str, request: &impl Message) {
         let request = BASE64.encode(request.encode_to_vec());
         self.order(&json!({"do": "task_begin_call", "method": method, "request": request}));
+    }
+
+    /// Calls a method and gives up after a while: the answer is `DEADLINE_EXCEEDED` then, from nobody but the caller.
+    ///
+    /// # Panics
+    /// When the process is gone.
+    pub fn task_give_up(&mut self, method: &str, request: &impl Message, after: Duration) {
+        let (request, after) = (BASE64.encode(request.encode_to_vec()), after.as_millis());
+        let after = u64::try_from(after).expect("a short while");
+        self.order(
+            &json!({"do": "task_begin_call", "method": method, "request": request, "give_up_ms": after}),
+        );
     }
 
     /// Calls a method again and again until it is refused.

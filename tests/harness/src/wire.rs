@@ -2,6 +2,7 @@
 //! is what the agent sent. Also compiled into the holder program (`tests/it/bin/holder.rs`).
 
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use bytes::{Buf as _, BufMut as _, Bytes};
 use hyper_util::rt::TokioIo;
@@ -17,6 +18,7 @@ use tokio::net::UnixStream;
 use tonic::client::Grpc;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::codegen::http::uri::PathAndQuery;
+use tonic::metadata::AsciiMetadataValue;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Request, Status, Streaming};
 
@@ -208,5 +210,21 @@ impl Client {
 fn with_header<T>(message: T) -> Request<T> {
     let mut request = Request::new(message);
     request.metadata_mut().insert(HEADER, tonic::metadata::MetadataValue::from_static("true"));
+    for value in TRACEPARENTS.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+        request.metadata_mut().append("traceparent", value.clone());
+    }
     request
 }
+
+/// What every call of this process has as `traceparent` from now on, each as a header of its own.
+///
+/// # Errors
+/// One cannot be sent.
+pub fn call_in_traces(values: &[String]) -> Result<(), Status> {
+    let parsed = values.iter().map(|value| value.parse()).collect::<Result<Vec<AsciiMetadataValue>, _>>();
+    let parsed = parsed.map_err(|_unprintable| Status::internal("cannot be sent"))?;
+    *TRACEPARENTS.lock().unwrap_or_else(PoisonError::into_inner) = parsed;
+    Ok(())
+}
+
+static TRACEPARENTS: Mutex<Vec<AsciiMetadataValue>> = Mutex::new(Vec::new());

@@ -18,6 +18,7 @@ use std::io::{BufRead as _, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
 use base64::Engine as _;
@@ -89,6 +90,7 @@ impl Holder {
             "task_loop" => self.task_loop(order).await,
             "task_stream" => self.task_stream(order).await,
             "rpc" => self.rpc(order).await,
+            "traces" => traces(order),
             "follow" => self.follow(order).await,
             "setresuid" => become_uid(order),
             "exec" => exec(order),
@@ -170,7 +172,11 @@ impl Holder {
     async fn task_begin_call(&mut self, order: &Value) -> Result<Value> {
         let (method, request) = (text(order, "method")?, bytes(order)?);
         let client = self.client().await?;
-        self.streams.spawn(async move { say(&called(client.task_call(&method, request).await)) });
+        let patience = order["give_up_ms"].as_u64().map_or(Duration::MAX, Duration::from_millis);
+        self.streams.spawn(async move {
+            let answer = tokio::time::timeout(patience, client.task_call(&method, request)).await;
+            say(&called(answer.unwrap_or_else(|_elapsed| Err(Status::deadline_exceeded("given up")))))
+        });
         Ok(Value::Null)
     }
 
@@ -287,6 +293,14 @@ impl Holder {
         }
         Ok(json!({"event": "allocated", "mebibytes": self.ballast.len()}))
     }
+}
+
+/// From now on calls are part of these traces.
+fn traces(order: &Value) -> Result<Value> {
+    let values = order.get("values").and_then(Value::as_array).cloned().unwrap_or_default();
+    let values: Vec<String> = values.iter().filter_map(Value::as_str).map(str::to_owned).collect();
+    wire::call_in_traces(&values)?;
+    Ok(json!({"event": "traces"}))
 }
 
 fn bytes(order: &Value) -> Result<Bytes> {
@@ -410,7 +424,7 @@ async fn follow_x509(tag: usize, client: Client) -> Result<()> {
             Ok(stream) => break stream,
             // Busy: as any client of the Workload API would.
             Err(status) if status.code() == tonic::Code::Unavailable => {
-                tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+                tokio::time::sleep(Duration::from_millis(200)).await;
             }
             Err(status) => return say(&json!({"event": "lost", "tag": tag, "why": status.to_string()})),
         }
