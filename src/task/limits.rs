@@ -41,6 +41,25 @@ impl Limit {
         self.reason().trim_start_matches("limit_")
     }
 
+    /// What it is that there is too much of, for people.
+    pub fn what(self) -> &'static str {
+        match self {
+            Self::Calls => "credentials and calls of a task and all above it",
+            Self::Bytes => "bytes of calls",
+            Self::Cost => "cost of calls",
+            Self::Depth => "levels of a tree of tasks",
+            Self::Children => "children of a task",
+            Self::Tasks => "live tasks of an agent or of this node",
+            Self::Details => "details of a task, or bytes in them",
+            Self::Purpose => "bytes of a purpose",
+            Self::Life => "time: a task's, or what is left of it",
+            Self::Streams => "streams of a process",
+            Self::Rate => "requests in a while",
+            Self::Approvals => "approvals that wait",
+            Self::Token => "bytes of a token",
+        }
+    }
+
     /// The stable name of a refusal for it.
     pub fn reason(self) -> &'static str {
         match self {

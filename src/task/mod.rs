@@ -302,7 +302,7 @@ pub enum Refused {
     #[error("the task's details do not cover this")]
     NotGranted,
     /// Something is used up.
-    #[error("limit reached: {}", .0.as_str())]
+    #[error("limit reached: {} ({})", .0.as_str(), .0.what())]
     Limit(Limit),
     /// The same idempotency key came with another request before.
     #[error("the idempotency key was used for another request")]

@@ -15,9 +15,12 @@ use crate::workload::{Refusal, TaskError, TaskView};
 /// Who names the reasons.
 const DOMAIN: &str = "mayfly.task.v1";
 
-/// A request that is wrong in itself, and where.
+/// A request that is wrong in itself: where, and after a colon what, if there is more to say.
 pub(in crate::api) fn malformed(field: &str) -> Status {
-    let message = format!("`{field}` is missing or malformed");
+    let (field, message) = match field.split_once(": ") {
+        Some((field, what)) => (field, format!("`{field}`: {what}")),
+        None => (field, format!("`{field}` is missing or malformed")),
+    };
     reason(Code::InvalidArgument, "malformed", &message, &[("field", field)])
 }
 

@@ -51,7 +51,7 @@ pub(super) enum Work {
 /// Why the program does not begin.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum BeginError {
-    #[error("cannot begin the task: {}", told(.0))]
+    #[error("cannot begin the task: {}", .0.message)]
     Agent(Failure),
     #[error("cannot begin the task: {0}")]
     Io(#[from] io::Error),
@@ -60,10 +60,14 @@ pub(super) enum BeginError {
     NotReady,
 }
 
-/// What went wrong, and what to do next.
-fn told(failure: &Failure) -> String {
-    let Failure { message, hint, .. } = failure;
-    hint.as_ref().map_or_else(|| message.clone(), |hint| format!("{message}\nmayfly: hint: {hint}"))
+impl BeginError {
+    /// What to do next.
+    pub(super) fn hint(&self) -> Option<&str> {
+        match self {
+            Self::Agent(failure) => failure.hint.as_deref(),
+            Self::Io(_) | Self::NotReady => None,
+        }
+    }
 }
 
 /// Begins, and waits for the first credentials; the task's name.

@@ -36,9 +36,10 @@ pub(super) struct Parted {
 ///
 /// Anthropic and OpenAI clients take a key before they look for an identity token; the chains of AWS and Azure ask
 /// the environment first; Google's clients for models and Vault's take a key or token that is there.
-pub(super) const KEYS: [&str; 19] = [
+pub(super) const KEYS: [&str; 22] = [
     "ANTHROPIC_API_KEY",
     "ANTHROPIC_AUTH_TOKEN",
+    "CLAUDE_CODE_OAUTH_TOKEN",
     "OPENAI_API_KEY",
     "OPENAI_ADMIN_KEY",
     "CODEX_API_KEY",
@@ -53,6 +54,8 @@ pub(super) const KEYS: [&str; 19] = [
     "AWS_SESSION_TOKEN",
     "AWS_ACCESS_KEY",
     "AWS_SECRET_KEY",
+    "AWS_SECURITY_TOKEN",
+    "AWS_BEARER_TOKEN_BEDROCK",
     "GOOGLE_API_KEY",
     "GEMINI_API_KEY",
     "VAULT_TOKEN",

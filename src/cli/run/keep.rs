@@ -1,7 +1,7 @@
 //! `mayfly run`'s side of a task: hears from the launcher which one it is, and keeps its token files until the end.
 
 use std::io;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use mayfly_proto::task::task_event::Event;
 use mayfly_proto::task::{IssueRequest, WatchRequest};
@@ -32,6 +32,8 @@ struct Kept {
     expires: SystemTime,
     /// It expired, and somebody has been told.
     is_gone: bool,
+    /// How long to wait after a refusal.
+    pause: Duration,
 }
 
 impl Keeper {
@@ -135,10 +137,10 @@ impl Keeper {
             if not.is_final || !old.is_gone {
                 note(&format!("no token for {} any more: {}", old.token.audience, not.failure.message));
             }
-            return (!not.is_final).then(|| Kept { due: Instant::now() + RETRY, is_gone: true, ..old });
+            return (!not.is_final).then(|| Kept { is_gone: true, ..again_later(old) });
         }
         tracing::debug!(why = not.failure.message, "a token is not renewed yet");
-        Some(Kept { due: Instant::now() + RETRY, ..old })
+        Some(again_later(old))
     }
 
     /// The task's name, from the launcher and nobody else.
@@ -180,8 +182,13 @@ impl Keeper {
         let now = SystemClock.wall();
         let expires = at(issued.expires_at).unwrap_or(now);
         let due = Instant::now() + renew_after(at(issued.issued_at).unwrap_or(now), expires);
-        Ok(Kept { token: token.clone(), due, expires, is_gone: false })
+        Ok(Kept { token: token.clone(), due, expires, is_gone: false, pause: RETRY })
     }
+}
+
+/// After a while, each time after a longer one: a refusal is a decision, on record, and costs the task one of its calls.
+fn again_later(kept: Kept) -> Kept {
+    Kept { due: Instant::now() + kept.pause, pause: (2 * kept.pause).min(LONGEST_RETRY), ..kept }
 }
 
 /// Whether the task is over for us: it has ended, or an agent that has lost its ledger knows neither it nor its keeper. What is
@@ -206,6 +213,32 @@ struct NotRenewed {
     failure: Failure,
 }
 
+/// A policy that allows again is noticed within this time.
+const LONGEST_RETRY: Duration = Duration::from_secs(60);
 const SOCKET: &str = "launcher.sock";
 /// Nothing to tell: the program is going, and its files with it.
 const PROGRAM_ENDED: &str = "process_exit";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn who_is_refused_asks_ever_more_seldom() {
+        let token = Token::access("WIKI_TOKEN=https://wiki.example.org").unwrap();
+        let kept = Kept {
+            token,
+            due: Instant::now(),
+            expires: SystemTime::UNIX_EPOCH,
+            is_gone: false,
+            pause: RETRY,
+        };
+        let mut next = kept;
+        let mut pauses = Vec::new();
+        for _ in 0..8 {
+            pauses.push(next.pause.as_secs());
+            next = again_later(next);
+        }
+        assert_eq!(pauses, [2, 4, 8, 16, 32, 60, 60, 60]);
+    }
+}

@@ -64,7 +64,9 @@ pub(in crate::cli) fn main(arguments: &[OsString]) -> ExitCode {
         Ok(never) => match never {},
         Err(failure) => failure,
     };
-    writeln!(io::stderr(), "mayfly: {}", crate::cli::render::clean(&failure.to_string())).ok();
+    let hint = if let Failure::Task(error) = &failure { error.hint() } else { None };
+    let said = std::iter::once(failure.to_string()).chain(hint.map(|hint| format!("hint: {hint}")));
+    said.for_each(|line| drop(writeln!(io::stderr(), "mayfly: {}", crate::cli::render::clean(&line))));
     ExitCode::from(match failure {
         Failure::Program { source, .. } if source.kind() == io::ErrorKind::NotFound => NOT_FOUND,
         Failure::Program { .. } => CANNOT_RUN,
