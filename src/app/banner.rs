@@ -67,9 +67,15 @@ pub(super) fn announce(config: &Config) {
          \x20 {mayfly} demo\n\
          \x20 {mayfly} run --task demo --token TOKEN=https://demo.mayfly.internal -- sh -c 'cat $TOKEN'\n\
          \n\
+         A task that waits until somebody else allows it, and how to, from another login session:\n\
+         \n\
+         \x20 {mayfly} run --task demo-asks --token TOKEN=https://demo.mayfly.internal -- sh -c 'cat $TOKEN'\n\
+         \x20 sudo {mayfly} approve --socket unix://{admin} --server-uid {uid}\n\
+         \n\
          Every identity ends with its process. Ctrl-C stops the agent.\n",
         domain = config.trust_domain,
         admin = config.sockets.admin.display(),
+        uid = rustix::process::getuid().as_raw(),
     );
     io::stdout().write_all(text.as_bytes()).ok();
     io::stdout().flush().ok();
