@@ -172,6 +172,18 @@ async fn the_starter_policies_load_keep_their_promises_and_nobody_has_to_mend_th
         let ran = run(empty_env(), &["policy", "lint", &dir]).await;
         assert_eq!(ran.exit, Exit::Ok, "{dir}: {ran:?}");
         assert!(!ran.out.lines().any(|line| !line.starts_with("note: ")), "{dir}: {}", ran.out);
+        told_of_time_alone(&dir, &ran.out);
     }
     assert_eq!(seen, 4);
+    let story = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/examples/agents/policy");
+    let ran = run(empty_env(), &["policy", "lint", story.to_str().expect("text")]).await;
+    assert_eq!(ran.exit, Exit::Ok, "{ran:?}");
+    told_of_time_alone("the story", &ran.out);
+}
+
+/// What is delivered gets older; nothing else may be said of it.
+fn told_of_time_alone(of: &str, lint: &str) {
+    let ages = ["was last reviewed", " ended at "];
+    let others: Vec<&str> = lint.lines().filter(|line| !ages.iter().any(|age| line.contains(age))).collect();
+    assert!(others.is_empty(), "{of}: {others:?}");
 }
