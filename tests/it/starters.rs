@@ -89,7 +89,8 @@ fn what_the_pages_tell_to_type_works_on_the_starter_set_that_they_name() {
 #[test]
 fn a_token_that_must_be_bound_is_refused_with_a_hint() {
     let agent = agent("writes-need-a-human", "/agent/editor/a");
-    let ran = type_it(&agent, "mayfly run --task edit --token WIKI_TOKEN_FILE=https://wiki.example.org -- ./agent");
+    let ran =
+        type_it(&agent, "mayfly run --task edit --token WIKI_TOKEN_FILE=https://wiki.example.org -- ./agent");
     let why = text(&ran.stderr);
     assert_eq!(ran.status.code(), Some(125), "{why}");
     assert!(why.contains("binding_required") && why.contains("`binding = \"none\"`"), "{why}");

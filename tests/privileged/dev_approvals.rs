@@ -62,14 +62,10 @@ fn what_a_development_agent_asks_root_can_allow_and_its_user_cannot() {
     let (mayfly, flags) = (allow[0], &allow[2..]);
     assert_eq!(allow[1], "approve", "{allow:?}");
 
-    let shell = [
-        "sh",
-        "-c",
-        &format!("export SPIFFE_ENDPOINT_SOCKET=unix://{}; exec {wait}", socket.display()),
-    ];
+    let shell =
+        ["sh", "-c", &format!("export SPIFFE_ENDPOINT_SOCKET=unix://{}; exec {wait}", socket.display())];
     let mut waiting = command(&shell, USER, home.path());
-    let mut waiting =
-        Running(waiting.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
+    let mut waiting = Running(waiting.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
     let mut complaints = BufReader::new(waiting.0.stderr.take().unwrap());
     let mut line = String::new();
     complaints.read_line(&mut line).unwrap();

@@ -47,7 +47,8 @@ fn of_forbid(rule: &Rule, conditions: &Conditions) -> Option<Lint> {
     let ways = conditions.ways_out();
     let mut ways = ways.into_iter().filter(named).peekable();
     ways.peek()?;
-    let date = if ways.all(has_a_date) { None } else { Some("`context.now < datetime(\"…\")` beside the name") };
+    let date =
+        if ways.all(has_a_date) { None } else { Some("`context.now < datetime(\"…\")` beside the name") };
     fails(rule, "does not hold for somebody whom it names", date)
 }
 
@@ -69,17 +70,14 @@ fn is_called_one(rule: &Rule) -> bool {
 
 /// What that changes something, where it is permitted to whoever asks.
 fn changes_for_everybody(rule: &Rule, conditions: &Conditions) -> Option<String> {
-    let open = matches!(
-        rule.policy.principal_constraint(),
-        PrincipalConstraint::Any | PrincipalConstraint::Is(_)
-    );
+    let open =
+        matches!(rule.policy.principal_constraint(), PrincipalConstraint::Any | PrincipalConstraint::Is(_));
     let is_narrowed = || {
         conditions.name_principals()
             || ["approval", "chain", "on_behalf_of"].iter().any(|fact| conditions.read("context", fact))
     };
-    let changing = |action: &Action| {
-        matches!(action, Action::Write | Action::Delete | Action::Execute | Action::Admin)
-    };
+    let changing =
+        |action: &Action| matches!(action, Action::Write | Action::Delete | Action::Execute | Action::Admin);
     let changes: Vec<String> =
         actions_of(&rule.policy).iter().filter(|one| changing(one)).map(|one| format!("`{one}`")).collect();
     (open && !changes.is_empty() && !is_narrowed()).then(|| changes.join(", "))

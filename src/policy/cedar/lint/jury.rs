@@ -41,10 +41,13 @@ pub(super) fn jury(rules: &Rules, catalogue: &Catalogue, rule: &Rule, now: Syste
         "permit `approve`: `permit(principal in Mayfly::Group::\"{group}\", action == Mayfly::Action::\"approve\", resource);`"
     );
     Some(if answered {
-        let message = format!("nobody in `{group}`, which `{id}` asks, may approve what is done to {first}: {advice}");
+        let message =
+            format!("nobody in `{group}`, which `{id}` asks, may approve what is done to {first}: {advice}");
         Lint::note(rule.notes.place.problem(message))
     } else {
-        let message = format!("`{id}` asks people in `{group}`, and policy lets none of them approve anything: {advice}");
+        let message = format!(
+            "`{id}` asks people in `{group}`, and policy lets none of them approve anything: {advice}"
+        );
         Lint::fails(rule.notes.place.problem(message))
     })
 }

@@ -51,7 +51,8 @@ fn gives_to_anybody(rules: &Rules, catalogue: &Catalogue, rule: &Rule, now: Syst
             audiences: [NOBODY.to_owned()].into(),
             ..Sketch::default()
         };
-        let asked = sketch.question(catalogue, now).ok().and_then(|one| rules.types.ask(&one, catalogue).ok());
+        let asked =
+            sketch.question(catalogue, now).ok().and_then(|one| rules.types.ask(&one, catalogue).ok());
         asked.is_some_and(|asked| {
             let answer = rules.authorizer.is_authorized(&asked.request, &alone, &asked.entities);
             answer.decision() == Decision::Allow

@@ -88,8 +88,7 @@ pub(super) fn names_principals(value: &Value) -> bool {
     let by_attribute = NAMES.iter().any(|name| reads(value, "principal", name));
     by_attribute
         || any(value, &|node| {
-            let compared = COMPARISONS.iter().filter_map(|word| node.get(word));
-            compared.into_iter().any(|sides| {
+            COMPARISONS.iter().filter_map(|word| node.get(word)).any(|sides| {
                 let side = |at: &str| sides.get(at);
                 let principal = |at| side(at).is_some_and(|side| is_variable(side, "principal"));
                 let named = |at| side(at).is_some_and(|side| any(side, &is_entity));
