@@ -67,10 +67,28 @@ pub(super) fn announce(config: &Config) {
          \x20 {mayfly} demo\n\
          \x20 {mayfly} run --task demo --token TOKEN=https://demo.mayfly.internal -- sh -c 'cat $TOKEN'\n\
          \n\
+         {asking}\n\
+         \n\
          Every identity ends with its process. Ctrl-C stops the agent.\n",
         domain = config.trust_domain,
         admin = config.sockets.admin.display(),
+        asking = asking(config, &mayfly, rustix::process::getuid().as_raw()),
     );
     io::stdout().write_all(text.as_bytes()).ok();
     io::stdout().flush().ok();
+}
+
+/// How to try what people are asked. Whoever asks cannot be the one who allows.
+fn asking(config: &Config, mayfly: &str, uid: u32) -> String {
+    if uid == 0 {
+        return "Nobody can allow what root's agents ask people: for that, start this as an ordinary user."
+            .to_owned();
+    }
+    format!(
+        "A task that waits until somebody else allows it, and how to, from another login session:\n\
+         \n\
+         \x20 {mayfly} run --task demo-asks --token TOKEN=https://demo.mayfly.internal -- sh -c 'cat $TOKEN'\n\
+         \x20 sudo {mayfly} approve --socket unix://{admin} --server-uid {uid}",
+        admin = config.sockets.admin.display(),
+    )
 }

@@ -67,10 +67,10 @@ impl Failure {
         let evaluation = info.metadata.get("evaluation_id")?;
         let exit = if status.code() == Code::PermissionDenied { Exit::NoIdentity } else { Exit::Failed };
         let failure = Self::new(exit, format!("{}: {} ({evaluation})", info.reason, status.message()));
-        Some(
-            failure
-                .hint(format!("an operator finds out why: `mayfly audit query --evaluation {evaluation}`")),
-        )
+        Some(failure.hint(match info.reason.as_str() {
+            "binding_required" => BIND.to_owned(),
+            _ => format!("an operator finds out why: `mayfly audit query --evaluation {evaluation}`"),
+        }))
     }
 
     /// What the agent's refusal means for the caller.
@@ -170,6 +170,9 @@ impl From<WriteError> for Failure {
     }
 }
 
+/// `mayfly run` keeps tokens in files, and a file holds no key.
+const BIND: &str = "`mayfly run` keeps tokens without a key: those are for targets with `binding = \"none\"` in the \
+                    policy's catalogue; for others the program asks by itself, with a key or a certificate";
 /// A client command is gone as soon as it fails, so the hint keeps one alive to look at.
 const EXPLAIN: &str = "find out which selector is missing: `mayfly whoami`, or as an operator \
                        `mayfly fetch x509 --wait & mayfly explain --pid $!`";

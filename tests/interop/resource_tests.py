@@ -1,5 +1,6 @@
 """The example's resource server against tokens good and bad, and an agent that says what it is told to say."""
 
+import hashlib
 import http.client
 import http.server
 import json
@@ -67,6 +68,20 @@ class Agent:
         self.server.server_close()
 
 
+def detail(**limits):
+    """A grant for reading and writing below /api, with these members more or other than ordinary."""
+    place = [AUDIENCE + "/api"]
+    return {"type": example.DETAIL, "locations": place, "actions": ["read", "write"], **limits}
+
+
+def approved(method, path, body=None, **more):
+    """What a token says that people allowed for one request: the digest as the agent makes it."""
+    facts = {"method": method, "host": "wiki.example.org", "path": path, "bytes": str(len(body or b""))}
+    facts["body_sha256"] = None if body is None else hashlib.sha256(body).hexdigest()
+    text = json.dumps({"http": facts}, separators=(",", ":"), sort_keys=True)
+    return {"max_calls": 1, "operation_sha256": hashlib.sha256(text.encode()).hexdigest(), **more}
+
+
 def token(key=KEY, typ="at+jwt", kid="k1", actions=("read",), without=(), **more):
     now = int(time.time())
     claims = {
@@ -88,16 +103,15 @@ def token(key=KEY, typ="at+jwt", kid="k1", actions=("read",), without=(), **more
     return jwt.encode(claims, key, algorithm="ES256", headers={"typ": typ, "kid": kid})
 
 
-def scene():
+def scene(**more):
     agent = Agent()
-    server = example.serve(
-        example.Checker(example.AgentHttp(agent.path), ISSUER, AUDIENCE), ("127.0.0.1", 0)
-    )
+    checker = example.Checker(example.AgentHttp(agent.path), ISSUER, AUDIENCE, **more)
+    server = example.serve(checker, ("127.0.0.1", 0))
     threading.Thread(target=server.serve_forever, daemon=True).start()
 
-    def ask(bearer, method="GET", path="/api/page"):
+    def ask(bearer, method="GET", path="/api/page", body=None):
         connection = http.client.HTTPConnection(*server.server_address[:2], timeout=10)
-        connection.request(method, path, headers={"Authorization": f"Bearer {bearer}"} if bearer else {})
+        connection.request(method, path, body, {"Authorization": f"Bearer {bearer}"} if bearer else {})
         answer = connection.getresponse()
         body = json.loads(answer.read())
         connection.close()
@@ -164,6 +178,90 @@ def resource_server_refuses_what_was_not_granted():
         server.shutdown(), agent.stop()
 
 
+def resource_server_holds_a_token_to_each_limit_of_its_grant():
+    agent, server, ask = scene()
+    try:
+        one = {"methods": ["POST"], "paths": ["/api/page/7"]}
+        pages = {"paths": ["/api/page/*"]}
+        space = {"identifier": "space:DOCS", "locations": [AUDIENCE]}
+        for name, (limits, method, path) in {
+            "the method and the path": (one, "POST", "/api/page/7"),
+            "one of several paths": ({"paths": ["/api/a", "/api/page/7"]}, "GET", "/api/page/7"),
+            "below a path": (pages, "GET", "/api/page/7"),
+            "one of several methods": ({"methods": ["GET", "HEAD"]}, "GET", "/api/page"),
+            "the space": (space, "GET", "/spaces/DOCS"),
+            "in the space": (space, "GET", "/spaces/DOCS/page/7"),
+            "an escape that is needed": ({"paths": ["/api/a%20b"]}, "GET", "/api/a%20b"),
+        }.items():
+            found = ask(token(authorization_details=[detail(**limits)]), method, path)
+            assert found == (200, "ok"), f"{name}: {found}"
+        for name, (limits, method, path) in {
+            "another path": (one, "POST", "/api/page/8"),
+            "below the path": (one, "POST", "/api/page/7/more"),
+            "another method of the same action": (one, "PUT", "/api/page/7"),
+            "a query that nobody was asked about": (one, "POST", "/api/page/7?page=8"),
+            "not below the path": (pages, "GET", "/api/pages"),
+            "another space": (space, "GET", "/spaces/HR/secret"),
+            "a space with a longer name": (space, "GET", "/spaces/DOCS2"),
+            "no space": (space, "GET", "/hr/secret"),
+            "an escape that hides": (pages, "GET", "/api/page/%37"),
+            "a slash that hides": (pages, "GET", "/api/page/..%2f..%2fadmin"),
+            "one limit of two": ({**one, "identifier": "space:DOCS"}, "POST", "/api/page/7"),
+            "another kind of identifier": ({"identifier": "page:7"}, "GET", "/api/page/7"),
+            "an identifier that is none": ({"identifier": ["space:DOCS"]}, "GET", "/api/page/7"),
+            "tools": ({"tools": ["search"]}, "GET", "/api/page"),
+            "classes of data that it does not know": ({"datatypes": ["internal"]}, "GET", "/api/page"),
+            "a limit of tomorrow": ({"max_rows": 10}, "GET", "/api/page"),
+            "no names": ({"methods": []}, "GET", "/api/page"),
+            "names that are none": ({"paths": "/api/page"}, "GET", "/api/page"),
+            "places that are none": ({"locations": {AUDIENCE: 1}}, "GET", "/api/page"),
+        }.items():
+            found = ask(token(authorization_details=[detail(**limits)]), method, path)
+            assert found == (403, "insufficient_scope"), f"{name}: {found}"
+        both = [detail(paths=["/api/a"], methods=["POST"]), detail(paths=["/api/b"], methods=["PUT"])]
+        assert ask(token(authorization_details=both), "PUT", "/api/a") == (403, "insufficient_scope"), "a mixture"
+        assert ask(token(authorization_details=both), "PUT", "/api/b") == (200, "ok")
+    finally:
+        server.shutdown(), agent.stop()
+
+
+def resource_server_of_one_class_of_data_takes_grants_for_it():
+    agent, server, ask = scene(data_class="internal")
+    try:
+        for wanted, found in ((["internal", "public"], (200, "ok")), (["public"], (403, "insufficient_scope"))):
+            assert ask(token(authorization_details=[detail(datatypes=wanted)])) == found, wanted
+    finally:
+        server.shutdown(), agent.stop()
+
+
+def resource_server_does_what_people_approved_and_nothing_else():
+    agent, server, ask = scene()
+    try:
+        def once(terms):
+            return token(authorization_details=[detail()], **{example.TASK: terms})
+
+        assert ask(once(approved("POST", "/api/page/7")), "POST", "/api/page/7") == (200, "ok")
+        assert ask(once(approved("POST", "/api/page/7", b"new")), "POST", "/api/page/7", b"new") == (200, "ok")
+        for name, (terms, method, path, body) in {
+            "another page": (approved("POST", "/api/page/7"), "POST", "/api/page/8", None),
+            "another method": (approved("POST", "/api/page/7"), "PUT", "/api/page/7", None),
+            "another body": (approved("POST", "/api/page/7", b"new"), "POST", "/api/page/7", b"old"),
+            "a body that nobody saw": (approved("POST", "/api/page/7"), "POST", "/api/page/7", b"new"),
+            "more calls than can be counted": ({"max_calls": 2}, "POST", "/api/page/7", None),
+            "terms that are none": ("no", "POST", "/api/page/7", None),
+        }.items():
+            found = ask(once(terms), method, path, body)
+            assert found == (403, "insufficient_scope"), f"{name}: {found}"
+        reading = once(approved("GET", "/api/page/7"))
+        assert ask(reading, path="/api/page/7") == (200, "ok")
+        assert ask(reading, path="/api/page/7") == (401, "invalid_token"), "one call, even for reading"
+        elsewhere = once(approved("POST", "/api/page/7"))
+        assert ask(elsewhere, "POST", "/api/page/8")[0] == 403
+        assert ask(elsewhere, "POST", "/api/page/7") == (200, "ok"), "what is refused uses nothing up"
+    finally:
+        server.shutdown(), agent.stop()
+
+
 def resource_server_refuses_what_was_used_or_has_ended():
     agent, server, ask = scene()
     try:
@@ -184,5 +282,8 @@ TESTS = [
     resource_server_takes_what_was_granted,
     resource_server_refuses_tokens_of_another_kind,
     resource_server_refuses_what_was_not_granted,
+    resource_server_holds_a_token_to_each_limit_of_its_grant,
+    resource_server_of_one_class_of_data_takes_grants_for_it,
+    resource_server_does_what_people_approved_and_nothing_else,
     resource_server_refuses_what_was_used_or_has_ended,
 ]

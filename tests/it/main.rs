@@ -56,6 +56,8 @@ mod sds;
 #[cfg(test)]
 mod selftest;
 #[cfg(test)]
+mod starters;
+#[cfg(test)]
 mod startup;
 #[cfg(test)]
 mod support;

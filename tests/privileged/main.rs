@@ -18,6 +18,8 @@ mod c_containers;
 #[cfg(test)]
 mod d_life;
 #[cfg(test)]
+mod dev_approvals;
+#[cfg(test)]
 mod e_exhaustion;
 #[cfg(test)]
 mod envoy;

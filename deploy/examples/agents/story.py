@@ -3,9 +3,10 @@
     sudo python3 story.py /usr/bin/mayfly          (Python with: grpcio grpcio-reflection PyJWT cryptography; Node 18)
 
 An orchestrator works in a task and delegates parts of it. A worker in Python is denied a write, asks, is approved by
-somebody in another terminal, gets a credential for that one write, uses it, uses it again and is refused. A worker in
-Node knows nothing of tasks and finds its token in a file. Then the orchestrator is killed with `kill -9`: every
-credential below it is refused at the resource server. The printed timeline shows it all.
+somebody in another terminal, gets a credential for that one write, tries it on another page and is refused, uses it,
+uses it again and is refused. A worker in Node knows nothing of tasks and finds its token in a file. Then the
+orchestrator is killed with `kill -9`: every credential below it is refused at the resource server. The printed timeline
+shows it all.
 
 Root is needed because agents, approver and resource server are different users, as they should be. Traffic goes over
 Unix sockets and loopback only. Exit code 0: everything came as told.
@@ -215,6 +216,7 @@ def tell(stage):
     stage.cli("approve", "grant", approval, uid=ANN)
 
     step("The worker has a credential for that one write: once, and not again.")
+    worker.expect("write_elsewhere", 403)
     worker.expect("write", 200)
     worker.expect("write_again", 401)
     worker.says("approval_again")

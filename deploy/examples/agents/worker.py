@@ -41,6 +41,8 @@ def main():
     approval = ask(api, task)
     say(approval=approval)
     writing = wait(api, wanted, approval)
+    # The yes was for page 7. What is refused uses nothing up.
+    say(write_elsewhere=use(url, "POST", "/page/8", writing))
     say(write=use(url, "POST", "/page/7", writing))
     say(write_again=use(url, "POST", "/page/7", writing))
     try:

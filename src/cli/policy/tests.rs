@@ -7,7 +7,9 @@ const POLICIES: &str = "\
 @id(\"read\") @max_ttl(\"5m\")
 permit(principal in Mayfly::Group::\"readers\", action == Mayfly::Action::\"read\", resource);
 @id(\"write\")
-permit(principal, action == Mayfly::Action::\"write\", resource);
+permit(principal in Mayfly::Group::\"writers\", action == Mayfly::Action::\"write\", resource);
+@id(\"approve\")
+permit(principal in Mayfly::Group::\"oncall\", action == Mayfly::Action::\"approve\", resource);
 @id(\"ask\") @requires_approval(\"oncall\")
 forbid(principal, action == Mayfly::Action::\"write\", resource)
 unless { context has approval && context.approval.by in Mayfly::Group::\"oncall\" };
@@ -22,6 +24,11 @@ owner = \"docs\"
 [[agents]]
 spiffe_id = \"spiffe://example.org/agent/a\"
 groups = [\"readers\"]
+owner = \"docs\"
+reviewed_at = 2026-11-01
+[[agents]]
+spiffe_id = \"spiffe://example.org/agent/b\"
+groups = [\"writers\"]
 owner = \"docs\"
 reviewed_at = 2026-11-01
 [[people]]
@@ -66,7 +73,7 @@ async fn check_counts_what_is_good_and_names_what_is_not() {
     let desk = Desk::new();
     let ran = desk.policy(&["check", desk.dir()]).await;
     assert_eq!(ran.exit, Exit::Ok, "{ran:?}");
-    assert!(ran.out.starts_with("3 policies are good, for 1 target\nversion "), "{}", ran.out);
+    assert!(ran.out.starts_with("4 policies are good, for 1 target\nversion "), "{}", ran.out);
     let config = desk.put("../mayfly.toml.of.another", "");
     drop(std::fs::remove_file(config));
     desk.put("b.cedar", "@id(\"b\") @maxttl(\"1\")\npermit(principal, action, resource);");
@@ -80,12 +87,13 @@ async fn lint_fails_by_an_exception_without_a_date_and_tells_notes() {
     let desk = Desk::new();
     let ran = desk.policy(&["lint", desk.dir()]).await;
     assert_eq!(ran.exit, Exit::Ok, "{ran:?}");
+    assert!(ran.out.contains("note: ") && ran.out.contains("`read` has no `@owner`"), "{ran:?}");
     desk.put(
         "b.cedar",
         "@id(\"glass\") permit(principal in Mayfly::Group::\"break-glass\", action == Mayfly::Action::\"write\", resource);",
     );
     let ran = desk.policy(&["lint", desk.dir()]).await;
-    assert!(ran.out.contains("b.cedar:1:1"), "{ran:?}");
+    assert!(ran.exit == Exit::Invalid && ran.out.contains("b.cedar:1:1"), "{ran:?}");
 }
 
 #[tokio::test]
@@ -164,6 +172,18 @@ async fn the_starter_policies_load_keep_their_promises_and_nobody_has_to_mend_th
         let ran = run(empty_env(), &["policy", "lint", &dir]).await;
         assert_eq!(ran.exit, Exit::Ok, "{dir}: {ran:?}");
         assert!(!ran.out.lines().any(|line| !line.starts_with("note: ")), "{dir}: {}", ran.out);
+        told_of_time_alone(&dir, &ran.out);
     }
     assert_eq!(seen, 4);
+    let story = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/examples/agents/policy");
+    let ran = run(empty_env(), &["policy", "lint", story.to_str().expect("text")]).await;
+    assert_eq!(ran.exit, Exit::Ok, "{ran:?}");
+    told_of_time_alone("the story", &ran.out);
+}
+
+/// What is delivered gets older; nothing else may be said of it.
+fn told_of_time_alone(of: &str, lint: &str) {
+    let ages = ["was last reviewed", " ended at "];
+    let others: Vec<&str> = lint.lines().filter(|line| !ages.iter().any(|age| line.contains(age))).collect();
+    assert!(others.is_empty(), "{of}: {others:?}");
 }

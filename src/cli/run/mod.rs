@@ -245,7 +245,9 @@ async fn until_it_ends(
             done = &mut keeping, if is_kept => {
                 is_kept = false;
                 if let Err(failure) = done {
-                    console.borrow_mut().note(&failure.message);
+                    let mut console = console.borrow_mut();
+                    console.note(&failure.message);
+                    failure.hint.iter().for_each(|hint| console.note(&format!("hint: {hint}")));
                 }
             }
         }

@@ -7,7 +7,9 @@
 
 use std::collections::HashMap;
 
-use cedar_policy::{ActionConstraint, EntityUid, Policy, PolicySet, PrincipalConstraint, ResourceConstraint};
+use cedar_policy::{
+    ActionConstraint, EntityTypeName, EntityUid, Policy, PolicySet, PrincipalConstraint, ResourceConstraint,
+};
 
 use super::parse::Rule;
 use crate::policy::Action;
@@ -82,6 +84,17 @@ fn resource_of(policy: &Policy) -> Option<EntityUid> {
         ResourceConstraint::In(uid) | ResourceConstraint::Eq(uid) | ResourceConstraint::IsIn(_, uid) => {
             Some(uid)
         }
+    }
+}
+
+/// Whether a policy's scope lets in a resource that is and is in those: the first is what it is.
+pub(super) fn is_about(policy: &Policy, resources: &[EntityUid]) -> bool {
+    let is = |kind: &EntityTypeName| resources.first().is_some_and(|own| own.type_name() == kind);
+    match policy.resource_constraint() {
+        ResourceConstraint::Any => true,
+        ResourceConstraint::Is(kind) => is(&kind),
+        ResourceConstraint::IsIn(kind, uid) => is(&kind) && resources.contains(&uid),
+        ResourceConstraint::Eq(uid) | ResourceConstraint::In(uid) => resources.contains(&uid),
     }
 }
 

@@ -1,12 +1,22 @@
 //! What is right and yet should not be: exceptions nobody answers for, names nobody has, reviews nobody made.
 
+mod exceptions;
+mod jury;
+mod open_fetch;
+mod reading;
+
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
-use cedar_policy::{ActionConstraint, Effect, PrincipalConstraint, ResourceConstraint};
+use cedar_policy::{PrincipalConstraint, ResourceConstraint};
 
+use self::exceptions::exception;
+use self::jury::jury;
+use self::open_fetch::open_fetch;
+use self::reading::Conditions;
 use super::Rules;
 use super::parse::Rule;
+use crate::id::SpiffeId;
 use crate::policy::Catalogue;
 use crate::policy::lint::Lint;
 
@@ -17,7 +27,11 @@ impl Rules {
         let names = Names::of(catalogue);
         let mut for_everybody = 0;
         for rule in self.by_id.values() {
-            found.extend(exception(rule));
+            let conditions = Conditions::of(rule);
+            found.extend(exception(rule, &conditions));
+            found.extend(open_fetch(self, catalogue, rule, &conditions, now));
+            found.extend(jury(self, catalogue, rule, now));
+            found.extend(facts(rule, &conditions));
             found.extend(dates(rule, now));
             found.extend(approval(rule, catalogue));
             found.extend(names.strangers(rule));
@@ -42,35 +56,6 @@ impl Rules {
     }
 }
 
-/// A permit that ends, that opens everything, or that is called break-glass.
-fn exception(rule: &Rule) -> Option<Lint> {
-    if rule.notes.effect == Effect::Forbid {
-        return None;
-    }
-    let wide = matches!(rule.policy.action_constraint(), ActionConstraint::Any);
-    let called = |text: &str| text.to_ascii_lowercase().replace(['-', '_'], "").contains("breakglass");
-    let named = called(&rule.notes.id)
-        || rule.policy.entity_literals().iter().any(|uid| called(uid.id().unescaped()));
-    let why = if named {
-        "is for emergencies"
-    } else if rule.notes.until.is_some() {
-        "has a date"
-    } else if wide {
-        "permits every action"
-    } else {
-        return None;
-    };
-    let missing = match (&rule.notes.owner, rule.notes.until) {
-        (Some(_), Some(_)) => return None,
-        (None, Some(_)) => "`@owner(\"…\")`",
-        (Some(_), None) => "`@until(\"…\")`",
-        (None, None) => "`@owner(\"…\")` and `@until(\"…\")`",
-    };
-    Some(Lint::fails(
-        rule.notes.place.problem(format!("`{}` {why}: write {missing} above it", rule.notes.id)),
-    ))
-}
-
 fn dates(rule: &Rule, now: SystemTime) -> Option<Lint> {
     let until = rule.notes.until?;
     if rule.has_ended(now) {
@@ -87,7 +72,7 @@ fn approval(rule: &Rule, catalogue: &Catalogue) -> Option<Lint> {
     let group = rule.notes.approval.as_ref()?;
     let place = &rule.notes.place;
     let id = &rule.notes.id;
-    if !rule.text.contains("context.approval") {
+    if !Conditions::of(rule).read("context", "approval") {
         let message = format!(
             "`{id}` requires an approval and does not look at `context.approval`: none would lift it"
         );
@@ -97,6 +82,28 @@ fn approval(rule: &Rule, catalogue: &Catalogue) -> Option<Lint> {
     nobody.then(|| {
         Lint::note(place.problem(format!("nobody in the catalogue is in `{group}`, which `{id}` requires")))
     })
+}
+
+/// What a policy reads that says less than it seems to.
+fn facts(rule: &Rule, conditions: &Conditions) -> Vec<Lint> {
+    let mut found = Vec::new();
+    let mut note = |what: &str| {
+        let message = format!("`{}` reads {what}", rule.notes.id);
+        found.push(Lint::note(rule.notes.place.problem(message)));
+    };
+    if conditions.read_within("context", "task", "purpose") {
+        note("`context.task.purpose`, which is the agent's own words: whoever steers the agent chooses them");
+    }
+    if conditions.read("context", "risk") {
+        note("`context.risk`, which is always 0: there are no rules yet that would raise it");
+    }
+    found
+}
+
+/// One agent for each pattern of the catalogue: what fits it, with an `x` for each `*`.
+fn agents(catalogue: &Catalogue) -> impl Iterator<Item = SpiffeId> {
+    let patterns = catalogue.agents().iter().map(|agent| agent.pattern.to_string());
+    patterns.filter_map(|text| text.replace("**", "x").replace('*', "x").parse().ok())
 }
 
 /// Every name that the catalogue has.
@@ -145,3 +152,6 @@ impl<'c> Names<'c> {
 
 const MANY: usize = 50;
 const FAR: Duration = Duration::from_secs(366 * 86_400);
+
+#[cfg(test)]
+mod tests;

@@ -484,7 +484,7 @@ fn an_exception_without_owner_and_date_fails_the_lint() {
         lint(&format!("@id(\"break-glass\") @owner(\"ann\") @until(\"2027-01-01\") {read}")).0.is_empty()
     );
     let blind = "@id(\"a\") @requires_approval(\"oncall\") forbid(principal, action == Mayfly::Action::\"write\", resource);";
-    assert!(lint(blind).0[0].contains("none would lift it"));
+    assert!(lint(blind).0.iter().any(|one| one.contains("none would lift it")));
     let strange = read.replace("researchers", "researchrs");
     let (fails, notes) = lint(&format!("@id(\"a\") {strange}"));
     assert!(fails.is_empty() && notes.iter().any(|n| n.contains("`researchrs`")), "{notes:?}");

@@ -38,7 +38,7 @@ mod tests {
         let domain = "dev.mayfly.internal".parse().unwrap();
         for user in ["ann", "o'\"neil", "ünicode", ""] {
             let set = PolicySet::of_user(&domain, 1000, user).unwrap_or_else(|found| panic!("{found}"));
-            assert!(set.is_loaded() && set.policies() == 6, "{user}");
+            assert!(set.is_loaded() && set.policies() == 8, "{user}");
             let failing: Vec<_> =
                 set.lint(std::time::UNIX_EPOCH).into_iter().filter(|lint| lint.fails).collect();
             assert!(failing.is_empty(), "{failing:?}");
