@@ -84,6 +84,11 @@ impl Scopes {
         self.stand_ins.is_empty()
     }
 
+    /// Whether tasks rest on this workload.
+    pub(super) fn has_founded(&self, member: WorkloadId) -> bool {
+        self.founded.contains_key(&member)
+    }
+
     fn founder(&self, seat: &Seat) -> Option<&Founder> {
         self.stand_ins.get(&seat.holder)?.founders.get(&seat.process)
     }
@@ -237,6 +242,19 @@ impl Shared {
         };
         let Subject { process, attestation, attested_at, identity } = self.subject(founder, entry)?;
         Some(self.facts(&process, &attestation, attested_at, &identity))
+    }
+
+    /// Whoever has just founded may have begun a program since it was admitted, and a look that knew of no tasks may be
+    /// under way.
+    pub(super) fn look_if_unseen(self: &Arc<Self>, member: WorkloadId) {
+        let is_unseen = {
+            let state = self.lock();
+            let is_as_attested = state.members.get(&member).is_none_or(Member::is_as_attested);
+            state.scopes.has_founded(member) && !is_as_attested
+        };
+        if is_unseen {
+            self.suspect(member);
+        }
     }
 
     /// The cgroup that a caller is in, if it matters to anybody. One of which that cannot be told acts in none.

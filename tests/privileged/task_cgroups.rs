@@ -1,7 +1,11 @@
 //! Tasks that are held by a cgroup: real ones, made by root and entered by processes of other users.
 
+#[path = "task_cgroups_exec.rs"]
+mod exec;
 #[path = "task_cgroups_kill.rs"]
 mod kill_and_restart;
+#[path = "task_cgroups_older.rs"]
+mod older;
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::process::CommandExt as _;

@@ -7,6 +7,7 @@ mod offers;
 mod renewing;
 mod restoring;
 mod spending;
+mod undoing;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::{Duration, Instant, SystemTime};
