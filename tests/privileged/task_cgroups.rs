@@ -102,7 +102,7 @@ fn prepare(entries: &[Entry], uid: Option<u32>) -> Agent {
     require_root();
     let mut plan = Plan::with_entries(entries).settings(WIDE);
     plan.uid = uid;
-    let mut agent = plan.prepare();
+    let mut agent = older::as_told(plan).prepare();
     let dir = agent.dir().join("policy.d");
     std::fs::create_dir(&dir).unwrap();
     agent.plan().settings += &format!("\n[policy]\ndir = {dir:?}\n");

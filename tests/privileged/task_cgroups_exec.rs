@@ -7,6 +7,8 @@ use super::*;
 /// The founder begins the program anew and exits once the agent has looked at that; what becomes of the task is the
 /// helper's.
 fn begins_anew_and_exits(agent: &Agent, look: &Pause, founder: &mut Holder, program: &Path) {
+    // What tells that its exit was seen.
+    founder.jwt(WIKI).unwrap();
     look.arm();
     founder.exec(program, &[agent.public().to_str().unwrap()]);
     founder.expect("started");
@@ -58,7 +60,6 @@ fn end_it(agent: &Agent, helper: &mut Holder, task: &str) {
     gone(task, agent);
 }
 
-/// After a loss of notices everybody may have begun something: whoever is found to be what he was has not.
 #[test]
 fn a_founder_that_was_looked_at_and_is_another_program_takes_its_task_along() {
     let (agent, look, _) = with_looks();
