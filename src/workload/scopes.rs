@@ -215,6 +215,16 @@ impl State {
         rests && holds(seat.holder)
     }
 
+    /// What was last attested of whoever the seat rests on.
+    pub(super) fn attestation_of(&self, seat: &Seat) -> Option<&Attestation> {
+        let id = match (&seat.scope, self.scopes.founder(seat)) {
+            (Scope::Process, _) => seat.holder,
+            (_, Some(Founder { left: Some(left), .. })) => return Some(&left.attestation),
+            (_, founder) => founder?.member,
+        };
+        self.members.get(&id).map(|member| &*member.attestation)
+    }
+
     /// The process that began, if it lives.
     pub(super) fn process_of(&self, seat: &Seat) -> Option<Arc<Process>> {
         let id = match seat.scope {

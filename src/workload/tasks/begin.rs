@@ -245,6 +245,7 @@ impl Shared {
             self.end_unrecorded(id);
             return Err(refusal.into());
         }
+        self.judge_if_overtaken(&view);
         Ok(view)
     }
 

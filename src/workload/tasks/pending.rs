@@ -158,6 +158,7 @@ impl Shared {
             match judged {
                 Ok(judged) if judged.decision.is_allowed() => {
                     if self.go_on(&approval, offer, &view, judged, until).await {
+                        self.judge_if_overtaken(&view);
                         return;
                     }
                 }
