@@ -17,11 +17,15 @@ mod following;
 #[cfg(test)]
 mod freeze;
 #[cfg(test)]
+mod frozen_ahead;
+#[cfg(test)]
 mod http;
 #[cfg(test)]
 mod interop_spiffe;
 #[cfg(test)]
 mod issuing;
+#[cfg(test)]
+mod judged_again;
 #[cfg(test)]
 mod lifecycle;
 #[cfg(test)]
@@ -72,6 +76,8 @@ mod task_threats_tokens;
 mod tasks;
 #[cfg(test)]
 mod two_domains;
+#[cfg(test)]
+mod undone;
 #[cfg(test)]
 mod upstream;
 #[cfg(test)]
