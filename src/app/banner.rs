@@ -67,7 +67,8 @@ pub(super) fn announce(config: &Config) {
          \x20 {mayfly} demo\n\
          \x20 {mayfly} run --task demo --token TOKEN=https://demo.mayfly.internal -- sh -c 'cat $TOKEN'\n\
          \n\
-         Every identity ends with its process. Ctrl-C stops the agent.\n",
+         Every identity ends with its process. Ctrl-C stops the agent. `mayfly freeze --all` stops what it gives, and your\n\
+         word alone lets it go on (`thaw --all`), since nobody else is served.\n",
         domain = config.trust_domain,
         admin = config.sockets.admin.display(),
     );

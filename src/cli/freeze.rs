@@ -26,7 +26,10 @@ lists what is frozen. When nothing else works, a file named FREEZE beside the di
 pub(super) const THAW_EXAMPLES: &str = "\
 Examples:
   mayfly thaw --agent spiffe://example.org/agent/a
-  mayfly thaw --all                                   two different users must say so within ten minutes";
+  mayfly thaw --all                                   two different users must say so within ten minutes
+
+Exit code: 1 when it was not frozen, and when the thaw of everything is noted and another user must say the same. A
+development agent (`mayfly agent --dev`) serves one user, whose word is enough.";
 
 /// `mayfly freeze`
 #[derive(clap::Args, Debug)]

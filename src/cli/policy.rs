@@ -33,7 +33,7 @@ Examples:
   mayfly policy test deploy/policy/research-agent/cases.yaml
   mayfly policy test --policy /etc/mayfly/policy.d cases.yaml
 
-Without --policy, each file of cases is held against the policies in its own directory. Exit code: 1 when a case does
+Each is a file, not a directory. Without --policy, each file of cases is held against the policies in its own directory. Exit code: 1 when a case does
 not hold, 10 when the policies or the cases are wrong.";
 
 const EXPLAIN_EXAMPLES: &str = "\

@@ -14,15 +14,31 @@ pub(super) fn as_told(plan: Plan) -> Plan {
     if OLDER.get() { plan.failpoints("pidfd.info=fail") } else { plan }
 }
 
+/// Until it is dropped: other tests may run on the same thread.
+struct Older;
+
+impl Older {
+    fn is() -> Self {
+        OLDER.set(true);
+        Self
+    }
+}
+
+impl Drop for Older {
+    fn drop(&mut self) {
+        OLDER.set(false);
+    }
+}
+
 /// Runs a test with agents for which the kernel is an older one.
 fn on_an_older_kernel(test: fn()) {
-    OLDER.set(true);
+    let _older = Older::is();
     test();
 }
 
 #[test]
 fn older_the_agent_says_what_it_does_without() {
-    OLDER.set(true);
+    let _older = Older::is();
     let (agent, group) = (agent(), Group::new());
     assert!(agent.log().contains("before Linux 6.13"), "{}", agent.log());
     let (mut founder, task) = founder(&agent, &group);
