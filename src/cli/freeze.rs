@@ -170,7 +170,7 @@ pub(super) async fn thaw(args: Thaw, context: &mut Context) -> Result<Exit, Fail
     if needs_another {
         // What was asked for has not happened: a script must not go on as if it had.
         return Err(Failure::failed("noted, and everything is still frozen: two different users must say so")
-            .hint("another user than you runs `mayfly thaw --all` within ten minutes (`sudo -u NAME mayfly thaw --all`)"));
+            .hint("another user who may use the admin socket runs `mayfly thaw --all` within ten minutes (`sudo -u NAME …`)"));
     }
     Ok(Exit::Ok)
 }
