@@ -32,6 +32,7 @@ actions = ["read"]
 fn agent() -> Agent {
     let mut agent = Plan::for_uids(&[own_uid()]).prepare();
     let policies = Policies::of(&rules("")).agents("**", "agents", &["*"]).target("wiki", &[("location", WIKI)]);
+    let policies = policies.person("ann", 20_831, "oncall");
     let witness = |n| TEMPLATES.split("[[templates]]").nth(1).unwrap().replace("one", &format!("w{n}"));
     let witnesses: String = (1..5).map(|n| format!("\n[[templates]]{}", witness(n))).collect();
     policies.more(TEMPLATES).more(&witnesses).install(&mut agent);
@@ -115,8 +116,8 @@ fn a_part_ends_when_it_would_not_be_handed_on_any_more_and_all_below_it() {
     world.agent.audited(&["task.ended", &below.id, "\"reason\":\"policy\""]);
     world.agent.audited(&["decision.deny", &below.id, "not-ann", "\"action\":\"delegate\""]);
     world.agent.audited(&["task.ended", &deepest.id, "parent_ended"]);
-    assert_eq!(get(&mut planner, &root).state(), proto::TaskState::Active);
-    assert_eq!(get(&mut ben, &other).state(), proto::TaskState::Active);
+    assert_eq!(get(&mut planner, &root).unwrap().state(), proto::TaskState::Active);
+    assert_eq!(get(&mut ben, &other).unwrap().state(), proto::TaskState::Active);
     world.agent.write_policies(&POLICY.replace("@id(\"begin\") permit", "@id(\"begin\") forbid"));
     world.agent.audited(&["task.ended", &root.id, "\"reason\":\"policy\""]);
     world.agent.audited(&["task.ended", &other.id, "parent_ended"]);

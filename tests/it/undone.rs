@@ -37,7 +37,7 @@ fn an_offer_is_good_again_when_taking_it_up_could_not_be_recorded() {
         let refused = join(&mut ann, offered, key).unwrap_err();
         assert_eq!(refused.code, 14, "{refused:?}");
     }
-    assert!(get(&mut planner, &root).children.is_empty());
+    assert_eq!(get(&mut planner, &root).unwrap().live_children, 0);
     jam.clear();
     let joined = join(&mut ann, &offers[0], "a").unwrap();
     assert_eq!(join(&mut ann, &offers[0], "a").unwrap().id, joined.id);

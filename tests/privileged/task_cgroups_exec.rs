@@ -47,6 +47,7 @@ fn a_founder_that_began_the_same_program_anew_and_exits_leaves_its_task() {
     let mut helper = Holder::start(&agent, UID);
     group.take(helper.pid());
     killed(&mut agent);
+    one.connect();
     begins_anew_and_exits(&agent, &look, &mut one, &program);
     helper.connect();
     issue(&mut helper, &task).unwrap();
