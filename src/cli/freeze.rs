@@ -194,7 +194,11 @@ mod tests {
         assert_eq!((ran.exit, &ran.json()["needs_another"]), (Exit::Failed, &true.into()), "{ran:?}");
         let ran = agent.run(&["freeze", "--target", "wikki"]).await;
         let warned = "mayfly: warning: this stops nobody now: no such target; did you mean `wiki`?\n";
-        assert_eq!((ran.exit, ran.err.as_str()), (Exit::Ok, warned), "to freeze ahead is no mistake: {ran:?}");
+        assert_eq!(
+            (ran.exit, ran.err.as_str()),
+            (Exit::Ok, warned),
+            "to freeze ahead is no mistake: {ran:?}"
+        );
         let json = agent.run(&["freeze", "--target", "wiki", "--output", "json"]).await.json();
         assert_eq!((json["frozen"].as_str(), json["revoked"].as_bool()), (Some("target wiki"), Some(false)));
         for wrong in [&["freeze"][..], &["freeze", "--all", "--task", "t"], &["thaw", "--revoke", "--all"]] {

@@ -83,7 +83,8 @@ mod tests {
 
     #[test]
     fn what_was_meant_is_said_where_it_is_near() {
-        let known = || ["spiffe://example.org/agent/a".to_owned(), "spiffe://example.org/web".to_owned()].into();
+        let known =
+            || ["spiffe://example.org/agent/a".to_owned(), "spiffe://example.org/web".to_owned()].into();
         assert_eq!(
             near("spiffe://example.org/agnet/a", known()),
             "; did you mean `spiffe://example.org/agent/a`?"

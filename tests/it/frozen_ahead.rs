@@ -27,12 +27,18 @@ fn a_freeze_of_what_nobody_bears_says_so_and_holds_all_the_same() {
         (["--agent", "spiffe://example.org/planner"], None),
         (["--task", &root.id], None),
         (["--target", "wiki"], None),
-        (["--agent", "spiffe://example.org/worker/an"], Some("did you mean `spiffe://example.org/worker/ann`?")),
+        (
+            ["--agent", "spiffe://example.org/worker/an"],
+            Some("did you mean `spiffe://example.org/worker/ann`?"),
+        ),
         (["--agent", "spiffe://elsewhere.example/x"], Some("no entry gives that identity")),
         (["--task", &other.id], Some("has ended (completed)")),
         (["--task", unheard_of], Some("no task has that name")),
         (["--target", "wikki"], Some("did you mean `wiki`?")),
-        (["--target", "https://wiki.example.org"], Some("the audience of the target `wiki`: freeze that name")),
+        (
+            ["--target", "https://wiki.example.org"],
+            Some("the audience of the target `wiki`: freeze that name"),
+        ),
     ] {
         let (answer, warned) = run(&world.agent, &["freeze", words[0], words[1]]);
         let said = answer["unknown"].as_str().unwrap_or_default();
@@ -42,7 +48,10 @@ fn a_freeze_of_what_nobody_bears_says_so_and_holds_all_the_same() {
             None => assert!(said.is_empty() && warned.is_empty(), "{words:?}: {answer} {warned}"),
             Some(unknown) => {
                 assert!(said.contains(unknown), "{words:?}: {answer}");
-                assert!(warned.contains("warning: this stops nobody now") && warned.contains(unknown), "{warned}");
+                assert!(
+                    warned.contains("warning: this stops nobody now") && warned.contains(unknown),
+                    "{warned}"
+                );
             }
         }
         run(&world.agent, &["thaw", words[0], words[1]]);

@@ -10,7 +10,9 @@ use crate::support::{client, own_uid};
 /// Everybody may begin what is not forbidden here.
 fn rules(more: &str) -> String {
     let usual = ["fetch", "begin", "read", "delegate"];
-    let usual = usual.map(|action| format!("@id(\"{action}\") permit(principal, action == Mayfly::Action::\"{action}\", resource);"));
+    let usual = usual.map(|action| {
+        format!("@id(\"{action}\") permit(principal, action == Mayfly::Action::\"{action}\", resource);")
+    });
     format!("{}\n{more}\n", usual.join("\n"))
 }
 
@@ -31,7 +33,8 @@ actions = ["read"]
 
 fn agent() -> Agent {
     let mut agent = Plan::for_uids(&[own_uid()]).prepare();
-    let policies = Policies::of(&rules("")).agents("**", "agents", &["*"]).target("wiki", &[("location", WIKI)]);
+    let policies =
+        Policies::of(&rules("")).agents("**", "agents", &["*"]).target("wiki", &[("location", WIKI)]);
     let policies = policies.person("ann", 20_831, "oncall");
     let witness = |n| TEMPLATES.split("[[templates]]").nth(1).unwrap().replace("one", &format!("w{n}"));
     let witnesses: String = (1..5).map(|n| format!("\n[[templates]]{}", witness(n))).collect();
@@ -59,8 +62,7 @@ fn in_force(agent: &Agent, holder: &mut Holder, witness: &str, more: &str) {
     until("the witness has ended", || (!goes_on(holder, &task)).then_some(()));
 }
 
-const NOT_ONE: &str =
-    "@id(\"not-one\") forbid(principal, action == Mayfly::Action::\"begin\", resource == Mayfly::Template::\"one\");";
+const NOT_ONE: &str = "@id(\"not-one\") forbid(principal, action == Mayfly::Action::\"begin\", resource == Mayfly::Template::\"one\");";
 
 #[test]
 fn a_task_ends_when_policy_would_not_let_it_begin_any_more() {
@@ -111,7 +113,9 @@ fn a_part_ends_when_it_would_not_be_handed_on_any_more_and_all_below_it() {
     let below = child(&root, &mut planner, &mut ann, ANN, "/docs");
     let deepest = child(&below, &mut ann, &mut ben, BEN, "/docs/one");
     let other = child(&root, &mut planner, &mut ben, BEN, "/docs");
-    let not_ann = format!("@id(\"not-ann\") forbid(principal, action == Mayfly::Action::\"delegate\", resource == Mayfly::Agent::\"{ANN}\");");
+    let not_ann = format!(
+        "@id(\"not-ann\") forbid(principal, action == Mayfly::Action::\"delegate\", resource == Mayfly::Agent::\"{ANN}\");"
+    );
     world.agent.write_policies(&format!("{POLICY}\n{not_ann}\n"));
     world.agent.audited(&["task.ended", &below.id, "\"reason\":\"policy\""]);
     world.agent.audited(&["decision.deny", &below.id, "not-ann", "\"action\":\"delegate\""]);

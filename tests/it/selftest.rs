@@ -114,8 +114,12 @@ fn whoever_develops_alone_thaws_everything_alone() {
     let mayfly = |arguments: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_mayfly"));
         command.args(arguments).env("XDG_RUNTIME_DIR", home.path());
-        let ran = command.env("SPIFFE_ENDPOINT_SOCKET", format!("unix://{}", socket.display())).output().unwrap();
-        (ran.status.code(), format!("{}{}", String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr)))
+        let ran =
+            command.env("SPIFFE_ENDPOINT_SOCKET", format!("unix://{}", socket.display())).output().unwrap();
+        (
+            ran.status.code(),
+            format!("{}{}", String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr)),
+        )
     };
     assert_eq!(mayfly(&["freeze", "--all"]).0, Some(0));
     assert_eq!(mayfly(&["whoami"]).0, Some(7), "nobody is given anything");

@@ -98,7 +98,8 @@ impl Shared {
         let left = to_be.task.deadline.duration_since(to_be.now).unwrap_or_default();
         let charter = &view.task.charter;
         let Some(parent) = view.task.parent else {
-            let mut question = to_be.question(Action::Begin, Object::Template(charter.template.clone()), left);
+            let mut question =
+                to_be.question(Action::Begin, Object::Template(charter.template.clone()), left);
             question.circumstances.approval = approved.map(|approved| approved.facts.clone());
             let decision = set.decide(&question, Engine::new_evaluation());
             let target = charter.template.as_deref().unwrap_or_default();
