@@ -1,7 +1,7 @@
 //! Policy edited in the middle of a task: what would not begin any more ends, and nothing else does.
 
 use mayfly_harness::tasks::detail;
-use mayfly_harness::{Agent, Holder, Plan, Policies, TaskRefusal, until};
+use mayfly_harness::{Agent, Holder, Pause, Plan, Policies, TaskRefusal, until};
 use mayfly_proto::task as proto;
 
 use crate::children::{ANN, BEN, POLICY, WIKI, World, begin, child, get, issue};
@@ -32,6 +32,10 @@ actions = ["read"]
 "#;
 
 fn agent() -> Agent {
+    prepared(|_| {})
+}
+
+fn prepared(prepare: impl FnOnce(&mut Agent)) -> Agent {
     let mut agent = Plan::for_uids(&[own_uid()]).prepare();
     let policies =
         Policies::of(&rules("")).agents("**", "agents", &["*"]).target("wiki", &[("location", WIKI)]);
@@ -39,6 +43,7 @@ fn agent() -> Agent {
     let witness = |n| TEMPLATES.split("[[templates]]").nth(1).unwrap().replace("one", &format!("w{n}"));
     let witnesses: String = (1..5).map(|n| format!("\n[[templates]]{}", witness(n))).collect();
     policies.more(TEMPLATES).more(&witnesses).install(&mut agent);
+    prepare(&mut agent);
     agent.launch();
     agent
 }
@@ -149,4 +154,29 @@ fn what_was_forbidden_while_the_agent_was_down_ends_when_it_starts() {
     agent.audited(&["decision.deny", &other.id, "unknown_template"]);
     agent.audited(&["task.ended", &other.id, "\"reason\":\"policy\""]);
     assert!(goes_on(&mut holder, &bare));
+}
+
+/// Everybody was judged while it had no seat yet.
+#[test]
+fn a_task_that_the_old_set_let_begin_and_that_took_its_seat_under_the_new_one_ends_as_well() {
+    let mut seat = None;
+    let agent = prepared(|agent| {
+        let (pause, spec) = Pause::at(agent.dir(), "task.before_seat");
+        agent.plan().environment.push(("MAYFLY_FAILPOINTS".to_owned(), spec));
+        pause.release();
+        seat = Some(pause);
+    });
+    let (seat, mut witness, mut holder) = (seat.unwrap(), client(&agent), client(&agent));
+    let task = begin_by(&mut witness, "w1").unwrap();
+    seat.arm();
+    std::thread::scope(|scope| {
+        let begun = scope.spawn(|| begin_by(&mut holder, "one").unwrap());
+        seat.hit();
+        agent.write_policies(&rules(&format!("{NOT_ONE}\n{}", NOT_ONE.replace("one\"", "w1\""))));
+        until("the witness has ended", || (!goes_on(&mut witness, &task)).then_some(()));
+        seat.release();
+        let one = begun.join().unwrap();
+        agent.audited(&["decision.deny", &one.id, "not-one"]);
+        agent.audited(&["task.ended", &one.id, "\"reason\":\"policy\""]);
+    });
 }
