@@ -15,7 +15,7 @@ use std::sync::Arc;
 use nix::sys::socket::{getsockopt, sockopt};
 use rustix::fs::{CWD, Mode, OFlags};
 
-use crate::process::procfs;
+use crate::process::{self, procfs};
 use crate::{socket, sys};
 
 /// The machine this agent runs on.
@@ -239,7 +239,7 @@ impl Features {
             peer_pidfd: true,
             pass_pidfd: socket::listen_options::set_pass_pidfd(&socket).is_ok(),
             pass_rights_off: socket::listen_options::set_pass_rights_off(&socket).is_ok(),
-            pidfd_info: sys::pidfd_info(own, 1).is_ok(),
+            pidfd_info: process::pidfd_info(own, 1).is_ok(),
             pidfs_inode: socket::pidfs_inode(own).is_some(),
             // A refused request still proves that the call exists.
             statmount: sys::statmount(&[0; 4]).err().and_then(|e| e.raw_os_error()) != Some(libc::ENOSYS),

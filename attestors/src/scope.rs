@@ -28,9 +28,15 @@ pub struct CgroupScope {
     path: String,
 }
 
-/// Tells when a cgroup may have become empty. Clones share one descriptor.
+/// Tells when a cgroup may have become empty, or is gone. Clones share two descriptors; who watches keeps one of them.
 #[derive(Clone, Debug)]
-pub struct CgroupEvents(pub(crate) Arc<OwnedFd>);
+pub struct CgroupEvents {
+    pub(crate) events: Arc<OwnedFd>,
+    /// The directory above.
+    pub(crate) above: Arc<OwnedFd>,
+    /// What it is called in there.
+    pub(crate) name: Arc<[u8]>,
+}
 
 /// Why a cgroup cannot be a scope.
 #[derive(Debug, thiserror::Error)]
@@ -196,7 +202,12 @@ impl CgroupScope {
     /// As for [`CgroupScope::is_populated`].
     pub fn events(&self) -> Result<CgroupEvents, ScopeError> {
         failpoint::hit("cgroup.events");
-        Ok(CgroupEvents(Arc::new(self.read("cgroup.events")?)))
+        // Never beyond the hierarchy: the root of it is no scope.
+        let above = OFlags::PATH | OFlags::CLOEXEC | OFlags::DIRECTORY;
+        let above = rustix::fs::openat(&self.dir, "..", above, Mode::empty())?;
+        let name = self.path.rsplit('/').next().unwrap_or_default().as_bytes();
+        let events = Arc::new(self.read("cgroup.events")?);
+        Ok(CgroupEvents { events, above: Arc::new(above), name: name.into() })
     }
 
     fn read(&self, file: &str) -> io::Result<OwnedFd> {

@@ -69,7 +69,8 @@ pub(super) fn announce(config: &Config) {
          \n\
          {asking}\n\
          \n\
-         Every identity ends with its process. Ctrl-C stops the agent.\n",
+         Every identity ends with its process. Ctrl-C stops the agent. `mayfly freeze --all` stops what it gives, and your\n\
+         word alone lets it go on (`thaw --all`), since nobody else is served.\n",
         domain = config.trust_domain,
         admin = config.sockets.admin.display(),
         asking = asking(config, &mayfly, rustix::process::getuid().as_raw()),

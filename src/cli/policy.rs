@@ -33,7 +33,7 @@ Examples:
   mayfly policy test deploy/policy/research-agent/cases.yaml
   mayfly policy test --policy /etc/mayfly/policy.d cases.yaml
 
-Without --policy, each file of cases is held against the policies in its own directory. Exit code: 1 when a case does
+Each is a file, not a directory. Without --policy, each file of cases is held against the policies in its own directory. Exit code: 1 when a case does
 not hold, 10 when the policies or the cases are wrong.";
 
 const EXPLAIN_EXAMPLES: &str = "\
@@ -213,6 +213,12 @@ fn test(args: &Test, context: &mut Context) -> Result<Exit, Failure> {
 /// A file of cases, and the policies that it is about.
 fn both(file: &Path, policy: &[PathBuf]) -> Result<(PolicySet, Vec<Case>), Problems> {
     let shown = file.display().to_string();
+    if file.is_dir() {
+        let (what, example) = ("is a directory, and a file of cases is wanted", file.join("cases.yaml"));
+        let why =
+            format!("{what}: name it, such as `{}`; policies are named with --policy", example.display());
+        return Err(Problem::whole_file(&shown, why).into());
+    }
     let unreadable = |error| Problem::whole_file(&shown, format!("cannot be read: {error}"));
     let bytes = std::fs::read(file).map_err(unreadable)?;
     let beside = match file.parent() {

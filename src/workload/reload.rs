@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use super::tasks::Judged;
 use super::{Shared, State, Workloads};
 use crate::drain::Watch;
 use crate::lease::{Cause, WorkloadId};
@@ -12,6 +13,7 @@ impl Workloads {
     /// Follows the entries and the policies until the drain starts.
     pub async fn follow_entries(self, mut drain: Watch) {
         let (mut entries, mut policies) = (self.entries(), self.0.parts.policy.follow());
+        let mut judged = Judged::default();
         loop {
             let set = Arc::clone(&entries.borrow_and_update());
             let policy = Arc::clone(&policies.borrow_and_update());
@@ -19,6 +21,9 @@ impl Workloads {
             self.0.match_left_again();
             self.0.settle_allowed();
             let now = self.0.parts.clock.wall();
+            if judged.is_due(&policy, now) {
+                self.0.judge_tasks_again();
+            }
             let policy_end = policy.next_end(now).and_then(|end| end.duration_since(now).ok());
             let next_end = next_end(&set, now).into_iter().chain(policy_end.map(soon_after)).min();
             tokio::select! {

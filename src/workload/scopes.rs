@@ -84,6 +84,11 @@ impl Scopes {
         self.stand_ins.is_empty()
     }
 
+    /// Whether tasks rest on this workload.
+    pub(super) fn has_founded(&self, member: WorkloadId) -> bool {
+        self.founded.contains_key(&member)
+    }
+
     fn founder(&self, seat: &Seat) -> Option<&Founder> {
         self.stand_ins.get(&seat.holder)?.founders.get(&seat.process)
     }
@@ -210,6 +215,16 @@ impl State {
         rests && holds(seat.holder)
     }
 
+    /// What was last attested of whoever the seat rests on.
+    pub(super) fn attestation_of(&self, seat: &Seat) -> Option<&Attestation> {
+        let id = match (&seat.scope, self.scopes.founder(seat)) {
+            (Scope::Process, _) => seat.holder,
+            (_, Some(Founder { left: Some(left), .. })) => return Some(&left.attestation),
+            (_, founder) => founder?.member,
+        };
+        self.members.get(&id).map(|member| &*member.attestation)
+    }
+
     /// The process that began, if it lives.
     pub(super) fn process_of(&self, seat: &Seat) -> Option<Arc<Process>> {
         let id = match seat.scope {
@@ -237,6 +252,19 @@ impl Shared {
         };
         let Subject { process, attestation, attested_at, identity } = self.subject(founder, entry)?;
         Some(self.facts(&process, &attestation, attested_at, &identity))
+    }
+
+    /// Whoever has just founded may have begun a program since it was admitted, and a look that knew of no tasks may be
+    /// under way.
+    pub(super) fn look_if_unseen(self: &Arc<Self>, member: WorkloadId) {
+        let is_unseen = {
+            let state = self.lock();
+            let is_as_attested = state.members.get(&member).is_none_or(Member::is_as_attested);
+            state.scopes.has_founded(member) && !is_as_attested
+        };
+        if is_unseen {
+            self.suspect(member);
+        }
     }
 
     /// The cgroup that a caller is in, if it matters to anybody. One of which that cannot be told acts in none.

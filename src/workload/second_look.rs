@@ -31,6 +31,11 @@ struct Look {
     stale: bool,
     /// When it began, among the news.
     since: u64,
+    /// How many execs had been told of.
+    execs: u64,
+    /// Tasks of a cgroup rest on what it is, and it has begun a program since that was last attested: that it is the
+    /// same program does not say that it is the same agent, and when it exits nobody can ask it any more.
+    unseen: bool,
 }
 
 /// For how long a suspect has been seen to be something else that nobody could look at. Pure: time is passed in.
@@ -61,7 +66,10 @@ impl Shared {
             }
         }
         let shared = Arc::clone(self);
-        self.spawn(async move { shared.look_again(id).await });
+        self.spawn(async move {
+            shared.look_again(id).await;
+            failpoint::hit("look.over");
+        });
     }
 
     /// What a process holds must not rest on an attestation of what it no longer is, only because a new one failed.
@@ -91,7 +99,7 @@ impl Shared {
             }
             let outcome = match verdict {
                 // It is what it was, but not where it counts, or entries that came since ask for more.
-                Ok(()) if look.stale || self.is_too_shallow(&look.before) => {
+                Ok(()) if look.stale || look.unseen || self.is_too_shallow(&look.before) => {
                     self.attest_for_entries(&look.process).await
                 }
                 Ok(()) if self.settle(id, look.notices) => return,
@@ -120,10 +128,12 @@ impl Shared {
 
     fn begin_look(&self, id: WorkloadId) -> Option<Look> {
         let mut state = self.lock();
-        let since = state.news.now();
+        let (since, has_founded) = (state.news.now(), state.scopes.has_founded(id));
         let member = state.members.get_mut(&id)?;
         Some(Look {
             since,
+            execs: member.execs,
+            unseen: has_founded && member.execs != member.execs_attested,
             process: Arc::clone(&member.process),
             before: Arc::clone(&member.attestation),
             notices: member.notices,
@@ -189,6 +199,10 @@ impl Shared {
                 let (attestation, identities) = self.match_beside(&state, id, attestation);
                 self.note_loss(&mut state, id, &attestation, &identities);
                 self.renew_member(&mut state, id, Arc::new(attestation), identities, now);
+                if let Some(member) = state.members.get_mut(&id) {
+                    // What it has begun since this look did is for the next one.
+                    member.execs_attested = look.execs;
+                }
                 drop(state);
                 self.settle(id, look.notices)
             }

@@ -19,12 +19,17 @@ mod following;
 #[cfg(test)]
 mod freeze;
 #[cfg(test)]
+mod frozen_ahead;
+#[cfg(test)]
 mod given_up;
+#[cfg(test)]
 mod http;
 #[cfg(test)]
 mod interop_spiffe;
 #[cfg(test)]
 mod issuing;
+#[cfg(test)]
+mod judged_again;
 #[cfg(test)]
 mod lifecycle;
 #[cfg(test)]
@@ -79,6 +84,8 @@ mod tasks;
 mod traces;
 #[cfg(test)]
 mod two_domains;
+#[cfg(test)]
+mod undone;
 #[cfg(test)]
 mod upstream;
 #[cfg(test)]

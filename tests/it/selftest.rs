@@ -104,3 +104,28 @@ fn the_self_test_says_what_held_and_what_no_agent_can_hold() {
     assert!(!verdicts.iter().any(|(_, verdict)| *verdict == "not_tried"), "tasks are tried, too: {report:#}");
     assert!(verdicts.iter().filter(|(kind, _)| *kind == "outlive").count() >= 2, "{report:#}");
 }
+
+/// Two people must agree where there are two. Here there is one, who must not be locked out by his own kill switch.
+#[test]
+fn whoever_develops_alone_thaws_everything_alone() {
+    let home = tempfile::tempdir().unwrap();
+    let runtime = home.path().join("mayfly");
+    let (_agent, socket) = developing(&runtime);
+    let mayfly = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mayfly"));
+        command.args(arguments).env("XDG_RUNTIME_DIR", home.path());
+        let ran =
+            command.env("SPIFFE_ENDPOINT_SOCKET", format!("unix://{}", socket.display())).output().unwrap();
+        (
+            ran.status.code(),
+            format!("{}{}", String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr)),
+        )
+    };
+    assert_eq!(mayfly(&["freeze", "--all"]).0, Some(0));
+    assert_eq!(mayfly(&["whoami"]).0, Some(7), "nobody is given anything");
+    let (code, said) = mayfly(&["thaw", "--all"]);
+    assert!(code == Some(0) && said.contains("thawed: everything"), "{said}");
+    assert_eq!(mayfly(&["whoami"]).0, Some(0));
+    let (code, said) = mayfly(&["thaw", "--all"]);
+    assert!(code == Some(1) && said.contains("is not frozen"), "{said}");
+}

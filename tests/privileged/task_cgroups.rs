@@ -1,9 +1,13 @@
 //! Tasks that are held by a cgroup: real ones, made by root and entered by processes of other users.
 
+#[path = "task_cgroups_exec.rs"]
+mod exec;
 #[path = "task_cgroups_freeze.rs"]
 mod freeze;
 #[path = "task_cgroups_kill.rs"]
 mod kill_and_restart;
+#[path = "task_cgroups_older.rs"]
+mod older;
 #[path = "task_cgroups_restart.rs"]
 mod restart;
 #[path = "task_cgroups_run.rs"]
@@ -46,7 +50,7 @@ fn prepare(entries: &[Entry], uid: Option<u32>) -> Agent {
     require_root();
     let mut plan = Plan::with_entries(entries).settings(WIDE);
     plan.uid = uid;
-    let mut agent = plan.prepare();
+    let mut agent = older::as_told(plan).prepare();
     policies().install(&mut agent);
     agent
 }

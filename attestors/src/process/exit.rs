@@ -4,17 +4,20 @@
 //! the cgroup exited, or the watch was lost. A lost watch must be treated as an exit; once the thread has failed, no new watch is accepted.
 //! A process whose first thread exited while others run has not exited: the pidfd stays silent.
 
+mod removals;
+
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
-use rustix::event::{EventfdFlags, Timespec, eventfd};
+use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 
+use self::removals::Removals;
 use super::Process;
 use crate::scope::{self, CgroupEvents};
 use crate::{failpoint, ticks};
@@ -47,7 +50,7 @@ pub enum ExitCause {
 
 /// The process cannot be watched, so it must not hold anything that its exit would revoke.
 #[derive(Debug, thiserror::Error)]
-#[error("the process cannot be watched")]
+#[error("the process, or the cgroup, cannot be watched: {source}")]
 pub struct WatchLost {
     /// What epoll said, or that the thread is gone.
     #[source]
@@ -66,6 +69,7 @@ struct Shared {
 struct Table {
     watches: HashMap<u64, Watch>,
     ids: HashMap<u64, u64>,
+    removals: Removals,
     last: u64,
     knocks: Vec<Knock>,
     lost: bool,
@@ -117,7 +121,7 @@ impl Reaper {
     /// # Errors
     /// When epoll refuses, or an earlier failure ended the thread.
     pub fn watch(&self, process: &Process, token: u64) -> Result<(), WatchLost> {
-        self.add(token, process.shared_pidfd(), Kind::Process)
+        self.add(token, process.shared_pidfd(), Kind::Process, None)
     }
 
     /// Asks for one notice about a cgroup, named `token`: when the last process in it and below it has exited. One
@@ -130,10 +134,16 @@ impl Reaper {
             return Err(WatchLost { source: io::ErrorKind::Other.into() });
         }
         // A file that nobody has read has an event waiting, so that the thread reads it at once.
-        self.add(token, Arc::clone(&events.0), Kind::Cgroup)
+        self.add(token, Arc::clone(&events.events), Kind::Cgroup, Some(events))
     }
 
-    fn add(&self, token: u64, fd: Arc<OwnedFd>, kind: Kind) -> Result<(), WatchLost> {
+    fn add(
+        &self,
+        token: u64,
+        fd: Arc<OwnedFd>,
+        kind: Kind,
+        cgroup: Option<&CgroupEvents>,
+    ) -> Result<(), WatchLost> {
         let mut table = self.shared.table();
         if table.lost {
             return Err(WatchLost { source: io::Error::other("the reaper has stopped") });
@@ -141,7 +151,13 @@ impl Reaper {
         table.forget(token, &self.shared.epoll);
         table.last += 1;
         let id = table.last;
-        let fd = self.shared.add(fd, id, kind).map_err(|source| WatchLost { source })?;
+        // Before the first look at it: what is removed from then on is told.
+        let removed = cgroup.map_or(Ok(()), |cgroup| table.removals.watch(&self.shared.epoll, cgroup, id));
+        let added = removed.and_then(|()| self.shared.add(fd, id, kind));
+        let fd = added.map_err(|source| {
+            table.removals.forget(id);
+            WatchLost { source }
+        })?;
         table.watches.insert(id, Watch { token, fd, kind });
         table.ids.insert(token, id);
         Ok(())
@@ -210,16 +226,12 @@ impl Shared {
 
 impl Table {
     fn forget(&mut self, token: u64, epoll: &OwnedFd) {
-        if let Some(watch) = self.ids.remove(&token).and_then(|id| self.watches.remove(&id)) {
+        let Some(id) = self.ids.remove(&token) else { return };
+        self.removals.forget(id);
+        if let Some(watch) = self.watches.remove(&id) {
             // Fails only if it is not registered, which is what is wanted.
             epoll::delete(epoll, &watch.fd).ok();
         }
-    }
-
-    /// The watches of cgroups.
-    fn cgroups(&self) -> Vec<u64> {
-        let cgroups = self.watches.iter().filter(|(_, watch)| watch.kind == Kind::Cgroup);
-        cgroups.map(|(id, _)| *id).collect()
     }
 
     /// The token of a watch whose event came, unless it was forgotten meanwhile, or is about a cgroup with processes
@@ -243,39 +255,31 @@ struct Watcher {
 impl Watcher {
     fn run(&self) {
         let mut events: Vec<Event> = Vec::with_capacity(1024);
-        // When to look at the cgroups without being told to.
-        let mut look: Option<Instant> = None;
         while !self.shared.table().stop {
             events.clear();
-            let left = look.map(|at| at.saturating_duration_since(ticks::now()));
-            match self.wait(&mut events, left.and_then(|left| Timespec::try_from(left).ok()).as_ref()) {
+            match self.wait(&mut events) {
                 Ok(()) | Err(Errno::INTR) => {}
                 Err(_) => return,
             }
             let seen = ticks::now();
-            let told = events.iter().filter(|event| self.tell(event.data.u64(), seen)).count();
-            let is_knocked = events.iter().any(|event| event.data.u64() == WAKE);
-            if is_knocked {
-                self.answer_knocks();
-            }
-            if look.take_if(|at| *at <= seen).is_some() {
+            events.iter().for_each(|event| self.tell(event.data.u64(), seen));
+            if events.iter().any(|event| event.data.u64() == REMOVED) {
                 // Not under the lock that telling takes.
-                let cgroups = self.shared.table().cgroups();
-                for id in cgroups {
-                    self.tell(id, seen);
-                }
+                let removed = self.shared.table().removals.read();
+                removed.into_iter().for_each(|id| self.tell(id, seen));
             }
-            if (told > 0 || is_knocked) && !self.shared.table().cgroups().is_empty() {
-                look = look.or(Some(seen + QUIET));
+            if events.iter().any(|event| event.data.u64() == WAKE) {
+                self.answer_knocks();
             }
         }
     }
 
-    /// Gives notice of a watch, if there is something to give; whether there was.
-    fn tell(&self, id: u64, seen: Instant) -> bool {
+    /// Gives notice of a watch, if there is something to give.
+    fn tell(&self, id: u64, seen: Instant) {
         let token = self.shared.table().take(id, &self.shared.epoll);
-        let notice = token.map(|token| ExitNotice { token, cause: ExitCause::Exited, seen });
-        notice.map(|notice| (self.sink)(notice)).is_some()
+        if let Some(token) = token {
+            (self.sink)(ExitNotice { token, cause: ExitCause::Exited, seen });
+        }
     }
 
     fn answer_knocks(&self) {
@@ -284,18 +288,13 @@ impl Watcher {
         knocks.into_iter().for_each(|answer| answer());
     }
 
-    fn wait(&self, events: &mut Vec<Event>, patience: Option<&Timespec>) -> rustix::io::Result<()> {
+    fn wait(&self, events: &mut Vec<Event>) -> rustix::io::Result<()> {
         if failpoint::fails("reaper.wait") {
             return Err(Errno::BADF);
         }
-        epoll::wait(&self.shared.epoll, rustix::buffer::spare_capacity(events), patience).map(drop)
+        epoll::wait(&self.shared.epoll, rustix::buffer::spare_capacity(events), None).map(drop)
     }
 }
-
-/// The kernel tells of a cgroup at most once in ten milliseconds, and what it has put off until then is lost when the
-/// cgroup is removed meanwhile, which whoever made it does as soon as it is empty. So after an exit they are looked at
-/// once more, when that time is over.
-const QUIET: Duration = Duration::from_millis(25);
 
 impl Drop for Watcher {
     /// Runs however the thread ends. Only a stop that was asked for is silent.
@@ -317,11 +316,13 @@ impl Drop for Watcher {
 
 /// Watches count from 1.
 const WAKE: u64 = 0;
+const REMOVED: u64 = u64::MAX;
 
 #[cfg(test)]
 mod tests {
     use std::process::{Child, Command};
     use std::sync::mpsc::{Receiver, channel};
+    use std::time::Duration;
 
     use super::*;
     use crate::testing::{end, host};

@@ -206,9 +206,17 @@ impl Process {
     }
 }
 
+/// `PIDFD_GET_INFO`, which Linux before 6.13 does not have.
+pub(crate) fn pidfd_info(pidfd: BorrowedFd<'_>, wanted: u64) -> io::Result<[u64; 8]> {
+    if failpoint::fails("pidfd.info") {
+        return Err(rustix::io::Errno::NOTTY.into());
+    }
+    sys::pidfd_info(pidfd, wanted)
+}
+
 impl Live {
     fn of_pidfd(pidfd: BorrowedFd<'_>) -> io::Result<Self> {
-        let words = sys::pidfd_info(pidfd, WANT_CREDENTIALS | WANT_CGROUP)?;
+        let words = pidfd_info(pidfd, WANT_CREDENTIALS | WANT_CGROUP)?;
         let half = |at: usize| -> Option<u32> {
             let bytes = words.get(at / 2)?.to_ne_bytes();
             bytes.get(at % 2 * 4..)?.first_chunk().map(|four| u32::from_ne_bytes(*four))

@@ -446,7 +446,7 @@ pub struct FreezeRequest {
     #[prost(bool, tag = "3")]
     pub revoke: bool,
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FreezeResponse {
     /// Live credentials of the Workload API that it is about.
     #[prost(uint32, tag = "1")]
@@ -457,6 +457,10 @@ pub struct FreezeResponse {
     /// Holders of tasks that cannot be made to: a process alone, or a cgroup that the agent may not write.
     #[prost(uint32, tag = "3")]
     pub scopes_not_held: u32,
+    /// Nothing that this agent knows bears the name. It is frozen all the same, whoever comes to bear it. For people: what is
+    /// known instead. Empty: something does.
+    #[prost(string, tag = "4")]
+    pub unknown: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ThawRequest {

@@ -741,7 +741,7 @@ pub mod freeze_request {
         Target(::prost::alloc::string::String),
     }
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FreezeResult {
     #[prost(uint32, tag = "1")]
     pub tasks: u32,
@@ -755,6 +755,10 @@ pub struct FreezeResult {
     pub scopes_not_held: u32,
     #[prost(uint64, tag = "5")]
     pub micros: u64,
+    /// Nothing that this agent knows bears the name. It is frozen all the same, whoever comes to bear it. For people: what is
+    /// known instead. Empty: something does.
+    #[prost(string, tag = "6")]
+    pub unknown: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ThawRequest {

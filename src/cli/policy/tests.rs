@@ -187,3 +187,17 @@ fn told_of_time_alone(of: &str, lint: &str) {
     let others: Vec<&str> = lint.lines().filter(|line| !ages.iter().any(|age| line.contains(age))).collect();
     assert!(others.is_empty(), "{of}: {others:?}");
 }
+
+#[tokio::test]
+async fn a_directory_of_cases_is_told_what_is_wanted_instead() {
+    let desk = Desk::new();
+    desk.put("cases.yaml", CASES);
+    let ran = desk.policy(&["test", desk.dir()]).await;
+    assert_eq!(ran.exit, Exit::Invalid, "{ran:?}");
+    let said = format!("{}{}", ran.out, ran.err);
+    let wanted = format!(
+        "{0}: is a directory, and a file of cases is wanted: name it, such as `{0}/cases.yaml`",
+        desk.dir()
+    );
+    assert!(said.contains(&wanted), "{said}");
+}

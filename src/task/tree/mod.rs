@@ -8,6 +8,7 @@ mod remembered;
 mod renewing;
 mod restoring;
 mod spending;
+mod undoing;
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant, SystemTime};

@@ -74,6 +74,16 @@ impl Offers {
         }
     }
 
+    /// It was not taken up after all.
+    pub(super) fn give_back(&mut self, by: TaskId) -> Option<&Offer> {
+        let offer = self.all.get_mut(&self.taken.remove(&by)?)?;
+        offer.taken_by = None;
+        if let Some(made) = self.of.get_mut(&offer.parent) {
+            made.open += 1;
+        }
+        Some(offer)
+    }
+
     /// It waits no longer, and can be taken up until then; whether it waited.
     pub(super) fn allow(&mut self, id: DelegationId, expires: Instant) -> bool {
         let Some(offer) = self.all.get_mut(&id).filter(|offer| offer.pending) else { return false };

@@ -173,7 +173,7 @@ impl Tree {
     }
 
     /// Takes up an offer: the charter of `new` is what [`Tree::part_offered`] said, cut by policy. The offer is used
-    /// then, whatever becomes of the task. A repeated request takes up nothing: the answer is the task that is there.
+    /// then, whatever becomes of the task, unless it is [given back](Tree::give_back). A repeated request takes up nothing: the answer is the task that is there.
     ///
     /// # Errors
     /// [`Refused`]; nothing has changed then.

@@ -231,6 +231,7 @@ impl Shared {
         mayfly_attestors::failpoint::hit("task.before_seat");
         let key = newcomer.key.clone();
         let (view, written) = self.seat(admission, newcomer)?;
+        self.look_if_unseen(admission.id());
         if view.task.id != id {
             // Another request with the same key was faster.
             return self.again(key.as_ref()).await;
@@ -244,6 +245,7 @@ impl Shared {
             self.end_unrecorded(id);
             return Err(refusal.into());
         }
+        self.judge_if_overtaken(&view);
         Ok(view)
     }
 
@@ -261,13 +263,21 @@ impl Shared {
         self.known_task(key)?.ok_or(TaskError::Refused(Refused::NoSuchTask))
     }
 
-    /// Undoes a step of which no record could be made.
+    /// Undoes a step of which no record could be made. What it took up can be taken up again.
     pub(super) fn end_unrecorded(self: &Arc<Self>, id: TaskId) {
         let (now, wall) = (self.parts.clock.monotonic(), self.parts.clock.wall());
         let mut state = self.lock();
         let cascade = state.tasks.tree.end(id, Ending::Failed, now, wall);
         // Whoever asks again is not shown what never was.
         state.tasks.tree.forget_key(id);
+        if let Some(offer) = state.tasks.tree.give_back(id) {
+            // In one transaction: no restart finds the offer open and the task alive.
+            let tree = &state.tasks.tree;
+            let above = tree.offered(offer).map(|offer| tree.notes_of_task(offer.parent, &self.epoch));
+            let open = tree.notes_of_offer(offer, &self.epoch);
+            let notes = cascade.notes().into_iter().chain(above.unwrap_or_default()).chain(open);
+            self.parts.ledger.note_soon(notes.collect());
+        }
         self.carry_out(&mut state, &cascade, Initiator::Agent, now, None);
     }
 

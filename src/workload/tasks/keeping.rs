@@ -5,9 +5,10 @@
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
+use mayfly_attestors::failpoint;
 
 use super::TaskError;
-use crate::audit::Event;
+use crate::audit::{AuditError, Event};
 use crate::id::TaskId;
 use crate::ledger::{Committed, LedgerError, Note, Row};
 use crate::queue::Health;
@@ -28,7 +29,13 @@ impl Shared {
         written: Written,
         events: Vec<Event>,
     ) -> Result<(), Refusal> {
-        let (written, recorded) = tokio::join!(written, self.parts.audit.record(events));
+        let recorded = async {
+            if failpoint::fails("task.record") {
+                return Err(AuditError::Unavailable("told to fail".to_owned()));
+            }
+            self.parts.audit.record(events).await
+        };
+        let (written, recorded) = tokio::join!(written, recorded);
         written.map_err(Refusal::Ledger)?;
         recorded.map_err(Refusal::Audit)
     }

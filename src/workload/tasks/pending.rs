@@ -47,6 +47,7 @@ impl Shared {
             state.tasks.approvals.book.has_room_for(&agent, now)?;
         }
         let (view, written) = self.seat(admission, newcomer)?;
+        self.look_if_unseen(admission.id());
         if view.task.id != id {
             // Another request with the same key was faster.
             return self.again(key.as_ref()).await;
@@ -157,6 +158,7 @@ impl Shared {
             match judged {
                 Ok(judged) if judged.decision.is_allowed() => {
                     if self.go_on(&approval, offer, &view, judged, until).await {
+                        self.judge_if_overtaken(&view);
                         return;
                     }
                 }

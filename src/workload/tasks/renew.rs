@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::approval_use::Approved;
 use super::begin::recorded;
 use super::keeping::Written;
 use super::plan::{DEFAULT_CREDENTIAL, ToBe, template_denial};
@@ -36,7 +37,7 @@ impl Workloads {
         let until = shared.lock().tasks.tree.renewed_until(id, life, &caller(admission), now)?;
         let who = self.facts(admission, &view.task.charter.entry).ok_or(Refusal::NotEntitled)?;
         let to_be = shared.renewed(&set, &view, who, until.saturating_duration_since(now));
-        let (decision, recorded) = shared.decide_renewal(&set, &view, &to_be)?;
+        let (decision, recorded) = shared.decide_renewal(&set, &view, &to_be, None)?;
         if !decision.is_allowed() {
             shared.count_denial(id);
             let (agent, task, recorded) = (view.caller(admission), view.facts(), Box::new(recorded));
@@ -86,17 +87,20 @@ impl Shared {
         ToBe { who, task, chain: view.above(), user, plan: &charter.grants, ttl, now }
     }
 
-    /// A root is decided as when it began; a child, as when it was handed on.
-    fn decide_renewal(
+    /// A root is decided as when it began; a child, as when it was handed on. `approved`: what people said to that.
+    pub(super) fn decide_renewal(
         &self,
         set: &Arc<PolicySet>,
         view: &TaskView,
         to_be: &ToBe<'_>,
+        approved: Option<&Approved>,
     ) -> Result<(Decision, PolicyDecision), TaskError> {
         let left = to_be.task.deadline.duration_since(to_be.now).unwrap_or_default();
         let charter = &view.task.charter;
         let Some(parent) = view.task.parent else {
-            let question = to_be.question(Action::Begin, Object::Template(charter.template.clone()), left);
+            let mut question =
+                to_be.question(Action::Begin, Object::Template(charter.template.clone()), left);
+            question.circumstances.approval = approved.map(|approved| approved.facts.clone());
             let decision = set.decide(&question, Engine::new_evaluation());
             let target = charter.template.as_deref().unwrap_or_default();
             let recorded = recorded(&decision, Phase::Begin, Action::Begin, target);
@@ -105,7 +109,7 @@ impl Shared {
         let parent = self.task_now(parent)?;
         let decision = match template_denial(set, &charter.spiffe_id, charter.template.as_deref()) {
             Some(denied) => denied,
-            None => self.decide_delegation(set, &parent, None, &charter.spiffe_id, left, None)?,
+            None => self.decide_delegation(set, &parent, None, &charter.spiffe_id, left, approved)?,
         };
         let recorded = recorded(&decision, Phase::Begin, Action::Delegate, charter.spiffe_id.as_str());
         Ok((decision, recorded))
