@@ -17,6 +17,10 @@ mod following;
 #[cfg(test)]
 mod freeze;
 #[cfg(test)]
+mod bounds;
+#[cfg(test)]
+mod held;
+#[cfg(test)]
 mod http;
 #[cfg(test)]
 mod interop_spiffe;

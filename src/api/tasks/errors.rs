@@ -127,6 +127,7 @@ fn of_refused(refused: &Refused) -> Status {
         Refused::Pending => (Code::FailedPrecondition, "pending_approval"),
         Refused::Exceeds(_) => (Code::PermissionDenied, "exceeds_parent"),
         Refused::NotGranted => (Code::PermissionDenied, "not_granted"),
+        Refused::NotHeld(_) => (Code::FailedPrecondition, "operation_not_held"),
         Refused::Limit(limit) => {
             return reason(Code::ResourceExhausted, limit.reason(), &message, &[]);
         }

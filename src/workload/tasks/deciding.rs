@@ -18,7 +18,7 @@ use crate::policy::{
 };
 use crate::registration::Identity;
 use crate::task::approval::ApprovalError;
-use crate::task::{Grants, Operation, Refused, Wish, only};
+use crate::task::{Grants, Operation, Refused, Says, Wish};
 use crate::workload::{Admission, Refusal, Shared};
 
 /// Everything that was decided about one request.
@@ -80,7 +80,12 @@ impl Shared {
             details: &ask.details,
             operation: ask.operation.as_ref(),
             action: ask.action,
-            carries_details: matches!(ask.form, None | Some(Form::Access)),
+            says: match ask.form {
+                None => Says::Everything,
+                Some(Form::Access) if approved.is_some() => Says::Everything,
+                Some(Form::Access) => Says::Details,
+                Some(_) => Says::Nothing,
+            },
         };
         let grants = wish.part(&view.task.charter.grants)?;
         let questions: Vec<Question> = grants
@@ -103,14 +108,7 @@ impl Shared {
             None => TaskError::Workload(Refusal::NotEntitled),
         })?;
         let allowed: BTreeSet<Action> = granted.allowed.iter().map(|(action, _)| *action).collect();
-        let mut grants = grants.keep(|_, action| allowed.contains(&action));
-        if let (Some(_), Some(operation)) = (&approved, &ask.operation) {
-            // What people allowed was this operation: not what else the task may do there.
-            grants = only(&grants, operation);
-            if grants.is_empty() {
-                return Err(Refused::NotGranted.into());
-            }
-        }
+        let grants = grants.keep(|_, action| allowed.contains(&action));
         Ok(Decided { view: view.clone(), target, grants, granted, approved })
     }
 

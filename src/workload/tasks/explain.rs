@@ -9,7 +9,7 @@ use crate::id::{SpiffeId, TaskId};
 use crate::policy::{
     Action, Engine, Explanation, Object, Phase, PolicySet, Principal, Question, Sketch, WorkloadFacts,
 };
-use crate::task::{Refused, Wish};
+use crate::task::{Refused, Says, Wish};
 use crate::workload::{Refusal, Shared, Workloads};
 
 /// What an operator wants to know.
@@ -146,7 +146,7 @@ fn not_granted(set: &PolicySet, view: &TaskView, ask: &Ask) -> Option<Refused> {
         details: &ask.details,
         operation: ask.operation.as_ref(),
         action: ask.action,
-        carries_details: true,
+        says: Says::Everything,
     };
     wish.part(&view.task.charter.grants).err()
 }
