@@ -113,6 +113,7 @@ impl Workloads {
         }
         let keeper = begin.keeper.clone();
         let charter = begin.charter(identity, user, grants, plan, &decision);
+        let life = decision.obligations.shorten(life);
         let pending = needed.is_some();
         let newcomer = Newcomer { id, charter, life: Some(life), key, offer: None, keeper, pending, chosen };
         if let Some(needed) = needed {

@@ -93,7 +93,9 @@ impl Shared {
             .into_iter()
             .map(|action| {
                 let object = Object::Target(target.name.clone());
-                self.question(who.clone(), view, action, object, ask, facts)
+                let mut question = self.question(who.clone(), view, action, object, ask, facts);
+                question.circumstances.new_destination = is_new_destination(&set, view, ask);
+                question
             })
             .collect();
         let falls_short = |yes: &Approved| questions.iter().find_map(|asked| yes.falls_short(&set, asked));
@@ -140,8 +142,6 @@ impl Shared {
             operation.tell(&mut question.circumstances);
         }
         question.circumstances.approval = approval.cloned();
-        let audiences = &view.task.audiences;
-        question.circumstances.new_destination = !audiences.contains(&ask.target);
         question
     }
 
@@ -205,6 +205,12 @@ fn permit_request(identity: &Identity, ask: &Ask, target: &Target, ttl: Duration
         dns_names: Vec::new(),
         hint: identity.hint.clone(),
     }
+}
+
+/// Whether the task has had no credential for that target yet, by whichever name it is asked about.
+pub(super) fn is_new_destination(set: &PolicySet, view: &TaskView, ask: &Ask) -> bool {
+    let audience = find_target(set, ask).map_or(&ask.target, |target| &target.audience);
+    !view.task.audiences.contains(audience)
 }
 
 /// The target that was asked for. A credential is for an audience; a question can be about a target by its name.

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::deciding::find_target;
+use super::deciding::{find_target, is_new_destination};
 use super::{Ask, TaskError, TaskView};
 use crate::id::{SpiffeId, TaskId};
 use crate::policy::{
@@ -75,7 +75,7 @@ impl Shared {
         let (object, phase) = object_of(set, action, ask)?;
         let mut question = self.question(who, &view, action, object, ask, None);
         question.phase = phase;
-        question.circumstances.new_destination &= action.is_on_target();
+        question.circumstances.new_destination = action.is_on_target() && is_new_destination(set, &view, ask);
         let covered = || action.is_on_target().then(|| not_granted(set, &view, ask)).flatten();
         let before = standing.err().or_else(covered);
         Ok(Explained { explanation: set.explain(&question, Engine::new_evaluation()), question, before })

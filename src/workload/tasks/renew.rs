@@ -44,6 +44,7 @@ impl Workloads {
             return Err(TaskError::Denied(Box::new(decision)));
         }
         let cut = to_be.left_by(&set);
+        let life = decision.obligations.shorten(life);
         let (before, view, written) = shared.give_time(admission, id, life, &cut)?;
         let (agent, task, decision) = (view.caller(admission), view.facts(), Some(Box::new(recorded)));
         let event = Event::Task { step: TaskStep::Renew, agent, task, decision, end: None };
