@@ -21,6 +21,7 @@ pub mod limits;
 mod narrow;
 mod operation;
 pub mod place;
+mod rate;
 mod tree;
 mod wish;
 
@@ -41,6 +42,7 @@ pub use self::grant::{Access, Detail, DetailError, Exceeds, Grants, Only, RawDet
 pub use self::limits::{Bounds, Cost, Limit, Limits, Usage};
 pub use self::narrow::only;
 pub use self::operation::{Operation, OperationError, scope};
+pub use self::rate::Rates;
 pub use self::tree::{Cascade, Ended, Flight, Landing, NewOffer, NewTask, Offer, Past, Repeat, Toll, Tree};
 pub use self::wish::{Bound, NotHeld, Says, Wish};
 

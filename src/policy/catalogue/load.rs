@@ -311,8 +311,6 @@ ttl = "30m"
 credential_ttl = "5m"
 idle = "2m"
 max_calls = 100
-max_bytes = 1000000
-max_cost_microusd = 500
 max_children = 2
 max_depth = 1
 
@@ -374,8 +372,6 @@ groups = ["oncall"]
             credential_ttl: Some(Duration::from_secs(300)),
             idle: Some(Duration::from_secs(120)),
             max_calls: Some(100),
-            max_bytes: Some(1_000_000),
-            max_cost_microusd: Some(500),
             max_children: Some(2),
             max_depth: Some(1),
         };

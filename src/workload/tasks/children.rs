@@ -274,8 +274,7 @@ impl Shared {
             life: asked.life,
             limits: &asked.limits,
         };
-        let (_, most) = self.bounds_life();
-        let plan = Plan::of(set.catalogue(), &wanted, most)?;
+        let plan = Plan::of(set.catalogue(), &wanted, &self.bounds())?;
         let charter = Charter {
             spiffe_id: asked.to,
             // Found when it is taken up, like the decision.

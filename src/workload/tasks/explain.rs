@@ -94,7 +94,7 @@ impl Shared {
             action: Some(action),
             target: Some(ask.target.clone()),
             // What is begun or handed on is asked about for as long as it is to live.
-            ttl: ask.ttl.or_else(|| (!action.is_on_target()).then(|| self.bounds_life().0)),
+            ttl: ask.ttl.or_else(|| (!action.is_on_target()).then(|| self.bounds().default_life)),
             template: Some(ask.target.clone()).filter(|name| action == Action::Begin && !name.is_empty()),
             to: if action == Action::Delegate { Some(agent_of(ask)?) } else { None },
             ..Sketch::default()

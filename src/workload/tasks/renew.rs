@@ -63,7 +63,7 @@ impl Workloads {
 impl Shared {
     /// What is asked for, or as long as a task lives by default; no longer than its template lets one live.
     fn life_of_renewal(&self, set: &PolicySet, view: &TaskView, life: Option<Duration>) -> Duration {
-        let (default_life, _) = self.bounds_life();
+        let default_life = self.bounds().default_life;
         let template = view.task.charter.template.as_deref();
         let most = template.and_then(|name| set.catalogue().template(name)?.ceilings.ttl);
         let life = life.unwrap_or(default_life);
