@@ -9,10 +9,10 @@ use crate::policy::Action;
 /// Why an annotation can mean nothing on this policy, if it cannot: its head covers actions on which nobody would keep it.
 pub(super) fn unheard(key: &str, policy: &Policy) -> Option<String> {
     let (kept, what): (fn(Action) -> bool, _) = match key {
-        "requires_approval" => (can_be_approved, "people are never asked to allow"),
-        "max_ttl" => (has_an_end, "there is nothing that has a lifetime"),
-        "binding" => (has_a_key, "nothing is issued that could be bound to a key"),
-        "log" => (Action::is_on_target, "there is no request with a body"),
+        "requires_approval" => (can_be_approved, "which people are never asked to allow"),
+        "max_ttl" => (has_an_end, "where nothing has a lifetime"),
+        "binding" => (has_a_key, "where nothing is issued that could be bound to a key"),
+        "log" => (Action::is_on_target, "where there is no request with a body"),
         _ => return None,
     };
     let idle: Vec<String> =
@@ -21,7 +21,7 @@ pub(super) fn unheard(key: &str, policy: &Policy) -> Option<String> {
         let kept: Vec<String> =
             Action::ALL.iter().filter(|one| kept(**one)).map(|one| format!("`{one}`")).collect();
         format!(
-            "stands on a {} of {}, of which {what}: name in its head only actions on which it means something ({}), \
+            "stands on a {} of {}, {what}: name in its head only actions on which it means something ({}), \
              and write another policy for the rest",
             policy.effect(),
             idle.join(" and "),
