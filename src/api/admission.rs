@@ -49,12 +49,12 @@ pub(super) struct Words {
     /// Whoever is attested as nobody, or cannot be.
     pub(super) refused: fn(&Refusal) -> Status,
     /// Whose user asks too often.
-    pub(super) limited: fn(Busy) -> Status,
+    pub(super) limited: fn(&Busy) -> Status,
 }
 
 impl Words {
     /// Those of the Workload API, whose clients try again when something is unavailable.
-    const USUAL: Self = Self { refused: of_refusal, limited: Status::from };
+    const USUAL: Self = Self { refused: of_refusal, limited: |busy| busy.clone().into() };
 }
 
 /// Proof that the caller was pinned, attested and matched just now.
@@ -131,7 +131,7 @@ impl Call {
         let ticket = budget.try_start(payer, now);
         ticket.map_err(|limited| {
             self.gate.workloads.note_refused(self.peer.process(), "limit", &limited.to_string());
-            (self.words.limited)(Busy::RateLimited(self.method))
+            (self.words.limited)(&Busy::RateLimited(self.method))
         })
     }
 

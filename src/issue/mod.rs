@@ -76,7 +76,8 @@ fn not_after(
 pub(crate) fn longest_within(now: SystemTime, left: Duration, kind: Kind) -> Option<Duration> {
     let last = if kind == Kind::X509 { Duration::from_secs(1) } else { Duration::ZERO };
     let left = left.checked_sub(last)?;
-    let end = now.checked_add(left).map_or(SystemTime::UNIX_EPOCH, |end| from_unix_seconds(unix_seconds(end)));
+    let end =
+        now.checked_add(left).map_or(SystemTime::UNIX_EPOCH, |end| from_unix_seconds(unix_seconds(end)));
     (end > now).then_some(left)
 }
 

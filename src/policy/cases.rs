@@ -226,9 +226,7 @@ fn read_circumstances(table: &mut Table<'_>) -> Circumstances {
                 path: text(t, "path"),
             })
         }),
-        mcp: table
-            .has("mcp")
-            .then(|| table.section("mcp", |t| McpFacts { tool: text(t, "tool") })),
+        mcp: table.has("mcp").then(|| table.section("mcp", |t| McpFacts { tool: text(t, "tool") })),
         sql: table
             .has("sql")
             .then(|| table.section("sql", |t| SqlFacts { db: text(t, "db"), role: text(t, "role") })),

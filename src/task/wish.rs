@@ -168,9 +168,17 @@ mod tests {
         owner = "docs"
         binding = "none"
         location = "https://wiki.example.org/api"
+
+        [[targets]]
+        name = "tools"
+        audience = "https://tools.example.org"
+        kind = "mcp"
+        data_class = "internal"
+        groups = ["kb"]
+        owner = "docs"
+        binding = "none"
         [targets.actions]
-        read = ["GET", "search"]
-        write = ["PUT"]
+        read = ["search"]
     "#;
 
     fn detail(location: &str, actions: &[&str], paths: &[&str]) -> Detail {
@@ -192,7 +200,8 @@ mod tests {
         says: Says,
     ) -> Result<Grants, Refused> {
         let catalogue = parse_catalogue([("t.toml", TARGET.as_bytes())], None).unwrap();
-        let target = catalogue.target("wiki").unwrap();
+        let is_tool = matches!(operation, Some(Operation::Mcp { .. }));
+        let target = catalogue.target(if is_tool { "tools" } else { "wiki" }).unwrap();
         let action = matches!(operation, Some(Operation::Sql { .. })).then_some(Action::Read);
         Wish { target, details: asked, operation, action, says }.part(&Grants::of(own.to_vec()))
     }
@@ -249,7 +258,7 @@ mod tests {
             assert_eq!(again, left, "an approval of it makes it no other");
         }
         let search = Operation::mcp("any", "search", "").unwrap();
-        let tools = Detail { tools: crate::task::Only::Any, ..detail(API, &["read"], &[]) };
+        let tools = detail("https://tools.example.org", &["read"], &[]);
         let left = part(&[tools], &[], Some(&search), Says::Details).unwrap();
         assert_eq!(left.details()[0].raw().tools, ["search"]);
     }

@@ -82,12 +82,8 @@ fn no_credential_ends_after_its_task_however_long_it_takes_to_make() {
     });
     let pause = pause.unwrap();
     let mut planner = world.planner();
-    let forms = [
-        proto::Format::AccessToken,
-        proto::Format::JwtSvid,
-        proto::Format::X509Svid,
-        proto::Format::WitSvid,
-    ];
+    let forms =
+        [proto::Format::AccessToken, proto::Format::JwtSvid, proto::Format::X509Svid, proto::Format::WitSvid];
     for (n, form) in forms.into_iter().enumerate() {
         let request = proto::BeginRequest {
             details: vec![detail(WIKI, &["read"])],
@@ -198,8 +194,7 @@ fn an_operators_order_with_an_unknown_field_is_refused() {
         let method = "mayfly.task.v1.TaskAdmin/Revoke";
         operator.rpc_at::<proto::TaskSummary>(&world.agent.admin_socket(), method, order)
     };
-    let order =
-        NewerOrder { task_id: task.id.clone(), reason: "enough".to_owned(), only_if_idle: true };
+    let order = NewerOrder { task_id: task.id.clone(), reason: "enough".to_owned(), only_if_idle: true };
     let (refusal, details) = send(&order).unwrap_err();
     assert_eq!((refusal.code, reason(&details).as_str()), (3, "malformed"));
     assert_eq!(get(&mut planner, &task).unwrap().state(), proto::TaskState::Active);

@@ -17,7 +17,9 @@ const DB: &str = "https://db.example.org";
 /// Everything hangs on what the agent says that it is about to do. (A task begins before it does anything.)
 fn policies() -> Policies {
     let read = |name: &str, when: &str| {
-        format!("@id(\"{name}\") permit(principal, action == Mayfly::Action::\"read\", resource) when {{ context.phase == \"begin\" || {when} }};")
+        format!(
+            "@id(\"{name}\") permit(principal, action == Mayfly::Action::\"read\", resource) when {{ context.phase == \"begin\" || {when} }};"
+        )
     };
     Policies::open()
         .rule(&read("one-tool", "context has mcp && context.mcp.tool == \"search\""))
@@ -110,7 +112,8 @@ fn a_form_that_cannot_say_an_operation_is_not_given_for_one() {
 #[test]
 fn a_statement_that_nobody_approved_buys_nothing() {
     let (_agent, mut holder, task) = world();
-    let sales = || Kind::Sql(proto::SqlCall { db: "sales".to_owned(), role: "r".to_owned(), ..Default::default() });
+    let sales =
+        || Kind::Sql(proto::SqlCall { db: "sales".to_owned(), role: "r".to_owned(), ..Default::default() });
     let refused = issue(&mut holder, &task, proto::Format::AccessToken, DB, sales()).unwrap_err();
     assert_eq!((refused.code, refused.reason.as_str()), (9, "operation_not_held"));
     assert!(refused.message.contains("name an approval"), "{}", refused.message);

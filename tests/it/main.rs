@@ -5,6 +5,8 @@ mod approvals;
 #[cfg(test)]
 mod approvals_of_tasks;
 #[cfg(test)]
+mod bounds;
+#[cfg(test)]
 mod children;
 #[cfg(test)]
 mod demo;
@@ -16,8 +18,6 @@ mod federation;
 mod following;
 #[cfg(test)]
 mod freeze;
-#[cfg(test)]
-mod bounds;
 #[cfg(test)]
 mod held;
 #[cfg(test)]

@@ -150,7 +150,7 @@ pub(super) fn not_admitted(refusal: &Refusal) -> Status {
 }
 
 /// What a caller learns whose user asks too often to be looked at.
-pub(super) fn limited_rate(busy: Busy) -> Status {
+pub(super) fn limited_rate(busy: &Busy) -> Status {
     let message = format!("{busy}: ask again in a second");
     reason(Code::ResourceExhausted, Limit::Rate.reason(), &message, &[])
 }

@@ -7,11 +7,11 @@ use std::task::{Context, Poll};
 
 use http_body_util::{BodyExt as _, Full, Limited};
 use mayfly_proto::DESCRIPTORS;
-use tonic::{Extensions, Status};
 use tonic::body::Body;
 use tonic::codegen::Service;
 use tonic::codegen::http::{Request, Response};
 use tonic::server::NamedService;
+use tonic::{Extensions, Status};
 
 use super::errors::malformed;
 use super::fields::Fields;

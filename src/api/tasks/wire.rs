@@ -168,7 +168,8 @@ pub(super) fn thumbprint(text: &str) -> Option<String> {
 /// Limits; 0 stands for none of one's own.
 pub(super) fn limits(asked: Option<&proto::Limits>) -> Result<Limits, Status> {
     let Some(asked) = asked else { return Ok(Limits::default()) };
-    let uncounted = [("limits.max_bytes", asked.max_bytes), ("limits.max_cost_microusd", asked.max_cost_microusd)];
+    let uncounted =
+        [("limits.max_bytes", asked.max_bytes), ("limits.max_cost_microusd", asked.max_cost_microusd)];
     if let Some((field, _)) = uncounted.into_iter().find(|(_, most)| *most > 0) {
         let message = format!("`{field}` cannot be kept: nobody counts that yet, so leave it out");
         return Err(reason(Code::InvalidArgument, "malformed", &message, &[("field", field)]));

@@ -300,11 +300,8 @@ fn request_context(question: &Question) -> Result<Vec<(&'static str, RestrictedE
     let around = &question.circumstances;
     let mut pairs = Vec::new();
     if let Some(http) = &around.http {
-        let fields = [
-            ("method", string(&http.method)),
-            ("host", string(&http.host)),
-            ("path", string(&http.path)),
-        ];
+        let fields =
+            [("method", string(&http.method)), ("host", string(&http.host)), ("path", string(&http.path))];
         pairs.push(("http", record(fields)?));
     }
     if let Some(mcp) = &around.mcp {

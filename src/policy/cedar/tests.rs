@@ -583,7 +583,8 @@ fn an_obligation_that_means_nothing_on_an_action_fails_the_load() {
         let targets = "principal is Mayfly::Workload, action, resource is Mayfly::Target";
         assert_eq!(set_of(&of(notes, targets)).policies(), 1);
     }
-    let log = "@id(\"a\") @log(\"body-hash\") forbid(principal, action == Mayfly::Action::\"begin\", resource);";
+    let log =
+        "@id(\"a\") @log(\"body-hash\") forbid(principal, action == Mayfly::Action::\"begin\", resource);";
     assert!(report(log)[0].contains("stands on a forbid of `begin`"));
     for name in ["begin", "delegate", "fetch"] {
         assert_eq!(set_of(&of("@max_ttl(\"60s\")", &action(name))).policies(), 1);

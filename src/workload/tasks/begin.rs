@@ -15,7 +15,9 @@ use crate::issue::user::UserToken;
 use crate::policy::{Action, Decision, Engine, Object, Phase, Verdict};
 use crate::registration::Identity;
 use crate::task::journal::note_keeper;
-use crate::task::{Bounds, Charter, Detail, Ending, Grants, Key, Limits, NewTask, Refused, Scope, Seat, User};
+use crate::task::{
+    Bounds, Charter, Detail, Ending, Grants, Key, Limits, NewTask, Refused, Scope, Seat, User,
+};
 use crate::workload::revoker::Initiator;
 use crate::workload::state::State;
 use crate::workload::{Admission, Refusal, Shared, Workloads};

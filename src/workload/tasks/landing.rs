@@ -50,7 +50,7 @@ impl Shared {
     ) -> Result<Shut, TaskError> {
         let authorities = self.parts.authorities.current();
         mayfly_attestors::failpoint::hit("task.before_mint");
-        let (lease, now) = (new_lease().map_err(Refusal::from)?, self.parts.clock.wall());
+        let (lease, now) = (new_lease()?, self.parts.clock.wall());
         // Time has gone by since it was decided. The wall clock was read first: what is counted from there with what is
         // left a moment later ends no later than the task.
         let left = view.task.deadline.saturating_duration_since(self.parts.clock.monotonic());

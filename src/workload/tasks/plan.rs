@@ -37,11 +37,7 @@ pub(super) struct Plan {
 
 impl Plan {
     /// `bounds`: no task has more, whoever asks for it.
-    pub(super) fn of(
-        catalogue: &Catalogue,
-        wanted: &Wanted<'_>,
-        bounds: &Bounds,
-    ) -> Result<Self, TaskError> {
+    pub(super) fn of(catalogue: &Catalogue, wanted: &Wanted<'_>, bounds: &Bounds) -> Result<Self, TaskError> {
         if wanted.life.is_some_and(|life| life > bounds.life) {
             return Err(Refused::Limit(Limit::Life).into());
         }
