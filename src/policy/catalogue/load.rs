@@ -490,6 +490,21 @@ uids = ["-1"]
     }
 
     #[test]
+    fn a_ceiling_that_nobody_counts_is_refused_with_its_place() {
+        let template = "[[templates]]\nname = \"t\"\nowner = \"x\"\n[templates.ceilings]\nmax_calls = 1\n";
+        assert_eq!(good(template).template("t").unwrap().ceilings.max_calls, Some(1));
+        let found = report(&format!("{template}max_bytes = 5\nmax_cost_microusd = 0\n"));
+        for (n, expected) in
+            ["6:13: templates[0].ceilings.max_bytes:", "7:21: templates[0].ceilings.max_cost_microusd:"]
+                .into_iter()
+                .enumerate()
+        {
+            assert!(found[n].contains(expected) && found[n].contains("nobody counts that yet"), "{found:#?}");
+        }
+        assert_eq!(found.len(), 2, "{found:#?}");
+    }
+
+    #[test]
     fn no_two_are_one() {
         let other = WIKI.replace("\"wiki\"", "\"other\"");
         let found = report(&format!("{WIKI}{other}"));
