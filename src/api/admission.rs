@@ -40,6 +40,21 @@ pub(super) struct Call {
     gate: Gate,
     peer: Arc<Peer>,
     method: &'static str,
+    words: Words,
+}
+
+/// What a caller is told who is not admitted.
+#[derive(Clone, Copy)]
+pub(super) struct Words {
+    /// Whoever is attested as nobody, or cannot be.
+    pub(super) refused: fn(&Refusal) -> Status,
+    /// Whose user asks too often.
+    pub(super) limited: fn(&Busy) -> Status,
+}
+
+impl Words {
+    /// Those of the Workload API, whose clients try again when something is unavailable.
+    const USUAL: Self = Self { refused: of_refusal, limited: |busy| busy.clone().into() };
 }
 
 /// Proof that the caller was pinned, attested and matched just now.
@@ -87,7 +102,7 @@ impl Gate {
         // Only our own listener makes connections, and it pins every one.
         let peer = request.extensions().get::<Arc<Peer>>();
         let peer = peer.ok_or_else(|| Status::unauthenticated("connection is not pinned"))?;
-        Ok(Call { gate: self.clone(), peer: Arc::clone(peer), method })
+        Ok(Call { gate: self.clone(), peer: Arc::clone(peer), method, words: Words::USUAL })
     }
 }
 
@@ -116,21 +131,22 @@ impl Call {
         let ticket = budget.try_start(payer, now);
         ticket.map_err(|limited| {
             self.gate.workloads.note_refused(self.peer.process(), "limit", &limited.to_string());
-            Busy::RateLimited(self.method).into()
+            (self.words.limited)(&Busy::RateLimited(self.method))
         })
     }
 
-    pub(super) async fn admit(&self) -> Result<Admitted, Status> {
-        self.admit_as(self.peer.process(), of_refusal).await
+    /// From now on whoever is refused is told so in these words.
+    pub(super) fn in_words(self, words: Words) -> Self {
+        Self { words, ..self }
     }
 
-    /// As [`Call::admit`] for `process`, in whose stead the caller speaks. The connection ends with it. `told` has the words
-    /// for whoever is refused.
-    pub(super) async fn admit_as(
-        &self,
-        process: &Arc<Process>,
-        told: fn(&Refusal) -> Status,
-    ) -> Result<Admitted, Status> {
+    pub(super) async fn admit(&self) -> Result<Admitted, Status> {
+        self.admit_as(self.peer.process()).await
+    }
+
+    /// As [`Call::admit`] for `process`, in whose stead the caller speaks. The connection ends with it.
+    pub(super) async fn admit_as(&self, process: &Arc<Process>) -> Result<Admitted, Status> {
+        let told = self.words.refused;
         let connection: Arc<dyn Connection> = self.peer.clone();
         if !process.is_alive() || !self.peer.process().is_alive() {
             return Err(told(&Refusal::Exited));

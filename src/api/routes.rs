@@ -93,7 +93,7 @@ pub fn admin(
     let bundles = BundlesServer::new(BundleService::new(federation.clone()));
     let routes = Routes::new(AdminServer::new(service).max_decoding_message_size(MAX_REQUEST_BYTES))
         .add_service(bundles.max_decoding_message_size(MAX_BUNDLE_BYTES))
-        .add_service(tasks.max_decoding_message_size(MAX_REQUEST_BYTES))
+        .add_service(Strict::new(tasks.max_decoding_message_size(MAX_REQUEST_BYTES), MAX_REQUEST_BYTES))
         .add_service(health)
         .add_service(reflection(&names).build_v1()?)
         .add_service(reflection(&names).build_v1alpha()?);

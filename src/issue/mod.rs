@@ -17,6 +17,7 @@ pub use self::minted::{Minted, Token};
 use crate::authority::{AuthorityError, CryptoError};
 use crate::clock::{from_unix_seconds, unix_seconds};
 use crate::id::LeaseId;
+use crate::policy::Kind;
 
 /// Why nothing was issued.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +70,17 @@ fn not_after(
     if end <= now { Err(IssueError::AuthorityExpired) } else { Ok(end) }
 }
 
+/// The longest life of a credential that nobody takes any more when `left` is over. Times are whole seconds in every
+/// form. A token is refused in the second that it names (RFC 7519 §4.1.4), a certificate is good to the end of that one
+/// (RFC 5280 §4.1.2.5). `None`: there is no such credential.
+pub(crate) fn longest_within(now: SystemTime, left: Duration, kind: Kind) -> Option<Duration> {
+    let last = if kind == Kind::X509 { Duration::from_secs(1) } else { Duration::ZERO };
+    let left = left.checked_sub(last)?;
+    let end =
+        now.checked_add(left).map_or(SystemTime::UNIX_EPOCH, |end| from_unix_seconds(unix_seconds(end)));
+    (end > now).then_some(left)
+}
+
 #[cfg(test)]
 pub(crate) mod testing {
     use std::time::Duration;
@@ -100,7 +112,11 @@ pub(crate) mod testing {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::authority::KeyType;
+    use crate::authority::testing::{NOW, authorities};
 
     fn at(seconds: u64) -> SystemTime {
         from_unix_seconds(seconds)
@@ -127,5 +143,39 @@ mod tests {
     fn leases_do_not_repeat() {
         let all: std::collections::BTreeSet<_> = (0..1_000).map(|_| new_lease().unwrap()).collect();
         assert_eq!(all.len(), 1_000);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// Of every form: there is no moment after the deadline at which somebody takes it.
+        #[test]
+        fn nothing_is_taken_after_the_end_of_its_task(
+            begun in 0..3_000_000_000_u64,
+            left in 0..4_000_000_000_u64,
+            ttl in 1..10_u64,
+        ) {
+            let set = authorities("example.org", KeyType::EcP256);
+            let now = at(NOW) + Duration::from_nanos(begun);
+            let left = Duration::from_nanos(left);
+            for kind in [Kind::X509, Kind::Jwt, Kind::Wit] {
+                let Some(most) = longest_within(now, left, kind) else {
+                    prop_assert!(left < Duration::from_secs(2));
+                    continue;
+                };
+                let permit = testing::permit(kind, "spiffe://example.org/web", ttl, &["a"]).no_longer_than(most);
+                let lease = new_lease().unwrap();
+                // Until then it is taken.
+                let until = match kind {
+                    Kind::X509 => x509::mint(permit, set.active_x509(), lease, now).unwrap().not_after() + Duration::from_secs(1),
+                    Kind::Jwt => jwt::mint(permit, set.active_jwt(), lease, "iss", now).unwrap().not_after(),
+                    Kind::Wit => {
+                        let recipe = wit::Recipe { key: KeyType::EcP256, issuer: None };
+                        wit::mint(permit, set.active_wit().unwrap(), lease, &recipe, now).unwrap().not_after()
+                    }
+                };
+                prop_assert!(until <= now + left, "{kind:?} {until:?} {now:?} {left:?}");
+            }
+        }
     }
 }

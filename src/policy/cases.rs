@@ -224,12 +224,9 @@ fn read_circumstances(table: &mut Table<'_>) -> Circumstances {
                 method: text(t, "method"),
                 host: text(t, "host"),
                 path: text(t, "path"),
-                bytes: number(t, "bytes").map(u64::from).unwrap_or_default(),
             })
         }),
-        mcp: table
-            .has("mcp")
-            .then(|| table.section("mcp", |t| McpFacts { server: text(t, "server"), tool: text(t, "tool") })),
+        mcp: table.has("mcp").then(|| table.section("mcp", |t| McpFacts { tool: text(t, "tool") })),
         sql: table
             .has("sql")
             .then(|| table.section("sql", |t| SqlFacts { db: text(t, "db"), role: text(t, "role") })),

@@ -121,7 +121,7 @@ impl Reason {
 /// What a decision is bound to.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Obligations {
-    /// No credential lives longer: the least of all permits that decided.
+    /// No credential lives longer, no task that begins, is handed on or renewed: the least of all permits that decided.
     pub max_ttl: Option<Duration>,
     /// Who would have to approve; only with [`Verdict::Requestable`].
     pub approval: Option<ApprovalNeeded>,
@@ -130,6 +130,13 @@ pub struct Obligations {
     pub binding: Option<Binding>,
     /// What the record must hold besides the usual.
     pub log: BTreeSet<Log>,
+}
+
+impl Obligations {
+    /// As long as that, and no longer than policy allows.
+    pub fn shorten(&self, length: Duration) -> Duration {
+        self.max_ttl.map_or(length, |most| length.min(most))
+    }
 }
 
 /// Whose approval would lift a denial.

@@ -78,6 +78,11 @@ impl Permit {
         Self(Grant { spiffe_id, kind, ttl, audience, dns_names, hint, entry })
     }
 
+    /// The same for less time, if that is less.
+    pub fn no_longer_than(self, most: Duration) -> Self {
+        Self(Grant { ttl: self.0.ttl.min(most), ..self.0 })
+    }
+
     /// Takes the permit apart. An issuer does this once, and then there is no permit any more.
     pub fn spend(self) -> Grant {
         self.0

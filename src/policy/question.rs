@@ -196,15 +196,11 @@ pub struct HttpFacts {
     pub host: String,
     /// Normalised, without a query.
     pub path: String,
-    /// Bytes of the body.
-    pub bytes: u64,
 }
 
 /// An MCP tool call.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct McpFacts {
-    /// The server's name.
-    pub server: String,
     /// The tool's name.
     pub tool: String,
 }

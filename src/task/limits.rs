@@ -221,6 +221,13 @@ impl Default for Bounds {
     }
 }
 
+impl Bounds {
+    /// What of these a task is told of among its own limits.
+    pub fn limits(&self) -> Limits {
+        Limits { children: Some(self.children), depth: Some(self.depth), ..Limits::default() }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

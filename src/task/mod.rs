@@ -21,6 +21,7 @@ pub mod limits;
 mod narrow;
 mod operation;
 pub mod place;
+mod rate;
 mod tree;
 mod weight;
 mod wish;
@@ -44,8 +45,9 @@ pub use self::grant::{Access, Detail, DetailError, Exceeds, Grants, Only, RawDet
 pub use self::limits::{Bounds, Cost, Limit, Limits, Usage};
 pub use self::narrow::only;
 pub use self::operation::{Operation, OperationError, scope};
+pub use self::rate::Rates;
 pub use self::tree::{Cascade, Ended, Flight, Landing, NewOffer, NewTask, Offer, Past, Repeat, Toll, Tree};
-pub use self::wish::{Bound, Wish};
+pub use self::wish::{Bound, NotHeld, Says, Wish};
 
 use crate::id::{EntryId, LeaseId, SpiffeId, TaskId};
 use crate::lease::WorkloadId;
@@ -301,6 +303,9 @@ pub enum Refused {
     /// The task may not do that.
     #[error("the task's details do not cover this")]
     NotGranted,
+    /// A credential could be used for more than the operation that was named.
+    #[error(transparent)]
+    NotHeld(#[from] NotHeld),
     /// Something is used up.
     #[error("limit reached: {} ({})", .0.as_str(), .0.what())]
     Limit(Limit),
@@ -324,6 +329,7 @@ impl Refused {
             Self::Pending => "pending_approval",
             Self::Exceeds(_) => "exceeds_parent",
             Self::NotGranted => "not_granted",
+            Self::NotHeld(_) => "operation_not_held",
             Self::Limit(limit) => limit.reason(),
             Self::Conflict => "idempotency_conflict",
             Self::NotIsolated => "scope_unavailable",

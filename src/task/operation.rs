@@ -140,14 +140,14 @@ impl Operation {
         }
     }
 
-    /// Tells policy.
+    /// Tells policy what a credential can be held to, or what must be approved: no more, since policy believes it.
     pub fn tell(&self, circumstances: &mut Circumstances) {
         match self.clone() {
-            Self::Http { method, host, path, bytes, .. } => {
+            Self::Http { method, host, path, .. } => {
                 let path = path.to_string();
-                circumstances.http = Some(HttpFacts { method, host, path, bytes });
+                circumstances.http = Some(HttpFacts { method, host, path });
             }
-            Self::Mcp { server, tool, .. } => circumstances.mcp = Some(McpFacts { server, tool }),
+            Self::Mcp { tool, .. } => circumstances.mcp = Some(McpFacts { tool }),
             Self::Sql { db, role, .. } => circumstances.sql = Some(SqlFacts { db, role }),
         }
     }

@@ -318,7 +318,13 @@ impl Model {
             self.take(&cascade)?;
             self.note(|tree, epoch| tree.notes_of_subtree(id, epoch));
             let after = self.tree.get(id).expect("renewed");
-            prop_assert!(after.deadline > before.deadline && after.deadline <= after.latest);
+            let more = self.now + life > before.deadline;
+            prop_assert_eq!(
+                after.deadline > before.deadline,
+                more,
+                "who asks for no more keeps what there is"
+            );
+            prop_assert!(after.deadline >= before.deadline && after.deadline <= after.latest);
             prop_assert_eq!(after.latest, before.latest);
         }
         Ok(())

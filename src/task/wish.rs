@@ -1,11 +1,40 @@
 //! What a credential would be for: the part of a task's grants that is about one target, as far as it was asked for.
-//! Pure, and only ever narrower. Policy decides about each action of it afterwards.
+//! Pure, and only ever narrower. Policy decides about each action of it afterwards, and believes the operation that was
+//! named: so what comes out is for that operation alone, and what could not be held to it is refused.
 
 use std::collections::BTreeSet;
 
 use super::place::{Location, PathPattern};
-use super::{Access, Action, Detail, Grants, Operation, Refused};
+use super::{Access, Action, Detail, Grants, Operation, Refused, only};
 use crate::policy::{Binding, Decision, Target};
+
+/// How much of what was asked for whoever gets the credential can read in it, and hold its user to.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Says {
+    /// All of it: nothing is issued, or the digest of the operation stands beside the details.
+    Everything,
+    /// The details: place, method, path, tool.
+    Details,
+    /// Nothing: it is good for the whole target.
+    Nothing,
+}
+
+/// Why a credential cannot be held to the operation that was named, and what to do.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum NotHeld {
+    /// It does not say what it is for.
+    #[error(
+        "only an access token can be held to the operation that is named: ask for one, or for this form without an \
+         operation"
+    )]
+    Form,
+    /// What is granted has no words for statements.
+    #[error(
+        "no credential can be held to a database statement that nobody has approved: name an approval of it, or no \
+         operation"
+    )]
+    Statement,
+}
 
 /// One request for one target.
 #[derive(Clone, Copy, Debug)]
@@ -18,16 +47,18 @@ pub struct Wish<'a> {
     pub operation: Option<&'a Operation>,
     /// One action class, if it was named.
     pub action: Option<Action>,
-    /// The credential says what it is for. Where it cannot, only grants that are limited to no part of the target do.
-    pub carries_details: bool,
+    /// Where that is nothing, only grants that are limited to no part of the target do.
+    pub says: Says,
 }
 
 impl Wish<'_> {
-    /// The part of a task's grants that this is.
+    /// The part of a task's grants that this is: where an operation is named, that operation and nothing else.
     ///
     /// # Errors
     /// [`Refused::NotGranted`]: some of what was asked for is not the task's to use, or nothing is left.
+    /// [`Refused::NotHeld`]: what would be issued could be used for more than was named.
     pub fn part(&self, own: &Grants) -> Result<Grants, Refused> {
+        self.can_be_held()?;
         let location = self.location().ok_or(Refused::NotGranted)?;
         let here = own.at(&location);
         let wanted = if self.details.is_empty() {
@@ -55,7 +86,19 @@ impl Wish<'_> {
             is_it && self.allows(detail, action, &location)
         });
         let whole = self.details.is_empty() || left.actions() == wanted.actions() || self.operation.is_some();
+        let left = match self.operation {
+            Some(operation) => only(&left, operation),
+            None => left,
+        };
         if left.is_empty() || !whole { Err(Refused::NotGranted) } else { Ok(left) }
+    }
+
+    fn can_be_held(&self) -> Result<(), Refused> {
+        match (self.says, self.operation) {
+            (Says::Nothing, Some(_)) => Err(Refused::NotHeld(NotHeld::Form)),
+            (Says::Details, Some(Operation::Sql { .. })) => Err(Refused::NotHeld(NotHeld::Statement)),
+            _ => Ok(()),
+        }
     }
 
     /// Where the target is: its audience, when the catalogue does not say more.
@@ -74,7 +117,7 @@ impl Wish<'_> {
             datatype: Some(&self.target.data_class),
             tool: self.operation.and_then(Operation::tool),
             http,
-            whole_target: !self.carries_details,
+            whole_target: self.says == Says::Nothing,
         })
     }
 }
@@ -125,6 +168,17 @@ mod tests {
         owner = "docs"
         binding = "none"
         location = "https://wiki.example.org/api"
+
+        [[targets]]
+        name = "tools"
+        audience = "https://tools.example.org"
+        kind = "mcp"
+        data_class = "internal"
+        groups = ["kb"]
+        owner = "docs"
+        binding = "none"
+        [targets.actions]
+        read = ["search"]
     "#;
 
     fn detail(location: &str, actions: &[&str], paths: &[&str]) -> Detail {
@@ -139,11 +193,22 @@ mod tests {
         .unwrap()
     }
 
-    fn ask(own: &[Detail], asked: &[Detail], operation: Option<&Operation>, carries: bool) -> Vec<Action> {
+    fn part(
+        own: &[Detail],
+        asked: &[Detail],
+        operation: Option<&Operation>,
+        says: Says,
+    ) -> Result<Grants, Refused> {
         let catalogue = parse_catalogue([("t.toml", TARGET.as_bytes())], None).unwrap();
-        let target = catalogue.target("wiki").unwrap();
-        let wish = Wish { target, details: asked, operation, action: None, carries_details: carries };
-        let part = wish.part(&Grants::of(own.to_vec()));
+        let is_tool = matches!(operation, Some(Operation::Mcp { .. }));
+        let target = catalogue.target(if is_tool { "tools" } else { "wiki" }).unwrap();
+        let action = matches!(operation, Some(Operation::Sql { .. })).then_some(Action::Read);
+        Wish { target, details: asked, operation, action, says }.part(&Grants::of(own.to_vec()))
+    }
+
+    fn ask(own: &[Detail], asked: &[Detail], operation: Option<&Operation>, carries: bool) -> Vec<Action> {
+        let says = if carries { Says::Details } else { Says::Nothing };
+        let part = part(own, asked, operation, says);
         part.map(|part| part.actions().into_iter().collect()).unwrap_or_default()
     }
 
@@ -179,5 +244,39 @@ mod tests {
         assert_eq!(ask(&below, &[], None, true), [Action::Read]);
         assert_eq!(ask(&below, &[], None, false), []);
         assert_eq!(ask(&[detail(API, &["read"], &[])], &[], None, false), [Action::Read]);
+    }
+
+    #[test]
+    fn whoever_names_an_operation_gets_that_and_nothing_else() {
+        let get = Operation::http("GET", "wiki.example.org", "/api/x", 0, &[]).unwrap();
+        for own in [detail(API, &["read", "write"], &[]), detail(API, &["read"], &["/api/*"])] {
+            let left = part(&[own.clone()], &[], Some(&get), Says::Details).unwrap();
+            let raw = left.details()[0].raw();
+            assert_eq!((raw.actions, raw.methods), (vec!["read".to_owned()], vec!["GET".to_owned()]));
+            assert_eq!(raw.paths, ["/api/x"]);
+            let again = part(left.details(), &[], Some(&get), Says::Everything).unwrap();
+            assert_eq!(again, left, "an approval of it makes it no other");
+        }
+        let search = Operation::mcp("any", "search", "").unwrap();
+        let tools = detail("https://tools.example.org", &["read"], &[]);
+        let left = part(&[tools], &[], Some(&search), Says::Details).unwrap();
+        assert_eq!(left.details()[0].raw().tools, ["search"]);
+    }
+
+    #[test]
+    fn what_cannot_be_held_to_an_operation_is_not_given_for_it() {
+        let whole = [detail(API, &["read"], &[])];
+        let get = Operation::http("GET", "wiki.example.org", "/api/x", 0, &[]).unwrap();
+        let select = Operation::sql("db", "reader", &[]).unwrap();
+        let form = Err(Refused::NotHeld(NotHeld::Form));
+        assert_eq!(part(&whole, &[], Some(&get), Says::Nothing), form);
+        assert_eq!(part(&whole, &[], Some(&select), Says::Nothing), form);
+        assert_eq!(
+            part(&whole, &[], Some(&select), Says::Details),
+            Err(Refused::NotHeld(NotHeld::Statement))
+        );
+        // Where its digest goes along, or nothing is given at all.
+        assert!(part(&whole, &[], Some(&select), Says::Everything).is_ok());
+        assert!(part(&whole, &[], None, Says::Nothing).is_ok());
     }
 }

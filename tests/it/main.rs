@@ -7,6 +7,8 @@ mod approvals_of_tasks;
 #[cfg(test)]
 mod attested;
 #[cfg(test)]
+mod bounds;
+#[cfg(test)]
 mod children;
 #[cfg(test)]
 mod demo;
@@ -22,6 +24,8 @@ mod freeze;
 mod frozen_ahead;
 #[cfg(test)]
 mod given_up;
+#[cfg(test)]
+mod held;
 #[cfg(test)]
 mod http;
 #[cfg(test)]

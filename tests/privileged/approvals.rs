@@ -299,6 +299,19 @@ fn k_two_people_have_to_agree_where_policy_says_so_and_one_no_is_final() {
     assert_eq!(reason(world.decide(ANN, &id, true)), "approval_denied");
 }
 
+/// Whoever answers what is answered already, or is not asked any more, is told which.
+#[test]
+fn an_answer_that_comes_too_late_is_told_why_it_does_not_count() {
+    let mut world = world("");
+    let id = world.ask("write", call("PUT", 7));
+    assert_eq!(yes(&world.decide(ANN, &id, true).unwrap()), proto::ApprovalState::Approved);
+    assert_eq!(reason(world.decide(BOB, &id, false)), "approval_approved");
+    let id = world.ask("write", call("PUT", 8));
+    let end = proto::EndRequest { task_id: world.task.clone(), ..Default::default() };
+    world.asker.rpc::<proto::TaskSummary>(&format!("{API}/End"), &end).unwrap();
+    assert_eq!(reason(world.decide(ANN, &id, true)), "approval_cancelled");
+}
+
 #[test]
 fn k_root_decides_where_one_answer_is_enough() {
     let mut world = world("");

@@ -292,6 +292,29 @@ fn k_policy_has_the_last_word_about_a_task_that_people_allowed() {
     assert_eq!(world.shown(&id)["state"], "cancelled");
 }
 
+/// People are asked about what policy would give at most, and policy may give less by the time that they have answered.
+#[test]
+fn k_a_task_that_waits_lives_no_longer_than_policy_lets_it() {
+    let mut world = World::new();
+    let lasts = |task: &proto::Task| {
+        task.deadline.as_ref().unwrap().seconds - task.begun_at.as_ref().unwrap().seconds
+    };
+    let capped =
+        |most: &str| POLICY.replace("@id(\"begin\")", &format!("@id(\"begin\") @max_ttl(\"{most}\")"));
+    world.put("a.cedar", &capped("300s"));
+    let task = world.begin();
+    assert!((299..=301).contains(&lasts(&task)), "{}", lasts(&task));
+    let id = world.asked(&task);
+    assert_eq!(fact(&world.shown(&id), "for"), "300 s");
+    world.put("a.cedar", &capped("120s"));
+    world.decide(ANN, &id, true).unwrap();
+    world.agent.audited(&["task.resume", &task.id]);
+    let active = until("it goes on", || {
+        Some(world.get(&task)).filter(|task| task.state() == proto::TaskState::Active)
+    });
+    assert!((119..=121).contains(&lasts(&active)), "{}", lasts(&active));
+}
+
 /// Whoever allowed it is not on call any more when it counts.
 #[test]
 fn k_the_yes_of_somebody_who_has_left_begins_no_task() {

@@ -158,11 +158,11 @@ fn context(question: &Question) -> Value {
         members.insert("on_behalf_of".to_owned(), json!({"name": user.name, "groups": user.groups}));
     }
     if let Some(http) = &about.http {
-        let http = json!({"method": http.method, "host": http.host, "path": http.path, "bytes": http.bytes});
+        let http = json!({"method": http.method, "host": http.host, "path": http.path});
         members.insert("http".to_owned(), http);
     }
     if let Some(mcp) = &about.mcp {
-        members.insert("mcp".to_owned(), json!({"server": mcp.server, "tool": mcp.tool}));
+        members.insert("mcp".to_owned(), json!({"tool": mcp.tool}));
     }
     if let Some(sql) = &about.sql {
         members.insert("sql".to_owned(), json!({"db": sql.db, "role": sql.role}));

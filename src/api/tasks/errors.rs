@@ -6,6 +6,7 @@ use mayfly_proto::{ErrorInfo, RichStatus};
 use prost::Message as _;
 use tonic::{Code, Status};
 
+use super::super::status::Busy;
 use crate::issue::IssueError;
 use crate::policy::{Decision, Verdict};
 use crate::task::approval::ApprovalError;
@@ -130,6 +131,7 @@ fn of_refused(refused: &Refused) -> Status {
         Refused::Pending => (Code::FailedPrecondition, "pending_approval"),
         Refused::Exceeds(_) => (Code::PermissionDenied, "exceeds_parent"),
         Refused::NotGranted => (Code::PermissionDenied, "not_granted"),
+        Refused::NotHeld(_) => (Code::FailedPrecondition, "operation_not_held"),
         Refused::Limit(limit) => {
             return reason(Code::ResourceExhausted, limit.reason(), &message, &[]);
         }
@@ -148,6 +150,12 @@ pub(super) fn not_admitted(refusal: &Refusal) -> Status {
         }
         refusal => of_refusal(refusal),
     }
+}
+
+/// What a caller learns whose user asks too often to be looked at.
+pub(super) fn limited_rate(busy: &Busy) -> Status {
+    let message = format!("{busy}: ask again in a second");
+    reason(Code::ResourceExhausted, Limit::Rate.reason(), &message, &[])
 }
 
 fn of_refusal(refusal: &Refusal) -> Status {

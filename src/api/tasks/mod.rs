@@ -15,10 +15,9 @@ use mayfly_proto::task as proto;
 use mayfly_proto::task::task_api_server::TaskApi;
 use tonic::{Request, Response, Status};
 
-use self::errors::{malformed, not_admitted, of_error, reason};
-pub(super) use self::strict::Strict;
-use self::strict::UnknownField;
-use super::admission::{Admitted, Call, Gate};
+use self::errors::{limited_rate, malformed, not_admitted, of_error, reason};
+pub(super) use self::strict::{Strict, check_known};
+use super::admission::{Admitted, Call, Gate, Words};
 use super::workload::Messages;
 use crate::clock::Clock;
 use crate::drain::Watch;
@@ -48,16 +47,15 @@ impl TaskService {
 
     async fn admit<T>(&self, request: &Request<T>, method: &'static str) -> Result<Admitted, Status> {
         let call = self.knock(request, method)?;
-        call.admit_as(call.peer().process(), not_admitted).await
+        call.admit().await
     }
 
     /// A request without any field that we do not know.
     fn knock<T>(&self, request: &Request<T>, method: &'static str) -> Result<Call, Status> {
         let call = self.gate.call(request, method)?;
-        match request.extensions().get::<UnknownField>() {
-            Some(UnknownField(field)) => Err(malformed(field)),
-            None => Ok(call),
-        }
+        let call = call.in_words(Words { refused: not_admitted, limited: limited_rate });
+        check_known(request.extensions())?;
+        Ok(call)
     }
 
     /// Work that is done whether or not the caller waits: who goes away must not keep what could not be recorded.
@@ -79,8 +77,8 @@ impl TaskService {
         let call = self.knock(request, method)?;
         let caller = call.peer().process();
         match self.gate.workloads().kept_by(&caller.key(), task, errand).map_err(of_error)? {
-            Some(process) => call.admit_as(&process, not_admitted).await,
-            None => call.admit_as(caller, not_admitted).await,
+            Some(process) => call.admit_as(&process).await,
+            None => call.admit_as(caller).await,
         }
     }
 }

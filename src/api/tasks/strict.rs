@@ -7,17 +7,29 @@ use std::task::{Context, Poll};
 
 use http_body_util::{BodyExt as _, Full, Limited};
 use mayfly_proto::DESCRIPTORS;
-use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::Service;
 use tonic::codegen::http::{Request, Response};
 use tonic::server::NamedService;
+use tonic::{Extensions, Status};
 
+use super::errors::malformed;
 use super::fields::Fields;
 
 /// What a request has that is not known; the service refuses it when it is this request's turn to be looked at.
 #[derive(Clone, Debug)]
-pub(super) struct UnknownField(pub(super) String);
+struct UnknownField(String);
+
+/// A request of which every field is known.
+///
+/// # Errors
+/// `malformed`, with the first that is not.
+pub(in crate::api) fn check_known(request: &Extensions) -> Result<(), Status> {
+    match request.get::<UnknownField>() {
+        Some(UnknownField(field)) => Err(malformed(field)),
+        None => Ok(()),
+    }
+}
 
 /// A service of requests that are one message each.
 #[derive(Clone, Debug)]

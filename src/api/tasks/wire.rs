@@ -173,11 +173,16 @@ pub(super) fn thumbprint(text: &str) -> Option<String> {
 /// Limits; 0 stands for none of one's own.
 pub(super) fn limits(asked: Option<&proto::Limits>) -> Result<Limits, Status> {
     let Some(asked) = asked else { return Ok(Limits::default()) };
-    let some = |n: u64| (n > 0).then_some(n);
+    let uncounted =
+        [("limits.max_bytes", asked.max_bytes), ("limits.max_cost_microusd", asked.max_cost_microusd)];
+    if let Some((field, _)) = uncounted.into_iter().find(|(_, most)| *most > 0) {
+        let message = format!("`{field}` cannot be kept: nobody counts that yet, so leave it out");
+        return Err(reason(Code::InvalidArgument, "malformed", &message, &[("field", field)]));
+    }
     Ok(Limits {
-        calls: some(asked.max_calls),
-        bytes: some(asked.max_bytes),
-        cost_microusd: some(asked.max_cost_microusd),
+        calls: (asked.max_calls > 0).then_some(asked.max_calls),
+        bytes: None,
+        cost_microusd: None,
         children: (asked.max_children > 0).then_some(asked.max_children),
         depth: (asked.max_depth > 0).then_some(asked.max_depth),
         // No task lives longer, so that no more is ever idle.

@@ -180,7 +180,7 @@ impl Args {
                 chain: self.chain,
                 on_behalf_of: self.on_behalf_of.map(|name| UserFacts { name, groups: BTreeSet::new() }),
                 http,
-                mcp: self.tool.map(|tool| McpFacts { tool, ..McpFacts::default() }),
+                mcp: self.tool.map(|tool| McpFacts { tool }),
                 risk: self.risk,
                 ..Circumstances::default()
             },

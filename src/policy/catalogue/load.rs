@@ -312,8 +312,6 @@ ttl = "30m"
 credential_ttl = "5m"
 idle = "2m"
 max_calls = 100
-max_bytes = 1000000
-max_cost_microusd = 500
 max_children = 2
 max_depth = 1
 
@@ -375,8 +373,6 @@ groups = ["oncall"]
             credential_ttl: Some(Duration::from_secs(300)),
             idle: Some(Duration::from_secs(120)),
             max_calls: Some(100),
-            max_bytes: Some(1_000_000),
-            max_cost_microusd: Some(500),
             max_children: Some(2),
             max_depth: Some(1),
         };
@@ -492,6 +488,21 @@ uids = ["-1"]
         }
         // Two owners are missing besides.
         assert_eq!(found.len(), expected.len() + 2, "{found:#?}");
+    }
+
+    #[test]
+    fn a_ceiling_that_nobody_counts_is_refused_with_its_place() {
+        let template = "[[templates]]\nname = \"t\"\nowner = \"x\"\n[templates.ceilings]\nmax_calls = 1\n";
+        assert_eq!(good(template).template("t").unwrap().ceilings.max_calls, Some(1));
+        let found = report(&format!("{template}max_bytes = 5\nmax_cost_microusd = 0\n"));
+        for (n, expected) in
+            ["6:13: templates[0].ceilings.max_bytes:", "7:21: templates[0].ceilings.max_cost_microusd:"]
+                .into_iter()
+                .enumerate()
+        {
+            assert!(found[n].contains(expected) && found[n].contains("nobody counts that yet"), "{found:#?}");
+        }
+        assert_eq!(found.len(), 2, "{found:#?}");
     }
 
     #[test]

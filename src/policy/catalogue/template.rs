@@ -71,10 +71,6 @@ pub struct Ceilings {
     pub idle: Option<Duration>,
     /// Credentials and calls.
     pub max_calls: Option<u64>,
-    /// Bytes through the proxy.
-    pub max_bytes: Option<u64>,
-    /// Millionths of a dollar.
-    pub max_cost_microusd: Option<u64>,
     /// Live children.
     pub max_children: Option<u32>,
     /// Levels below the task.

@@ -1,38 +1,63 @@
-//! What people can be asked about. An obligation that nobody could keep would be passed over without a word: it fails
-//! the load.
+//! On which actions an obligation means something. One that nobody could keep would be passed over without a word: it
+//! fails the load.
 
 use cedar_policy::{EntityTypeName, EntityUid, Policy, PrincipalConstraint, ResourceConstraint};
 
 use super::index::actions_of;
 use crate::policy::Action;
 
-/// Why `@requires_approval` can mean nothing on this policy, if it cannot: it also forbids what nobody is ever asked
-/// about.
-pub(super) fn unheard(policy: &Policy) -> Option<String> {
-    let principal = principal_type(policy);
-    let resource = resource_type(policy);
+/// Why an annotation can mean nothing on this policy, if it cannot: its head covers actions on which nobody would keep it.
+pub(super) fn unheard(key: &str, policy: &Policy) -> Option<String> {
+    let (kept, what): (fn(Action) -> bool, _) = match key {
+        "requires_approval" => (can_be_approved, "which people are never asked to allow"),
+        "max_ttl" => (has_an_end, "where nothing has a lifetime"),
+        "binding" => (has_a_key, "where nothing is issued that could be bound to a key"),
+        "log" => (Action::is_on_target, "where there is no request with a body"),
+        _ => return None,
+    };
+    let idle: Vec<String> =
+        applies_to(policy).filter(|one| !kept(*one)).map(|one| format!("`{one}`")).collect();
+    (!idle.is_empty()).then(|| {
+        let kept: Vec<String> =
+            Action::ALL.iter().filter(|one| kept(**one)).map(|one| format!("`{one}`")).collect();
+        format!(
+            "stands on a {} of {}, {what}: name in its head only actions on which it means something ({}), \
+             and write another policy for the rest",
+            policy.effect(),
+            idle.join(" and "),
+            kept.join(", ")
+        )
+    })
+}
+
+fn can_be_approved(action: Action) -> bool {
+    !matches!(action, Action::Fetch | Action::Approve)
+}
+
+/// A credential, a task, a part of one.
+fn has_an_end(action: Action) -> bool {
+    action != Action::Approve
+}
+
+fn has_a_key(action: Action) -> bool {
+    action.is_on_target() || action == Action::Fetch
+}
+
+/// The actions that the head of a policy covers.
+fn applies_to(policy: &Policy) -> impl Iterator<Item = Action> {
+    let (principal, resource) = (principal_type(policy), resource_type(policy));
     let may_be = |kind: Option<&EntityTypeName>, names: &[&str]| {
         kind.is_none_or(|kind| names.iter().any(|name| kind.basename() == *name))
     };
-    let applies = |action: &Action| match action {
-        Action::Fetch => {
-            may_be(principal.as_ref(), &["Workload"]) && may_be(resource.as_ref(), &["Identity"])
-        }
-        Action::Approve => {
-            may_be(principal.as_ref(), &["User"])
-                && may_be(resource.as_ref(), &["Target", "Template", "Agent"])
-        }
-        _ => false,
-    };
-    let unheard: Vec<String> =
-        actions_of(policy).iter().filter(|action| applies(action)).map(|one| format!("`{one}`")).collect();
-    (!unheard.is_empty()).then(|| {
-        format!(
-            "stands on a forbid of {}, which people are never asked to allow: name in its head only actions that \
-             they are (`read`, `write`, `delete`, `execute`, `admin`, `begin`, `delegate`), and forbid the rest by \
-             another policy",
-            unheard.join(" and ")
-        )
+    actions_of(policy).into_iter().filter(move |action| {
+        let (by, to): (_, &[&str]) = match action {
+            Action::Approve => ("User", &["Target", "Template", "Agent"]),
+            Action::Fetch => ("Workload", &["Identity"]),
+            Action::Begin => ("Workload", &["Template"]),
+            Action::Delegate => ("Workload", &["Agent"]),
+            _ => ("Workload", &["Target"]),
+        };
+        may_be(principal.as_ref(), &[by]) && may_be(resource.as_ref(), to)
     })
 }
 

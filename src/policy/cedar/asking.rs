@@ -175,16 +175,12 @@ fn request_context(question: &Question) -> Result<Vec<(&'static str, RestrictedE
     let around = &question.circumstances;
     let mut pairs = Vec::new();
     if let Some(http) = &around.http {
-        let fields = [
-            ("method", string(&http.method)),
-            ("host", string(&http.host)),
-            ("path", string(&http.path)),
-            ("bytes", number(http.bytes)),
-        ];
+        let fields =
+            [("method", string(&http.method)), ("host", string(&http.host)), ("path", string(&http.path))];
         pairs.push(("http", record(fields)?));
     }
     if let Some(mcp) = &around.mcp {
-        pairs.push(("mcp", record([("server", string(&mcp.server)), ("tool", string(&mcp.tool))])?));
+        pairs.push(("mcp", record([("tool", string(&mcp.tool))])?));
     }
     if let Some(sql) = &around.sql {
         pairs.push(("sql", record([("db", string(&sql.db)), ("role", string(&sql.role))])?));

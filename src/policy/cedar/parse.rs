@@ -80,8 +80,10 @@ fn parse_one(source: &str, offset: usize, lines: &Lines<'_>, problems: &mut Prob
         }
     };
     let notes = Notes::read(&policy, &lines.place(offset, ""), problems)?;
-    if let Some((group, why)) = notes.approval.as_ref().zip(unheard(&policy)) {
-        problems.push(notes.place.problem(format!("`@requires_approval(\"{group}\")` {why}")));
+    for (key, value) in policy.annotations() {
+        if let Some(why) = unheard(key, &policy) {
+            problems.push(notes.place.problem(format!("`@{key}(\"{}\")` {why}", Shown(value))));
+        }
     }
     let policy = policy.new_id(PolicyId::new(&notes.id));
     Some(Rule { policy, notes, text: source.into(), offset })

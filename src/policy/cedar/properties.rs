@@ -124,7 +124,7 @@ proptest! {
         question.circumstances.chain = vec!["spiffe://example.org/agent/plan".parse().unwrap()];
         question.circumstances.approval = approver.as_deref().map(|name| approval(name, 1, 60));
         question.circumstances.on_behalf_of = approver.map(|name| UserFacts { name, groups: BTreeSet::new() });
-        question.circumstances.http = Some(crate::policy::HttpFacts { bytes: calls, ..Default::default() });
+        question.circumstances.http = Some(crate::policy::HttpFacts::default());
         question.circumstances.mcp = Some(crate::policy::McpFacts::default());
         question.circumstances.sql = Some(crate::policy::SqlFacts::default());
         let facts = question.task.as_mut().unwrap();

@@ -559,6 +559,38 @@ fn an_approval_that_nobody_would_be_asked_for_fails_the_load() {
     }
 }
 
+/// `@max_ttl` on a begin is the end of a task; on an approval, or a binding of a task that begins, nobody would keep it.
+#[test]
+fn an_obligation_that_means_nothing_on_an_action_fails_the_load() {
+    let of = |notes: &str, head: &str| format!("@id(\"a\") {notes}\npermit({head});");
+    let action = |name: &str| format!("principal, action == Mayfly::Action::\"{name}\", resource");
+    for (notes, names, where_) in [
+        ("@max_ttl(\"60s\")", &["approve"][..], "where nothing has a lifetime"),
+        ("@binding(\"mtls\")", &["begin", "delegate", "approve"], "where nothing is issued"),
+        ("@log(\"body-hash\")", &["fetch", "begin", "delegate", "approve"], "where there is no request"),
+    ] {
+        for name in names {
+            let found = report(&of(notes, &action(name)));
+            let line = format!("a.cedar:1:1: `{notes}` stands on a permit of `{name}`, {where_}");
+            assert!(found.len() == 1 && found[0].starts_with(&line), "{found:?}");
+            assert!(found[0].contains("write another policy for the rest"), "{found:?}");
+        }
+        // A head that covers one of them, besides others.
+        assert!(report(&of(notes, "principal, action, resource"))[0].contains("`approve`"));
+        for name in ["read", "admin"] {
+            assert_eq!(set_of(&of(notes, &action(name))).policies(), 1);
+        }
+        let targets = "principal is Mayfly::Workload, action, resource is Mayfly::Target";
+        assert_eq!(set_of(&of(notes, targets)).policies(), 1);
+    }
+    let log =
+        "@id(\"a\") @log(\"body-hash\") forbid(principal, action == Mayfly::Action::\"begin\", resource);";
+    assert!(report(log)[0].contains("stands on a forbid of `begin`"));
+    for name in ["begin", "delegate", "fetch"] {
+        assert_eq!(set_of(&of("@max_ttl(\"60s\")", &action(name))).policies(), 1);
+    }
+}
+
 #[test]
 fn beginning_and_handing_on_can_be_for_people_to_allow() {
     let set = set_of(

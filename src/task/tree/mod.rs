@@ -82,7 +82,7 @@ pub struct NewTask {
     pub charter: Charter,
     /// Who holds it.
     pub seat: Seat,
-    /// How long; `None`: as long as it is by default.
+    /// How long; `None`: as long as it is by default, or as what it takes up was offered for.
     pub life: Option<Duration>,
     /// It waits for people first.
     pub pending: bool,

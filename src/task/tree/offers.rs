@@ -172,8 +172,9 @@ impl Tree {
         Ok((Charter { grants, limits, ..offer.charter.clone() }, deadline))
     }
 
-    /// Takes up an offer: the charter of `new` is what [`Tree::part_offered`] said, cut by policy. The offer is used
-    /// then, whatever becomes of the task, unless it is [given back](Tree::give_back). A repeated request takes up nothing: the answer is the task that is there.
+    /// Takes up an offer: the charter of `new` is what [`Tree::part_offered`] said, cut by policy, and `life` the most that
+    /// policy gives it. The offer is used then, whatever becomes of the task, unless it is [given back](Tree::give_back). A
+    /// repeated request takes up nothing: the answer is the task that is there.
     ///
     /// # Errors
     /// [`Refused`]; nothing has changed then.
@@ -182,6 +183,7 @@ impl Tree {
             return self.tasks.get(&known).ok_or(Refused::NoSuchTask);
         }
         let (charter, deadline) = self.part_offered(id, &new.charter.spiffe_id, now)?;
+        let deadline = new.life.map_or(deadline, |life| deadline.min(now + life));
         let grants = charter.grants.cap(&new.charter.grants);
         if grants.is_empty() {
             return Err(Refused::NotGranted);

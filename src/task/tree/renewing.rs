@@ -7,10 +7,10 @@ use crate::id::TaskId;
 use crate::task::{Caller, Ending, Grants, Limit, Refused};
 
 impl Tree {
-    /// Until when the task would live if it were renewed now.
+    /// Until when the task would live if it were renewed now: no shorter than it does anyway.
     ///
     /// # Errors
-    /// [`Refused`]: the caller cannot, or there is no more time to be had.
+    /// [`Refused`]: the caller cannot, or more was asked for and there is no more time to be had.
     pub fn renewed_until(
         &self,
         id: TaskId,
@@ -27,7 +27,11 @@ impl Tree {
             return Err(Refused::Limit(Limit::Life));
         }
         let above = task.parent.and_then(|parent| self.tasks.get(&parent)).map(|parent| parent.deadline);
-        let end = (now + life).min(task.latest);
+        let wanted = now + life;
+        if wanted <= task.deadline {
+            return Ok(task.deadline);
+        }
+        let end = wanted.min(task.latest);
         let end = above.map_or(end, |above| end.min(above));
         if end <= task.deadline { Err(Refused::Limit(Limit::Life)) } else { Ok(end) }
     }

@@ -15,7 +15,9 @@ use crate::issue::user::UserToken;
 use crate::policy::{Action, Decision, Engine, Object, Phase, Verdict};
 use crate::registration::Identity;
 use crate::task::journal::note_keeper;
-use crate::task::{Charter, Detail, Ending, Grants, Key, Limits, NewTask, Refused, Scope, Seat, User};
+use crate::task::{
+    Bounds, Charter, Detail, Ending, Grants, Key, Limits, NewTask, Refused, Scope, Seat, User,
+};
 use crate::workload::revoker::Initiator;
 use crate::workload::state::State;
 use crate::workload::{Admission, Refusal, Shared, Workloads};
@@ -84,9 +86,10 @@ impl Workloads {
         let mut who = self.facts(admission, &identity.entry.id).ok_or(Refusal::NotEntitled)?;
         who.posture.isolated = chosen.is_isolated;
         let set = shared.parts.policy.in_force();
-        let (default_life, most) = shared.bounds_life();
+        let bounds = shared.bounds();
+        let default_life = bounds.default_life;
         let wanted = Wanted { life: Some(begin.life.unwrap_or(default_life)), ..begin.wanted() };
-        let plan = Plan::of(set.catalogue(), &wanted, most)?;
+        let plan = Plan::of(set.catalogue(), &wanted, &bounds)?;
         let life = plan.life.unwrap_or(default_life);
         let (id, now) = (shared.new_task_id()?, shared.parts.clock.wall());
         let names = (begin.purpose.as_str(), begin.template.as_deref());
@@ -113,6 +116,7 @@ impl Workloads {
         }
         let keeper = begin.keeper.clone();
         let charter = begin.charter(identity, user, grants, plan, &decision);
+        let life = decision.obligations.shorten(life);
         let pending = needed.is_some();
         let newcomer = Newcomer { id, charter, life: Some(life), key, offer: None, keeper, pending, chosen };
         if let Some(needed) = needed {
@@ -190,11 +194,9 @@ pub(super) fn recorded(decision: &Decision, phase: Phase, action: Action, target
 }
 
 impl Shared {
-    /// By default, and at most.
-    pub(super) fn bounds_life(&self) -> (Duration, Duration) {
-        let state = self.lock();
-        let bounds = state.tasks.tree.bounds();
-        (bounds.default_life, bounds.life)
+    /// What nobody has more of.
+    pub(super) fn bounds(&self) -> Bounds {
+        self.lock().tasks.tree.bounds().clone()
     }
 
     /// What an earlier request with that key made.

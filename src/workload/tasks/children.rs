@@ -110,6 +110,9 @@ impl Workloads {
         if !decision.is_allowed() && needed.is_none() {
             return Err(shared.note_no_delegation(parent.caller(admission), &parent, &to, decision));
         }
+        if decision.obligations.max_ttl.is_some() {
+            new.life = Some(decision.obligations.shorten(ttl));
+        }
         new.waits = needed.is_some().then(|| shared.wait_of_offers());
         let key = new.key.clone();
         let (view, written) = shared.offer(admission, new, &decision)?;
@@ -183,7 +186,8 @@ impl Workloads {
         let newcomer = Newcomer {
             id,
             charter,
-            life: None,
+            // No more than policy gives now: it may be less than when it was offered.
+            life: decision.obligations.max_ttl,
             key,
             offer: Some(join.offer),
             keeper: join.keeper,
@@ -270,8 +274,7 @@ impl Shared {
             life: asked.life,
             limits: &asked.limits,
         };
-        let (_, most) = self.bounds_life();
-        let plan = Plan::of(set.catalogue(), &wanted, most)?;
+        let plan = Plan::of(set.catalogue(), &wanted, &self.bounds())?;
         let charter = Charter {
             spiffe_id: asked.to,
             // Found when it is taken up, like the decision.

@@ -18,7 +18,7 @@ use crate::policy::{
 };
 use crate::registration::Identity;
 use crate::task::approval::ApprovalError;
-use crate::task::{Grants, Operation, Refused, Wish, only};
+use crate::task::{Grants, Operation, Refused, Says, Wish};
 use crate::workload::{Admission, Refusal, Shared};
 
 /// Everything that was decided about one request.
@@ -80,7 +80,12 @@ impl Shared {
             details: &ask.details,
             operation: ask.operation.as_ref(),
             action: ask.action,
-            carries_details: matches!(ask.form, None | Some(Form::Access)),
+            says: match ask.form {
+                None => Says::Everything,
+                Some(Form::Access) if approved.is_some() => Says::Everything,
+                Some(Form::Access) => Says::Details,
+                Some(_) => Says::Nothing,
+            },
         };
         let grants = wish.part(&view.task.charter.grants)?;
         let questions: Vec<Question> = grants
@@ -88,7 +93,9 @@ impl Shared {
             .into_iter()
             .map(|action| {
                 let object = Object::Target(target.name.clone());
-                self.question(who.clone(), view, action, object, ask, facts)
+                let mut question = self.question(who.clone(), view, action, object, ask, facts);
+                question.circumstances.new_destination = is_new_destination(&set, view, ask);
+                question
             })
             .collect();
         let falls_short = |yes: &Approved| questions.iter().find_map(|asked| yes.falls_short(&set, asked));
@@ -103,14 +110,7 @@ impl Shared {
             None => TaskError::Workload(Refusal::NotEntitled),
         })?;
         let allowed: BTreeSet<Action> = granted.allowed.iter().map(|(action, _)| *action).collect();
-        let mut grants = grants.keep(|_, action| allowed.contains(&action));
-        if let (Some(_), Some(operation)) = (&approved, &ask.operation) {
-            // What people allowed was this operation: not what else the task may do there.
-            grants = only(&grants, operation);
-            if grants.is_empty() {
-                return Err(Refused::NotGranted.into());
-            }
-        }
+        let grants = grants.keep(|_, action| allowed.contains(&action));
         Ok(Decided { view: view.clone(), target, grants, granted, approved })
     }
 
@@ -142,8 +142,6 @@ impl Shared {
             operation.tell(&mut question.circumstances);
         }
         question.circumstances.approval = approval.cloned();
-        let audiences = &view.task.audiences;
-        question.circumstances.new_destination = !audiences.contains(&ask.target);
         question
     }
 
@@ -207,6 +205,12 @@ fn permit_request(identity: &Identity, ask: &Ask, target: &Target, ttl: Duration
         dns_names: Vec::new(),
         hint: identity.hint.clone(),
     }
+}
+
+/// Whether the task has had no credential for that target yet, by whichever name it is asked about.
+pub(super) fn is_new_destination(set: &PolicySet, view: &TaskView, ask: &Ask) -> bool {
+    let audience = find_target(set, ask).map_or(&ask.target, |target| &target.audience);
+    !view.task.audiences.contains(audience)
 }
 
 /// The target that was asked for. A credential is for an audience; a question can be about a target by its name.

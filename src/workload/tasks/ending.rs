@@ -145,7 +145,7 @@ impl Shared {
         let tolls = cascade.tolls(|id| state.tasks.tree.get(id)?.parent);
         let mut events = Vec::with_capacity(cascade.ended.len());
         for (ended, toll) in cascade.ended.iter().zip(tolls) {
-            state.tasks.rates.remove(&ended.task);
+            state.tasks.rates.forget(ended.task);
             state.tasks.suspended.forget(ended.task);
             self.void_approvals(state, ended.task);
             let Some(view) = state.tasks.view(ended.task, now, wall) else { continue };

@@ -3,13 +3,13 @@
 
 use std::sync::Arc;
 
-use super::deciding::find_target;
+use super::deciding::{find_target, is_new_destination};
 use super::{Ask, TaskError, TaskView};
 use crate::id::{SpiffeId, TaskId};
 use crate::policy::{
     Action, Engine, Explanation, Object, Phase, PolicySet, Principal, Question, Sketch, WorkloadFacts,
 };
-use crate::task::{Refused, Wish};
+use crate::task::{Refused, Says, Wish};
 use crate::workload::{Refusal, Shared, Workloads};
 
 /// What an operator wants to know.
@@ -75,7 +75,7 @@ impl Shared {
         let (object, phase) = object_of(set, action, ask)?;
         let mut question = self.question(who, &view, action, object, ask, None);
         question.phase = phase;
-        question.circumstances.new_destination &= action.is_on_target();
+        question.circumstances.new_destination = action.is_on_target() && is_new_destination(set, &view, ask);
         let covered = || action.is_on_target().then(|| not_granted(set, &view, ask)).flatten();
         let before = standing.err().or_else(covered);
         Ok(Explained { explanation: set.explain(&question, Engine::new_evaluation()), question, before })
@@ -94,7 +94,7 @@ impl Shared {
             action: Some(action),
             target: Some(ask.target.clone()),
             // What is begun or handed on is asked about for as long as it is to live.
-            ttl: ask.ttl.or_else(|| (!action.is_on_target()).then(|| self.bounds_life().0)),
+            ttl: ask.ttl.or_else(|| (!action.is_on_target()).then(|| self.bounds().default_life)),
             template: Some(ask.target.clone()).filter(|name| action == Action::Begin && !name.is_empty()),
             to: if action == Action::Delegate { Some(agent_of(ask)?) } else { None },
             ..Sketch::default()
@@ -146,7 +146,7 @@ fn not_granted(set: &PolicySet, view: &TaskView, ask: &Ask) -> Option<Refused> {
         details: &ask.details,
         operation: ask.operation.as_ref(),
         action: ask.action,
-        carries_details: true,
+        says: Says::Everything,
     };
     wish.part(&view.task.charter.grants).err()
 }

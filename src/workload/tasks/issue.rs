@@ -161,7 +161,7 @@ impl Shared {
             Ok(minted) => minted,
             Err(error) => {
                 self.crash(flight, ticket, None);
-                return Err(error.into());
+                return Err(error);
             }
         };
         let row = minted.row(&subject);

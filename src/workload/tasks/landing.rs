@@ -9,11 +9,11 @@ use super::{TaskError, TaskView};
 use crate::audit::Event;
 use crate::id::TaskId;
 use crate::issue::access::{self, Binding, TaskTerms};
-use crate::issue::{IssueError, jwt, wit, x509};
+use crate::issue::{IssueError, jwt, longest_within, wit, x509};
 use crate::lease::{Completion, Jitter, Ticket, WorkloadId};
 use crate::ledger::{Committed, Reason, Row};
 use crate::policy::Permit;
-use crate::task::{Flight, Grants, Landing, scope};
+use crate::task::{Flight, Grants, Landing, Limit, Refused, scope};
 use crate::workload::issue::{new_lease, remaining};
 use crate::workload::revoker::Initiator;
 use crate::workload::{Refusal, Shared, State};
@@ -47,9 +47,15 @@ impl Shared {
         grants: &Grants,
         binding: Option<Binding>,
         approved: Option<&Approved>,
-    ) -> Result<Shut, Refusal> {
+    ) -> Result<Shut, TaskError> {
         let authorities = self.parts.authorities.current();
+        mayfly_attestors::failpoint::hit("task.before_mint");
         let (lease, now) = (new_lease()?, self.parts.clock.wall());
+        // Time has gone by since it was decided. The wall clock was read first: what is counted from there with what is
+        // left a moment later ends no later than the task.
+        let left = view.task.deadline.saturating_duration_since(self.parts.clock.monotonic());
+        let most = longest_within(now, left, form.kind()).ok_or(Refused::Limit(Limit::Life))?;
+        let permit = permit.no_longer_than(most);
         let place = |not_after| self.list_token(not_after);
         let (task, scope) = (&view.task, scope(&grants.actions()));
         let charter = &task.charter;
@@ -100,7 +106,7 @@ impl Shared {
                 minted.map(|minted| Shut::Wit(minted.in_task(task.id)))
             }
         };
-        shut.map_err(Refusal::Authority)
+        shut.map_err(|why| Refusal::Authority(why).into())
     }
 
     pub(super) async fn write_down_noted(

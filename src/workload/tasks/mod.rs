@@ -63,7 +63,7 @@ use crate::id::{LeaseId, SpiffeId, TaskId};
 use crate::issue::user::WhyNot;
 use crate::policy::{self, Decision};
 use crate::task::approval::{ApprovalBounds, ApprovalError};
-use crate::task::{Bounds, Caller, Limit, Refused, Standing, Task, Tree};
+use crate::task::{Bounds, Caller, Rates, Refused, Standing, Task, Tree};
 
 /// Why a task gets something not, or is none. `api::tasks` has a reason for each.
 #[derive(Debug, thiserror::Error)]
@@ -105,8 +105,7 @@ pub enum TaskError {
 pub(super) struct Tasks {
     pub(super) tree: Tree,
     pub(super) approvals: Desk,
-    /// Credentials of each task in the minute that began then.
-    rates: HashMap<TaskId, (Instant, u32)>,
+    rates: Rates,
     /// SHA-256 of the certificates of tasks, for tokens that are bound to them.
     certificates: HashMap<LeaseId, [u8; 32]>,
     /// Who else may ask for credentials of a task.
@@ -126,7 +125,7 @@ impl Tasks {
         Self {
             tree: Tree::new(bounds),
             approvals: Desk::new(approvals),
-            rates: HashMap::new(),
+            rates: Rates::default(),
             certificates: HashMap::new(),
             keepers: HashMap::new(),
             watchers: Watchers::default(),
@@ -164,15 +163,7 @@ impl Tasks {
 
     /// Takes one credential of the minute.
     fn spend_rate(&mut self, task: TaskId, now: Instant) -> Result<(), Refused> {
-        let (since, used) = self.rates.entry(task).or_insert((now, 0));
-        if now.saturating_duration_since(*since) >= MINUTE {
-            (*since, *used) = (now, 0);
-        }
-        if *used >= self.tree.bounds().issues {
-            return Err(Refused::Limit(Limit::Rate));
-        }
-        *used += 1;
-        Ok(())
+        self.rates.spend(task, self.tree.bounds().issues, now)
     }
 
     fn view(&self, id: TaskId, now: Instant, wall: SystemTime) -> Option<TaskView> {

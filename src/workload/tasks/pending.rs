@@ -267,6 +267,10 @@ impl Shared {
                 Some(offer) => state.tasks.tree.allow_offer(offer, until, now),
                 None => state.tasks.tree.activate(subject.task, now),
             };
+        if let (true, None, Some(most)) = (goes_on, offer, decision.obligations.max_ttl) {
+            // Policy may give less than when people were asked; an offer is decided again when it is taken up.
+            state.tasks.tree.curtail(subject.task, view.task.begun + most);
+        }
         if !goes_on {
             // It was overtaken: the record says that it was used, and that is not so.
             let is_said = state.tasks.approvals.book.get(approval.id);

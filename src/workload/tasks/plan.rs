@@ -14,7 +14,7 @@ use crate::policy::{
 };
 use crate::task::grant::TARGET_ACCESS;
 use crate::task::place::Location;
-use crate::task::{Detail, Grants, Limit, Limits, RawDetail, Refused, User};
+use crate::task::{Bounds, Detail, Grants, Limit, Limits, RawDetail, Refused, User};
 
 /// What was asked for.
 pub(super) struct Wanted<'a> {
@@ -36,12 +36,14 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// `most`: no task lives longer.
-    pub(super) fn of(catalogue: &Catalogue, wanted: &Wanted<'_>, most: Duration) -> Result<Self, TaskError> {
-        if wanted.life.is_some_and(|life| life > most) {
+    /// `bounds`: no task has more, whoever asks for it.
+    pub(super) fn of(catalogue: &Catalogue, wanted: &Wanted<'_>, bounds: &Bounds) -> Result<Self, TaskError> {
+        if wanted.life.is_some_and(|life| life > bounds.life) {
             return Err(Refused::Limit(Limit::Life).into());
         }
         let life = wanted.life;
+        // What a task is told is what counts.
+        let limits = wanted.limits.within(&bounds.limits());
         // What the catalogue does not know is for policy to deny, with a name for the decision.
         let template = wanted.template.and_then(|name| catalogue.template(name));
         let Some(template) = template else {
@@ -49,7 +51,6 @@ impl Plan {
                 return Err(TaskError::Malformed("params".to_owned()));
             }
             let grants = Grants::of(wanted.details.to_vec());
-            let limits = wanted.limits.clone();
             return Ok(Self { grants, params: BTreeMap::new(), limits, life, credential_ttl: None });
         };
         let filled =
@@ -60,7 +61,7 @@ impl Plan {
         } else {
             own.part(wanted.details).map_err(Refused::Exceeds)?
         };
-        let limits = wanted.limits.within(&ceilings(template));
+        let limits = limits.within(&ceilings(template));
         let life = life.into_iter().chain(template.ceilings.ttl).min();
         let credential_ttl = template.ceilings.credential_ttl;
         Ok(Self { grants, params: filled.params, limits, life, credential_ttl })
@@ -71,11 +72,10 @@ fn ceilings(template: &Template) -> Limits {
     let ceilings = &template.ceilings;
     Limits {
         calls: ceilings.max_calls,
-        bytes: ceilings.max_bytes,
-        cost_microusd: ceilings.max_cost_microusd,
         children: ceilings.max_children,
         depth: ceilings.max_depth,
         idle: ceilings.idle,
+        ..Limits::default()
     }
 }
 

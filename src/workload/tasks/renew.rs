@@ -45,6 +45,7 @@ impl Workloads {
             return Err(TaskError::Denied(Box::new(decision)));
         }
         let cut = to_be.left_by(&set);
+        let life = decision.obligations.shorten(life);
         let (before, view, written) = shared.give_time(admission, id, life, &cut)?;
         let (agent, task, decision) = (view.caller(admission), view.facts(), Some(Box::new(recorded)));
         let event = Event::Task { step: TaskStep::Renew, agent, task, decision, end: None };
@@ -63,7 +64,7 @@ impl Workloads {
 impl Shared {
     /// What is asked for, or as long as a task lives by default; no longer than its template lets one live.
     fn life_of_renewal(&self, set: &PolicySet, view: &TaskView, life: Option<Duration>) -> Duration {
-        let (default_life, _) = self.bounds_life();
+        let default_life = self.bounds().default_life;
         let template = view.task.charter.template.as_deref();
         let most = template.and_then(|name| set.catalogue().template(name)?.ceilings.ttl);
         let life = life.unwrap_or(default_life);

@@ -212,7 +212,8 @@ impl State {
             }
         }
         let most = self.tasks.tree.bounds().issues;
-        let rates = lately.into_iter().map(|(task, used)| (task, (now, used.min(most))));
-        self.tasks.rates.extend(rates);
+        for (task, used) in lately {
+            self.tasks.rates.restore(task, used.min(most), now);
+        }
     }
 }

@@ -78,13 +78,16 @@ fn read_param(table: &mut Table<'_>) -> Option<(Found<String>, Param)> {
 
 fn read_ceilings(table: &mut Table<'_>) -> Ceilings {
     let second = Duration::from_secs(1);
+    for key in ["max_bytes", "max_cost_microusd"] {
+        if let Some(found) = table.integer(key) {
+            table.problem(&found.place, "cannot be kept: nobody counts that yet, so remove it");
+        }
+    }
     Ceilings {
         ttl: duration(table, "ttl", second..=MAX_TASK_TTL),
         credential_ttl: duration(table, "credential_ttl", second..=MAX_CREDENTIAL_TTL),
         idle: duration(table, "idle", second..=MAX_TASK_TTL),
         max_calls: count(table, "max_calls", i64::MAX),
-        max_bytes: count(table, "max_bytes", i64::MAX),
-        max_cost_microusd: count(table, "max_cost_microusd", i64::MAX),
         max_children: small(table, "max_children", 64),
         max_depth: small(table, "max_depth", 8),
     }
