@@ -239,6 +239,37 @@ mod tests {
         }
     }
 
+    /// What is lost on the way to the disk and back would be no limit any more, or room that was used up.
+    #[test]
+    fn every_limit_and_everything_used_up_comes_back() {
+        let epoch = epoch();
+        let (tree, id) = tree(Grants::default(), true, &epoch);
+        let mut task = tree.get(id).unwrap().clone();
+        let second = Duration::from_secs(1);
+        task.charter.limits = Limits {
+            calls: Some(11),
+            bytes: Some(12),
+            cost_microusd: Some(13),
+            children: Some(14),
+            depth: Some(15),
+            idle: Some(16 * second),
+        };
+        task.charter.require_isolated = true;
+        task.charter.credential_ttl = Some(17 * second);
+        task.charter.params = [("space".to_owned(), "DOCS".to_owned())].into();
+        task.charter.purpose = "why".to_owned();
+        task.charter.evaluation = "evl".to_owned();
+        task.charter.policy_version = "v".to_owned();
+        (task.children_ever, task.denials) = (18, 19);
+        task.used = Usage { calls: 1, bytes: 2, cost_microusd: 3 };
+        let kept = read(&[note_task(&task, &epoch), note_usage(&task, &epoch)], &epoch);
+        let back = &kept.tasks[0];
+        assert_eq!(back.charter, task.charter);
+        assert_eq!(back.used, task.used);
+        assert_eq!((back.children_ever, back.denials, back.seat.uid), (18, 19, 1000));
+        assert!(kept.stray.is_empty());
+    }
+
     #[test]
     fn what_cannot_be_read_is_to_be_taken_back() {
         let epoch = epoch();
