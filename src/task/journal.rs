@@ -295,6 +295,47 @@ mod tests {
         assert!(gone.contains(&good.key));
     }
 
+    /// What is taken back is taken back whole, and never noted again: an ended task would come back with the next run.
+    #[test]
+    fn nothing_is_noted_of_what_has_ended_and_nothing_of_it_is_left() {
+        let epoch = epoch();
+        let (mut tree, id) = tree(Grants::default(), false, &epoch);
+        let wall = tree.get(id).unwrap().begun_at;
+        let cascade = tree.end(id, Ending::Completed, epoch.now, wall);
+        for notes in [
+            tree.notes_of_task(id, &epoch),
+            tree.notes_of_usage(id, &epoch),
+            tree.notes_of_subtree(id, &epoch),
+        ] {
+            assert_eq!(notes.len(), 0);
+        }
+        let gone: BTreeSet<Vec<u8>> = cascade.notes().into_iter().map(|note| note.key).collect();
+        assert_eq!(gone, [TASK, USAGE, KEEPER].map(|kind| key(kind, id.as_bytes())).into());
+        assert!(cascade.notes().iter().all(|note| note.value.is_none()));
+    }
+
+    /// Whoever is above comes first, whatever it is called: what is below is held against it.
+    #[test]
+    fn parents_are_read_before_their_children_and_a_keeper_needs_a_task() {
+        let epoch = epoch();
+        let (tree, id) = tree(Grants::default(), false, &epoch);
+        let parent = tree.get(id).unwrap().clone();
+        let child =
+            Task { id: TaskId::from_bytes([0; 16]), parent: Some(id), depth: 1, key: None, ..parent.clone() };
+        let keeper = |task: TaskId| KeptBy { task, process: process(9), audiences: ["a".to_owned()].into() };
+        let nobodys = note_keeper(&keeper(TaskId::from_bytes([3; 16])));
+        let notes = [
+            note_task(&child, &epoch),
+            nobodys.clone(),
+            note_task(&parent, &epoch),
+            note_keeper(&keeper(id)),
+        ];
+        let kept = read(&notes, &epoch);
+        assert_eq!(kept.tasks.iter().map(|task| task.id).collect::<Vec<_>>(), [parent.id, child.id]);
+        assert_eq!(kept.keepers, [keeper(id)]);
+        assert_eq!(kept.stray, [nobodys.key]);
+    }
+
     /// What people said is asked again: an offer that rests on it would be good for nobody, and keep its key from a new one.
     #[test]
     fn what_people_allowed_and_nobody_took_up_is_taken_back() {
