@@ -25,6 +25,10 @@ mod tree;
 mod wish;
 
 #[cfg(test)]
+mod attenuation_tests;
+#[cfg(test)]
+mod part_tests;
+#[cfg(test)]
 mod pending_tests;
 #[cfg(test)]
 mod simulation;
