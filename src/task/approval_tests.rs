@@ -145,6 +145,7 @@ fn one_no_is_enough_and_nothing_is_good_for_long() {
     world.answer(1, "bob", true, 1).unwrap();
     assert_eq!(world.answer(1, "carol", false, 2), Ok(ApprovalState::Denied));
     assert_eq!(world.answer(1, "dave", true, 3), Err(ApprovalError::State(ApprovalState::Denied)));
+    assert_eq!(world.spend(1, &subject(1), 3), Err(ApprovalError::State(ApprovalState::Denied)));
     world.ask(2, subject(1), 1, 10).unwrap();
     assert_eq!(world.answer(2, "bob", true, 610), Err(ApprovalError::State(ApprovalState::Expired)));
     world.ask(3, subject(1), 1, 1_000).unwrap();

@@ -187,7 +187,9 @@ mod tests {
     use crate::lease::WorkloadId;
     use crate::task::simulation::{charter, new_task};
     use crate::task::tests::any_grants;
-    use crate::task::{Bounds, Charter, Cost, Ending, Grants, Key, Limits, Scope, Seat, Tree, User};
+    use crate::task::{
+        Bounds, Charter, Cost, Ending, Grants, Key, Limits, Scope, Seat, Standing, Tree, User,
+    };
 
     fn epoch() -> Epoch {
         Epoch { now: SystemClock.monotonic(), since_boot: Duration::from_secs(100_000) }
@@ -262,7 +264,9 @@ mod tests {
         task.charter.policy_version = "v".to_owned();
         (task.children_ever, task.denials) = (18, 19);
         task.used = Usage { calls: 1, bytes: 2, cost_microusd: 3 };
+        task.standing = Standing::Pending;
         let kept = read(&[note_task(&task, &epoch), note_usage(&task, &epoch)], &epoch);
+        assert_eq!(kept.tasks[0].standing, Standing::Pending, "who waits is not taken for one who may act");
         let back = &kept.tasks[0];
         assert_eq!(back.charter, task.charter);
         assert_eq!(back.used, task.used);
@@ -358,7 +362,8 @@ mod tests {
         };
         let taken = Offer { taken_by: Some(parent), ..offer.clone() };
         let free = Offer { by_people: false, ..offer.clone() };
-        for (offer, stays) in [(&offer, false), (&taken, true), (&free, true)] {
+        let waits = Offer { pending: true, ..free.clone() };
+        for (offer, stays) in [(&offer, false), (&taken, true), (&free, true), (&waits, false)] {
             let kept = read(&[note_offer(offer, &epoch)], &epoch);
             assert_eq!((kept.offers.len(), kept.stray.len()), (usize::from(stays), usize::from(!stays)));
             assert!(kept.offers.iter().all(|kept| kept == offer), "{offer:?}");

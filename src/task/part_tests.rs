@@ -138,6 +138,18 @@ fn a_part_of_what_is_isolated_is_isolated() {
     assert_eq!(tree.join(offer_id(1), alone, now).map(drop), Err(Refused::NotIsolated));
 }
 
+/// A cgroup is somebody's as long as a task is there, and no longer.
+#[test]
+fn a_cgroup_is_free_again_when_its_task_has_ended() {
+    let root = Charter { grants: grants(&["read"]), require_isolated: true, ..charter(1) };
+    let scope = Scope::Cgroup { id: 7, path: "/t/7".to_owned() };
+    let (mut tree, now) = (Tree::new(Bounds::default()), SystemClock.monotonic());
+    tree.begin(new_task(task(1), root, Seat { scope, ..seat(1) }, None, UNIX_EPOCH), now).unwrap();
+    assert!(!tree.is_free(7) && tree.is_reserved(7) && tree.has_cgroups() && tree.is_isolated(task(1)));
+    drop(tree.end(task(1), super::Ending::Completed, now, UNIX_EPOCH));
+    assert!(tree.is_free(7) && !tree.is_reserved(7) && !tree.has_cgroups());
+}
+
 #[test]
 fn only_its_holder_hands_a_task_on_and_no_more_than_fits() {
     let bounds = Bounds { details: 1, purpose: 3, children_ever: 2, ..Bounds::default() };

@@ -42,7 +42,7 @@ fn h12_what_a_token_is_bound_to_is_understood_or_refused() {
 fn h12_a_token_that_is_bound_to_a_certificate_is_for_its_connection_alone() {
     let mut client = Client::new("ES256");
     let sha256 = URL_SAFE_NO_PAD.encode(digest(&SHA256, DER));
-    client.claims = object(&json!({ "cnf": { "x5t#S256": sha256 } }));
+    client.claims = object(&json!({ "cnf": { "x5t#S256": sha256.clone() } }));
     let request = Request { method: "GET", url: URL, now: now() };
     let proof = client.proof();
     let proofs = [&*proof];
@@ -53,6 +53,8 @@ fn h12_a_token_that_is_bound_to_a_certificate_is_for_its_connection_alone() {
         shown.certificate = Some(other);
         assert_eq!(client.shows(&shown, &request), Err(R::OtherCertificate));
     }
+    let of_a_key = Binding::Key(sha256);
+    assert_eq!(of_a_key.check_certificate(DER), Err(R::OtherCertificate), "the hash of one is no key");
     shown.certificate = None;
     assert_eq!(client.shows(&shown, &request), Err(R::NoCertificate));
     shown = Shown { scheme: Scheme::Dpop, proofs: &proofs, certificate: Some(DER), ..shown };
