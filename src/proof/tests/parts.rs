@@ -42,7 +42,7 @@ fn h12_what_a_token_is_bound_to_is_understood_or_refused() {
 fn h12_a_token_that_is_bound_to_a_certificate_is_for_its_connection_alone() {
     let mut client = Client::new("ES256");
     let sha256 = URL_SAFE_NO_PAD.encode(digest(&SHA256, DER));
-    client.claims = object(&json!({ "cnf": { "x5t#S256": sha256.clone() } }));
+    client.claims = object(&json!({ "cnf": { "x5t#S256": sha256 } }));
     let request = Request { method: "GET", url: URL, now: now() };
     let proof = client.proof();
     let proofs = [&*proof];
