@@ -602,6 +602,65 @@ mod tests {
         }
     }
 
+    /// Each is written into every token of ours: one without it was not made by [`mint`], whoever signed it.
+    #[test]
+    fn a_token_that_lacks_a_claim_or_asks_for_more_is_none_of_ours() {
+        let (access, bundle, set) = minted(&terms(&[id("planner")]), 300);
+        let whole = claims(&opened(access));
+        let says = |claims: &Value| {
+            let token = set.active_jwt().sign_as(TYPE, claims).unwrap();
+            inspect(&token, &bundle, &|_| true, now()).err()
+        };
+        assert_eq!(says(&whole), None);
+        let lacks = |name: &str| {
+            let mut claims = whole.clone();
+            claims.as_object_mut().unwrap().remove(name).unwrap();
+            claims
+        };
+        for name in [
+            "iss",
+            "aud",
+            "sub",
+            "client_id",
+            "txn",
+            TASK_CLAIM,
+            "authorization_details",
+            "jti",
+            "nbf",
+            "exp",
+        ] {
+            assert_eq!(says(&lacks(name)), Some(AccessRefusal::Claims), "{name}");
+        }
+        for (name, value) in [
+            ("aud", json!([AUD, "https://other.example.org"])),
+            (TASK_CLAIM, json!("tsk")),
+            ("authorization_details", json!({})),
+            ("jti", json!("crd")),
+            ("exp", json!("never")),
+        ] {
+            let mut claims = whole.clone();
+            claims[name] = value;
+            assert_eq!(says(&claims), Some(AccessRefusal::Claims), "{name}");
+        }
+        let mut long = whole.clone();
+        long["scope"] = json!("x".repeat(crate::issue::jwt::MAX_TOKEN_BYTES));
+        assert_eq!(says(&long), Some(AccessRefusal::Shape));
+        let forge = crate::authority::testing::Forge::new("ES256");
+        let mut jwk = forge.jwk("k");
+        jwk["use"] = json!(JwsUse::JwtSvid.jwk_use());
+        let own = JwtBundle::of_keys(JwsUse::JwtSvid, &[jwk]);
+        for (header, refused) in [
+            (r#"{"alg":"ES256","kid":"k","typ":"at+jwt"}"#, None),
+            (r#"{"alg":"ES256","kid":"k","typ":"at+jwt","crit":["b64"]}"#, Some(AccessRefusal::Type)),
+            (r#"{"alg":"ES256","kid":"k","typ":"at+jwt","jku":"https://i"}"#, Some(AccessRefusal::Type)),
+            (r#"{"alg":"none","kid":"k","typ":"at+jwt"}"#, Some(AccessRefusal::Type)),
+            (r#"{"alg":"ES256","kid":"j","typ":"at+jwt"}"#, Some(AccessRefusal::UnknownKey)),
+        ] {
+            let token = forge.sign(header, &whole.to_string());
+            assert_eq!(inspect(&token, &own, &|_| true, now()).err(), refused, "{header}");
+        }
+    }
+
     #[test]
     fn what_does_not_fit_is_not_minted() {
         let set = authorities("example.org", KeyType::EcP256);
@@ -617,6 +676,18 @@ mod tests {
             ask(Kind::Jwt, other, &[AUD], &terms(&chain)),
             Some(IssueError::Authority(AuthorityError::ForeignIdentity))
         ));
+        for stranger in ["spiffe://other.org/agent/planner", "spiffe://example.org"] {
+            let chain = [SpiffeId::parse(stranger.as_bytes()).unwrap()];
+            let refused = ask(Kind::Jwt, stranger, &[AUD], &terms(&chain));
+            assert!(
+                matches!(refused, Some(IssueError::Authority(AuthorityError::ForeignIdentity))),
+                "{stranger}: {refused:?}"
+            );
+        }
+        let wit = set.active_wit().unwrap();
+        let of_wits =
+            mint(permit(Kind::Jwt, &who, 300, &[AUD]), wit, new_lease().unwrap(), &terms(&chain), now());
+        assert!(matches!(of_wits.err(), Some(IssueError::WrongKind)), "a key of another use");
         let short = Terms { longest: 100, ..terms(&chain) };
         assert!(matches!(ask(Kind::Jwt, &who, &[AUD], &short), Some(IssueError::TooLong)));
         let (one, ..) = minted(&terms(&chain), 300);

@@ -101,7 +101,10 @@ fn an_approval_is_good_once_and_only_for_exactly_what_it_is_for() {
     assert_eq!(world.spend(1, &subject(1), 1), Err(ApprovalError::State(ApprovalState::Pending)));
     world.answer(1, "bob", true, 1).unwrap();
     let tampered = [
+        Subject { agent: "spiffe://example.org/b".to_owned(), ..subject(1) },
         Subject { action: Action::Delete, ..subject(1) },
+        Subject { action: Action::Begin, ..subject(1) },
+        Subject { action: Action::Delegate, ..subject(1) },
         Subject { target: "wiki2".to_owned(), ..subject(1) },
         Subject { operation: Some([8; 32]), ..subject(1) },
         Subject { operation: None, ..subject(1) },
@@ -142,6 +145,7 @@ fn one_no_is_enough_and_nothing_is_good_for_long() {
     world.answer(1, "bob", true, 1).unwrap();
     assert_eq!(world.answer(1, "carol", false, 2), Ok(ApprovalState::Denied));
     assert_eq!(world.answer(1, "dave", true, 3), Err(ApprovalError::State(ApprovalState::Denied)));
+    assert_eq!(world.spend(1, &subject(1), 3), Err(ApprovalError::State(ApprovalState::Denied)));
     world.ask(2, subject(1), 1, 10).unwrap();
     assert_eq!(world.answer(2, "bob", true, 610), Err(ApprovalError::State(ApprovalState::Expired)));
     world.ask(3, subject(1), 1, 1_000).unwrap();
@@ -169,6 +173,43 @@ fn people_are_not_asked_again_and_again() {
     world.ask(8, other(8), 1, 3).unwrap();
     assert_eq!(world.ask(9, other(9), 1, 3), Err(Refused::Limit(Limit::Approvals)), "five in ten minutes");
     assert!(world.ask(9, other(9), 1, 700).is_ok());
+}
+
+/// Who says yes is half of what was asked for: another jury is another question.
+#[test]
+fn a_request_to_other_people_is_another_request() {
+    let mut world = World::new();
+    let now = world.at(0);
+    let mut ask = |n: u64, jury: Jury| {
+        let asked = world.book.request(name(n), subject(1), jury, String::new(), now, UNIX_EPOCH);
+        asked.map(|(approval, new)| (approval.id, new))
+    };
+    assert_eq!(ask(1, jury(1)), Ok((name(1), true)));
+    assert_eq!(ask(2, jury(2)), Ok((name(2), true)), "more of them");
+    assert_eq!(ask(3, Jury { not: None, ..jury(1) }), Ok((name(3), true)));
+    assert_eq!(ask(4, jury(1)), Ok((name(1), false)));
+}
+
+/// What would be refused is refused before anything is made for it.
+#[test]
+fn whether_there_is_room_is_known_before_anything_is_asked() {
+    let mut world = World::new();
+    let a = "spiffe://example.org/a";
+    for n in 1..=30 {
+        assert_eq!(world.book.has_room_for(a, world.at(0)), Ok(()), "{n}");
+        world.ask(u64::from(n), subject(n), 1, 0).unwrap();
+        world.book.end_task(task(n));
+    }
+    assert!(world.book.has_room_for(a, world.at(0)).is_err(), "thirty in ten minutes");
+    assert_eq!(world.book.has_room_for("spiffe://example.org/b", world.at(0)), Ok(()));
+    assert_eq!(world.book.has_room_for(a, world.at(601)), Ok(()));
+    // In a full book a closed one makes room, an open one does not.
+    world.book = Approvals::new(ApprovalBounds { most: 2, ..ApprovalBounds::default() });
+    world.ask(1, subject(1), 1, 0).unwrap();
+    world.ask(2, subject(2), 1, 0).unwrap();
+    assert!(world.book.has_room_for(a, world.at(1)).is_err(), "all are open");
+    world.book.end_task(task(1));
+    assert_eq!(world.book.has_room_for(a, world.at(1)), Ok(()));
 }
 
 /// Whoever begins and ends tasks as fast as he can tires people no less, and fills the book.

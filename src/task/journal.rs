@@ -195,7 +195,9 @@ mod tests {
     use crate::lease::WorkloadId;
     use crate::task::testing::{charter, new_task};
     use crate::task::tests::any_grants;
-    use crate::task::{Bounds, Charter, Cost, Ending, Grants, Key, Limits, Scope, Seat, Tree, User};
+    use crate::task::{
+        Bounds, Charter, Cost, Ending, Grants, Key, Limits, Scope, Seat, Standing, Tree, User,
+    };
 
     fn epoch() -> Epoch {
         Epoch { now: SystemClock.monotonic(), since_boot: Duration::from_secs(100_000) }
@@ -247,6 +249,39 @@ mod tests {
         }
     }
 
+    /// What is lost on the way to the disk and back would be no limit any more, or room that was used up.
+    #[test]
+    fn every_limit_and_everything_used_up_comes_back() {
+        let epoch = epoch();
+        let (tree, id) = tree(Grants::default(), true, &epoch);
+        let mut task = tree.get(id).unwrap().clone();
+        let second = Duration::from_secs(1);
+        task.charter.limits = Limits {
+            calls: Some(11),
+            bytes: Some(12),
+            cost_microusd: Some(13),
+            children: Some(14),
+            depth: Some(15),
+            idle: Some(16 * second),
+        };
+        task.charter.require_isolated = true;
+        task.charter.credential_ttl = Some(17 * second);
+        task.charter.params = [("space".to_owned(), "DOCS".to_owned())].into();
+        task.charter.purpose = "why".to_owned();
+        task.charter.evaluation = "evl".to_owned();
+        task.charter.policy_version = "v".to_owned();
+        (task.children_ever, task.denials) = (18, 19);
+        task.used = Usage { calls: 1, bytes: 2, cost_microusd: 3 };
+        task.standing = Standing::Pending;
+        let kept = read(&[note_task(&task, &epoch), note_usage(&task, &epoch)], &epoch);
+        assert_eq!(kept.tasks[0].standing, Standing::Pending, "who waits is not taken for one who may act");
+        let back = &kept.tasks[0];
+        assert_eq!(back.charter, task.charter);
+        assert_eq!(back.used, task.used);
+        assert_eq!((back.children_ever, back.denials, back.seat.uid), (18, 19, 1000));
+        assert!(kept.stray.is_empty());
+    }
+
     #[test]
     fn what_cannot_be_read_is_to_be_taken_back() {
         let epoch = epoch();
@@ -277,6 +312,47 @@ mod tests {
         assert!(gone.contains(&good.key));
     }
 
+    /// What is taken back is taken back whole, and never noted again: an ended task would come back with the next run.
+    #[test]
+    fn nothing_is_noted_of_what_has_ended_and_nothing_of_it_is_left() {
+        let epoch = epoch();
+        let (mut tree, id) = tree(Grants::default(), false, &epoch);
+        let wall = tree.get(id).unwrap().begun_at;
+        let cascade = tree.end(id, Ending::Completed, epoch.now, wall);
+        for notes in [
+            tree.notes_of_task(id, &epoch),
+            tree.notes_of_usage(id, &epoch),
+            tree.notes_of_subtree(id, &epoch),
+        ] {
+            assert_eq!(notes.len(), 0);
+        }
+        let gone: BTreeSet<Vec<u8>> = cascade.notes().into_iter().map(|note| note.key).collect();
+        assert_eq!(gone, [TASK, USAGE, KEEPER].map(|kind| key(kind, id.as_bytes())).into());
+        assert!(cascade.notes().iter().all(|note| note.value.is_none()));
+    }
+
+    /// Whoever is above comes first, whatever it is called: what is below is held against it.
+    #[test]
+    fn parents_are_read_before_their_children_and_a_keeper_needs_a_task() {
+        let epoch = epoch();
+        let (tree, id) = tree(Grants::default(), false, &epoch);
+        let parent = tree.get(id).unwrap().clone();
+        let child =
+            Task { id: TaskId::from_bytes([0; 16]), parent: Some(id), depth: 1, key: None, ..parent.clone() };
+        let keeper = |task: TaskId| KeptBy { task, process: process(9), audiences: ["a".to_owned()].into() };
+        let nobodys = note_keeper(&keeper(TaskId::from_bytes([3; 16])));
+        let notes = [
+            note_task(&child, &epoch),
+            nobodys.clone(),
+            note_task(&parent, &epoch),
+            note_keeper(&keeper(id)),
+        ];
+        let kept = read(&notes, &epoch);
+        assert_eq!(kept.tasks.iter().map(|task| task.id).collect::<Vec<_>>(), [parent.id, child.id]);
+        assert_eq!(kept.keepers, [keeper(id)]);
+        assert_eq!(kept.stray, [nobodys.key]);
+    }
+
     /// What people said is asked again: an offer that rests on it would be good for nobody, and keep its key from a new one.
     #[test]
     fn what_people_allowed_and_nobody_took_up_is_taken_back() {
@@ -299,7 +375,8 @@ mod tests {
         };
         let taken = Offer { taken_by: Some(parent), ..offer.clone() };
         let free = Offer { by_people: false, ..offer.clone() };
-        for (offer, stays) in [(&offer, false), (&taken, true), (&free, true)] {
+        let waits = Offer { pending: true, ..free.clone() };
+        for (offer, stays) in [(&offer, false), (&taken, true), (&free, true), (&waits, false)] {
             let kept = read(&[note_offer(offer, &epoch)], &epoch);
             assert_eq!((kept.offers.len(), kept.stray.len()), (usize::from(stays), usize::from(!stays)));
             assert!(kept.offers.iter().all(|kept| kept == offer), "{offer:?}");

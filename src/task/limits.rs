@@ -242,6 +242,22 @@ mod tests {
     }
 
     #[test]
+    fn every_limit_is_the_lesser_of_both() {
+        let of = |n: u32| Limits {
+            calls: Some(n.into()),
+            bytes: Some(n.into()),
+            cost_microusd: Some(n.into()),
+            children: Some(n),
+            depth: Some(n),
+            idle: Some(Duration::from_secs(n.into())),
+        };
+        assert_eq!(of(2).within(&of(1)), of(1));
+        assert_eq!(of(1).within(&of(2)), of(1));
+        assert_eq!(Limits::default().within(&of(1)), of(1));
+        assert_eq!(of(1).within(&Limits::default()), of(1));
+    }
+
+    #[test]
     fn the_last_unit_fits_and_one_more_does_not() {
         let limits = Limits { calls: Some(2), bytes: Some(10), cost_microusd: Some(1), ..Limits::default() };
         let used = Usage { calls: 1, bytes: 9, cost_microusd: 0 };

@@ -27,6 +27,10 @@ mod weight;
 mod wish;
 
 #[cfg(test)]
+mod attenuation_tests;
+#[cfg(test)]
+mod part_tests;
+#[cfg(test)]
 mod pending_tests;
 #[cfg(test)]
 mod simulation;

@@ -1,6 +1,8 @@
 //! Tasks and offers that wait for people, as far as one user can play, and what else hangs on answers. Answering takes
 //! users of their own: `tests/privileged/approvals_of_tasks.rs`.
 
+mod unrecorded;
+
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
@@ -128,6 +130,11 @@ fn people_are_not_asked_about_tasks_without_end() {
     let (_, listed, _) = agent.mayfly(&["task", "list", "--output", "json"]);
     let listed: Value = serde_json::from_str(&listed).unwrap();
     assert_eq!(listed["tasks"].as_array().unwrap().len(), 12, "nothing is left of what was refused");
+    let events: Vec<Value> = agent.audit().into_iter().map(|line| line["event"].clone()).collect();
+    assert!(
+        !events.iter().any(|event| event == "task.ended"),
+        "it was not even there for a moment: {events:?}"
+    );
     // What needs nobody goes on.
     let parent = begin_by(&mut holder, "plain", "").unwrap();
     assert_eq!(parent.state(), proto::TaskState::Active);

@@ -1,6 +1,8 @@
 //! People allow a task to begin, or a part of one to be handed on; and what their answers count for, whoever they are by
 //! the time that it does.
 
+mod used;
+
 use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
 

@@ -219,6 +219,8 @@ fn h12_a_proof_lasts_a_minute_and_comes_from_no_future() {
     // However long somebody wants it.
     client.rules.past = Duration::from_secs(86_400);
     assert_eq!(client.with("iat", json!(NOW - 301)), Err(R::Stale));
+    client.rules.ahead = Duration::from_secs(86_400);
+    assert_eq!(client.with("iat", json!(NOW + 301)), Err(R::Future));
 }
 
 #[test]

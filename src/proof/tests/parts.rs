@@ -53,6 +53,8 @@ fn h12_a_token_that_is_bound_to_a_certificate_is_for_its_connection_alone() {
         shown.certificate = Some(other);
         assert_eq!(client.shows(&shown, &request), Err(R::OtherCertificate));
     }
+    let of_a_key = Binding::Key(sha256);
+    assert_eq!(of_a_key.check_certificate(DER), Err(R::OtherCertificate), "the hash of one is no key");
     shown.certificate = None;
     assert_eq!(client.shows(&shown, &request), Err(R::NoCertificate));
     shown = Shown { scheme: Scheme::Dpop, proofs: &proofs, certificate: Some(DER), ..shown };

@@ -119,7 +119,7 @@ mod tests {
     use crate::id::DelegationId;
     use crate::task::testing::{charter, new_task, seat};
     use crate::task::tests::any_detail;
-    use crate::task::{Bounds, Caller, Charter, Grants, NewOffer};
+    use crate::task::{Bounds, Caller, Charter, Detail, Grants, NewOffer, RawDetail, User};
 
     fn name(n: u8) -> TaskId {
         TaskId::from_bytes([n; 16])
@@ -195,5 +195,59 @@ mod tests {
         let (tree, cascades) = again(&two(now), Bounds { depth: 0, ..Bounds::default() }, now);
         assert!(cascades.is_empty(), "{cascades:?}");
         assert_eq!(tree.standing(name(2)), Ok(()));
+    }
+
+    /// One thing amiss with what was noted and nothing else, so that each is looked at for itself.
+    #[test]
+    fn each_thing_that_is_amiss_ends_what_it_is_amiss_with() {
+        type Spoil = fn(&mut [Task]);
+        const SECOND: Duration = Duration::from_secs(1);
+        let of_the_root: [(&str, Spoil); 6] = [
+            ("waits", |all| all[0].standing = Standing::Pending),
+            ("begun later", |all| all[0].begun += 300 * SECOND),
+            ("ends after the latest", |all| all[0].latest = all[0].deadline - SECOND),
+            ("may do nothing", |all| all[0].charter.grants = Grants::default()),
+            ("is deep", |all| all[0].depth = 1),
+            ("is another's", |all| all[0].root = name(3)),
+        ];
+        let of_the_part: [(&str, Spoil); 11] = [
+            ("waits", |all| all[1].standing = Standing::Pending),
+            ("begun before it could last so long", |all| all[1].begun -= 200 * SECOND),
+            ("ends later", |all| all[1].deadline += SECOND),
+            ("may end later", |all| all[1].latest += SECOND),
+            ("is deeper", |all| all[1].depth = 2),
+            ("is of another tree", |all| all[1].root = name(2)),
+            ("may do nothing", |all| all[1].charter.grants = Grants::default()),
+            ("may do more", |all| {
+                let all_of_it =
+                    |detail: &Detail| RawDetail { locations: vec!["x".to_owned()], ..detail.raw() };
+                let more = all[1].charter.grants.details().iter().map(all_of_it);
+                all[1].charter.grants = Grants::of(more.map(|raw| Detail::read(&raw).unwrap()).collect());
+            }),
+            ("has no limit of its own", |all| all[0].charter.limits.calls = Some(1)),
+            ("is not isolated", |all| all[0].charter.require_isolated = true),
+            ("has a user", |all| {
+                all[1].charter.user = Some(User { iss: "i".to_owned(), sub: "s".to_owned() });
+            }),
+        ];
+        let now = SystemClock.monotonic();
+        let ended = |spoil: Spoil| {
+            let mut tasks: Vec<Task> = two(now).all().into_iter().cloned().collect();
+            tasks.iter_mut().for_each(|task| task.children.clear());
+            spoil(&mut tasks);
+            let past = Past { tasks, ..Past::default() };
+            let later = now + 200 * SECOND;
+            let mut tree = Tree::new(Bounds::default());
+            let cascades = tree.restore(past, |_| Some(WorkloadId(1)), later, UNIX_EPOCH);
+            cascades.iter().flat_map(|one| &one.ended).map(|one| (one.task, one.ending)).collect::<Vec<_>>()
+        };
+        assert_eq!(ended(|_| {}), []);
+        for (amiss, spoil) in of_the_root {
+            let both = [(name(1), Ending::Restart), (name(2), Ending::ParentEnded)];
+            assert_eq!(ended(spoil), both, "the root {amiss}");
+        }
+        for (amiss, spoil) in of_the_part {
+            assert_eq!(ended(spoil), [(name(2), Ending::Restart)], "the part {amiss}");
+        }
     }
 }

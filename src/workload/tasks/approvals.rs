@@ -266,6 +266,7 @@ impl Shared {
         let (now, wall) = (self.parts.clock.monotonic(), self.parts.clock.wall());
         asker.binding_token = self.sign_question(id, &subject, &evaluation, wall)?;
         let agent = asker.agent.clone();
+        mayfly_attestors::failpoint::hit("task.before_ask");
         let mut state = self.lock();
         self.settle_approvals(&mut state, now);
         // It may have ended since policy was asked; and whoever ends it looks here afterwards.

@@ -158,29 +158,54 @@ mod tests {
 
     #[test]
     fn whatever_differs_in_anything_that_people_allow_has_another_digest() {
-        let same = charter();
-        let user = User { iss: "https://idp".to_owned(), sub: "u".to_owned() };
+        let user = |iss: &str, sub: &str| Some(User { iss: iss.to_owned(), sub: sub.to_owned() });
+        let same = Charter { user: user("https://idp", "u"), ..charter() };
         let others = [
             Charter { spiffe_id: SpiffeId::parse(b"spiffe://example.org/b").unwrap(), ..same.clone() },
             Charter { purpose: "q".to_owned(), ..same.clone() },
             Charter { template: None, ..same.clone() },
             Charter { params: [("space".to_owned(), "HR".to_owned())].into(), ..same.clone() },
             Charter { grants: Grants::of(vec![detail("space:HR")]), ..same.clone() },
-            Charter { limits: Limits { calls: Some(1), ..Limits::default() }, ..same.clone() },
             Charter { require_isolated: true, ..same.clone() },
-            Charter { user: Some(user), ..same.clone() },
+            Charter { user: None, ..same.clone() },
+            Charter { user: user("https://idp", "v"), ..same.clone() },
+            Charter { user: user("https://other", "u"), ..same.clone() },
         ];
-        let mut all: Vec<[u8; 32]> = others.iter().map(|other| of(other, 60, None)).collect();
+        let limits = [
+            Limits { calls: Some(1), ..Limits::default() },
+            Limits { bytes: Some(1), ..Limits::default() },
+            Limits { cost_microusd: Some(1), ..Limits::default() },
+            Limits { children: Some(1), ..Limits::default() },
+            Limits { depth: Some(1), ..Limits::default() },
+            Limits { idle: Some(Duration::from_secs(1)), ..Limits::default() },
+        ];
+        let limited = limits.map(|limits| Charter { limits, ..same.clone() });
+        let mut all: Vec<[u8; 32]> = others.iter().chain(&limited).map(|other| of(other, 60, None)).collect();
+        let another = TaskId::from_bytes([2; 16]);
+        let life = Duration::from_secs(60);
         all.extend([
             of(&same, 60, None),
             of(&same, 61, None),
             of(&same, 60, Some(2)),
             of(&same, 60, Some(3)),
+            Piece { charter: &same, life, task: another, offer: None }.digest(),
         ]);
         let count = all.len();
         all.sort_unstable();
         all.dedup();
         assert_eq!(all.len(), count);
-        assert_eq!(of(&same, 60, None), of(&charter(), 60, None));
+        assert_eq!(of(&same, 60, None), of(&same.clone(), 60, None));
+    }
+
+    /// An approval of a begin must not be one of a delegation, whatever else is alike.
+    #[test]
+    fn the_digest_says_what_is_done() {
+        let charter = charter();
+        let piece = |offer: Option<u8>| {
+            let offer = offer.map(|n| DelegationId::from_bytes([n; 16]));
+            let task = TaskId::from_bytes([1; 16]);
+            Piece { charter: &charter, life: Duration::from_secs(60), task, offer }.canonical()
+        };
+        assert!(piece(None).get("begin").is_some() && piece(Some(2)).get("delegate").is_some());
     }
 }
