@@ -24,6 +24,7 @@ pub(super) fn bounds(limits: &TaskLimits) -> Bounds {
         offer: limits.offer,
         purpose: wide(limits.purpose_bytes),
         details: wide(limits.details),
+        charter: wide(limits.details_bytes),
         depth: limits.depth,
         children: limits.children,
         children_ever: limits.children_ever,

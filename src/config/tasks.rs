@@ -32,6 +32,8 @@ pub struct TaskLimits {
     pub children_ever: u32,
     /// Details of a task.
     pub details: u32,
+    /// Of everything that a task says of itself.
+    pub details_bytes: u32,
     /// Of a purpose.
     pub purpose_bytes: u32,
     /// Of a token.
@@ -56,6 +58,7 @@ impl Default for TaskLimits {
             children: 8,
             children_ever: 64,
             details: 16,
+            details_bytes: 16 * 1024,
             purpose_bytes: 512,
             token_bytes: 8 * 1024,
             watches: 4,
@@ -121,6 +124,7 @@ impl TaskLimits {
             "children" => &mut self.children,
             "children_ever" => &mut self.children_ever,
             "details" => &mut self.details,
+            "details_bytes" => &mut self.details_bytes,
             "purpose_bytes" => &mut self.purpose_bytes,
             "token_bytes" => &mut self.token_bytes,
             "watches" => &mut self.watches,
@@ -147,13 +151,14 @@ impl fmt::Display for TaskLimits {
 
 const LEAST: Duration = Duration::from_secs(1);
 /// Each with the least that makes sense: without children a task is still one.
-const COUNTS: [(&str, i64); 10] = [
+const COUNTS: [(&str, i64); 11] = [
     ("live", 1),
     ("per_agent", 1),
     ("depth", 0),
     ("children", 0),
     ("children_ever", 0),
     ("details", 1),
+    ("details_bytes", 1024),
     ("purpose_bytes", 0),
     ("token_bytes", 1_024),
     ("watches", 1),

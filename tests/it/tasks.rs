@@ -419,7 +419,8 @@ fn what_never_began_and_what_a_task_does_not_cover_are_on_record_with_their_inte
 
 #[test]
 fn what_the_configuration_lowers_is_lower_for_everybody() {
-    let limits = "\n[tasks]\nlife = \"10m\"\nper_agent = 2\ndetails = 2\npurpose_bytes = 20\nissues_per_minute = 1\n\
+    let limits = "\n[tasks]\nlife = \"10m\"\nper_agent = 2\ndetails = 2\ndetails_bytes = 1500\n\
+                  purpose_bytes = 20\nissues_per_minute = 1\n\
                   default_credential = \"20s\"\ntoken_bytes = 1024\n";
     let world = configured(limits);
     let refused = |request: proto::BeginRequest| reason(&world.begin(request).unwrap_err());
@@ -433,8 +434,10 @@ fn what_the_configuration_lowers_is_lower_for_everybody() {
     );
     let many = ["a", "b", "c"].map(|page| detail(&format!("{WIKI}/api/{page}"), &["read"])).to_vec();
     assert_eq!(refused(proto::BeginRequest { details: many, ..Default::default() }), "limit_details");
-    let begin = |details| world.begin(proto::BeginRequest { details, ..Default::default() });
     let deep = detail(&format!("{WIKI}/api/{}", "a".repeat(900)), &["read"]);
+    let twice = vec![deep.clone(), detail(&format!("{WIKI}/api/{}", "b".repeat(900)), &["read"])];
+    assert_eq!(refused(proto::BeginRequest { details: twice, ..Default::default() }), "limit_details");
+    let begin = |details| world.begin(proto::BeginRequest { details, ..Default::default() });
     let (first, second) = (begin(vec![deep]).unwrap(), begin(read()).unwrap());
     assert_eq!(reason(&begin(read()).unwrap_err()), "limit_tasks");
     // By default no longer than the longest: 10 minutes, not 15.

@@ -185,3 +185,35 @@ pub(super) fn standing(view: &TaskView) -> (i32, String) {
     };
     (state.into(), why.to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// Every reason that stands in these files behind a code.
+    fn reasons() -> BTreeSet<&'static str> {
+        let sources = [include_str!("errors.rs"), include_str!("mod.rs")];
+        let own = sources.map(|source| source.split("#[cfg(test)]").next().unwrap_or_default());
+        let codes = own.into_iter().flat_map(|source| source.split("Code::").skip(1));
+        let reason = |after: &'static str| {
+            let (_code, rest) = after.split_once(',')?;
+            let (word, _) = rest.trim_start().strip_prefix('"')?.split_once('"')?;
+            Some(word)
+        };
+        codes.filter_map(reason).filter(|word| !word.is_empty()).collect()
+    }
+
+    #[test]
+    fn each_reason_is_in_the_docs_with_what_to_do() {
+        let page = include_str!("../../../docs/tasks.md");
+        let table: Vec<&str> = page.lines().filter(|line| line.starts_with("| `")).collect();
+        let named = |word: &str| table.iter().any(|row| row.contains(&format!("`{word}`")));
+        let reasons = reasons();
+        assert!(reasons.len() >= 18 && reasons.contains("one_audience_per_credential"), "{reasons:?}");
+        let missing: Vec<_> =
+            reasons.iter().filter(|word| !word.starts_with("limit_") && !named(word)).collect();
+        assert!(missing.is_empty(), "docs/tasks.md does not say what to do about {missing:?}");
+    }
+}
