@@ -1,5 +1,6 @@
 //! Which lines of the log somebody asks for.
 
+use std::borrow::Cow;
 use std::time::SystemTime;
 
 use serde_json::Value;
@@ -13,7 +14,7 @@ use super::tail::Filter;
 pub struct Query {
     /// Event, process and credential.
     pub filter: Filter,
-    /// The identity that acted; with `/*` at its end, every one below it.
+    /// The identity that acted; with `/*` or `/**` at its end, every one below it.
     pub agent: Option<String>,
     /// The target of a decision or an approval, or the audience of a credential.
     pub target: Option<String>,
@@ -72,8 +73,11 @@ impl Query {
 }
 
 fn is_agent(wanted: &str, found: Option<&str>) -> bool {
+    // Patterns of the catalogue say `/**` for all that is below.
+    let wanted =
+        wanted.strip_suffix("/**").map_or(Cow::Borrowed(wanted), |above| format!("{above}/*").into());
     let below = wanted.strip_suffix('*').filter(|prefix| prefix.ends_with('/'));
-    found.is_some_and(|found| below.map_or(found == wanted, |prefix| found.starts_with(prefix)))
+    found.is_some_and(|found| below.map_or(found == *wanted, |prefix| found.starts_with(prefix)))
 }
 
 /// A denial that people can lift is one all the same: whoever looks for what was refused must not miss it.
@@ -123,6 +127,10 @@ mod tests {
         assert_eq!(
             found(&Query { agent: some("spiffe://example.org/agent/*"), ..Query::default() }).len(),
             4
+        );
+        assert_eq!(
+            found(&Query { agent: some("spiffe://example.org/agent/**"), ..Query::default() }),
+            found(&Query { agent: some("spiffe://example.org/agent/*"), ..Query::default() }),
         );
         assert_eq!(found(&Query { agent: some("spiffe://example.org/age*"), ..Query::default() }).len(), 0);
         let decided =

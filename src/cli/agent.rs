@@ -9,7 +9,7 @@ use crate::exit::Exit;
 
 const EXAMPLES: &str = "\
 Examples:
-  mayfly agent --dev                                    try it: no root, no files, your own uid
+  mayfly agent --dev                                    try it: no root, no configuration, your own uid
   mayfly agent --config /etc/mayfly/mayfly.toml         for real
   mayfly agent --dev --runtime-dir ./run --x509-ttl 30s
 
@@ -36,7 +36,7 @@ struct How {
     /// The configuration file
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Run in memory for your own uid: no root, no files
+    /// Run in memory for your own uid: no root, no configuration; sockets and audit log in $XDG_RUNTIME_DIR/mayfly or below /tmp
     #[arg(long)]
     dev: bool,
 }

@@ -77,7 +77,7 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<Exit, Failu
     } else {
         let tasks = count(done.tasks.into(), "task", "tasks");
         let credentials = count(done.credentials.into(), "credential", "credentials");
-        let processes = count(done.scopes.into(), "process", "processes");
+        let processes = count(done.scopes.into(), "process or cgroup", "processes or cgroups");
         let took = millis(done.micros);
         context.console.line(&format!("frozen: {}", cell(&name)))?;
         context.console.line(&format!(
@@ -87,7 +87,7 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<Exit, Failu
     match done.scopes_not_held {
         0 => Ok(Exit::Ok),
         left => {
-            let left = count(left.into(), "process lives on", "processes live on");
+            let left = count(left.into(), "process or cgroup lives on", "processes or cgroups live on");
             Err(Failure::failed(format!("{left}: the agent may not kill it")).hint(
                 "as root: `mayfly task list --ended` names the pid; the agent needs CAP_KILL, and cgroups that it may write, to do it itself",
             ))
@@ -115,7 +115,7 @@ mod tests {
         };
         *agent.script.frozen.lock().expect("lock") = Ok(did.clone());
         let ran = agent.run(&["kill", "--task", "tsk_1", "--reason", "incident"]).await;
-        let want = "frozen: task tsk_1\n2 tasks ended (kill_switch), 3 credentials refused, 1 process killed, in 1.500 ms\n";
+        let want = "frozen: task tsk_1\n2 tasks ended (kill_switch), 3 credentials refused, 1 process or cgroup killed, in 1.500 ms\n";
         assert_eq!((ran.exit, ran.out.as_str()), (Exit::Ok, want), "{ran:?}");
         let asked = agent.requests().last().cloned().unwrap_or_default();
         assert!(asked.contains("kill: true") && asked.contains("TaskId(\"tsk_1\")"), "{asked}");
@@ -123,7 +123,7 @@ mod tests {
         let ran = agent.run(&["kill", "--all", "--output", "json"]).await;
         assert!(ran.json().get("unknown").is_none(), "{ran:?}");
         assert_eq!(ran.exit, Exit::Failed, "{ran:?}");
-        assert!(ran.err.contains("1 process lives on"), "{}", ran.err);
+        assert!(ran.err.contains("1 process or cgroup lives on"), "{}", ran.err);
         assert_eq!(ran.json()["not_killed"], 1);
         *agent.script.frozen.lock().expect("lock") =
             Ok(FreezeResult { unknown: "none".to_owned(), ..Default::default() });

@@ -51,7 +51,7 @@ fn an_agent_that_may_not_kill_takes_everything_back_and_says_who_lives_on() {
     let (task, _token) = doomed.task(WIKI, WIKI).unwrap();
     let (code, said, err) = kill(&agent, OWN);
     assert_eq!((code, &said["tasks"], &said["not_killed"]), (Some(1), &1.into(), &1.into()), "{said} {err}");
-    assert!(err.contains("1 process lives on") && err.contains("CAP_KILL"), "{err}");
+    assert!(err.contains("1 process or cgroup lives on") && err.contains("CAP_KILL"), "{err}");
     assert!(is_running(doomed.pid()));
     agent.audited(&["task.ended", "kill_switch", "\"credentials\":1", &task]);
     assert!(doomed.task(WIKI, WIKI).is_err(), "and it gets nothing more");

@@ -37,7 +37,7 @@ pub(super) struct Args {
     files: Vec<PathBuf>,
     #[command(flatten)]
     output: OutputArgs,
-    /// Only what this identity did; with `/*` at its end, every one below it
+    /// Only what this identity did; with `/*` or `/**` at its end, every one below it
     #[arg(long, value_name = "ID")]
     agent: Option<String>,
     /// Only decisions, approvals and credentials for this target or audience

@@ -22,7 +22,7 @@ use crate::policy::{
 #[derive(clap::Args, Debug)]
 pub(in crate::cli) struct Args {
     /// Directories with policies and their catalogue, or single files
-    #[arg(long, required = true, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", default_value = "/etc/mayfly/policy.d")]
     policy: Vec<PathBuf>,
     /// Check against this configuration too: its trust domain
     #[arg(long, value_name = "FILE")]

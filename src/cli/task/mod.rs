@@ -316,7 +316,8 @@ async fn end(args: End, context: &mut Context) -> Result<Exit, Failure> {
 
 fn table(tasks: &[Task]) -> Table {
     let now = SystemClock.wall();
-    let mut table = Table::new(["TASK", "AGENT", "STATE", "PID", "ENDS", "CREDENTIALS", "PURPOSE"]);
+    let mut table =
+        Table::new(["TASK", "AGENT", "STATE", "PID", "ISOLATED", "ENDS", "CREDENTIALS", "PURPOSE"]);
     for task in tasks {
         let is_over = task.state() == TaskState::Ended;
         let ends = task.deadline.filter(|_| !is_over).map(|at| relative(at.seconds, now));
@@ -326,6 +327,7 @@ fn table(tasks: &[Task]) -> Table {
             task.spiffe_id.clone(),
             state(task),
             task.pid.to_string(),
+            if task.isolated { "yes" } else { "no" }.to_owned(),
             ends.unwrap_or_else(|| "-".to_owned()),
             task.live_credentials.to_string(),
             task.purpose.clone(),
