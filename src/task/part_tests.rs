@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 use mayfly_attestors::{BootId, ProcessKey};
 
 use super::grant::TARGET_ACCESS;
-use super::simulation::{charter, new_task};
+use super::testing::{charter, new_task};
 use super::{
     Bounds, Caller, Charter, Detail, Grants, Key, Limit, Limits, NewOffer, Past, RawDetail, Refused, Scope,
     Seat, Task, Tree, User,

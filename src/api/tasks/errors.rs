@@ -190,8 +190,6 @@ pub(super) fn standing(view: &TaskView) -> (i32, String) {
 mod tests {
     use std::collections::BTreeSet;
 
-    use super::*;
-
     /// Every reason that stands in these files behind a code.
     fn reasons() -> BTreeSet<&'static str> {
         let sources = [include_str!("errors.rs"), include_str!("mod.rs")];

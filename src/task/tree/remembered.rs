@@ -143,7 +143,7 @@ mod tests {
         fn shares_are_what_is_there(ends in proptest::collection::vec((0..4_u8, 0..200_000_usize, 0..600_u64), 1..60)) {
             let mut now = SystemClock.monotonic();
             let mut remembered = Remembered::default();
-            let mut here = std::collections::BTreeSet::new();
+            let mut here = BTreeSet::new();
             for (n, (who, weight, pause)) in (0_u64..).zip(ends) {
                 now += Duration::from_secs(pause);
                 remembered.push(task(n), agent(who), weight, now);
@@ -151,7 +151,7 @@ mod tests {
                 for id in remembered.too_old(now) {
                     prop_assert!(here.remove(&id), "once");
                 }
-                let ids: std::collections::BTreeSet<_> = remembered.order.values().map(|ended| ended.id).collect();
+                let ids: BTreeSet<_> = remembered.order.values().map(|ended| ended.id).collect();
                 prop_assert_eq!(&ids, &here);
                 for (agent, share) in &remembered.shares {
                     let own = remembered.order.values().filter(|ended| ended.agent == *agent);

@@ -29,7 +29,7 @@ mod tests {
     use super::*;
     use crate::clock::{Clock as _, SystemClock};
     use crate::lease::WorkloadId;
-    use crate::task::simulation::{charter, new_task};
+    use crate::task::testing::{charter, new_task};
     use crate::task::tests::any_detail;
     use crate::task::{Bounds, Caller, Charter, Ending, Grants, NewOffer, Refused, Scope, Seat};
 

@@ -107,7 +107,7 @@ fn a_proof_is_for_this_token_this_audience_and_a_short_time() {
     let proof = holder.key.sign(&header().to_string(), &holder.claims().to_string());
     let refused = holder.unproven.prove(&proof, "", now()).map(drop);
     assert_eq!(refused, Err(P::Audience), "nobody is no audience");
-    let long = json!("x".repeat(crate::issue::wit::MAX_TOKEN_BYTES));
+    let long = json!("x".repeat(MAX_TOKEN_BYTES));
     assert_eq!(holder.with("note", long), Err(P::Malformed), "nobody looks at so much");
 }
 
