@@ -77,7 +77,7 @@ fn is_agent(wanted: &str, found: Option<&str>) -> bool {
     let wanted =
         wanted.strip_suffix("/**").map_or(Cow::Borrowed(wanted), |above| format!("{above}/*").into());
     let below = wanted.strip_suffix('*').filter(|prefix| prefix.ends_with('/'));
-    found.is_some_and(|found| below.map_or(found == *wanted, |prefix| found.starts_with(prefix)))
+    found.is_some_and(|found| below.map_or(*found == *wanted, |prefix| found.starts_with(prefix)))
 }
 
 /// A denial that people can lift is one all the same: whoever looks for what was refused must not miss it.

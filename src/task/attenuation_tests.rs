@@ -3,7 +3,7 @@
 
 use super::grant::TARGET_ACCESS;
 use super::place::{Location, PathPattern};
-use super::{Access, Action, Detail, Exceeds, Grants, Operation, RawDetail, Wish};
+use super::{Access, Action, Detail, Exceeds, Grants, Operation, RawDetail, Says, Wish};
 use crate::policy::parse_catalogue;
 
 fn texts(all: &[&str]) -> Vec<String> {
@@ -230,7 +230,7 @@ fn a_grant_for_another_class_of_data_is_not_for_the_target() {
     let get = Operation::http("GET", "h", "/a/b", 0, &[]).unwrap();
     let part = |datatypes: &[&str], operation: Option<&Operation>| {
         let target = catalogue.target("wiki").unwrap();
-        let wish = Wish { target, details: &[], operation, action: None, carries_details: true };
+        let wish = Wish { target, details: &[], operation, action: None, says: Says::Details };
         wish.part(&grants(&RawDetail { datatypes: texts(datatypes), ..raw() })).is_ok()
     };
     for operation in [None, Some(&get)] {

@@ -2,6 +2,9 @@
 
 use mayfly_harness::Pause;
 
+use std::path::PathBuf;
+
+use super::restart::killed;
 use super::*;
 
 /// The founder begins the program anew and exits once the agent has looked at that; what becomes of the task is the
@@ -34,7 +37,7 @@ fn with_looks() -> (Agent, Pause, PathBuf) {
 #[test]
 fn a_founder_that_began_the_same_program_anew_and_exits_leaves_its_task() {
     let (mut agent, look, program) = with_looks();
-    let group = Group::new();
+    let group = Group::new("test");
     let (mut one, task) = founder(&agent, &group);
     let mut helper = Holder::start(&agent, UID);
     group.take(helper.pid());
@@ -64,7 +67,7 @@ fn end_it(agent: &Agent, helper: &mut Holder, task: &str) {
 #[test]
 fn a_founder_that_was_looked_at_and_is_another_program_takes_its_task_along() {
     let (agent, look, _) = with_looks();
-    let group = Group::new();
+    let group = Group::new("test");
     let (mut one, task) = founder(&agent, &group);
     let mut helper = Holder::start(&agent, UID);
     group.take(helper.pid());

@@ -38,7 +38,7 @@ impl Counter {
 }
 
 #[test]
-fn what_is_frozen_stands_still_until_the_last_freeze_is_thawed() {
+pub(super) fn what_is_frozen_stands_still_until_the_last_freeze_is_thawed() {
     let (agent, group) = (agent(), Group::new("test"));
     let (_founder, task) = founder(&agent, &group);
     let counter = Counter::start(&agent, &group);

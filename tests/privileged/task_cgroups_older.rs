@@ -3,6 +3,11 @@
 
 use std::cell::Cell;
 
+use super::freeze::what_is_frozen_stands_still_until_the_last_freeze_is_thawed;
+use super::restart::{
+    a_task_in_a_cgroup_goes_on_after_a_restart,
+    a_task_of_one_process_beside_a_cgroups_task_is_seen_again_after_a_restart, watches,
+};
 use super::*;
 
 thread_local! {
@@ -39,12 +44,12 @@ fn on_an_older_kernel(test: fn()) {
 #[test]
 fn older_the_agent_says_what_it_does_without() {
     let _older = Older::is();
-    let (agent, group) = (agent(), Group::new());
+    let (agent, group) = (agent(), Group::new("test"));
     assert!(agent.log().contains("before Linux 6.13"), "{}", agent.log());
     let (mut founder, task) = founder(&agent, &group);
     assert!(watches(&agent, &group));
     // By its number in the hierarchy, as the kernel itself would say it.
-    let inode = std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(&group.0).unwrap());
+    let inode = std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(group.dir()).unwrap());
     assert_eq!(get(&mut founder, &task).unwrap().instance, format!("c-{inode:x}"));
 }
 

@@ -20,7 +20,7 @@ fn agent_that_is_asked() -> Agent {
     agent
 }
 
-fn killed(agent: &mut Agent) {
+pub(super) fn killed(agent: &mut Agent) {
     agent.crash_and_restart();
 }
 
@@ -30,7 +30,7 @@ fn stopped(agent: &mut Agent) {
 }
 
 /// Whether the agent watches that cgroup: it holds its `cgroup.events` open as long as it does.
-fn watches(agent: &Agent, group: &Group) -> bool {
+pub(super) fn watches(agent: &Agent, group: &Group) -> bool {
     let open = std::fs::read_dir(format!("/proc/{}/fd", agent.pid())).unwrap();
     let paths = open.filter_map(|fd| std::fs::read_link(fd.ok()?.path()).ok());
     let name = group.dir().file_name().unwrap().to_str().unwrap();
@@ -77,7 +77,7 @@ fn goes_on(how: fn(&mut Agent)) {
 }
 
 #[test]
-fn a_task_in_a_cgroup_goes_on_after_a_restart() {
+pub(super) fn a_task_in_a_cgroup_goes_on_after_a_restart() {
     goes_on(stopped);
 }
 
@@ -168,7 +168,7 @@ fn a_cgroup_that_is_frozen_over_a_restart_goes_on_with_its_task() {
 }
 
 #[test]
-fn a_task_of_one_process_beside_a_cgroups_task_is_seen_again_after_a_restart() {
+pub(super) fn a_task_of_one_process_beside_a_cgroups_task_is_seen_again_after_a_restart() {
     let (mut agent, group) = (agent(), Group::new("test"));
     let mut holder = Holder::start(&agent, UID);
     group.take(holder.pid());

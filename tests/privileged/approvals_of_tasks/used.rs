@@ -12,8 +12,8 @@ const PEOPLE: &str = "@requires_approval(\"oncall\")\nforbid(principal, action =
 /// The set, but with other people to be asked about that action.
 fn others_are_asked(action: &str, group: &str) -> String {
     let asked = format!("{PEOPLE}\"{action}\"");
-    let changed = POLICY.replacen(&asked, &asked.replace("oncall", group), 1);
-    assert_ne!(changed, POLICY, "{action}");
+    let changed = policies().rules.replacen(&asked, &asked.replace("oncall", group), 1);
+    assert_ne!(changed, policies().rules, "{action}");
     changed
 }
 
@@ -46,7 +46,7 @@ fn k_a_yes_of_others_than_are_asked_for_now_begins_nothing_and_hands_nothing_on(
     // What had been allowed by then is asked about again when it is taken up.
     assert_eq!(join(&mut worker, &allowed).unwrap_err().reason, "approval_required");
     assert_eq!(world.get(&root).state(), proto::TaskState::Active, "the task goes on");
-    world.put("a.cedar", POLICY);
+    world.put("a.cedar", &policies().rules);
     join(&mut worker, &allowed).unwrap();
 }
 
@@ -54,7 +54,7 @@ fn k_a_yes_of_others_than_are_asked_for_now_begins_nothing_and_hands_nothing_on(
 #[test]
 fn k_what_policy_has_taken_meanwhile_is_not_in_the_task_that_goes_on() {
     let mut world = World::new();
-    world.put("b.toml", &CATALOGUE.replace("actions = [\"read\"]", "actions = [\"read\", \"write\"]"));
+    world.put("b.toml", &policies().catalogue.replace("actions = [\"read\"]", "actions = [\"read\", \"write\"]"));
     let task = world.begin();
     let actions = |task: &proto::Task| -> Vec<String> {
         let mut all: Vec<String> = task.details.iter().flat_map(|one| one.actions.clone()).collect();
@@ -63,7 +63,7 @@ fn k_what_policy_has_taken_meanwhile_is_not_in_the_task_that_goes_on() {
     };
     assert_eq!(actions(&task), ["read", "write"]);
     let never = "@id(\"never\") forbid(principal, action == Mayfly::Action::\"write\", resource);".to_owned();
-    world.put("a.cedar", &format!("{POLICY}\n{never}\n"));
+    world.put("a.cedar", &policies().rule(&never).rules);
     world.decide(ANN, &world.asked(&task), true).unwrap();
     until("the task goes on", || (world.get(&task).state() == proto::TaskState::Active).then_some(()));
     assert_eq!(actions(&world.get(&task)), ["read"]);
@@ -120,7 +120,7 @@ fn k_nobody_allows_a_task_in_their_own_name() {
     });
     let uid = "uids = [\"20823\"]";
     let named = format!("{uid}\nsubjects = [\"{}#00u1\"]", Idp::ISSUER);
-    world.put("b.toml", &CATALOGUE.replace(uid, &named));
+    world.put("b.toml", &policies().catalogue.replace(uid, &named));
     let request = proto::BeginRequest {
         template: "deep".to_owned(),
         params: [("space".to_owned(), "docs".to_owned())].into(),
@@ -169,7 +169,7 @@ fn k_what_people_allowed_goes_on_over_a_restart_and_what_waits_does_not() {
     // After that it is on the disk.
     world.issue(&task).unwrap();
     world.agent.crash_and_restart();
-    world.open_admin_socket();
+    world.agent.open_admin_socket();
     world.asker.connect();
     assert_eq!(world.get(&task).state(), proto::TaskState::Active);
     world.issue(&task).unwrap();

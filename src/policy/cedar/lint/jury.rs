@@ -27,7 +27,7 @@ pub(super) fn jury(rules: &Rules, catalogue: &Catalogue, rule: &Rule, now: Syste
     let mut answered = false;
     for object in objects {
         let about = question(catalogue, people.first()?, &object, now)?;
-        if !is_about(&rule.policy, &rules.types.ask(&about, catalogue).ok()?.resources) {
+        if !is_about(&rule.policy, &rules.types.ask(&about, catalogue).ok()?.parties.resources) {
             continue;
         }
         if people.iter().any(|person| may_approve(rules, catalogue, person, &object, now)) {
@@ -100,7 +100,7 @@ fn may_approve(
         return true;
     }
     let Ok(asked) = rules.types.ask(&question, catalogue) else { return false };
-    let mut candidates = rules.index.buckets(Action::Approve, &asked.principals, &asked.resources);
+    let mut candidates = rules.index.buckets(Action::Approve, &asked.parties.principals, &asked.parties.resources);
     candidates.any(|bucket| {
         bucket.policies().any(|policy| {
             let id: &str = policy.id().as_ref();
