@@ -1,5 +1,6 @@
 //! The kill switch: an operator freezes, and nothing is decided in favour of what is frozen until it is thawed. What goes
-//! through here holds in memory before it is written down, and is written down before it is answered.
+//! through here holds in memory before it is written down, and is written down before it is answered; a thaw the other way
+//! round.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -9,7 +10,7 @@ use super::standstill::{Place, Stilled};
 use super::{Workloads, lock};
 use crate::audit::{self, Event};
 use crate::ledger::Row;
-use crate::policy::{Freeze, Freezes, Frozen, Thawed, store_freezes};
+use crate::policy::{Freeze, Freezes, Frozen};
 use crate::task::Scope;
 
 /// What a freeze did.
@@ -44,21 +45,31 @@ impl Workloads {
     ///
     /// # Errors
     /// It holds in memory, and could not be written down: a restart would thaw it.
-    pub fn freeze(&self, what: &Frozen, freeze: Freeze, by: audit::Agent) -> io::Result<Frost> {
+    pub async fn freeze(&self, what: &Frozen, freeze: Freeze, by: audit::Agent) -> io::Result<Frost> {
         let taken_by = freeze.revoke.then_some(Initiator::OperatorUid(by.uid));
         let by_pid = by.process.pid;
         self.freeze_in_memory(what.clone(), freeze, by);
         self.0.tell_suspended();
         let Concerned { credentials, tasks, processes, cgroups } = self.concerned(what, taken_by);
-        let written = self.write_freezes();
-        let Stilled { still, not_still } = self.make_still(what, cgroups, by_pid);
+        let what = what.clone();
+        let (written, stilled) = self
+            .at_disk(move |workloads| {
+                let written = workloads.write_freezes();
+                (written, workloads.make_still(&what, cgroups, by_pid))
+            })
+            .await?;
         written?;
+        if taken_by.is_some() {
+            self.settle().await.map_err(io::Error::other)?;
+        }
+        let Stilled { still, not_still } = stilled;
         Ok(Frost { credentials, tasks, still, not_still: processes + not_still })
     }
 
     /// From here on nothing is decided in favour of it, and the record says so.
     pub(super) fn freeze_in_memory(&self, what: Frozen, freeze: Freeze, by: audit::Agent) {
-        let _one_at_a_time = lock(&self.0.freezing);
+        let mut freezing = lock(&self.0.freezing);
+        freezing.thawing.take_if(|thawing| *thawing == what);
         let (what_text, reason, revoke) = (what.to_string(), freeze.reason.clone(), freeze.revoke);
         self.policy().change_freezes(|freezes| freezes.freeze(what, freeze));
         let event = Event::Freeze { by: Some(by), what: what_text, reason, revoke };
@@ -93,33 +104,6 @@ impl Workloads {
         Concerned { credentials: fetched + given, tasks: all.len(), processes: processes.len(), cgroups }
     }
 
-    /// Lets something go on.
-    ///
-    /// # Errors
-    /// It could not be written down, and stays frozen.
-    pub fn thaw(&self, what: &Frozen, reason: &str, by: audit::Agent) -> io::Result<Thawed> {
-        let _one_at_a_time = lock(&self.0.freezing);
-        let (before, uid, now) = (self.freezes(), by.uid, self.0.parts.clock.wall());
-        let mut thawed = self.policy().change_freezes(|freezes| freezes.thaw(what, uid, now));
-        if thawed == Thawed::Done
-            && let Err(error) = self.write_freezes_now()
-        {
-            self.policy().change_freezes(|freezes| *freezes = before);
-            return Err(error);
-        }
-        // What is not frozen may stand still all the same, where an earlier thaw could not have it go on.
-        if thawed != Thawed::NeedsAnother && self.let_go_on(what) {
-            thawed = Thawed::Done;
-        }
-        if thawed != Thawed::Nothing {
-            let (what, needs_another) = (what.to_string(), thawed == Thawed::NeedsAnother);
-            let event = Event::Thaw { by: Some(by), what, reason: reason.to_owned(), needs_another };
-            self.0.parts.audit.note(vec![event]);
-            self.0.tell_suspended();
-        }
-        Ok(thawed)
-    }
-
     /// Looks whether the flag file came or went, and records it.
     pub fn look_at_flag(&self) {
         let _one_at_a_time = lock(&self.0.freezing);
@@ -138,19 +122,6 @@ impl Workloads {
         };
         self.0.parts.audit.note(vec![event]);
         self.0.tell_suspended();
-    }
-
-    /// Writes down what is frozen now, one at a time.
-    pub(super) fn write_freezes(&self) -> io::Result<()> {
-        let _one_at_a_time = lock(&self.0.freezing);
-        self.write_freezes_now()
-    }
-
-    fn write_freezes_now(&self) -> io::Result<()> {
-        match &self.0.settings.freezes {
-            Some(path) => store_freezes(path, &self.freezes()),
-            None => Ok(()),
-        }
     }
 }
 
