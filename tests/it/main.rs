@@ -17,6 +17,8 @@ mod following;
 #[cfg(test)]
 mod freeze;
 #[cfg(test)]
+mod hanging_disk;
+#[cfg(test)]
 mod http;
 #[cfg(test)]
 mod interop_spiffe;
@@ -72,6 +74,8 @@ mod task_threats_tokens;
 mod tasks;
 #[cfg(test)]
 mod two_domains;
+#[cfg(test)]
+mod unwritten;
 #[cfg(test)]
 mod upstream;
 #[cfg(test)]
