@@ -170,6 +170,8 @@ pub enum Ending {
     Anomaly,
     /// Its holder could not be found again after a restart of the agent.
     Restart,
+    /// Nobody can say any more whether its process lives.
+    WatchLost,
 }
 
 impl Ending {
@@ -187,6 +189,7 @@ impl Ending {
             Self::KillSwitch => "kill_switch",
             Self::Anomaly => "anomaly",
             Self::Restart => "restart",
+            Self::WatchLost => "watch_lost",
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Tasks that are held by a cgroup: real ones, made by root and entered by processes of other users.
 
+#[path = "task_cgroups_inside.rs"]
+mod inside;
 #[path = "task_cgroups_kill.rs"]
 mod kill_and_restart;
 
