@@ -48,7 +48,7 @@ impl World {
     fn not_done(mut self, words: &[&str]) {
         self.jam.set();
         let (code, out, err) = self.agent.mayfly(words);
-        assert_eq!(code, Some(1), "{words:?}: {out}{err}");
+        assert_ne!(code, Some(0), "{words:?}: {out}{err}");
         assert!(err.contains("could not be written down"), "{words:?}: {err}");
         assert!(!self.is_active(), "{words:?}: memory refuses all the same");
         assert_eq!(self.ended(), None, "{words:?}");
@@ -83,7 +83,7 @@ fn what_a_crash_undoes_nobody_was_told_of() {
     world.jam.set();
     let pid = world.holder.pid().to_string();
     let (code, _, err) = world.agent.mayfly(&["lease", "revoke", "--pid", &pid, "--reason", "stolen"]);
-    assert_eq!(code, Some(1), "{err}");
+    assert_ne!(code, Some(0), "{err}");
     world.agent.kill();
     world.jam.clear();
     world.agent.launch();
@@ -111,6 +111,6 @@ fn a_freeze_that_takes_back_is_done_when_the_ledger_has_it() {
     let world = World::new();
     world.jam.set();
     let (code, out, err) = world.agent.mayfly(&["freeze", "--task", &world.task, "--revoke"]);
-    assert_eq!(code, Some(1), "{out}{err}");
+    assert_ne!(code, Some(0), "{out}{err}");
     assert!(!world.is_active());
 }

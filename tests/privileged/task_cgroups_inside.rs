@@ -100,10 +100,10 @@ fn a_task_whose_process_cannot_be_watched_any_more_ends_with_a_reason_of_its_own
     let (_founder, task) = founder(&agent, &group);
     let mut alone = Holder::start(&agent, OTHER);
     let other = begin(&mut alone, Scope::Process).unwrap().id;
-    jam.set();
-    // Whoever watches is woken by any exit.
     let mut gone = Holder::start(&agent, OTHER);
     gone.jwt(WIKI).unwrap();
+    jam.set();
+    // Whoever watches is woken by any exit.
     gone.kill();
     for task in [&task, &other] {
         agent.audited(&["task.ended", "\"reason\":\"watch_lost\"", task]);
