@@ -4,6 +4,7 @@
 //! Only the v2 hierarchy will do, alone or beside v1 hierarchies: `cgroup.events` tells of the last exit,
 //! `cgroup.freeze` holds all, `cgroup.kill` ends all.
 
+use std::collections::HashSet;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -160,7 +161,8 @@ impl CgroupScope {
         path.strip_prefix(&self.path).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     }
 
-    /// Whether every process in it is the given one or descends from it. One more, by its number, does no harm.
+    /// Whether every process in it is the given one or descends from it. One more, by its number, does no harm. Where there
+    /// are very many it is not looked at, and the answer is no. Reads a file for each: for a thread that may wait.
     ///
     /// # Errors
     /// When it cannot be read.
@@ -168,13 +170,16 @@ impl CgroupScope {
         let file = self.read("cgroup.procs")?;
         let text = procfs::read_all(&file, 1 << 20)?;
         let text = String::from_utf8_lossy(&text);
+        let mut pids = Vec::new();
         for line in text.lines() {
             let pid: u32 = line.parse().map_err(|_not_a_number| io::ErrorKind::InvalidData)?;
-            if besides != Some(pid) && !descends(process, pid) {
-                return Ok(false);
+            if besides != Some(pid) {
+                pids.push(pid);
             }
         }
-        Ok(true)
+        Ok(all_descend(process.pid(), &pids, |pid| {
+            ProcDir::open(process.host(), pid).and_then(|dir| dir.stat()).ok().map(|stat| stat.parent)
+        }))
     }
 
     /// Lets every process in it and below it stand still, or go on.
@@ -243,22 +248,29 @@ pub(crate) fn is_populated(events: &OwnedFd) -> bool {
     text.split(|byte| *byte == b'\n').any(|line| line == b"populated 1")
 }
 
-/// Up the tree of processes, as it is now. A race makes it a "no", or a "yes" about a process that is gone.
-fn descends(process: &Process, mut pid: u32) -> bool {
-    for _ in 0..MOST_GENERATIONS {
-        if pid == process.pid() {
-            return true;
-        }
-        if pid <= 1 {
-            return false;
-        }
-        let stat = ProcDir::open(process.host(), pid).and_then(|dir| dir.stat());
-        match stat {
-            Ok(stat) => pid = stat.parent,
-            Err(_) => return false,
-        }
+/// Whether all of these are `top` or below it, up the tree of processes as it is now. A race makes it a "no", or a "yes"
+/// about a process that is gone. Nobody's parent is asked for twice.
+fn all_descend(top: u32, pids: &[u32], mut parent: impl FnMut(u32) -> Option<u32>) -> bool {
+    if pids.len() > MOST_PROCESSES {
+        return false;
     }
-    false
+    let mut below = HashSet::from([top]);
+    pids.iter().all(|pid| {
+        let mut line = Vec::new();
+        let mut at = *pid;
+        while !below.contains(&at) {
+            if at <= 1 || line.len() >= MOST_GENERATIONS {
+                return false;
+            }
+            line.push(at);
+            match parent(at) {
+                Some(above) => at = above,
+                None => return false,
+            }
+        }
+        below.extend(line);
+        true
+    })
 }
 
 impl ScopeError {
@@ -289,11 +301,44 @@ impl From<Errno> for ScopeError {
 }
 
 const MOST_GENERATIONS: usize = 64;
+/// A task's own cgroup has few: whoever puts thousands there makes us look at thousands.
+const MOST_PROCESSES: usize = 1_024;
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::testing::host;
+
+    /// A caller chooses how many there are, and how deep: each costs one look, and very many none at all.
+    #[test]
+    fn a_crowd_below_a_long_line_costs_one_look_each() {
+        // 10 is the founder; 11 to 60 are a line below it, and the crowd are children of the last.
+        let parent = |pid: u32| match pid {
+            10 => Some(1),
+            11..=60 => Some(pid - 1),
+            100..=2_000 => Some(60),
+            5_000 => Some(1),
+            _ => None,
+        };
+        let looks = |pids: &[u32]| {
+            let mut count = 0;
+            let all = all_descend(10, pids, |pid| {
+                count += 1;
+                parent(pid)
+            });
+            (all, count)
+        };
+        let crowd: Vec<u32> = (100..1_000).collect();
+        assert_eq!(looks(&crowd), (true, 900 + 50));
+        assert_eq!(looks(&[10]), (true, 0));
+        assert_eq!(looks(&[10, 11, 5_000]), (false, 2), "somebody else's");
+        assert_eq!(looks(&[10, 3_000]), (false, 1), "gone");
+        assert_eq!(looks(&[1]), (false, 0));
+        let line: Vec<u32> = (100..100 + 1_025).collect();
+        assert_eq!(looks(&line), (false, 0), "too many to look at");
+        let endless = all_descend(10, &[7], |_| Some(7));
+        assert!(!endless, "a tree that changes under us has no end");
+    }
 
     /// Before 6.13 the kernel does not tell by the pidfd.
     #[test]

@@ -100,10 +100,15 @@ impl Admin for AdminService {
         let order = format!("{target:?}: {}", asked.reason);
         let credentials = u64::try_from(self.workloads.count_matching(&target)).unwrap_or(u64::MAX);
         self.audit.note(vec![Event::AdminRevoke { by, target: order, credentials }]);
-        let revoked = self.workloads.revoke(&target).await;
+        let revoked = self.workloads.revoke(&target).await.map_err(|error| {
+            Status::unavailable(format!(
+                "it is refused, and that could not be written down ({error}): a crash of the agent would undo it"
+            ))
+        })?;
         Ok(Response::new(proto::RevokeLeasesResponse {
             lease_ids: revoked.leases.iter().map(ToString::to_string).collect(),
             crl_number: revoked.crl_number,
+            barred: u32::try_from(revoked.barred).unwrap_or(u32::MAX),
             micros: u64::try_from(revoked.took.as_micros()).unwrap_or(u64::MAX),
         }))
     }
@@ -113,7 +118,7 @@ impl Admin for AdminService {
         request: Request<proto::FreezeRequest>,
     ) -> Result<Response<proto::FreezeResponse>, Status> {
         let (_, caller, order) = request.into_parts();
-        super::freeze::freeze(&self.workloads, &caller, order).map(Response::new)
+        super::freeze::freeze(&self.workloads, &caller, order).await.map(Response::new)
     }
 
     async fn thaw(
@@ -121,7 +126,7 @@ impl Admin for AdminService {
         request: Request<proto::ThawRequest>,
     ) -> Result<Response<proto::ThawResponse>, Status> {
         let (_, caller, order) = request.into_parts();
-        super::freeze::thaw(&self.workloads, &caller, &order).map(Response::new)
+        super::freeze::thaw(&self.workloads, &caller, &order).await.map(Response::new)
     }
 
     async fn list_entries(

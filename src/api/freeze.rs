@@ -12,14 +12,15 @@ use crate::id::{SpiffeId, TaskId};
 use crate::policy::{Freeze, Frozen, Thawed};
 use crate::workload::{Frost, Workloads};
 
-pub(super) fn freeze(
+pub(super) async fn freeze(
     workloads: &Workloads,
     caller: &Extensions,
     order: proto::FreezeRequest,
 ) -> Result<proto::FreezeResponse, Status> {
     let by = operator(workloads, caller)?;
     let (what, freeze) = (thing(order.thing)?, of(&by, &order.reason, order.revoke)?);
-    let frost = workloads.freeze(&what, freeze, by).map_err(|error| unwritten("it is frozen", &error))?;
+    let frost = workloads.freeze(&what, freeze, by).await;
+    let frost = frost.map_err(|error| unwritten("it is frozen", &error))?;
     Ok(proto::FreezeResponse {
         credentials: count(frost.credentials),
         scopes: count(frost.still),
@@ -28,13 +29,13 @@ pub(super) fn freeze(
     })
 }
 
-pub(super) fn thaw(
+pub(super) async fn thaw(
     workloads: &Workloads,
     caller: &Extensions,
     order: &proto::ThawRequest,
 ) -> Result<proto::ThawResponse, Status> {
     let by = operator(workloads, caller)?;
-    let needs_another = thawed(workloads, by, &thing(order.thing.clone())?, &order.reason)?;
+    let needs_another = thawed(workloads, by, &thing(order.thing.clone())?, &order.reason).await?;
     Ok(proto::ThawResponse { needs_another })
 }
 
@@ -66,7 +67,8 @@ pub(super) async fn task_freeze(
         });
     }
     let start = SystemClock.monotonic();
-    let frost = workloads.freeze(&what, freeze, by).map_err(|error| unwritten("it is frozen", &error))?;
+    let frost = workloads.freeze(&what, freeze, by).await;
+    let frost = frost.map_err(|error| unwritten("it is frozen", &error))?;
     let Frost { unknown, credentials, tasks, still, not_still } = frost;
     let took = SystemClock.monotonic().saturating_duration_since(start);
     Ok(task::FreezeResult {
@@ -79,7 +81,7 @@ pub(super) async fn task_freeze(
     })
 }
 
-pub(super) fn task_thaw(
+pub(super) async fn task_thaw(
     workloads: &Workloads,
     caller: &Extensions,
     order: task::ThawRequest,
@@ -93,15 +95,15 @@ pub(super) fn task_thaw(
         Asked::Target(name) => What::Target(name),
     });
     let what = thing(Some(proto::FrozenThing { what }))?;
-    let needs_another = thawed(workloads, by, &what, &order.reason)?;
+    let needs_another = thawed(workloads, by, &what, &order.reason).await?;
     let tasks = if needs_another { 0 } else { workloads.tasks_named(&what) };
     Ok(task::ThawResult { tasks: count(tasks), needs_another })
 }
 
 /// Whether another person must say so, too.
-fn thawed(workloads: &Workloads, by: audit::Agent, what: &Frozen, why: &str) -> Result<bool, Status> {
-    let thawed = workloads.thaw(what, &reason(why)?, by);
-    match thawed.map_err(|error| unwritten("it stays frozen", &error))? {
+async fn thawed(workloads: &Workloads, by: audit::Agent, what: &Frozen, why: &str) -> Result<bool, Status> {
+    let thawed = workloads.thaw(what, &reason(why)?, by).await;
+    match thawed.map_err(|error| stays(&error))? {
         Thawed::Nothing => Err(Status::not_found(format!("{what} is not frozen by order"))),
         Thawed::Done => Ok(false),
         Thawed::NeedsAnother => Ok(true),
@@ -154,6 +156,11 @@ fn unwritten(so: &str, error: &std::io::Error) -> Status {
     Status::unavailable(format!(
         "{so}, and could not be written down ({error}): a restart would not know of it"
     ))
+}
+
+fn stays(error: &std::io::Error) -> Status {
+    tracing::error!(%error, "what was to be thawed stays frozen");
+    Status::unavailable(format!("it stays frozen: {error}"))
 }
 
 const MAX_NAME: usize = 2048;

@@ -115,6 +115,7 @@ struct Revoked {
     lease_ids: Vec<String>,
     crl_number: u64,
     micros: u64,
+    barred: u32,
 }
 
 pub(super) async fn run(args: Args, context: &mut Context) -> Result<Exit, Failure> {
@@ -161,8 +162,8 @@ async fn revoke(args: RevokeArgs, context: &mut Context) -> Result<Exit, Failure
     let done = answer(connection.admin().revoke_leases(request)).await?.into_inner();
     let number = as_u64(done.lease_ids.len());
     if args.output.is_json() {
-        let (crl_number, micros) = (done.crl_number, done.micros);
-        context.console.json(&Revoked { lease_ids: done.lease_ids, crl_number, micros })?;
+        let (crl_number, micros, barred) = (done.crl_number, done.micros, done.barred);
+        context.console.json(&Revoked { lease_ids: done.lease_ids, crl_number, micros, barred })?;
     } else if number > 0 {
         let leases = count(number, "lease", "leases");
         let took = millis(done.micros);
@@ -170,6 +171,13 @@ async fn revoke(args: RevokeArgs, context: &mut Context) -> Result<Exit, Failure
             .console
             .line(&format!("revoked {leases} in {took}, published with CRL {}", done.crl_number))?;
         context.console.lines(done.lease_ids.iter().map(|id| format!("  {id}")))?;
+    }
+    if number == 0 && done.barred > 0 {
+        // The order counts all the same, also for what is in flight.
+        let barred = count(done.barred.into(), "process gets", "processes get");
+        let what = "no live lease fits, nothing was revoked";
+        context.console.note(&format!("{what}; {barred} nothing of the kind any more until restarted"));
+        return Ok(Exit::Ok);
     }
     match number {
         0 => {
@@ -278,6 +286,7 @@ mod tests {
             lease_ids: vec!["4a0f".into(), "4b".into()],
             crl_number: 7,
             micros: 812,
+            barred: 1,
         });
         let ran = agent.run(&["lease", "revoke", "--pid", "42", "--reason", "test"]).await;
         assert_eq!(ran.out, "revoked 2 leases in 0.812 ms, published with CRL 7\n  4a0f\n  4b\n");
@@ -295,6 +304,11 @@ mod tests {
         let ran =
             agent.run(&["lease", "revoke", "--spiffe-id", "spiffe://example.org/web", "--reason", "x"]).await;
         assert_eq!((ran.exit, ran.out.as_str()), (Exit::Failed, ""));
+        let barred = RevokeLeasesResponse { barred: 1, ..Default::default() };
+        *agent.script.revoke.lock().expect("lock") = Ok(barred);
+        let ran = agent.run(&["lease", "revoke", "--pid", "7", "--reason", "x"]).await;
+        let said = "no live lease fits, nothing was revoked; 1 process gets nothing of the kind any more";
+        assert!(ran.exit == Exit::Ok && ran.err.contains(said), "{ran:?}");
         for wrong in [
             &["lease", "revoke", "--reason", "x"][..],
             &["lease", "revoke", "--pid", "1"],

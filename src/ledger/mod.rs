@@ -257,6 +257,11 @@ impl Ledger {
         self.health.clone()
     }
 
+    /// Whether the last write succeeded. Whatever was owed has gone out with it.
+    pub fn is_good(&self) -> bool {
+        *self.health.borrow() == Health::Good
+    }
+
     fn start(medium: Box<dyn Medium>, pauses: Pauses) -> Result<(Self, Vec<Row>), OpenError> {
         let (store, contents) = Store::open(medium)?;
         let (jobs, receiver) = queue::channel(QUEUE_ROWS);

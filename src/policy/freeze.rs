@@ -88,6 +88,14 @@ impl Freezes {
         if self.all.remove(what).is_some() { Thawed::Done } else { Thawed::Nothing }
     }
 
+    /// Lets something go on that was thawed.
+    pub fn lift(&mut self, what: &Frozen) {
+        self.all.remove(what);
+        if *what == Frozen::All {
+            self.first = None;
+        }
+    }
+
     /// The flag file came or went; whether that is news.
     pub fn set_flag(&mut self, raised: bool) -> bool {
         std::mem::replace(&mut self.flag, raised) != raised

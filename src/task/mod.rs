@@ -179,6 +179,8 @@ pub enum Ending {
     Anomaly,
     /// Its holder could not be found again after a restart of the agent.
     Restart,
+    /// Nobody can say any more whether its process lives.
+    WatchLost,
 }
 
 impl Ending {
@@ -196,6 +198,7 @@ impl Ending {
             Self::KillSwitch => "kill_switch",
             Self::Anomaly => "anomaly",
             Self::Restart => "restart",
+            Self::WatchLost => "watch_lost",
         }
     }
 }

@@ -60,11 +60,17 @@ pub(super) async fn revoke(
         Err(refused) => return refused,
     };
     // RFC 7009 §2.2: a token that is not good for anything needs no revoking.
-    let Some(lease) = site.inspect(&token, "revocation").as_ref().and_then(Valid::lease) else {
-        return done();
+    let workloads = &site.parts.workloads;
+    let good = site.inspect(&token, "revocation").as_ref().and_then(Valid::lease);
+    let given_back = match good {
+        Some(lease) => workloads.give_back(lease, &named.claim).await,
+        None => GivenBack::Unknown,
     };
-    match site.parts.workloads.give_back(lease, &named.claim).await {
-        GivenBack::Revoked | GivenBack::Unknown => done(),
+    match given_back {
+        GivenBack::Revoked => done(),
+        // It may be one that was taken back, and the ledger does not know of that yet.
+        GivenBack::Unknown if workloads.settle().await.is_ok() => done(),
+        GivenBack::Unknown | GivenBack::NotWritten => not_written(),
         GivenBack::NotTheirs => json_answer(
             StatusCode::FORBIDDEN,
             &json!({
@@ -166,6 +172,19 @@ fn refused(why: Unnamed) -> Response<Body> {
     };
     let mut answer = json_answer(status, &json!({ "error": error }));
     answer.headers_mut().insert(header, HeaderValue::from_static(value));
+    answer
+}
+
+/// RFC 7009 §2.2.1: the token may still be good, and whoever asks may ask again.
+fn not_written() -> Response<Body> {
+    let mut answer = json_answer(
+        StatusCode::SERVICE_UNAVAILABLE,
+        &json!({
+            "error": "temporarily_unavailable",
+            "error_description": "it is refused, and that could not be written down: a restart of the agent would undo it",
+        }),
+    );
+    answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
     answer
 }
 

@@ -11,7 +11,7 @@ use super::{Shared, State};
 use crate::clock::unix_millis;
 use crate::id::EntryId;
 use crate::lease::{Action, WorkloadId};
-use crate::ledger::Bar;
+use crate::ledger::{Bar, LedgerError};
 
 /// What one process must not have.
 #[derive(Debug, Default)]
@@ -80,14 +80,14 @@ impl State {
 impl Shared {
     /// Makes bars outlive this run. They hold in memory already; a ledger that cannot be written keeps them until
     /// it can, and is a readiness concern of its own.
-    pub(super) async fn write_bars(&self, bars: &[Bar]) {
+    pub(super) async fn write_bars(&self, bars: &[Bar]) -> Result<(), LedgerError> {
         if bars.is_empty() {
-            return;
+            return Ok(());
         }
         let at = unix_millis(self.parts.clock.wall());
-        if let Err(error) = self.parts.ledger.bar(bars, at).await {
+        self.parts.ledger.bar(bars, at).await.inspect_err(|error| {
             tracing::error!(%error, "an operator's order holds, but would not outlive a restart of the agent yet");
-        }
+        })
     }
 
     /// Forgets what was taken from processes that have ended.

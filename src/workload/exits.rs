@@ -34,7 +34,7 @@ impl Shared {
             // What it began in a cgroup goes on while anybody is left there.
             state.founder_left(id);
         }
-        self.end_tasks_of(&mut state, id, seen);
+        self.end_tasks_of(&mut state, id, cause, seen);
         let actions = state.core.end(id, cause);
         self.perform_seen(&mut state, actions, seen);
         state.scopes.remove(id);

@@ -22,6 +22,8 @@ pub enum Claim {
 pub enum GivenBack {
     /// It is refused from now on, and the ledger knows.
     Revoked,
+    /// It is refused from now on, and the ledger does not know yet: a crash would undo it.
+    NotWritten,
     /// No live token has this name: expired, taken back already, or never given.
     Unknown,
     /// It is somebody else's; it stands.
@@ -29,7 +31,7 @@ pub enum GivenBack {
 }
 
 impl Workloads {
-    /// Takes one token back. Memory refuses it before this returns, and the ledger has it.
+    /// Takes one token back. Memory refuses it before this returns, and the ledger has it if that is the answer.
     pub async fn give_back(&self, lease: LeaseId, claim: &Claim) -> GivenBack {
         let now = self.0.parts.clock.monotonic();
         {
@@ -49,9 +51,9 @@ impl Workloads {
             };
             self.0.refuse(rows, reason, initiator, now, None);
         }
-        self.flush().await;
+        let written = self.settle().await;
         debug_assert!(lock(&self.0.denied).contains(lease), "refused in memory");
-        GivenBack::Revoked
+        if written.is_ok() { GivenBack::Revoked } else { GivenBack::NotWritten }
     }
 }
 

@@ -41,7 +41,7 @@ impl Workloads {
     /// the freeze down.
     ///
     /// # Errors
-    /// All is done, but the freeze could not be written down: a restart would not know of it.
+    /// All is done, but it could not be written down: a restart would not know of it.
     pub async fn kill(&self, what: &Frozen, freeze: Freeze, by: audit::Agent) -> std::io::Result<Killed> {
         let now = self.0.parts.clock.monotonic();
         let initiator = Initiator::OperatorUid(by.uid);
@@ -59,8 +59,8 @@ impl Workloads {
         }
         // Before anything is waited for: a disk that hangs saves nobody.
         self.0.parts.audit.note(seats.kill(&self.0, by_pid, &mut killed, &initiator.named()));
-        self.write_freezes()?;
-        self.flush().await;
+        self.at_disk(Self::write_freezes).await??;
+        self.settle().await.map_err(std::io::Error::other)?;
         killed.took = self.0.parts.clock.monotonic().saturating_duration_since(now);
         Ok(killed)
     }

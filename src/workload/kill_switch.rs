@@ -1,5 +1,6 @@
 //! The kill switch: an operator freezes, and nothing is decided in favour of what is frozen until it is thawed. What goes
-//! through here holds in memory before it is written down, and is written down before it is answered.
+//! through here holds in memory before it is written down, and is written down before it is answered; a thaw the other way
+//! round.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -10,7 +11,7 @@ use super::standstill::{Place, Stilled};
 use super::{Workloads, lock};
 use crate::audit::{self, Event};
 use crate::ledger::Row;
-use crate::policy::{Freeze, Freezes, Frozen, Thawed, load_freezes, store_freezes};
+use crate::policy::{Freeze, Freezes, Frozen, load_freezes};
 use crate::task::Scope;
 
 /// What a freeze did.
@@ -47,22 +48,32 @@ impl Workloads {
     ///
     /// # Errors
     /// It holds in memory, and could not be written down: a restart would thaw it.
-    pub fn freeze(&self, what: &Frozen, freeze: Freeze, by: audit::Agent) -> io::Result<Frost> {
+    pub async fn freeze(&self, what: &Frozen, freeze: Freeze, by: audit::Agent) -> io::Result<Frost> {
         let taken_by = freeze.revoke.then_some(Initiator::OperatorUid(by.uid));
         let by_pid = by.process.pid;
         let unknown = self.freeze_in_memory(what.clone(), freeze, by);
         self.0.tell_suspended();
         let Concerned { credentials, tasks, processes, cgroups } = self.concerned(what, taken_by);
-        let written = self.write_freezes();
-        let Stilled { still, not_still } = self.make_still(what, cgroups, by_pid);
+        let what = what.clone();
+        let (written, stilled) = self
+            .at_disk(move |workloads| {
+                let written = workloads.write_freezes();
+                (written, workloads.make_still(&what, cgroups, by_pid))
+            })
+            .await?;
         written?;
+        if taken_by.is_some() {
+            self.settle().await.map_err(io::Error::other)?;
+        }
+        let Stilled { still, not_still } = stilled;
         Ok(Frost { unknown, credentials, tasks, still, not_still: processes + not_still })
     }
 
     /// From here on nothing is decided in favour of it, and the record says so. The answer: that nothing which is known
     /// bears the name.
     pub(super) fn freeze_in_memory(&self, what: Frozen, freeze: Freeze, by: audit::Agent) -> Option<String> {
-        let _one_at_a_time = lock(&self.0.freezing);
+        let mut freezing = lock(&self.0.freezing);
+        freezing.thawing.take_if(|thawing| *thawing == what);
         let (named, reason, revoke) = (what.clone(), freeze.reason.clone(), freeze.revoke);
         self.policy().change_freezes(|freezes| freezes.freeze(what, freeze));
         // Afterwards: who is in a hurry does not wait for that.
@@ -101,36 +112,6 @@ impl Workloads {
         Concerned { credentials: fetched + given, tasks: all.len(), processes: processes.len(), cgroups }
     }
 
-    /// Lets something go on.
-    ///
-    /// # Errors
-    /// It could not be written down, and stays frozen.
-    pub fn thaw(&self, what: &Frozen, reason: &str, by: audit::Agent) -> io::Result<Thawed> {
-        let _one_at_a_time = lock(&self.0.freezing);
-        let (before, uid, now) = (self.freezes(), by.uid, self.0.parts.clock.wall());
-        let alone = self.0.settings.serves_one_user;
-        let mut thawed = self.policy().change_freezes(|freezes| {
-            if alone { freezes.thaw_alone(what) } else { freezes.thaw(what, uid, now) }
-        });
-        if thawed == Thawed::Done
-            && let Err(error) = self.write_freezes_now()
-        {
-            self.policy().change_freezes(|freezes| *freezes = before);
-            return Err(error);
-        }
-        // What is not frozen may stand still all the same, where an earlier thaw could not have it go on.
-        if thawed != Thawed::NeedsAnother && self.let_go_on(what) {
-            thawed = Thawed::Done;
-        }
-        if thawed != Thawed::Nothing {
-            let (what, needs_another) = (what.to_string(), thawed == Thawed::NeedsAnother);
-            let event = Event::Thaw { by: Some(by), what, reason: reason.to_owned(), needs_another };
-            self.0.parts.audit.note(vec![event]);
-            self.0.tell_suspended();
-        }
-        Ok(thawed)
-    }
-
     /// Looks whether the flag file came or went, and records it.
     pub fn look_at_flag(&self) {
         let _one_at_a_time = lock(&self.0.freezing);
@@ -140,10 +121,6 @@ impl Workloads {
             return;
         }
         drop(told);
-        // So that the next run knows what is on record already. The flag file is for when nothing else works.
-        if let Err(error) = self.write_freezes_now() {
-            tracing::error!(%error, "what is frozen cannot be written down");
-        }
         let (what, reason) = (Frozen::All.to_string(), "the flag file".to_owned());
         let event = if flagged {
             tracing::error!("everything is frozen by the flag file");
@@ -152,21 +129,24 @@ impl Workloads {
             tracing::warn!("the flag file is gone: what is not frozen by order goes on");
             Event::Thaw { by: None, what, reason, needs_another: false }
         };
-        self.0.parts.audit.note(vec![event]);
-        self.0.tell_suspended();
+        self.record_flag(event);
     }
 
-    /// Writes down what is frozen now, one at a time.
-    pub(super) fn write_freezes(&self) -> io::Result<()> {
-        let _one_at_a_time = lock(&self.0.freezing);
-        self.write_freezes_now()
-    }
-
-    fn write_freezes_now(&self) -> io::Result<()> {
-        let Some(path) = &self.0.settings.freezes else { return Ok(()) };
-        let mut freezes = self.freezes();
-        freezes.set_flag(*lock(&self.0.flag_told));
-        store_freezes(path, &freezes)
+    /// So that the next run knows what is on record, that it is on record is written down first. The flag file is for when
+    /// nothing else works: it freezes whether or not that can be done.
+    fn record_flag(&self, event: Event) {
+        let workloads = self.clone();
+        self.0.spawn(async move {
+            let record = |workloads: &Self| {
+                let written = workloads.write_freezes();
+                workloads.0.parts.audit.note(vec![event]);
+                workloads.0.tell_suspended();
+                written
+            };
+            if let Err(error) = workloads.at_disk(record).await.and_then(|written| written) {
+                tracing::error!(%error, "what is frozen cannot be written down");
+            }
+        });
     }
 }
 

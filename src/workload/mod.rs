@@ -24,6 +24,7 @@ mod issuers;
 mod jwt;
 mod keeper;
 mod kill;
+mod kill_disk;
 mod kill_switch;
 mod known;
 mod launches;
@@ -252,9 +253,11 @@ struct Shared {
     jobs: mpsc::Sender<Job>,
     at_disk: pulse::AtDisk,
     crl: watch::Receiver<Option<PublishedCrl>>,
-    /// One order to freeze or thaw at a time.
-    freezing: Mutex<()>,
-    /// Cgroups that stand still. Taken after `freezing`, if both are.
+    /// One order to freeze or thaw at a time, in memory: never held while a disk is waited for.
+    freezing: Mutex<kill_disk::Freezing>,
+    /// The same at the disk.
+    freezes_disk: Arc<tokio::sync::Mutex<()>>,
+    /// Cgroups that stand still. Held at the disk, and by nobody who serves.
     standstill: Mutex<standstill::Standstill>,
     /// Whether the record says that the flag file is there.
     flag_told: Mutex<bool>,
@@ -308,6 +311,7 @@ impl Workloads {
             at_disk,
             crl,
             freezing: Mutex::default(),
+            freezes_disk: Arc::default(),
             standstill: Mutex::new(still),
             flag_told,
             orders: OnceLock::new(),

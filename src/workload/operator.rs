@@ -1,5 +1,6 @@
 //! What an operator asks and orders.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,10 +8,11 @@ use mayfly_attestors::{AttestError, Attestation, PinError, Process};
 
 use super::guard::Fetched;
 use super::revoker::Initiator;
-use super::{PublishedCrl, Refusal, Workloads, lock};
+use super::{PublishedCrl, Refusal, Shared, Workloads, lock};
 use crate::id::LeaseId;
 use crate::lease::Action;
-use crate::ledger::{Reason, Row};
+use crate::ledger::{LedgerError, Reason, Row};
+use crate::queue::Health;
 use crate::registration::Identity;
 use crate::registration::matching::{self, NearMiss};
 use crate::revocation::{Buckets, Stage, StageFigures};
@@ -40,6 +42,8 @@ pub enum Target {
 pub struct Revoked {
     /// The leases; empty when nothing matched.
     pub leases: Vec<LeaseId>,
+    /// Processes that get nothing of the kind any more, whether or not they held anything.
+    pub barred: usize,
     /// The CRL that lists them; 0 when none had to be published.
     pub crl_number: u64,
     /// From the order to its publication.
@@ -127,7 +131,10 @@ impl Workloads {
     }
 
     /// Revokes and resolves when the CRL is published.
-    pub async fn revoke(&self, target: &Target) -> Revoked {
+    ///
+    /// # Errors
+    /// All is refused from now on, but the ledger has not taken that: a crash would undo it.
+    pub async fn revoke(&self, target: &Target) -> Result<Revoked, LedgerError> {
         let start = self.0.parts.clock.monotonic();
         if let Target::Pid(pid) = target {
             self.hold_stranger(*pid).await;
@@ -142,12 +149,24 @@ impl Workloads {
             self.0.perform(&mut state, actions, start);
             (leases, bars)
         };
-        self.0.write_bars(&bars).await;
+        let written = self.0.write_bars(&bars).await;
         // Queued behind the revocations above, so its answer comes with or after their publication.
         self.0.refuse(Vec::new(), Reason::Operator, Initiator::Operator, start, Some(done));
         let crl_number = published.await.unwrap_or_default();
+        written?;
+        self.0.is_in_ledger()?;
         let took = self.0.parts.clock.monotonic().saturating_duration_since(start);
-        Revoked { leases, crl_number, took }
+        let barred = bars.iter().map(|bar| bar.process).collect::<BTreeSet<_>>().len();
+        Ok(Revoked { leases, barred, crl_number, took })
+    }
+
+    /// Resolves when everything revoked so far is in the ledger, and published.
+    ///
+    /// # Errors
+    /// The ledger has not taken it. Memory refuses it, and the ledger owes it; a crash before it is written would undo it.
+    pub async fn settle(&self) -> Result<(), LedgerError> {
+        self.flush().await;
+        self.0.is_in_ledger()
     }
 
     /// Resolves when everything revoked so far is published and in the audit log.
@@ -199,6 +218,17 @@ impl Workloads {
         let who = |identity: &Identity| self.0.facts(&process, &attestation, now, identity);
         let policy = self.0.explain_fetch(&identities, who);
         Ok(Explained { attestation, identities, near_misses, posture, policy })
+    }
+}
+
+impl Shared {
+    /// Whether what was revoked, and waited for, is in the ledger: whatever it still owes goes out with the first write that
+    /// succeeds.
+    pub(super) fn is_in_ledger(&self) -> Result<(), LedgerError> {
+        match &*self.parts.ledger.health().borrow() {
+            Health::Good => Ok(()),
+            Health::Failing { why } => Err(LedgerError::Unavailable(why.clone())),
+        }
     }
 }
 

@@ -90,6 +90,7 @@ pub(super) fn start(
         issuers,
         unwritten: Vec::new(),
         notes: Vec::new(),
+        owes: false,
         unrecorded: Vec::new(),
         waiting: Vec::new(),
     };
@@ -117,6 +118,8 @@ struct Revoker {
     unwritten: Vec<(crate::id::LeaseId, Reason, u64)>,
     /// Notes that go with them.
     notes: Vec<Note>,
+    /// The ledger has not taken the last of them, and owes notes.
+    owes: bool,
     /// For the record, after them.
     unrecorded: Vec<(Vec<audit::Event>, Option<audit::Trace>)>,
     /// Jobs not yet published.
@@ -141,6 +144,10 @@ impl Revoker {
                     }
                     self.write_down();
                 }
+                // The ledger tries by itself, ever less often: an attempt may cost it a look at the whole file.
+                Err(mpsc::RecvTimeoutError::Timeout) if self.owes && self.ledger.is_good() => {
+                    self.write_down()
+                }
                 Err(mpsc::RecvTimeoutError::Timeout) => {}
                 Err(mpsc::RecvTimeoutError::Disconnected) => {
                     self.issuers.hurry();
@@ -155,7 +162,8 @@ impl Revoker {
     fn patience(&self) -> Duration {
         let next = self.issuers.next();
         let now = self.clock.monotonic();
-        next.map_or(CLOCK_LOOK, |at| at.saturating_duration_since(now)).min(CLOCK_LOOK)
+        let longest = if self.owes { RETRY } else { CLOCK_LOOK };
+        next.map_or(longest, |at| at.saturating_duration_since(now)).min(longest)
     }
 
     fn take(&mut self, job: Job) {
@@ -183,11 +191,14 @@ impl Revoker {
 
     fn write_down(&mut self) {
         failpoint::hit("revoke.after_memory");
-        if !self.unwritten.is_empty() || !self.notes.is_empty() {
+        if self.owes || !self.unwritten.is_empty() || !self.notes.is_empty() {
             self.write_down_all();
         }
-        for (events, trace) in std::mem::take(&mut self.unrecorded) {
-            audit::trace::within(trace, || self.audit.note(events));
+        // What a crash would undo is not on record: a task that has ended would go on after that.
+        if !self.owes {
+            for (events, trace) in std::mem::take(&mut self.unrecorded) {
+                audit::trace::within(trace, || self.audit.note(events));
+            }
         }
     }
 
@@ -198,10 +209,14 @@ impl Revoker {
         let notes = std::mem::take(&mut self.notes);
         match self.at_disk.during(|| self.ledger.revoke_noting_blocking(&leases, at_millis, notes)) {
             Ok(()) => {
+                self.owes = false;
                 self.unwritten.clear();
                 self.readiness.clear("revocations in the ledger");
             }
-            Err(error) => self.readiness.raise("revocations in the ledger", error.to_string()),
+            Err(error) => {
+                self.owes = true;
+                self.readiness.raise("revocations in the ledger", error.to_string());
+            }
         }
         failpoint::hit("revoke.after_ledger");
     }

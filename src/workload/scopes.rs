@@ -101,7 +101,7 @@ impl Scopes {
     }
 
     /// Live or not, the tasks that rest on this founder.
-    fn founded_by(&self, member: WorkloadId) -> Vec<TaskId> {
+    pub(super) fn founded_by(&self, member: WorkloadId) -> Vec<TaskId> {
         let there = self.founded.get(&member).into_iter().flatten();
         let founders = there.filter_map(|id| self.stand_ins.get(id)).flat_map(|one| one.founders.values());
         founders

@@ -6,10 +6,12 @@ use std::time::{Duration, Instant};
 use mayfly_attestors::{AttestError, Attestation, Process, failpoint};
 
 use super::issue::Doubt;
+use super::revoker::Initiator;
 use super::{Connection, Shared, State};
 use crate::audit;
 use crate::lease::{Cause, WorkloadId};
 use crate::registration::Identity;
+use crate::task::Ending;
 
 /// How long after a look that told nothing about the process the next one follows.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
@@ -163,7 +165,8 @@ impl Shared {
     }
 
     /// Revokes what a workload holds. Its entries stay: it is not told that it has no identity, which nobody knows, but
-    /// that there is none to be had just now.
+    /// that there is none to be had just now. What it has founded in a cgroup ends: others would go on in its name, and
+    /// nobody can say what that is.
     fn take_back(self: &Arc<Self>, id: WorkloadId, process: &Process, why: &AttestError) {
         tracing::warn!(
             pid = process.pid(),
@@ -173,7 +176,11 @@ impl Shared {
         );
         self.note_cut(process, audit::Cut::ExecMismatch);
         let now = self.parts.clock.monotonic();
-        let mut state = self.lock();
+        let (wall, mut state) = (self.parts.clock.wall(), self.lock());
+        for task in state.scopes.founded_by(id) {
+            let cascade = state.tasks.tree.end(task, Ending::Policy, now, wall);
+            self.carry_out(&mut state, &cascade, Initiator::Attestation, now, Some(id));
+        }
         let mut actions = state.core.set_entries(id, &[], Cause::NoLongerMatches, now);
         actions.extend(self.hold_matched(&mut state, id, Cause::NoLongerMatches, now));
         self.perform(&mut state, actions, now);

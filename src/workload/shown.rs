@@ -32,8 +32,8 @@ impl Workloads {
         !self.refuses(lease, place) && self.0.lock().rows.contains_key(&lease)
     }
 
-    /// Uses up a credential that is good for one use: true for exactly one of all who ask, and that it was used is in
-    /// the ledger then.
+    /// Uses up a credential that is good for one use: true for at most one of all who ask, and that it was used is in
+    /// the ledger then. Where the ledger cannot be written it is used up for nothing.
     pub async fn use_up(&self, lease: LeaseId) -> bool {
         let now = self.0.parts.clock.monotonic();
         {
@@ -43,7 +43,6 @@ impl Workloads {
             drop(state.core.withdraw(lease));
             self.0.refuse(vec![row], Reason::Used, Initiator::Holder, now, None);
         }
-        self.flush().await;
-        true
+        self.settle().await.is_ok()
     }
 }

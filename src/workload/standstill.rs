@@ -26,18 +26,27 @@ impl Standstill {
         self.0.entry(place.clone()).or_default().insert(what.to_string())
     }
 
-    /// Adds an order, which `carry_out` writes down and has the kernel do. What it was to stand still for before it goes on
-    /// to.
+    /// Adds an order for some, writes all of it down once, and then has the kernel do it, one by one. What each was to stand
+    /// still for before it goes on to. How it went for each.
     fn order(
         &mut self,
-        place: &Place,
+        places: &BTreeSet<Place>,
         what: &Frozen,
-        carry_out: impl FnOnce(&Self) -> io::Result<()>,
-    ) -> io::Result<()> {
-        let is_new = self.add(place, what);
-        let done = carry_out(self);
-        if done.is_err() && is_new {
-            self.remove(place, what);
+        store: impl FnOnce(&Self) -> io::Result<()>,
+        mut still: impl FnMut(&Place) -> io::Result<()>,
+    ) -> Vec<io::Result<()>> {
+        let new: Vec<bool> = places.iter().map(|place| self.add(place, what)).collect();
+        let stored = store(self).map_err(|error| (error.kind(), error.to_string()));
+        let mut done = Vec::with_capacity(places.len());
+        for (place, is_new) in places.iter().zip(new) {
+            let one = match &stored {
+                Ok(()) => still(place),
+                Err((kind, why)) => Err(io::Error::new(*kind, why.clone())),
+            };
+            if one.is_err() && is_new {
+                self.remove(place, what);
+            }
+            done.push(one);
         }
         done
     }
@@ -150,11 +159,13 @@ impl Workloads {
         if !self.freezes().iter().any(|(frozen, _)| frozen == what) {
             return Stilled { not_still: places.len(), ..stilled };
         }
-        for place in places {
-            let done = all.order(&place, what, |all| {
-                self.0.store_standstill(all)?;
-                self.0.scope_apart_from(&place, by)?.freeze(true)
-            });
+        let done = all.order(
+            &places,
+            what,
+            |all| self.0.store_standstill(all),
+            |place| self.0.scope_apart_from(place, by)?.freeze(true),
+        );
+        for (place, done) in places.iter().zip(done) {
             match done {
                 Ok(()) => stilled.still += 1,
                 Err(error) => {
@@ -313,14 +324,37 @@ mod tests {
     #[test]
     fn a_second_order_that_fails_takes_nothing_from_the_first() {
         let mut still = Standstill::default();
+        let stores = |_: &Standstill| Ok(());
         let fails = |_: &Standstill| Err(io::ErrorKind::StorageFull.into());
-        still.order(&cgroup(1), &order(1), |_| Ok(())).unwrap();
+        let refuses = |_: &Place| Err(io::ErrorKind::PermissionDenied.into());
+        let (one, both) = ([cgroup(1)].into(), [cgroup(1), cgroup(2)].into());
+        assert!(still.order(&one, &order(1), stores, |_| Ok(())).iter().all(Result::is_ok));
         let before = still.clone();
-        still.order(&cgroup(1), &order(1), fails).unwrap_err();
-        assert_eq!(still, before, "a thaw must find it");
-        still.order(&cgroup(1), &order(2), fails).unwrap_err();
-        still.order(&cgroup(2), &order(1), fails).unwrap_err();
-        assert_eq!(still, before);
+        for what in [order(1), order(2)] {
+            assert!(still.order(&both, &what, fails, |_| Ok(())).iter().all(Result::is_err));
+            assert_eq!(still, before, "a thaw must find it");
+            assert!(still.order(&both, &what, stores, refuses).iter().all(Result::is_err));
+            assert_eq!(still, before);
+        }
+    }
+
+    /// A freeze of everything is no time for one `fsync` a cgroup.
+    #[test]
+    fn all_are_written_down_once_before_the_first_stands_still() {
+        let (mut still, places): (_, BTreeSet<Place>) =
+            (Standstill::default(), (0..24).map(cgroup).collect());
+        let (log, expected) = (std::cell::RefCell::new(Vec::new()), std::iter::once(24).chain(0..24));
+        let store = |all: &Standstill| {
+            log.borrow_mut().push(u64::try_from(all.0.len()).unwrap());
+            Ok(())
+        };
+        let done = still.order(&places, &order(0), store, |place| {
+            log.borrow_mut().push(place.0);
+            if place.0 == 7 { Err(io::ErrorKind::NotFound.into()) } else { Ok(()) }
+        });
+        assert_eq!(*log.borrow(), expected.collect::<Vec<u64>>());
+        assert_eq!(done.iter().filter(|one| one.is_err()).count(), 1);
+        assert!(!still.0.contains_key(&cgroup(7)) && still.0.len() == 23);
     }
 
     #[test]

@@ -25,6 +25,8 @@ mod frozen_ahead;
 #[cfg(test)]
 mod given_up;
 #[cfg(test)]
+mod hanging_disk;
+#[cfg(test)]
 mod held;
 #[cfg(test)]
 mod http;
@@ -90,6 +92,8 @@ mod traces;
 mod two_domains;
 #[cfg(test)]
 mod undone;
+#[cfg(test)]
+mod unwritten;
 #[cfg(test)]
 mod upstream;
 #[cfg(test)]

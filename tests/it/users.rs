@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use mayfly_harness::holder::Who;
 pub(crate) use mayfly_harness::policies::WIKI;
 use mayfly_harness::tasks::detail;
-use mayfly_harness::{Agent, Entry, Holder, Idp, Plan, Policies, TaskRefusal, files};
+use mayfly_harness::{Agent, Entry, Holder, Idp, Pause, Plan, Policies, TaskRefusal, files};
 use mayfly_proto::task as proto;
 use serde_json::{Value, json};
 
@@ -50,8 +50,24 @@ impl World {
         Self::with("")
     }
 
+    /// One that waits there.
+    pub(crate) fn paused(point: &str) -> (Self, Pause) {
+        let mut pause = None;
+        let world = Self::prepared("", |agent| {
+            let (there, spec) = Pause::at(agent.dir(), point);
+            let plan = agent.plan().clone().failpoints(&spec);
+            *agent.plan() = plan;
+            pause = Some(there);
+        });
+        (world, pause.unwrap())
+    }
+
     /// With more settings.
     pub(crate) fn with(settings: &str) -> Self {
+        Self::prepared(settings, |_| {})
+    }
+
+    fn prepared(settings: &str, prepare: impl FnOnce(&mut Agent)) -> Self {
         let (mut agent, idp) = (Plan::with_entries(&[]).prepare(), Idp::new());
         let jwks = agent.dir().join("idp.json");
         files::replace(&jwks, &idp.jwks(), 0o644);
@@ -63,6 +79,7 @@ impl World {
         };
         let entries = ["planner", "worker"].map(|name| entry(name, agent.dir().join(name)));
         agent.write_entries(&entries);
+        prepare(&mut agent);
         agent.launch();
         Self { agent, idp }
     }
@@ -87,7 +104,7 @@ impl World {
     }
 }
 
-fn request(token: &str) -> proto::BeginRequest {
+pub(crate) fn request(token: &str) -> proto::BeginRequest {
     let details = vec![detail(WIKI, &["read", "write"])];
     proto::BeginRequest { details, on_behalf_of: token.to_owned(), ..Default::default() }
 }

@@ -7,7 +7,7 @@ use mayfly_harness::cgroup::Group;
 use mayfly_harness::pki::claims;
 use mayfly_harness::policies::WIKI;
 pub(crate) use mayfly_harness::tasks::refused as reason;
-use mayfly_harness::{Agent, Entry, Holder, Idp, Plan, Policies, Refusal, files, require_root, until};
+use mayfly_harness::{Agent, Entry, Holder, Idp, Jam, Plan, Policies, Refusal, files, require_root, until};
 use mayfly_proto::task as proto;
 use serde_json::{Value, json};
 
@@ -45,7 +45,7 @@ fn world(more: &str) -> World {
 }
 
 /// With `tables` of the agent's directory at the end of its configuration.
-fn world_with(more: &str, catalogue: &str, tables: impl Fn(&Agent) -> String) -> World {
+fn world_with(more: &str, catalogue: &str, tables: impl FnOnce(&Agent) -> String) -> World {
     require_root();
     let entry = Entry::new("/agent/editor/a", &[&format!("unix:uid:{ASKER}")]);
     let mut agent = Plan::with_entries(&[entry]).prepare();
@@ -430,4 +430,30 @@ fn k04_nobody_decides_from_where_the_agent_is() {
     away.take(ann.pid());
     assert_eq!(yes(&decide(&mut ann, &world.agent, &request).unwrap()), proto::ApprovalState::Approved);
     drop((ann, root));
+}
+
+/// Nobody is told "active" of it before it is written down that this was it: a crash would make it good for one more use.
+#[test]
+fn k04_a_token_for_one_use_is_good_for_none_while_its_use_cannot_be_written_down() {
+    let mut jam = None;
+    let mut world = world_with("", &catalogue(), |agent| {
+        jam = Some(Jam::at(agent.dir(), "ledger.before_begin"));
+        String::new()
+    });
+    let (jam, spec) = jam.take().unwrap();
+    let plan = world.agent.plan().clone().failpoints(&spec);
+    *world.agent.plan() = plan;
+    world.agent.crash_and_restart();
+    world.asker.connect();
+    let id = world.ask("write", call("PUT", 7));
+    open_admin_socket(&world.agent);
+    world.decide(ANN, &id, true).unwrap();
+    let token = world.token(call("PUT", 7), &id).unwrap().token;
+    jam.set();
+    assert_eq!(world.introspect(&token)["active"], false, "its use is not certain");
+    jam.clear();
+    until("all is well", || world.agent.admin().status().ready.then_some(()));
+    assert_eq!(world.introspect(&token)["active"], false, "it was used up for nothing");
+    world.agent.crash_and_restart();
+    assert_eq!(world.introspect(&token)["active"], false);
 }

@@ -572,6 +572,44 @@ fn k_what_has_ended_before_it_could_go_on_is_not_on_record_as_used() {
     assert!(!events.iter().any(|event| event == "approval.used" || event == "task.resume"), "{events:?}");
 }
 
+/// It is frozen while people's yes is looked at: the yes stands, and counts when it is thawed.
+#[test]
+fn k_what_is_frozen_before_it_could_go_on_waits_for_the_thaw() {
+    let mut pause = None;
+    let mut world = World::prepared(|agent| {
+        let (paused, spec) = Pause::at(agent.dir(), "task.before_go_on");
+        paused.release();
+        pause = Some(paused);
+        agent.plan().environment.push(("MAYFLY_FAILPOINTS".to_owned(), spec));
+    });
+    let pause = pause.take().unwrap();
+    let task = world.begin();
+    let id = world.asked(&task);
+    let (request, mut ann) = (world.yes(&id), Holder::start(&world.agent, ANN));
+    pause.arm();
+    let order = |agent: &Agent, words: &str| {
+        let (code, out, err) = agent.mayfly(&[words, "--agent", "spiffe://example.org/asker"]);
+        assert_eq!(code, Some(0), "{out}{err}");
+    };
+    let agent = &world.agent;
+    std::thread::scope(|scope| {
+        let answering = scope.spawn(|| decide(&mut ann, agent, &request));
+        pause.hit();
+        order(agent, "freeze");
+        pause.release();
+        answering.join().unwrap().unwrap();
+    });
+    let count =
+        |agent: &Agent, event: &str| agent.audit().iter().filter(|line| line["event"] == event).count();
+    assert_eq!((count(&world.agent, "approval.used"), count(&world.agent, "task.resume")), (0, 0));
+    assert_eq!(world.get(&task).state(), proto::TaskState::PendingApproval);
+    assert_eq!(world.shown(&id)["state"], "approved", "the yes is not spent");
+    order(&world.agent, "thaw");
+    until("it goes on", || (world.get(&task).state() == proto::TaskState::Active).then_some(()));
+    assert_eq!((count(&world.agent, "approval.used"), count(&world.agent, "task.resume")), (1, 1));
+    world.issue(&task).unwrap();
+}
+
 /// Who asks again because the answer was lost on the way learns it, and people are not asked again.
 #[test]
 fn k_a_repeated_delegate_learns_that_people_said_no() {

@@ -4,6 +4,8 @@
 mod exec;
 #[path = "task_cgroups_freeze.rs"]
 mod freeze;
+#[path = "task_cgroups_inside.rs"]
+mod inside;
 #[path = "task_cgroups_kill.rs"]
 mod kill_and_restart;
 #[path = "task_cgroups_older.rs"]

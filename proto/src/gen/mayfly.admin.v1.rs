@@ -370,6 +370,9 @@ pub struct RevokeLeasesResponse {
     pub crl_number: u64,
     #[prost(uint64, tag = "3")]
     pub micros: u64,
+    /// Processes that get nothing of the kind any more until they have ended, whether or not they held anything.
+    #[prost(uint32, tag = "4")]
+    pub barred: u32,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListEntriesRequest {}

@@ -152,7 +152,7 @@ pub struct Task {
     #[prost(enumeration = "TaskState", tag = "13")]
     pub state: i32,
     /// Why it is suspended or has ended: `completed`, `failed`, `deadline`, `idle`, `process_exit`, `parent_ended`,
-    /// `policy`, `admin`, `kill_switch`, `anomaly`, `restart`.
+    /// `policy`, `admin`, `kill_switch`, `anomaly`, `restart`, `watch_lost`.
     #[prost(string, tag = "14")]
     pub reason: ::prost::alloc::string::String,
     #[prost(message, optional, tag = "15")]

@@ -121,7 +121,7 @@ impl TaskAdmin for TaskAdminService {
         request: Request<proto::ThawRequest>,
     ) -> Result<Response<proto::ThawResult>, Status> {
         let (_, caller, order) = request.into_parts();
-        super::freeze::task_thaw(&self.workloads, &caller, order).map(Response::new)
+        super::freeze::task_thaw(&self.workloads, &caller, order).await.map(Response::new)
     }
 }
 

@@ -131,6 +131,7 @@ fn why(reason: &str) -> String {
         "kill_switch" => "an operator killed it",
         "anomaly" => "an anomaly",
         "restart" => "the agent restarted",
+        "watch_lost" => "the agent cannot tell any more whether its process lives",
         other => other,
     };
     text.to_owned()

@@ -36,7 +36,7 @@ pub(in crate::workload) struct RevokeJob {
 pub(in crate::workload) enum Job {
     /// These leases are refused.
     Revoke(RevokeJob),
-    /// For the record, once everything that came before is in the ledger or could not be put there.
+    /// For the record, once everything that came before is in the ledger.
     Record(Vec<Event>, Option<Trace>),
     /// These authorities are in force from now on.
     Authorities {

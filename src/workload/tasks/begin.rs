@@ -81,8 +81,8 @@ impl Workloads {
         let wanted = begin.spiffe_id.as_ref();
         let fits = |one: &&Identity| wanted.is_none_or(|id| *id == one.spiffe_id);
         let identity = admission.identities().iter().find(fits).ok_or(Refusal::NotEntitled)?;
-        let user = shared.verify_user(admission, begin.on_behalf_of.as_ref())?;
-        let chosen = shared.choose_scope(admission, begin.scope, begin.keeper.is_some())?;
+        let user = shared.verify_user(admission, begin.on_behalf_of.as_ref()).await?;
+        let chosen = shared.choose_scope(admission, begin.scope, begin.keeper.is_some()).await?;
         let mut who = self.facts(admission, &identity.entry.id).ok_or(Refusal::NotEntitled)?;
         who.posture.isolated = chosen.is_isolated;
         let set = shared.parts.policy.in_force();
@@ -338,7 +338,7 @@ impl Shared {
 impl Shared {
     /// Whether that agent, or what it would join, is frozen as of now. Whoever kills has frozen before he looks for tasks
     /// under this lock: either he finds this one, or we find the freeze.
-    fn is_frozen_for(&self, state: &State, agent: &SpiffeId, offer: Option<DelegationId>) -> bool {
+    pub(super) fn is_frozen_for(&self, state: &State, agent: &SpiffeId, offer: Option<DelegationId>) -> bool {
         let tree = &state.tasks.tree;
         let parent = offer.and_then(|id| tree.offered(id)).map(|offer| offer.parent);
         let chain = parent.map(|id| tree.chain(id)).unwrap_or_default();

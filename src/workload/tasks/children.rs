@@ -149,7 +149,7 @@ impl Workloads {
             return shared.again(key.as_ref()).await;
         }
         let Taken { identity, charter, parent, deadline } = shared.taken(admission, join.offer)?;
-        let chosen = shared.choose_scope(admission, join.scope, join.keeper.is_some())?;
+        let chosen = shared.choose_scope(admission, join.scope, join.keeper.is_some()).await?;
         let mut who = self.facts(admission, &identity.entry.id).ok_or(Refusal::NotEntitled)?;
         who.posture.isolated = chosen.is_isolated;
         let (set, now) = (shared.parts.policy.in_force(), shared.parts.clock.wall());

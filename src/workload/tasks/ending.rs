@@ -8,7 +8,7 @@ use super::begin::has_identity;
 use super::{TaskError, TaskView, caller};
 use crate::audit::{self, Event, TaskStep};
 use crate::id::TaskId;
-use crate::lease::WorkloadId;
+use crate::lease::{Cause, WorkloadId};
 use crate::ledger::{Reason, Row};
 use crate::task::{Cascade, Ending, Refused, Standing, Toll};
 use crate::workload::revoker::Initiator;
@@ -60,19 +60,21 @@ impl Workloads {
 }
 
 impl Shared {
-    /// Whoever held tasks is gone: they end first, so that the record says so of their credentials.
+    /// Whoever held tasks is gone, or nobody can tell: they end first, so that the record says so of their credentials.
     pub(in crate::workload) fn end_tasks_of(
         self: &Arc<Self>,
         state: &mut State,
         id: WorkloadId,
+        cause: Cause,
         seen: Instant,
     ) {
         let wall = self.parts.clock.wall();
-        let cascade = state.tasks.tree.end_holder(id, Ending::ProcessExit, seen, wall);
+        let ending = if cause == Cause::WatchLost { Ending::WatchLost } else { Ending::ProcessExit };
+        let cascade = state.tasks.tree.end_holder(id, ending, seen, wall);
         self.carry_out(state, &cascade, Initiator::Kernel, seen, Some(id));
         // It founded these, and nobody can tell any more what it is.
         for task in state.tasks_resting_on(id) {
-            let cascade = state.tasks.tree.end(task, Ending::ProcessExit, seen, wall);
+            let cascade = state.tasks.tree.end(task, ending, seen, wall);
             self.carry_out(state, &cascade, Initiator::Kernel, seen, Some(id));
         }
     }

@@ -179,7 +179,8 @@ impl Shared {
             return Err(Refusal::from(why).into());
         }
         mayfly_attestors::failpoint::hit("task.before_land");
-        let credential = self.land(flight, ticket, row, minted, &committed, &target.name)?;
+        let credential =
+            self.land((flight, ticket), admission.id(), row, minted, &committed, &target.name)?;
         Ok(Issued { credential, audience: target.audience.clone(), grants, decision })
     }
 

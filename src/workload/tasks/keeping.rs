@@ -11,7 +11,6 @@ use super::TaskError;
 use crate::audit::{AuditError, Event};
 use crate::id::TaskId;
 use crate::ledger::{Committed, LedgerError, Note, Row};
-use crate::queue::Health;
 use crate::workload::{Refusal, Shared, State};
 
 /// Resolves when notes are on the disk, or cannot be put there.
@@ -73,9 +72,6 @@ impl Shared {
 
     /// Whether what was just revoked, and waited for, is in the ledger. Memory refuses it in any case.
     pub(super) fn is_written_down(&self) -> Result<(), TaskError> {
-        match &*self.parts.ledger.health().borrow() {
-            Health::Good => Ok(()),
-            Health::Failing { why } => Err(Refusal::Ledger(LedgerError::Unavailable(why.clone())).into()),
-        }
+        self.is_in_ledger().map_err(|error| Refusal::Ledger(error).into())
     }
 }

@@ -120,11 +120,12 @@ impl Shared {
         Ok(committed)
     }
 
-    /// The last step: the lease belongs to the process and to the task, or it is revoked at birth.
+    /// The last step: the lease belongs to the process and to the task, or it is revoked at birth. `asker` is who asked for
+    /// it, which in a cgroup is not who holds the task.
     pub(super) fn land(
         self: &Arc<Self>,
-        flight: Flight,
-        ticket: Ticket,
+        (flight, ticket): (Flight, Ticket),
+        asker: WorkloadId,
         row: Row,
         minted: Shut,
         committed: &Committed,
@@ -133,7 +134,7 @@ impl Shared {
         let (now, wall) = (self.parts.clock.monotonic(), self.parts.clock.wall());
         let (lease, ends, task) = (row.id, now + remaining(&row, wall), row.task);
         let mut state = self.lock();
-        let holder = state.holder_of(task);
+        let (holder, lost) = (state.holder_of(task), state.lost_by(asker, &row));
         state.add_row(row);
         let landing = state.tasks.tree.land(flight, lease);
         let (released, actions) = match state.core.complete(ticket, lease, ends, Jitter(0), now) {
@@ -148,6 +149,13 @@ impl Shared {
             // When the task ended this was in flight.
             holder.into_iter().for_each(|id| self.forget_idle(&mut state, id));
             return Err(refused.into());
+        }
+        // The ticket is the holder's: what an operator, the entries or an exec took from whoever asked is seen here.
+        if let Some((reason, initiator)) = lost {
+            drop(state.core.withdraw(lease));
+            let rows = state.take_row(lease).into_iter().collect();
+            self.refuse(rows, reason, initiator, now, None);
+            return Err(Refusal::NotEntitled.into());
         }
         // A freeze that came after the decision has looked for what is out under this lock: either it finds this
         // credential, or we find the freeze.
@@ -179,6 +187,17 @@ impl Shared {
 }
 
 impl State {
+    /// Why whoever asked for this credential may not have it any more; `None`: it may.
+    fn lost_by(&self, asker: WorkloadId, row: &Row) -> Option<(Reason, Initiator)> {
+        let Some(member) = self.members.get(&asker) else { return Some((Reason::Exited, Initiator::Kernel)) };
+        if self.is_taken(&row.process, &row.entry) {
+            return Some((Reason::Operator, Initiator::Operator));
+        }
+        let identity = member.identity(&row.entry).map(|identity| identity.spiffe_id.to_string());
+        let has_it = identity.as_deref() == Some(&*row.spiffe_id) && self.held(asker).contains(&row.entry);
+        (!has_it).then_some((Reason::EntryWithdrawn, Initiator::Entries))
+    }
+
     /// Who holds the task, or did.
     fn holder_of(&self, task: Option<TaskId>) -> Option<WorkloadId> {
         task.and_then(|id| self.tasks.tree.get(id)).map(|task| task.seat.holder)

@@ -15,7 +15,7 @@ use super::piece::Piece;
 use super::users::user_of;
 use super::{OfferView, TaskError, TaskView, Tasks};
 use crate::audit::{ApprovalStep, Event, TaskStep};
-use crate::id::{ApprovalId, DelegationId};
+use crate::id::{ApprovalId, DelegationId, TaskId};
 use crate::policy::{Action, ApprovalNeeded, Decision, Engine, Object, Phase, PolicySet, Reason};
 use crate::task::approval::{Approval, ApprovalError, ApprovalState, Jury, Subject};
 use crate::task::journal::forget_offer;
@@ -28,6 +28,16 @@ struct Judged {
     decision: Decision,
     /// Of a task: what is left of it.
     cut: Option<Grants>,
+}
+
+/// What became of something that people have allowed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum GoesOn {
+    Yes,
+    /// It was frozen after it was judged: it waits on, allowed.
+    Frozen,
+    /// It cannot any more.
+    No,
 }
 
 impl Shared {
@@ -157,9 +167,13 @@ impl Shared {
             let judged = self.judge_pending(&approval, offer, &view);
             match judged {
                 Ok(judged) if judged.decision.is_allowed() => {
-                    if self.go_on(&approval, offer, &view, judged, until).await {
-                        self.judge_if_overtaken(&view);
-                        return;
+                    match self.go_on(&approval, offer, &view, judged, until).await {
+                        GoesOn::Yes => {
+                            self.judge_if_overtaken(&view);
+                            return;
+                        }
+                        GoesOn::Frozen => return,
+                        GoesOn::No => {}
                     }
                 }
                 // A freeze takes nothing back: the yes stands as long as any other, and counts when it is thawed.
@@ -235,7 +249,8 @@ impl Shared {
     }
 
     /// On record first, then in memory; whether it goes on. What ends meanwhile is on record as ended after it went on,
-    /// never before; what cannot go on any more is not on record at all, or as void.
+    /// never before; what cannot go on any more is not on record at all, or as void. So with a freeze: one that came before
+    /// it was put on record is found there, and one that came later suspends it like whatever else goes on.
     async fn go_on(
         self: &Arc<Self>,
         approval: &Approval,
@@ -243,7 +258,7 @@ impl Shared {
         view: &TaskView,
         judged: Judged,
         until: Instant,
-    ) -> bool {
+    ) -> GoesOn {
         let Judged { decision, cut } = judged;
         let subject = &approval.subject;
         let used = event(ApprovalStep::Used, view.agent(), approval, None);
@@ -254,8 +269,9 @@ impl Shared {
         let (agent, task) = (view.agent(), active.facts());
         let on = Event::Task { step, agent, task, decision: recorded, end: None };
         mayfly_attestors::failpoint::hit("task.before_go_on");
-        if !self.record_in_turn(approval, offer, vec![used, on]).await {
-            return false;
+        match self.record_in_turn(approval, offer, vec![used, on]).await {
+            GoesOn::Yes => {}
+            other => return other,
         }
         mayfly_attestors::failpoint::hit("task.before_spend");
         let (now, wall) = (self.parts.clock.monotonic(), self.parts.clock.wall());
@@ -277,7 +293,7 @@ impl Shared {
             let is_said = is_said.is_some_and(|one| one.state == ApprovalState::Cancelled);
             let void = event(ApprovalStep::Cancelled, view.agent(), approval, None);
             self.parts.audit.note(if is_said { Vec::new() } else { vec![void] });
-            return false;
+            return GoesOn::No;
         }
         if let Some(cut) = cut {
             let cascade = state.tasks.tree.narrow(subject.task, &cut, now, wall);
@@ -290,8 +306,12 @@ impl Shared {
             None => tree.notes_of_task(subject.task, &self.epoch),
         });
         state.tasks.tell_approval(subject.task);
+        // Whoever froze meanwhile did not find it among those that go on.
+        state.tasks.suspended.look_again();
+        let suspended = self.look_at_suspended(&mut state);
+        self.parts.audit.note(suspended);
         self.timer.notify_one();
-        true
+        GoesOn::Yes
     }
 
     /// Puts on record that it goes on, if it can; an end that comes now is recorded behind that.
@@ -300,13 +320,17 @@ impl Shared {
         approval: &Approval,
         offer: Option<DelegationId>,
         events: Vec<Event>,
-    ) -> bool {
+    ) -> GoesOn {
         let mut recording = Box::pin(self.parts.audit.record(events));
         let at_once = {
             let (now, mut state) = (self.parts.clock.monotonic(), self.lock());
             self.settle_approvals(&mut state, now);
             if !state.tasks.can_go_on(approval, offer, now) {
-                return false;
+                return GoesOn::No;
+            }
+            // Whoever freezes has frozen before he looks for tasks under this lock.
+            if self.is_frozen_now(&state, approval.subject.task, offer) {
+                return GoesOn::Frozen;
             }
             // It is in the queue after this, while nothing can end.
             recording.as_mut().now_or_never()
@@ -315,11 +339,22 @@ impl Shared {
             Some(recorded) => recorded,
             None => recording.await,
         };
-        recorded
-            .inspect_err(|error| {
+        match recorded {
+            Ok(()) => GoesOn::Yes,
+            Err(error) => {
                 tracing::error!(approval = %approval.id, %error, "what people allowed cannot be recorded");
-            })
-            .is_ok()
+                GoesOn::No
+            }
+        }
+    }
+
+    /// Whether the task that waits, or whoever is to take up the offer, is frozen as of now.
+    fn is_frozen_now(&self, state: &State, task: TaskId, offer: Option<DelegationId>) -> bool {
+        let (now, wall) = (self.parts.clock.monotonic(), self.parts.clock.wall());
+        let to =
+            offer.and_then(|offer| state.tasks.tree.offered(offer)).map(|offer| &offer.charter.spiffe_id);
+        to.is_some_and(|to| self.is_frozen_for(state, to, offer))
+            || state.tasks.view(task, now, wall).is_some_and(|view| self.is_frozen(&view, None))
     }
 
     fn note_mind_changed(&self, approval: &Approval, view: &TaskView, decision: &Decision) {

@@ -1,6 +1,7 @@
 //! What a task is held by: a cgroup that only root can enter and leave, where whoever begins has one to itself; else the
 //! process that begins (decision 0078).
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use mayfly_attestors::{CgroupScope, Process, ScopeError};
@@ -111,8 +112,23 @@ fn place(
 
 impl Shared {
     /// Looks at the cgroup of whoever begins or joins. `has_keeper`: the caller's parent keeps credentials, and does no
-    /// harm in there.
-    pub(super) fn choose_scope(
+    /// harm in there. The caller says how much there is to look at: no thread that serves others waits for it.
+    pub(super) async fn choose_scope(
+        self: &Arc<Self>,
+        admission: &Admission,
+        wish: ScopeWish,
+        has_keeper: bool,
+    ) -> Result<Chosen, TaskError> {
+        let (shared, admission) = (Arc::clone(self), admission.clone());
+        let looked = tokio::task::spawn_blocking(move || {
+            mayfly_attestors::failpoint::hit("task.look_at_scope");
+            shared.choose_scope_now(&admission, wish, has_keeper)
+        });
+        // It only fails when the agent stops.
+        looked.await.unwrap_or_else(|_stopping| Err(Refusal::WatchLost.into()))
+    }
+
+    fn choose_scope_now(
         &self,
         admission: &Admission,
         wish: ScopeWish,

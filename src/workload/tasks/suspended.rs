@@ -25,6 +25,11 @@ impl Suspended {
         self.tasks.contains(&id)
     }
 
+    /// One more goes on: the next look is at all, whether or not what is frozen has changed.
+    pub(super) fn look_again(&mut self) {
+        self.by = None;
+    }
+
     /// It has ended.
     pub(super) fn forget(&mut self, id: TaskId) {
         self.tasks.remove(&id);

@@ -1,12 +1,14 @@
 //! For whom an agent works: what its user's token proves, and how policy knows that user.
 
+use std::sync::Arc;
+
 use super::{TaskError, TaskView};
 use crate::config::UserIssuer;
 use crate::files::{FileError, TrustRules, read_trusted};
 use crate::issue::user::{KeySetError, UserKeys, UserToken, Verified, verify};
 use crate::policy::{PolicySet, UserFacts};
 use crate::task::User;
-use crate::workload::{Admission, Shared};
+use crate::workload::{Admission, Refusal, Shared};
 
 /// Why an issuer's keys are not to be had.
 #[derive(Debug, thiserror::Error)]
@@ -19,13 +21,20 @@ enum KeysError {
 
 impl Shared {
     /// The user whom the token proves; `None` without a token. A token that proves nobody is recorded, and nothing of it.
-    pub(super) fn verify_user(
-        &self,
+    pub(super) async fn verify_user(
+        self: &Arc<Self>,
         admission: &Admission,
         token: Option<&UserToken>,
     ) -> Result<Option<User>, TaskError> {
-        let Some(token) = token else { return Ok(None) };
-        let verified = verify(token, &self.settings.users, &keys_of, self.parts.clock.wall());
+        let Some(token) = token.cloned() else { return Ok(None) };
+        let shared = Arc::clone(self);
+        // The issuer's keys are in a file: no thread that serves others waits for it.
+        let verified = tokio::task::spawn_blocking(move || {
+            mayfly_attestors::failpoint::hit("user.read_keys");
+            verify(&token, &shared.settings.users, &keys_of, shared.parts.clock.wall())
+        });
+        // It only fails when the agent stops.
+        let verified = verified.await.map_err(|_stopping| TaskError::Workload(Refusal::WatchLost))?;
         // The task ends when it ends, not with the token: a token says who somebody is, not for how long work goes on.
         let Verified { iss, sub, expires: _ } = verified.map_err(|why| {
             self.note_denied(admission.process(), "user", &why.to_string());

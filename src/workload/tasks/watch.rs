@@ -10,9 +10,10 @@ use tokio::sync::watch;
 use super::{ApprovalView, TaskError, TaskSummary, TaskView, caller};
 use crate::clock::from_unix_seconds;
 use crate::id::{LeaseId, TaskId};
+use crate::lease::WorkloadId;
 use crate::ledger;
 use crate::policy::PolicySet;
-use crate::task::{Held, Limit, Refused, Standing};
+use crate::task::{Caller, Held, Limit, Refused, Standing};
 use crate::workload::{Admission, Shared, State, Workloads, lock};
 
 /// Who follows what. The channel's value is the end, once there is one.
@@ -63,20 +64,31 @@ pub enum Look {
     Live(Box<TaskView>, Vec<Held>),
     /// It has ended.
     Ended(Box<TaskSummary>),
-    /// It is not even remembered.
+    /// It is not even remembered, or not the follower's to see any more.
     Forgotten,
     /// An operator has frozen it, or somebody in its chain.
     Frozen,
 }
 
-/// One open stream of one task. Whoever may follow it holds it or a task above it, so that it ends before its follower's
-/// identity does.
+/// One open stream of one task. In a cgroup whoever follows it need not hold it: each look asks whether he may still see
+/// it, as every call does.
 pub struct TaskWatch {
     shared: Arc<Shared>,
     task: TaskId,
-    process: ProcessKey,
+    /// Keeps the follower known for as long as it follows.
+    follower: Admission,
     end: watch::Receiver<Option<TaskSummary>>,
     policy: watch::Receiver<Arc<PolicySet>>,
+}
+
+/// Whether who is let in there may see the task now. What an operator has taken from it counts at once.
+fn may_see(state: &State, task: TaskId, follower: WorkloadId, cgroup: Option<u64>) -> bool {
+    let Some(member) = state.members.get(&follower) else { return false };
+    let held = state.held(follower);
+    let held = member.identities.iter().filter(|identity| held.contains(&identity.entry.id));
+    let identities = held.map(|one| (one.entry.id.clone(), one.spiffe_id.clone())).collect();
+    let caller = Caller { process: member.process.key(), cgroup, identities };
+    state.tasks.tree.seen_by(task, &caller).is_ok()
 }
 
 impl std::fmt::Debug for TaskWatch {
@@ -107,7 +119,7 @@ impl Workloads {
         tasks.tree.watch(id);
         drop(state);
         let policy = self.0.parts.policy.follow();
-        Ok(TaskWatch { shared: Arc::clone(&self.0), task: id, process, end, policy })
+        Ok(TaskWatch { shared: Arc::clone(&self.0), task: id, follower: admission.clone(), end, policy })
     }
 }
 
@@ -116,11 +128,16 @@ impl TaskWatch {
     pub fn look(&mut self) -> Look {
         self.policy.borrow_and_update();
         let (now, wall) = (self.shared.parts.clock.monotonic(), self.shared.parts.clock.wall());
+        // As for a call of now: a process can be moved.
+        let cgroup = self.shared.cgroup_of_caller(self.follower.process());
         let (view, held) = {
             // An end is told of under the same lock.
             let state = self.shared.lock();
             if let Some(summary) = &*self.end.borrow_and_update() {
                 return Look::Ended(Box::new(summary.clone()));
+            }
+            if !may_see(&state, self.task, self.follower.id(), cgroup) {
+                return Look::Forgotten;
             }
             let Some(view) = state.tasks.view(self.task, now, wall) else { return Look::Forgotten };
             let held = view.task.leases.iter().filter_map(|lease| held(&state, *lease)).collect();
@@ -159,12 +176,13 @@ impl TaskWatch {
 
 impl Drop for TaskWatch {
     fn drop(&mut self) {
+        let process = self.follower.process().key();
         let mut state = self.shared.lock();
         let tasks = &mut state.tasks;
-        if let Some(open) = tasks.watchers.of_process.get_mut(&self.process) {
+        if let Some(open) = tasks.watchers.of_process.get_mut(&process) {
             *open = open.saturating_sub(1);
             if *open == 0 {
-                tasks.watchers.of_process.remove(&self.process);
+                tasks.watchers.of_process.remove(&process);
             }
         }
         // Our own receiver is still there.
