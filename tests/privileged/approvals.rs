@@ -446,7 +446,7 @@ fn k04_a_token_for_one_use_is_good_for_none_while_its_use_cannot_be_written_down
     world.agent.crash_and_restart();
     world.asker.connect();
     let id = world.ask("write", call("PUT", 7));
-    open_admin_socket(&world.agent);
+    world.agent.open_admin_socket();
     world.decide(ANN, &id, true).unwrap();
     let token = world.token(call("PUT", 7), &id).unwrap().token;
     jam.set();

@@ -22,7 +22,7 @@ fn what_is_in_flight_for_a_process_of_a_cgroup_that_is_barred_meanwhile_is_taken
     let (pause, spec) = Pause::at(agent.dir(), "task.before_land");
     with(&mut agent, &spec);
     agent.launch();
-    let group = Group::new();
+    let group = Group::new("inside");
     let (mut founder, task) = founder(&agent, &group);
     let mut helper = helper(&agent, &group);
     let pid = helper.pid().to_string();
@@ -53,7 +53,7 @@ fn a_founder_that_cannot_be_looked_at_for_too_long_takes_its_cgroups_task_along(
     let (jam, spec) = Jam::at(agent.dir(), "attest.hash");
     with(&mut agent, &spec);
     agent.launch();
-    let group = Group::new();
+    let group = Group::new("inside");
     let (mut one, task) = founder(&agent, &group);
     let mut other = helper(&agent, &group);
     issue(&mut one, &task).unwrap();
@@ -70,7 +70,7 @@ fn a_founder_that_cannot_be_looked_at_for_too_long_takes_its_cgroups_task_along(
 
 #[test]
 fn a_process_of_a_cgroup_that_is_barred_is_told_no_more_of_the_task_that_it_follows() {
-    let (agent, group) = (agent(), Group::new());
+    let (agent, group) = (agent(), Group::new("inside"));
     let (mut founder, task) = founder(&agent, &group);
     let mut helper = helper(&agent, &group);
     helper.task_watch(&task);
@@ -96,7 +96,7 @@ fn a_task_whose_process_cannot_be_watched_any_more_ends_with_a_reason_of_its_own
     let (jam, spec) = Jam::at(agent.dir(), "reaper.wait");
     with(&mut agent, &spec);
     agent.launch();
-    let group = Group::new();
+    let group = Group::new("inside");
     let (_founder, task) = founder(&agent, &group);
     let mut alone = Holder::start(&agent, OTHER);
     let other = begin(&mut alone, Scope::Process).unwrap().id;
