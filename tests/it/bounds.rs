@@ -150,7 +150,7 @@ fn a_limit_that_nobody_counts_is_refused() {
         proto::Limits { max_bytes: 1, ..Default::default() },
         proto::Limits { max_cost_microusd: 1, ..Default::default() },
     ] {
-        let delegate = proto::DelegateRequest { limits: Some(limits.clone()), ..offer(&root, ANN, "/docs") };
+        let delegate = proto::DelegateRequest { limits: Some(limits), ..offer(&root, ANN, "/docs") };
         let handed_on = planner.task_call::<proto::Delegation>("Delegate", &delegate).unwrap_err();
         for refusal in [refused(&mut planner, limits), handed_on] {
             assert_eq!((refusal.code, refusal.reason.as_str()), (3, "malformed"));

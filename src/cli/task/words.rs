@@ -103,11 +103,9 @@ pub(super) fn page(task: &Task, now: SystemTime) -> Vec<String> {
 fn used(task: &Task) -> String {
     let (used, limits) = (task.used.unwrap_or_default(), task.limits.unwrap_or_default());
     format!(
-        "{} calls{}, {} bytes{}, {}, {}",
+        "{} calls{}, {}, {}",
         used.calls,
         at_most(limits.max_calls),
-        used.bytes,
-        at_most(limits.max_bytes),
         count(used.audiences.into(), "audience", "audiences"),
         count(used.denials.into(), "denial", "denials"),
     )

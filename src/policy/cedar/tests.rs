@@ -566,8 +566,8 @@ fn an_obligation_that_means_nothing_on_an_action_fails_the_load() {
     let action = |name: &str| format!("principal, action == Mayfly::Action::\"{name}\", resource");
     for (notes, names, where_) in [
         ("@max_ttl(\"60s\")", &["approve"][..], "where nothing has a lifetime"),
-        ("@binding(\"mtls\")", &["begin", "delegate", "approve"], "where nothing is issued"),
-        ("@log(\"body-hash\")", &["fetch", "begin", "delegate", "approve"], "where there is no request"),
+        ("@binding(\"mtls\")", &["begin", "delegate", "approve"][..], "where nothing is issued"),
+        ("@log(\"body-hash\")", &["fetch", "begin", "delegate", "approve"][..], "where there is no request"),
     ] {
         for name in names {
             let found = report(&of(notes, &action(name)));
