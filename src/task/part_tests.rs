@@ -259,4 +259,10 @@ fn a_renewal_is_cut_by_policy_and_goes_not_beyond_the_longest_life() {
     assert!(cascade.is_empty());
     let renewed = world.tree.get(task(1)).unwrap();
     assert_eq!((renewed.deadline, &renewed.charter.grants), (world.at(1_500), &cut));
+    // The timer may be late; the deadline is not.
+    let mut world = World::new();
+    let late = world.at(1_000);
+    let again = world.tree.renewed_until(task(1), 100 * SECOND, &caller(1), late);
+    assert_eq!(again, Err(Refused::Ended(super::Ending::Deadline)));
+    assert_eq!(world.tree.enter(task(1), &caller(1), late), Err(Refused::Ended(super::Ending::Deadline)));
 }
