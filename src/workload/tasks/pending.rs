@@ -46,6 +46,7 @@ impl Shared {
             self.settle_approvals(&mut state, now);
             state.tasks.approvals.book.has_room_for(&agent, now)?;
         }
+        mayfly_attestors::failpoint::hit("task.before_seat");
         let (view, written) = self.seat(admission, newcomer)?;
         if view.task.id != id {
             // Another request with the same key was faster.
