@@ -3,7 +3,7 @@
 
 use super::grant::TARGET_ACCESS;
 use super::place::{Location, PathPattern};
-use super::{Access, Action, Detail, Exceeds, Grants, Operation, RawDetail, Says, Wish};
+use super::{Access, Action, Detail, DetailError, Exceeds, Grants, Operation, RawDetail, Refused, Says, Wish};
 use crate::policy::parse_catalogue;
 
 fn texts(all: &[&str]) -> Vec<String> {
@@ -221,20 +221,67 @@ fn details_that_overlap_are_both_kept() {
     assert_eq!(Grants::of(vec![of(&["read", "write"]), of(&["read"])]).details().len(), 1);
 }
 
+const TARGET: &str = "[[targets]]\nname = \"wiki\"\naudience = \"https://h\"\ndata_class = \"internal\"\n\
+                      groups = [\"kb\"]\nowner = \"docs\"\nbinding = \"none\"\nlocation = \"https://h/a\"\n";
+
+/// What is left of `own` for a wish at the target.
+fn wished(
+    own: &Grants,
+    details: &[Detail],
+    operation: Option<&Operation>,
+    action: Option<Action>,
+) -> Result<Vec<Action>, Refused> {
+    let catalogue = parse_catalogue([("t.toml", TARGET.as_bytes())], None).unwrap();
+    let target = catalogue.target("wiki").unwrap();
+    let wish = Wish { target, details, operation, action, says: Says::Details };
+    wish.part(own).map(|part| part.actions().into_iter().collect())
+}
+
 /// The class of a target's data is the catalogue's word, and a grant for another class is not for it.
 #[test]
 fn a_grant_for_another_class_of_data_is_not_for_the_target() {
-    const TARGET: &str = "[[targets]]\nname = \"wiki\"\naudience = \"https://h\"\ndata_class = \"internal\"\n\
-                          groups = [\"kb\"]\nowner = \"docs\"\nbinding = \"none\"\nlocation = \"https://h/a\"\n";
-    let catalogue = parse_catalogue([("t.toml", TARGET.as_bytes())], None).unwrap();
     let get = Operation::http("GET", "h", "/a/b", 0, &[]).unwrap();
     let part = |datatypes: &[&str], operation: Option<&Operation>| {
-        let target = catalogue.target("wiki").unwrap();
-        let wish = Wish { target, details: &[], operation, action: None, says: Says::Details };
-        wish.part(&grants(&RawDetail { datatypes: texts(datatypes), ..raw() })).is_ok()
+        let own = grants(&RawDetail { datatypes: texts(datatypes), ..raw() });
+        wished(&own, &[], operation, None).is_ok()
     };
     for operation in [None, Some(&get)] {
         assert!(part(&["internal"], operation) && part(&[], operation));
         assert!(!part(&["public"], operation));
     }
+}
+
+/// Who names what he wants gets all of it or nothing, though the rest would be his.
+#[test]
+fn a_wish_is_granted_whole_or_not_at_all() {
+    let of = |action: &str, class: &str| RawDetail {
+        actions: texts(&[action]),
+        datatypes: if class.is_empty() { Vec::new() } else { texts(&[class]) },
+        ..raw()
+    };
+    let own = Grants::of(vec![read(&of("read", "internal")), read(&of("write", "public"))]);
+    let asked = [read(&of("read", "")), read(&of("write", ""))];
+    assert_eq!(wished(&own, &asked[..1], None, None), Ok(vec![Action::Read]));
+    assert_eq!(wished(&own, &[], None, None), Ok(vec![Action::Read]), "whatever there is");
+    assert_eq!(wished(&own, &asked, None, None), Err(Refused::NotGranted), "the target's data are internal");
+}
+
+/// What an operation counts as is the catalogue's word: by no other name does it become another.
+#[test]
+fn an_operation_is_not_called_otherwise_than_it_counts() {
+    let own =
+        grants(&RawDetail { actions: texts(&["read", "write", "delete"]), methods: Vec::new(), ..raw() });
+    let delete = Operation::http("DELETE", "h", "/a/b", 0, &[]).unwrap();
+    assert_eq!(wished(&own, &[], Some(&delete), None), Ok(vec![Action::Delete]));
+    assert_eq!(wished(&own, &[], Some(&delete), Some(Action::Delete)), Ok(vec![Action::Delete]));
+    for called in [Action::Read, Action::Write] {
+        assert_eq!(wished(&own, &[], Some(&delete), Some(called)), Err(Refused::NotGranted), "{called:?}");
+    }
+}
+
+#[test]
+fn a_name_that_nobody_would_read_is_none() {
+    let of = |length: usize| Detail::read(&RawDetail { identifier: "x".repeat(length), ..raw() });
+    assert!(of(256).is_ok());
+    assert_eq!(of(257), Err(DetailError::Word("identifier")));
 }

@@ -138,6 +138,31 @@ fn a_part_of_what_is_isolated_is_isolated() {
     assert_eq!(tree.join(offer_id(1), alone, now).map(drop), Err(Refused::NotIsolated));
 }
 
+/// K01: in a cgroup only who has the task's identity by the entry that it rests on acts as it.
+#[test]
+fn in_a_cgroup_only_who_is_what_its_founder_is_acts_as_the_task() {
+    let root = Charter { grants: grants(&["read"]), ..charter(1) };
+    let (entry, id) = (root.entry.clone(), root.spiffe_id.clone());
+    let scope = Scope::Cgroup { id: 7, path: "/t/7".to_owned() };
+    let (mut tree, now) = (Tree::new(Bounds::default()), SystemClock.monotonic());
+    tree.begin(new_task(task(1), root, Seat { scope, ..seat(1) }, None, UNIX_EPOCH), now).unwrap();
+    let other = charter(2);
+    for (cgroup, by, is, admitted) in [
+        (Some(7), entry.clone(), id.clone(), true),
+        (Some(7), other.entry.clone(), id.clone(), false),
+        (Some(7), entry.clone(), other.spiffe_id.clone(), false),
+        (Some(8), entry.clone(), id.clone(), false),
+        (None, entry, id, false),
+    ] {
+        // Also whoever began it, once it is elsewhere.
+        for process in [1, 2] {
+            let caller = Caller { cgroup, identities: vec![(by.clone(), is.clone())], ..caller(process) };
+            let enters = tree.enter(task(1), &caller, now);
+            assert_eq!(enters, if admitted { Ok(()) } else { Err(Refused::NotInTask) }, "{caller:?}");
+        }
+    }
+}
+
 /// A cgroup is somebody's as long as a task is there, and no longer.
 #[test]
 fn a_cgroup_is_free_again_when_its_task_has_ended() {
@@ -259,4 +284,10 @@ fn a_renewal_is_cut_by_policy_and_goes_not_beyond_the_longest_life() {
     assert!(cascade.is_empty());
     let renewed = world.tree.get(task(1)).unwrap();
     assert_eq!((renewed.deadline, &renewed.charter.grants), (world.at(1_500), &cut));
+    // The timer may be late; the deadline is not.
+    let mut world = World::new();
+    let late = world.at(1_000);
+    let again = world.tree.renewed_until(task(1), 100 * SECOND, &caller(1), late);
+    assert_eq!(again, Err(Refused::Ended(super::Ending::Deadline)));
+    assert_eq!(world.tree.enter(task(1), &caller(1), late), Err(Refused::Ended(super::Ending::Deadline)));
 }

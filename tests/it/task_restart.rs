@@ -491,6 +491,8 @@ fn while_the_record_cannot_be_written_nothing_begins_is_given_or_gets_more_time(
     let renewed: proto::Task = planner.task_call("Renew", &more).unwrap();
     assert!(seconds(renewed.deadline.as_ref()) > seconds(was.deadline.as_ref()));
     let offered: proto::Delegation = planner.task_call("Delegate", &part).unwrap();
+    // Not the one of before, of which there is no record.
+    world.agent.audited(&["task.delegate", &root.id]);
     let join = proto::JoinRequest { delegation_id: offered.id, ..Default::default() };
     ben.task_call::<proto::Task>("Join", &join).unwrap();
     for _ in used..6 {

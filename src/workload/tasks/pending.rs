@@ -56,6 +56,7 @@ impl Shared {
             self.settle_approvals(&mut state, now);
             state.tasks.approvals.book.has_room_for(&agent, now)?;
         }
+        mayfly_attestors::failpoint::hit("task.before_seat");
         let (view, written) = self.seat(admission, newcomer)?;
         self.look_if_unseen(admission.id());
         if view.task.id != id {

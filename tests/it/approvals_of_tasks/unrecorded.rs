@@ -84,3 +84,26 @@ fn nobody_is_asked_for_a_task_that_has_ended_meanwhile() {
     assert_eq!(refused.reason, "task_ended", "{refused:?}");
     assert_eq!(waiting(&agent), [""; 0]);
 }
+
+/// Two equal requests, both past the look at the keys before either is seated: one task, and one question.
+#[test]
+fn equal_requests_at_the_same_moment_are_asked_about_once() {
+    let (agent, pause) = prepared(|dir| Pause::at(dir, "task.before_seat"));
+    let mut holder = client(&agent);
+    let request = proto::BeginRequest {
+        template: "deep".to_owned(),
+        idempotency_key: "k".to_owned(),
+        ..Default::default()
+    };
+    for _ in 0..2 {
+        holder.task_begin_call("Begin", &request);
+        pause.hit();
+        pause.forget();
+    }
+    pause.release();
+    let both = [holder.task_answer::<proto::Task>().unwrap(), holder.task_answer::<proto::Task>().unwrap()];
+    assert_eq!(both[0].id, both[1].id);
+    assert_eq!(approvals(&agent).len(), 1);
+    let lines = agent.audit();
+    assert_eq!(lines.iter().filter(|line| line["event"] == "task.begin").count(), 1);
+}

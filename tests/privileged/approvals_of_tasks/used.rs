@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use mayfly_harness::Idp;
+use mayfly_harness::pki::claims;
 
 use super::*;
 
@@ -207,4 +208,86 @@ fn k_of_two_who_answer_at_once_one_is_on_record() {
     until("the task goes on", || (world.get(&task).state() == proto::TaskState::Active).then_some(()));
     let lines = world.agent.audit();
     assert_eq!(lines.iter().filter(|line| line["event"] == "approval.granted").count(), 1);
+}
+
+/// People are asked about everything that was asked for, and about nothing else: each has a digest of its own.
+#[test]
+fn k_what_people_answer_to_is_the_digest_of_what_would_be() {
+    let mut world = World::new();
+    let (task, other) = (world.begin(), world.begin());
+    let root = world.free();
+    let offer = world.delegate(&root).unwrap();
+    let ids = [world.asked(&task), world.asked(&other), offer.approval_id];
+    let mut digests: Vec<String> = ids
+        .iter()
+        .map(|id| {
+            let shown = world.shown(id);
+            let digest = shown["operation_sha256"].as_str().unwrap().to_owned();
+            assert_eq!((digest.len(), fact(&shown, "SHA-256 of all that")), (64, digest.as_str()));
+            digest
+        })
+        .collect();
+    let mut unseen = proto::DecideRequest { operation_sha256: String::new(), ..world.yes(&ids[0]) };
+    let mut ann = Holder::start(&world.agent, ANN);
+    assert_eq!(reason(decide(&mut ann, &world.agent, &unseen)), "approval_mismatch");
+    unseen.operation_sha256.clone_from(&digests[1]);
+    assert_eq!(reason(decide(&mut ann, &world.agent, &unseen)), "approval_mismatch", "that of another task");
+    digests.sort_unstable();
+    digests.dedup();
+    assert_eq!(digests.len(), 3);
+}
+
+/// Two minutes, and the action that was asked about, however long and for whatever else the task could have one.
+#[test]
+fn k_a_yes_buys_what_was_asked_about_and_not_for_long() {
+    let mut world = World::new();
+    let task = world.free();
+    let ask = proto::AuthorizeRequest {
+        task_id: task.id.clone(),
+        action: "write".to_owned(),
+        target: "wiki".to_owned(),
+        request_approval: true,
+        ..Default::default()
+    };
+    let decision: proto::Decision = world.asker.task_call("Authorize", &ask).unwrap();
+    let id = decision.access_request.unwrap().approval_id;
+    for uid in [ANN, BOB] {
+        world.decide(uid, &id, true).unwrap();
+    }
+    let long = prost_types::Duration { seconds: 600, nanos: 0 };
+    let issue = proto::IssueRequest { ttl: Some(long), ..use_of(&task, &id) };
+    let token: proto::Credential = world.asker.task_call("Issue", &issue).unwrap();
+    let said = claims(&token.token);
+    assert_eq!(said["scope"], "write");
+    assert!(said["exp"].as_u64().unwrap() - said["iat"].as_u64().unwrap() <= 120, "{said}");
+}
+
+/// No record, no task: people's yes to it comes to nothing.
+#[test]
+fn k_what_people_allowed_and_cannot_be_recorded_does_not_go_on() {
+    let mut points = None;
+    let mut world = World::prepared(|agent| {
+        let (pause, first) = Pause::at(agent.dir(), "task.before_go_on");
+        let (jam, second) = Jam::at(agent.dir(), "audit.before_write");
+        pause.release();
+        points = Some((pause, jam));
+        agent.plan().environment.push(("MAYFLY_FAILPOINTS".to_owned(), format!("{first};{second}")));
+    });
+    let (pause, jam) = points.take().unwrap();
+    let task = world.begin();
+    let id = world.asked(&task);
+    let (request, mut ann) = (world.yes(&id), Holder::start(&world.agent, ANN));
+    let agent = &world.agent;
+    pause.arm();
+    std::thread::scope(|scope| {
+        let answering = scope.spawn(|| decide(&mut ann, agent, &request));
+        pause.hit();
+        jam.set();
+        pause.release();
+        answering.join().unwrap().unwrap();
+    });
+    jam.clear();
+    assert_eq!(world.shown(&id)["state"], "cancelled");
+    let over = world.get(&task);
+    assert_eq!((over.state(), over.reason.as_str()), (proto::TaskState::Ended, "policy"));
 }
