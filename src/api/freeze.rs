@@ -24,6 +24,7 @@ pub(super) fn freeze(
         credentials: count(frost.credentials),
         scopes: count(frost.still),
         scopes_not_held: count(frost.not_still),
+        unknown: frost.unknown.unwrap_or_default(),
     })
 }
 
@@ -61,11 +62,12 @@ pub(super) async fn task_freeze(
             scopes: count(killed.scopes),
             scopes_not_held: count(killed.not_killed),
             micros: u64::try_from(killed.took.as_micros()).unwrap_or(u64::MAX),
+            unknown: killed.unknown.unwrap_or_default(),
         });
     }
     let start = SystemClock.monotonic();
     let frost = workloads.freeze(&what, freeze, by).map_err(|error| unwritten("it is frozen", &error))?;
-    let Frost { credentials, tasks, still, not_still } = frost;
+    let Frost { unknown, credentials, tasks, still, not_still } = frost;
     let took = SystemClock.monotonic().saturating_duration_since(start);
     Ok(task::FreezeResult {
         tasks: count(tasks),
@@ -73,6 +75,7 @@ pub(super) async fn task_freeze(
         scopes: count(still),
         scopes_not_held: count(not_still),
         micros: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
+        unknown: unknown.unwrap_or_default(),
     })
 }
 

@@ -28,7 +28,7 @@ use crate::api::wire::budget::Rate;
 use crate::audit::{self, Event};
 use crate::authority::{Authorities, AuthorityKind, Custody, JwsAuthority};
 use crate::clock::{Clock, SystemClock, unix_seconds};
-use crate::config::{Config, Storage};
+use crate::config::{Config, EntriesFrom, Storage};
 use crate::federation::{self, Federation};
 use crate::issue::wit::Recipe;
 use crate::ledger::Row;
@@ -343,6 +343,7 @@ fn start_workloads(
         approvals: tasks::approvals(&config.approvals),
         tasks: tasks::bounds(&config.tasks),
         users: config.users.clone(),
+        serves_one_user: matches!(config.entries, EntriesFrom::User { .. }),
         leases_per_uid: wide(config.limits.live_leases_per_uid),
         jwt_leases_per_workload: wide(config.limits.jwt_leases_per_workload),
     };

@@ -249,6 +249,8 @@ pub enum Event {
         reason: String,
         /// What was given is taken back, too.
         revoke: bool,
+        /// Nothing that was known bore the name.
+        unknown: bool,
     },
     /// The kill switch has killed a process of a task, or all of a cgroup; or could not.
     Killed {

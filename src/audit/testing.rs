@@ -57,6 +57,7 @@ pub(super) fn every_event() -> Vec<Event> {
         what: "agent spiffe://example.org/web".to_owned(),
         reason: "incident 4711".to_owned(),
         revoke: true,
+        unknown: true,
     });
     events.push(Event::Thaw {
         by: None,

@@ -86,6 +86,9 @@ struct FrozenJson {
     still: u32,
     /// Holders of tasks that could not be made to.
     not_still: u32,
+    /// Nothing bears the name: what is known instead.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    unknown: String,
 }
 
 #[derive(serde::Serialize)]
@@ -115,6 +118,7 @@ pub(super) async fn freeze(args: Freeze, context: &mut Context) -> Result<Exit, 
     let request = FreezeRequest { thing: Some(thing), reason: args.reason, revoke: args.revoke };
     let connection = target.connect().await?;
     let done = answer(connection.admin().freeze(request)).await?.into_inner();
+    warn_of_unknown(&done.unknown, context);
     if args.output.is_json() {
         let json = FrozenJson {
             frozen: name,
@@ -122,6 +126,7 @@ pub(super) async fn freeze(args: Freeze, context: &mut Context) -> Result<Exit, 
             revoked: args.revoke,
             still: done.scopes,
             not_still: done.scopes_not_held,
+            unknown: done.unknown,
         };
         context.console.json(&json)?;
         return Ok(Exit::Ok);
@@ -141,6 +146,13 @@ pub(super) async fn freeze(args: Freeze, context: &mut Context) -> Result<Exit, 
     Ok(Exit::Ok)
 }
 
+/// Nobody bears the name: it may be meant for somebody to come, or be mistyped.
+pub(super) fn warn_of_unknown(unknown: &str, context: &mut Context) {
+    if !unknown.is_empty() {
+        context.console.note(&format!("warning: this stops nobody now: {}", super::render::cell(unknown)));
+    }
+}
+
 pub(super) async fn thaw(args: Thaw, context: &mut Context) -> Result<Exit, Failure> {
     let target = Target::resolve(&args.client, Which::Admin, &context.env)?;
     let (name, thing) = args.thing.named();
@@ -149,10 +161,13 @@ pub(super) async fn thaw(args: Thaw, context: &mut Context) -> Result<Exit, Fail
     let needs_another = answer(connection.admin().thaw(request)).await?.into_inner().needs_another;
     if args.output.is_json() {
         context.console.json(&ThawedJson { thawed: name, needs_another })?;
-    } else if needs_another {
-        context.console.line("noted, not thawed: another user must say the same within ten minutes")?;
-    } else {
+    } else if !needs_another {
         context.console.line(&format!("thawed: {}", super::render::cell(&name)))?;
+    }
+    if needs_another {
+        // What was asked for has not happened: a script must not go on as if it had.
+        return Err(Failure::failed("noted, and everything is still frozen: two different users must say so")
+            .hint("another user than you runs `mayfly thaw --all` within ten minutes (`sudo -u NAME mayfly thaw --all`)"));
     }
     Ok(Exit::Ok)
 }
@@ -170,7 +185,13 @@ mod tests {
                     1 cgroup stands still, 2 holders of tasks run on\n";
         assert_eq!((ran.exit, ran.out.as_str()), (Exit::Ok, want), "{ran:?}");
         let ran = agent.run(&["thaw", "--all"]).await;
-        assert!(ran.out.starts_with("noted, not thawed: another user"), "{ran:?}");
+        assert_eq!((ran.exit, ran.out.as_str()), (Exit::Failed, ""), "nothing is thawed: {ran:?}");
+        assert!(ran.err.contains("still frozen") && ran.err.contains("another user"), "{ran:?}");
+        let ran = agent.run(&["thaw", "--all", "--output", "json"]).await;
+        assert_eq!((ran.exit, &ran.json()["needs_another"]), (Exit::Failed, &true.into()), "{ran:?}");
+        let ran = agent.run(&["freeze", "--target", "wikki"]).await;
+        let warned = "mayfly: warning: this stops nobody now: no such target; did you mean `wiki`?\n";
+        assert_eq!((ran.exit, ran.err.as_str()), (Exit::Ok, warned), "to freeze ahead is no mistake: {ran:?}");
         let json = agent.run(&["freeze", "--target", "wiki", "--output", "json"]).await.json();
         assert_eq!((json["frozen"].as_str(), json["revoked"].as_bool()), (Some("target wiki"), Some(false)));
         for wrong in [&["freeze"][..], &["freeze", "--all", "--task", "t"], &["thaw", "--revoke", "--all"]] {

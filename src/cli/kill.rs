@@ -46,6 +46,9 @@ struct KilledJson {
     processes: u32,
     not_killed: u32,
     micros: u64,
+    /// Nothing bears the name: what is known instead.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    unknown: String,
 }
 
 pub(super) async fn run(args: Args, context: &mut Context) -> Result<Exit, Failure> {
@@ -60,6 +63,7 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<Exit, Failu
     let connection = target.connect().await?;
     let request = FreezeRequest { reason: args.reason, kill: true, what };
     let done = answer(connection.task_admin().freeze(request)).await?.into_inner();
+    super::freeze::warn_of_unknown(&done.unknown, context);
     if args.output.is_json() {
         context.console.json(&KilledJson {
             killed: name,
@@ -68,6 +72,7 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<Exit, Failu
             processes: done.scopes,
             not_killed: done.scopes_not_held,
             micros: done.micros,
+            unknown: done.unknown,
         })?;
     } else {
         let tasks = count(done.tasks.into(), "task", "tasks");
@@ -100,8 +105,8 @@ mod tests {
     #[tokio::test]
     async fn a_kill_says_what_it_did_and_fails_when_something_lives_on() {
         let agent = Agent::start();
-        let did = FreezeResult { tasks: 2, credentials: 3, scopes: 1, scopes_not_held: 0, micros: 1_500 };
-        *agent.script.frozen.lock().expect("lock") = Ok(did);
+        let did = FreezeResult { tasks: 2, credentials: 3, scopes: 1, scopes_not_held: 0, micros: 1_500, unknown: String::new() };
+        *agent.script.frozen.lock().expect("lock") = Ok(did.clone());
         let ran = agent.run(&["kill", "--task", "tsk_1", "--reason", "incident"]).await;
         let want = "frozen: task tsk_1\n2 tasks ended (kill_switch), 3 credentials refused, 1 process killed, in 1.500 ms\n";
         assert_eq!((ran.exit, ran.out.as_str()), (Exit::Ok, want), "{ran:?}");
@@ -109,9 +114,13 @@ mod tests {
         assert!(asked.contains("kill: true") && asked.contains("TaskId(\"tsk_1\")"), "{asked}");
         *agent.script.frozen.lock().expect("lock") = Ok(FreezeResult { scopes_not_held: 1, ..did });
         let ran = agent.run(&["kill", "--all", "--output", "json"]).await;
+        assert!(ran.json().get("unknown").is_none(), "{ran:?}");
         assert_eq!(ran.exit, Exit::Failed, "{ran:?}");
         assert!(ran.err.contains("1 process lives on"), "{}", ran.err);
         assert_eq!(ran.json()["not_killed"], 1);
+        *agent.script.frozen.lock().expect("lock") = Ok(FreezeResult { unknown: "none".to_owned(), ..Default::default() });
+        let ran = agent.run(&["kill", "--target", "wikki"]).await;
+        assert_eq!(ran.err, "mayfly: warning: this stops nobody now: none\n", "{ran:?}");
         assert_eq!(agent.run(&["kill"]).await.exit, Exit::Usage);
     }
 }

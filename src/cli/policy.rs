@@ -213,6 +213,11 @@ fn test(args: &Test, context: &mut Context) -> Result<Exit, Failure> {
 /// A file of cases, and the policies that it is about.
 fn both(file: &Path, policy: &[PathBuf]) -> Result<(PolicySet, Vec<Case>), Problems> {
     let shown = file.display().to_string();
+    if file.is_dir() {
+        let (what, example) = ("is a directory, and a file of cases is wanted", file.join("cases.yaml"));
+        let why = format!("{what}: name it, such as `{}`; policies are named with --policy", example.display());
+        return Err(Problem::whole_file(&shown, why).into());
+    }
     let unreadable = |error| Problem::whole_file(&shown, format!("cannot be read: {error}"));
     let bytes = std::fs::read(file).map_err(unreadable)?;
     let beside = match file.parent() {

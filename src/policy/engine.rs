@@ -67,6 +67,11 @@ impl Engine {
         Arc::clone(&self.set.borrow())
     }
 
+    /// The policies in force, with other things frozen than are.
+    pub fn in_force_with(&self, freezes: Freezes) -> Arc<PolicySet> {
+        Arc::new(PolicySet::clone(&self.in_force()).with_freezes(freezes))
+    }
+
     /// Follows the set in force.
     pub fn follow(&self) -> watch::Receiver<Arc<PolicySet>> {
         self.set.subscribe()

@@ -82,6 +82,12 @@ impl Freezes {
         Thawed::Done
     }
 
+    /// Lets something go on by the word of one, where there is nobody else: everything, too.
+    pub fn thaw_alone(&mut self, what: &Frozen) -> Thawed {
+        self.first = None;
+        if self.all.remove(what).is_some() { Thawed::Done } else { Thawed::Nothing }
+    }
+
     /// The flag file came or went; whether that is news.
     pub fn set_flag(&mut self, raised: bool) -> bool {
         std::mem::replace(&mut self.flag, raised) != raised

@@ -15,6 +15,9 @@ use crate::files::write_atomic;
 struct Document {
     v: u32,
     frozen: Vec<Row>,
+    /// The flag file froze everything, and that is on record.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    flag: bool,
 }
 
 #[derive(Deserialize, Serialize)]
@@ -60,6 +63,7 @@ pub fn load_freezes(path: &Path) -> Result<Freezes, Problems> {
         return Err(wrong("is of another version".to_owned()));
     }
     let mut freezes = Freezes::default();
+    freezes.set_flag(document.flag);
     for Row { what, name, by, reason, at, revoke } in document.frozen {
         let what = match what {
             What::All => Frozen::All,
@@ -72,7 +76,7 @@ pub fn load_freezes(path: &Path) -> Result<Freezes, Problems> {
     Ok(freezes)
 }
 
-/// Writes what is frozen by order.
+/// Writes what is frozen by order, and whether the flag file is there.
 ///
 /// # Errors
 /// The disk's.
@@ -87,7 +91,7 @@ pub fn store_freezes(path: &Path, freezes: &Freezes) -> io::Result<()> {
         let Freeze { by, reason, at, revoke } = freeze.clone();
         Row { what, name: name.to_owned(), by, reason, at: unix_seconds(at), revoke }
     });
-    let document = Document { v: VERSION, frozen: rows.collect() };
+    let document = Document { v: VERSION, frozen: rows.collect(), flag: freezes.is_flagged() };
     write_atomic(path, 0o600, &serde_json::to_vec(&document)?)
 }
 
@@ -113,8 +117,12 @@ mod tests {
             let (by, reason) = ("uid 0".to_owned(), "\"odd\"\n".to_owned());
             freezes.freeze(what, Freeze { by, reason, at, revoke });
         }
-        store_freezes(&path, &freezes).unwrap();
-        assert_eq!(load_freezes(&path), Ok(freezes));
+        for flag in [true, false] {
+            freezes.set_flag(flag);
+            store_freezes(&path, &freezes).unwrap();
+            assert_eq!(load_freezes(&path).as_ref(), Ok(&freezes));
+        }
+        assert!(!std::fs::read_to_string(&path).unwrap().contains("flag"), "an older agent reads it");
         for bad in ["", "{", "{\"v\":2,\"frozen\":[]}", "{\"v\":1,\"frozen\":[],\"more\":1}"] {
             std::fs::write(&path, bad).unwrap();
             let report = load_freezes(&path).unwrap_err().to_string();

@@ -20,8 +20,10 @@ use crate::policy::{Freeze, Frozen};
 use crate::task::{Ending, Scope, Standing, Task};
 
 /// What a kill did.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Killed {
+    /// Nothing that is known bears the name: what is known instead, for people.
+    pub unknown: Option<String>,
     /// Tasks that ended.
     pub tasks: usize,
     /// Credentials that are refused from now on; those of the Workload API follow in a moment.
@@ -44,9 +46,9 @@ impl Workloads {
         let now = self.0.parts.clock.monotonic();
         let initiator = Initiator::OperatorUid(by.uid);
         let by_pid = by.process.pid;
-        self.freeze_in_memory(what.clone(), Freeze { revoke: true, ..freeze }, by);
+        let unknown = self.freeze_in_memory(what.clone(), Freeze { revoke: true, ..freeze }, by);
         let concerned = self.concerned(what, None);
-        let mut killed = Killed { credentials: concerned.credentials, ..Killed::default() };
+        let mut killed = Killed { unknown, credentials: concerned.credentials, ..Killed::default() };
         let mut seats = Seats::default();
         {
             let mut state = self.0.lock();

@@ -3,18 +3,21 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::path::Path;
 
 use super::revoker::Initiator;
 use super::standstill::{Place, Stilled};
 use super::{Workloads, lock};
 use crate::audit::{self, Event};
 use crate::ledger::Row;
-use crate::policy::{Freeze, Freezes, Frozen, Thawed, store_freezes};
+use crate::policy::{Freeze, Freezes, Frozen, Thawed, load_freezes, store_freezes};
 use crate::task::Scope;
 
 /// What a freeze did.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Frost {
+    /// Nothing that is known bears the name: what is known instead, for people.
+    pub unknown: Option<String>,
     /// Live credentials that it is about: taken back if that was asked for.
     pub credentials: usize,
     /// Live tasks that it is about, with all below them.
@@ -47,22 +50,27 @@ impl Workloads {
     pub fn freeze(&self, what: &Frozen, freeze: Freeze, by: audit::Agent) -> io::Result<Frost> {
         let taken_by = freeze.revoke.then_some(Initiator::OperatorUid(by.uid));
         let by_pid = by.process.pid;
-        self.freeze_in_memory(what.clone(), freeze, by);
+        let unknown = self.freeze_in_memory(what.clone(), freeze, by);
         self.0.tell_suspended();
         let Concerned { credentials, tasks, processes, cgroups } = self.concerned(what, taken_by);
         let written = self.write_freezes();
         let Stilled { still, not_still } = self.make_still(what, cgroups, by_pid);
         written?;
-        Ok(Frost { credentials, tasks, still, not_still: processes + not_still })
+        Ok(Frost { unknown, credentials, tasks, still, not_still: processes + not_still })
     }
 
-    /// From here on nothing is decided in favour of it, and the record says so.
-    pub(super) fn freeze_in_memory(&self, what: Frozen, freeze: Freeze, by: audit::Agent) {
+    /// From here on nothing is decided in favour of it, and the record says so. The answer: that nothing which is known
+    /// bears the name.
+    pub(super) fn freeze_in_memory(&self, what: Frozen, freeze: Freeze, by: audit::Agent) -> Option<String> {
         let _one_at_a_time = lock(&self.0.freezing);
-        let (what_text, reason, revoke) = (what.to_string(), freeze.reason.clone(), freeze.revoke);
+        let (named, reason, revoke) = (what.clone(), freeze.reason.clone(), freeze.revoke);
         self.policy().change_freezes(|freezes| freezes.freeze(what, freeze));
-        let event = Event::Freeze { by: Some(by), what: what_text, reason, revoke };
+        // Afterwards: who is in a hurry does not wait for that.
+        let unknown = self.0.unknown(&named);
+        let (by, is_unknown) = (Some(by), unknown.is_some());
+        let event = Event::Freeze { by, what: named.to_string(), reason, revoke, unknown: is_unknown };
         self.0.parts.audit.note(vec![event]);
+        unknown
     }
 
     /// Live tasks that a freeze names, with all below them.
@@ -100,7 +108,10 @@ impl Workloads {
     pub fn thaw(&self, what: &Frozen, reason: &str, by: audit::Agent) -> io::Result<Thawed> {
         let _one_at_a_time = lock(&self.0.freezing);
         let (before, uid, now) = (self.freezes(), by.uid, self.0.parts.clock.wall());
-        let mut thawed = self.policy().change_freezes(|freezes| freezes.thaw(what, uid, now));
+        let alone = self.0.settings.serves_one_user;
+        let mut thawed = self.policy().change_freezes(|freezes| {
+            if alone { freezes.thaw_alone(what) } else { freezes.thaw(what, uid, now) }
+        });
         if thawed == Thawed::Done
             && let Err(error) = self.write_freezes_now()
         {
@@ -128,10 +139,15 @@ impl Workloads {
         if std::mem::replace(&mut *told, flagged) == flagged {
             return;
         }
+        drop(told);
+        // So that the next run knows what is on record already. The flag file is for when nothing else works.
+        if let Err(error) = self.write_freezes_now() {
+            tracing::error!(%error, "what is frozen cannot be written down");
+        }
         let (what, reason) = (Frozen::All.to_string(), "the flag file".to_owned());
         let event = if flagged {
             tracing::error!("everything is frozen by the flag file");
-            Event::Freeze { by: None, what, reason, revoke: false }
+            Event::Freeze { by: None, what, reason, revoke: false, unknown: false }
         } else {
             tracing::warn!("the flag file is gone: what is not frozen by order goes on");
             Event::Thaw { by: None, what, reason, needs_another: false }
@@ -147,11 +163,17 @@ impl Workloads {
     }
 
     fn write_freezes_now(&self) -> io::Result<()> {
-        match &self.0.settings.freezes {
-            Some(path) => store_freezes(path, &self.freezes()),
-            None => Ok(()),
-        }
+        let Some(path) = &self.0.settings.freezes else { return Ok(()) };
+        let mut freezes = self.freezes();
+        freezes.set_flag(*lock(&self.0.flag_told));
+        store_freezes(path, &freezes)
     }
+}
+
+/// Whether the record of the run before says that the flag file froze everything.
+pub(super) fn was_flagged(freezes: Option<&Path>) -> bool {
+    // A file that cannot be read has kept the agent from starting.
+    freezes.and_then(|path| load_freezes(path).ok()).is_some_and(|freezes| freezes.is_flagged())
 }
 
 /// Whether an identity's credentials of the Workload API are concerned.

@@ -24,6 +24,7 @@ mod jwt;
 mod keeper;
 mod kill;
 mod kill_switch;
+mod known;
 mod launches;
 mod news;
 mod operator;
@@ -170,6 +171,8 @@ pub struct Settings {
     pub tasks: Bounds,
     /// Who vouches for users.
     pub users: Vec<UserIssuer>,
+    /// It serves one user alone: there is nobody else who could agree.
+    pub serves_one_user: bool,
     /// Live leases of one uid.
     pub leases_per_uid: usize,
     /// Live JWT leases of one process.
@@ -283,6 +286,7 @@ impl Workloads {
         let state = Mutex::new(state);
         let timer = Condvar::new();
         let still = standstill::read_back(settings.freezes.as_deref(), &parts.host.boot_id().to_string());
+        let flag_told = Mutex::new(kill_switch::was_flagged(settings.freezes.as_deref()));
         let epoch = Epoch { now: parts.clock.monotonic(), since_boot: crate::clock::since_boot() };
         let shared = Arc::new(Shared {
             parts,
@@ -303,7 +307,7 @@ impl Workloads {
             crl,
             freezing: Mutex::default(),
             standstill: Mutex::new(still),
-            flag_told: Mutex::default(),
+            flag_told,
             orders: OnceLock::new(),
             records: watch::Sender::new(Arc::from([])),
             upstream: watch::Sender::new(None),

@@ -37,6 +37,8 @@ pub(super) enum Detail {
         revoke: bool,
         #[serde(skip_serializing_if = "is_false")]
         needs_another: bool,
+        #[serde(skip_serializing_if = "is_false")]
+        unknown: bool,
     },
     Killed {
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -209,12 +211,12 @@ impl Event {
 impl Event {
     /// What was frozen or thawed.
     fn frozen(&self) -> Option<Detail> {
-        let (what, reason, revoke, needs_another) = match self {
-            Self::Freeze { what, reason, revoke, .. } => (what, reason, *revoke, false),
-            Self::Thaw { what, reason, needs_another, .. } => (what, reason, false, *needs_another),
+        let (what, reason, revoke, needs_another, unknown) = match self {
+            Self::Freeze { what, reason, revoke, unknown, .. } => (what, reason, *revoke, false, *unknown),
+            Self::Thaw { what, reason, needs_another, .. } => (what, reason, false, *needs_another, false),
             _ => return None,
         };
-        Some(Detail::Frozen { what: capped(what), reason: capped(reason), revoke, needs_another })
+        Some(Detail::Frozen { what: capped(what), reason: capped(reason), revoke, needs_another, unknown })
     }
 }
 

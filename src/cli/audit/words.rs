@@ -108,7 +108,8 @@ fn frozen(said: &Said) -> String {
         (_, true) => "; another person must say the same first",
         _ => "",
     };
-    format!("{verb}: {}{by}{why}{more}", text("what").unwrap_or("?"))
+    let nobody = if is("unknown") { "; nobody bore that name" } else { "" };
+    format!("{verb}: {}{by}{why}{more}{nobody}", text("what").unwrap_or("?"))
 }
 
 fn killed(said: &Said) -> String {
@@ -261,6 +262,8 @@ mod tests {
             "detail":{"what":"agent a","reason":"incident 4711","revoke":true}}"#;
         let taken = "frozen: agent a, by uid 0, \"incident 4711\"; what was given is taken back";
         assert_eq!(what(&said(line)), taken);
+        let line = r#"{"event":"freeze","detail":{"what":"target wikki","unknown":true}}"#;
+        assert_eq!(what(&said(line)), "frozen: target wikki; nobody bore that name");
         let line = r#"{"event":"thaw","detail":{"what":"everything","reason":"the flag file"}}"#;
         assert_eq!(what(&said(line)), "thawed: everything, \"the flag file\"");
         let line = r#"{"event":"agent.killed","agent":{"pid":7},"detail":{"initiator":"operator uid 0"}}"#;

@@ -312,7 +312,14 @@ impl Admin for Script {
 
     async fn freeze(&self, request: Request<adm::FreezeRequest>) -> Answer<Response<adm::FreezeResponse>> {
         self.note(&request);
-        Ok(Response::new(adm::FreezeResponse { credentials: 3, scopes: 1, scopes_not_held: 2 }))
+        let thing = request.into_inner().thing.and_then(|thing| thing.what);
+        let unknown = match thing {
+            Some(adm::frozen_thing::What::Target(name)) if name == "wikki" => {
+                "no such target; did you mean `wiki`?".to_owned()
+            }
+            _ => String::new(),
+        };
+        Ok(Response::new(adm::FreezeResponse { credentials: 3, scopes: 1, scopes_not_held: 2, unknown }))
     }
 
     async fn thaw(&self, request: Request<adm::ThawRequest>) -> Answer<Response<adm::ThawResponse>> {

@@ -140,8 +140,7 @@ impl Shared {
                 self.forget_idle(&mut state, id);
             }
         }
-        // The record of the run before says so already.
-        drop(self.look_at_suspended(&mut state));
+        self.take_as_told(&mut state);
         self.timer.notify_one();
         TasksRestored { live, ended, lost }
     }

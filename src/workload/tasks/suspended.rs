@@ -5,11 +5,12 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use super::TaskView;
 use crate::audit::{Event, TaskStep};
 use crate::id::TaskId;
-use crate::policy::PolicySet;
+use crate::policy::{Freezes, PolicySet};
 use crate::task::Standing;
-use crate::workload::{Shared, State};
+use crate::workload::{Shared, State, lock};
 
 /// Tasks that are shown as suspended.
 #[derive(Debug, Default)]
@@ -30,6 +31,15 @@ impl Suspended {
     }
 }
 
+impl TaskView {
+    /// Whether one of these freezes is about the task, what is above it, or that target.
+    pub(super) fn is_frozen_by(&self, freezes: &Freezes, target: Option<&str>) -> bool {
+        let own = self.task.id.to_string();
+        let tasks = std::iter::once(own.as_str()).chain(self.tasks_above.iter().map(String::as_str));
+        freezes.touches(self.chain.iter().map(|id| id.as_str()), tasks, target)
+    }
+}
+
 impl Shared {
     /// Brings what is shown in line with what is frozen, and records what has changed.
     pub(in crate::workload) fn tell_suspended(&self) {
@@ -39,9 +49,20 @@ impl Shared {
         }
     }
 
+    /// What the record of the run before says already is not said again: what was frozen by order, and by the flag file if
+    /// it was seen. What has changed while nobody ran is.
+    pub(super) fn take_as_told(&self, state: &mut State) {
+        let mut freezes = self.parts.policy.in_force().freezes().clone();
+        freezes.set_flag(*lock(&self.flag_told));
+        drop(self.show_suspended(state, self.parts.policy.in_force_with(freezes)));
+    }
+
     /// Brings what is shown in line with what is frozen; what there is to record of it.
-    pub(super) fn look_at_suspended(&self, state: &mut State) -> Vec<Event> {
-        let set = self.parts.policy.in_force();
+    fn look_at_suspended(&self, state: &mut State) -> Vec<Event> {
+        self.show_suspended(state, self.parts.policy.in_force())
+    }
+
+    fn show_suspended(&self, state: &mut State, set: Arc<PolicySet>) -> Vec<Event> {
         if state.tasks.suspended.by.as_ref().is_some_and(|by| Arc::ptr_eq(by, &set)) {
             return Vec::new();
         }
@@ -50,7 +71,7 @@ impl Shared {
         let active: Vec<TaskId> = active.map(|task| task.id).collect();
         let is_frozen = |id: &TaskId| {
             let view = state.tasks.view(*id, now, wall).filter(|_| !set.freezes().is_empty());
-            view.is_some_and(|view| self.is_frozen(&view, None))
+            view.is_some_and(|view| view.is_frozen_by(set.freezes(), None))
         };
         let frozen: BTreeSet<TaskId> = active.into_iter().filter(is_frozen).collect();
         let before =

@@ -189,10 +189,7 @@ fn held(state: &State, lease: LeaseId) -> Option<Held> {
 impl Shared {
     /// Whether nothing is decided in favour of the task, or nothing about that target, as of now.
     pub(super) fn is_frozen(&self, view: &TaskView, target: Option<&str>) -> bool {
-        let set = self.parts.policy.in_force();
-        let own = view.task.id.to_string();
-        let tasks = std::iter::once(own.as_str()).chain(view.tasks_above.iter().map(String::as_str));
-        set.freezes().touches(view.chain.iter().map(|id| id.as_str()), tasks, target)
+        view.is_frozen_by(self.parts.policy.in_force().freezes(), target)
     }
 }
 
