@@ -63,6 +63,7 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<Exit, Failu
     let connection = target.connect().await?;
     let request = FreezeRequest { reason: args.reason, kill: true, what };
     let done = answer(connection.task_admin().freeze(request)).await?.into_inner();
+    let name = super::freeze::known_as(name, &done.what);
     super::freeze::warn_of_unknown(&done.unknown, context);
     if args.output.is_json() {
         context.console.json(&KilledJson {
@@ -105,7 +106,7 @@ mod tests {
     #[tokio::test]
     async fn a_kill_says_what_it_did_and_fails_when_something_lives_on() {
         let agent = Agent::start();
-        let did = FreezeResult { tasks: 2, credentials: 3, scopes: 1, scopes_not_held: 0, micros: 1_500, unknown: String::new() };
+        let did = FreezeResult { tasks: 2, credentials: 3, scopes: 1, scopes_not_held: 0, micros: 1_500, ..Default::default() };
         *agent.script.frozen.lock().expect("lock") = Ok(did.clone());
         let ran = agent.run(&["kill", "--task", "tsk_1", "--reason", "incident"]).await;
         let want = "frozen: task tsk_1\n2 tasks ended (kill_switch), 3 credentials refused, 1 process killed, in 1.500 ms\n";

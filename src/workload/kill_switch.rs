@@ -43,6 +43,17 @@ impl Workloads {
         self.policy().in_force().freezes().clone()
     }
 
+    /// What an operator wants frozen, as it is kept: a target by its name in the catalogue, also where he says its audience.
+    pub fn to_freeze(&self, what: Frozen) -> Frozen {
+        Freezes::to_freeze(what, self.policy().in_force().catalogue())
+    }
+
+    /// What an operator wants thawed, as it is kept.
+    pub fn to_thaw(&self, what: Frozen) -> Frozen {
+        let set = self.policy().in_force();
+        set.freezes().to_thaw(what, set.catalogue())
+    }
+
     /// Freezes. `by` is the operator's process.
     ///
     /// # Errors
@@ -154,6 +165,13 @@ impl Workloads {
         };
         self.0.parts.audit.note(vec![event]);
         self.0.tell_suspended();
+    }
+
+    /// A new catalogue may have said what else frozen targets stand for; that outlives a restart, too.
+    pub(super) fn write_frozen_targets(&self) {
+        if self.freezes().has_targets() && let Err(error) = self.write_freezes() {
+            tracing::error!(%error, "what frozen targets stand for cannot be written down");
+        }
     }
 
     /// Writes down what is frozen now, one at a time.

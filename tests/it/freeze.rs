@@ -76,8 +76,8 @@ fn the_flag_file_freezes_everything_and_one_person_alone_thaws_nothing_of_that_k
     agent.audited(&["\"event\":\"thaw\"", "the flag file"]);
     run(&agent, &["freeze", "--all"]);
     for _ in 0..2 {
-        let out = run(&agent, &["thaw", "--all"]);
-        assert!(out.contains("another user"), "{out}");
+        let (code, _, err) = agent.mayfly(&["thaw", "--all"]);
+        assert!(code == Some(1) && err.contains("still frozen") && err.contains("another user"), "{err}");
     }
     assert_eq!(client.jwt("a").unwrap_err().code, 7);
 }

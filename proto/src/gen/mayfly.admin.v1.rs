@@ -432,6 +432,7 @@ pub mod frozen_thing {
         SpiffeId(::prost::alloc::string::String),
         #[prost(string, tag = "3")]
         TaskId(::prost::alloc::string::String),
+        /// By name, or by audience.
         #[prost(string, tag = "4")]
         Target(::prost::alloc::string::String),
     }
@@ -446,7 +447,7 @@ pub struct FreezeRequest {
     #[prost(bool, tag = "3")]
     pub revoke: bool,
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FreezeResponse {
     /// Live credentials of the Workload API that it is about.
     #[prost(uint32, tag = "1")]
@@ -457,6 +458,13 @@ pub struct FreezeResponse {
     /// Holders of tasks that cannot be made to: a process alone, or a cgroup that the agent may not write.
     #[prost(uint32, tag = "3")]
     pub scopes_not_held: u32,
+    /// Nothing that this agent knows bears the name. It is frozen all the same, whoever comes to bear it. For people: what is
+    /// known instead. Empty: something does.
+    #[prost(string, tag = "4")]
+    pub unknown: ::prost::alloc::string::String,
+    /// What it is, as `mayfly status` lists it: a target by its name, also when it was called by its audience.
+    #[prost(string, tag = "5")]
+    pub what: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ThawRequest {
@@ -465,11 +473,14 @@ pub struct ThawRequest {
     #[prost(string, tag = "2")]
     pub reason: ::prost::alloc::string::String,
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ThawResponse {
     /// A thaw of everything needs two people; this one was the first.
     #[prost(bool, tag = "1")]
     pub needs_another: bool,
+    /// What it is, as `mayfly status` lists it: a target by its name, also when it was called by its audience.
+    #[prost(string, tag = "2")]
+    pub what: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ExplainRequest {

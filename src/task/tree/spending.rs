@@ -1,10 +1,11 @@
 //! What a task uses up, and what it holds: budgets up the tree, credentials in flight, leases.
 
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 use super::Tree;
 use crate::id::{LeaseId, TaskId};
-use crate::task::{Caller, Cost, Refused, Usage};
+use crate::task::{Caller, Cost, Refused, Task, Usage};
 
 /// A credential in the making. Never used twice.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -18,6 +19,13 @@ pub enum Landing {
     Stands,
     /// Never hand it over: revoke its lease.
     Doomed(Refused),
+}
+
+impl Task {
+    /// Whether it may have asked for one of these audiences. Not all of many are remembered: any may be among them.
+    pub fn may_have_asked_for(&self, is_one: impl Fn(&str) -> bool) -> bool {
+        may_be_among(&self.audiences, is_one)
+    }
 }
 
 impl Tree {
@@ -134,3 +142,24 @@ impl Tree {
 
 /// So many audiences of a task are told apart.
 const MAX_AUDIENCES: usize = 64;
+
+fn may_be_among(audiences: &BTreeSet<String>, is_one: impl Fn(&str) -> bool) -> bool {
+    audiences.len() >= MAX_AUDIENCES || audiences.iter().any(|audience| is_one(audience))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_has_asked_for_more_than_is_remembered_may_have_asked_for_anything() {
+        let mut audiences = BTreeSet::new();
+        let frozen = |audience: &str| audience == "urn:frozen";
+        for n in 0..MAX_AUDIENCES {
+            assert!(!may_be_among(&audiences, frozen), "after {n}");
+            audiences.insert(format!("urn:{n}"));
+        }
+        assert!(may_be_among(&audiences, frozen));
+        assert!(may_be_among(&BTreeSet::from(["urn:frozen".to_owned()]), frozen));
+    }
+}
