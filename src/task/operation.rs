@@ -140,8 +140,22 @@ impl Operation {
         }
     }
 
+    /// SHA-256 of what it carries: the body, the arguments, the statement. `None` where that was not said. A request of
+    /// a kind that has no body usually need not say so.
+    pub fn body_sha256(&self) -> Option<[u8; 32]> {
+        let of = |bytes: &[u8]| digest(&SHA256, bytes).as_ref().first_chunk().copied();
+        match self {
+            Self::Http { body_sha256: Some(digest), .. } => Some(*digest),
+            Self::Http { method, bytes: 0, .. } if BODILESS.contains(&method.as_str()) => of(b""),
+            Self::Http { .. } => None,
+            Self::Mcp { arguments, .. } => of(arguments.as_ref()?.as_bytes()),
+            Self::Sql { statement_sha256, .. } => *statement_sha256,
+        }
+    }
+
     /// Tells policy.
     pub fn tell(&self, circumstances: &mut Circumstances) {
+        circumstances.body_sha256 = self.body_sha256();
         match self.clone() {
             Self::Http { method, host, path, bytes, .. } => {
                 let path = path.to_string();
@@ -219,6 +233,9 @@ fn is_plain(value: &Value) -> bool {
         _ => true,
     }
 }
+
+/// Methods whose requests carry nothing, unless they say so.
+const BODILESS: [&str; 5] = ["GET", "HEAD", "DELETE", "OPTIONS", "TRACE"];
 
 /// The actions of a credential in one order, as `scope` has them.
 pub fn scope(actions: &BTreeSet<Action>) -> String {

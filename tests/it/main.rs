@@ -17,6 +17,8 @@ mod following;
 #[cfg(test)]
 mod freeze;
 #[cfg(test)]
+mod frozen_targets;
+#[cfg(test)]
 mod http;
 #[cfg(test)]
 mod interop_spiffe;
@@ -26,6 +28,8 @@ mod issuing;
 mod lifecycle;
 #[cfg(test)]
 mod mtls;
+#[cfg(test)]
+mod operations_on_record;
 #[cfg(test)]
 mod operator;
 #[cfg(test)]

@@ -19,6 +19,7 @@ mod issue;
 mod keeper;
 mod keeping;
 mod landing;
+mod named;
 mod operator;
 mod pending;
 mod piece;
