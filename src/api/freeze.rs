@@ -56,7 +56,8 @@ pub(super) async fn task_freeze(
         Asked::TaskId(id) => What::TaskId(id),
         Asked::Target(name) => What::Target(name),
     });
-    let (what, freeze) = (workloads.to_freeze(thing(Some(proto::FrozenThing { what }))?), of(&by, &order.reason, order.kill)?);
+    let (what, freeze) =
+        (workloads.to_freeze(thing(Some(proto::FrozenThing { what }))?), of(&by, &order.reason, order.kill)?);
     if order.kill {
         let killed = workloads.kill(&what, freeze, by).await;
         let killed = killed.map_err(|error| unwritten("it is frozen and killed", &error))?;

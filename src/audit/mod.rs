@@ -39,7 +39,9 @@ pub use self::request::Request;
 pub use self::tail::{Filter, TailOptions, human, tail};
 pub use self::tailing::{NumberedLine, Tailing, TailingError};
 pub use self::tally::{Tally, times};
-pub use self::task::{ApprovalFacts, ApprovalStep, EndWords, PolicyDecision, TaskEnd, TaskFacts, TaskStep, UserPrint};
+pub use self::task::{
+    ApprovalFacts, ApprovalStep, EndWords, PolicyDecision, TaskEnd, TaskFacts, TaskStep, UserPrint,
+};
 pub use self::text::visible;
 pub use self::timeline::{
     Moment, Said, SaidAgent, SaidApproval, SaidCredential, SaidDecision, TaskLife, Timeline,

@@ -87,9 +87,11 @@ mod tests {
         assert_eq!(http.words(), "PUT wiki.example.org/page/7");
         let with_body = Request { body_sha256: some("ab"), ..http };
         assert_eq!(with_body.words(), "PUT wiki.example.org/page/7, carrying sha256 ab");
-        let mcp = Request { proto: "mcp".to_owned(), server: some("kb"), tool: some("edit"), ..Request::default() };
+        let mcp =
+            Request { proto: "mcp".to_owned(), server: some("kb"), tool: some("edit"), ..Request::default() };
         assert_eq!(mcp.words(), "tool edit of kb");
-        let sql = Request { proto: "sql".to_owned(), db: some("crm"), role: some("reader"), ..Request::default() };
+        let sql =
+            Request { proto: "sql".to_owned(), db: some("crm"), role: some("reader"), ..Request::default() };
         assert_eq!(sql.words(), "a statement in crm as reader");
         assert_eq!(Request { proto: "amqp".to_owned(), ..Request::default() }.words(), "amqp");
     }

@@ -12,7 +12,9 @@ use super::event::{Agent, Credential, Cut, Decision, Event, Grant, Revocation, T
 use super::line::Origin;
 use super::request::Request;
 use super::sink::{Opened, Sink};
-use super::task::{ApprovalFacts, ApprovalStep, EndWords, PolicyDecision, TaskEnd, TaskFacts, TaskStep, UserPrint};
+use super::task::{
+    ApprovalFacts, ApprovalStep, EndWords, PolicyDecision, TaskEnd, TaskFacts, TaskStep, UserPrint,
+};
 use crate::authority::{AuthorityKind, State as AuthorityState};
 use crate::clock::{Clock, from_unix_seconds};
 use crate::id::{EntryId, TaskId};
@@ -298,8 +300,13 @@ fn task_events() -> Vec<Event> {
         latency: Duration::from_micros(4_200),
         words: Some(EndWords::Agent("done\n\u{202e}\u{1b}[2J".to_owned())),
     };
-    let allow =
-        Box::new(PolicyDecision { result: "allow", reason: "allowed", tool: None, request: None, ..(*decision).clone() });
+    let allow = Box::new(PolicyDecision {
+        result: "allow",
+        reason: "allowed",
+        tool: None,
+        request: None,
+        ..(*decision).clone()
+    });
     let agent = Agent { spiffe_id: Some(name("fetcher")), ..bare() };
     let ended = Box::new(TaskFacts { state: "ended", user: None, ..(*task).clone() });
     let grant = Box::new(Grant {

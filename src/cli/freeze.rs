@@ -133,11 +133,8 @@ pub(super) async fn freeze(args: Freeze, context: &mut Context) -> Result<Exit, 
         return Ok(Exit::Ok);
     }
     let out = count(done.credentials.into(), "live credential", "live credentials");
-    let what_of = if args.revoke {
-        "being revoked"
-    } else {
-        "tokens suspended, certificates good till they expire"
-    };
+    let what_of =
+        if args.revoke { "being revoked" } else { "tokens suspended, certificates good till they expire" };
     context.console.line(&format!("frozen: {} ({out}, {what_of})", super::render::cell(&name)))?;
     if done.scopes + done.scopes_not_held > 0 {
         let still = count(done.scopes.into(), "cgroup stands still", "cgroups stand still");
@@ -198,7 +195,11 @@ mod tests {
         assert_eq!((ran.exit, &ran.json()["needs_another"]), (Exit::Failed, &true.into()), "{ran:?}");
         let ran = agent.run(&["freeze", "--target", "wikki"]).await;
         let warned = "mayfly: warning: this stops nobody now: no such target; did you mean `wiki`?\n";
-        assert_eq!((ran.exit, ran.err.as_str()), (Exit::Ok, warned), "to freeze ahead is no mistake: {ran:?}");
+        assert_eq!(
+            (ran.exit, ran.err.as_str()),
+            (Exit::Ok, warned),
+            "to freeze ahead is no mistake: {ran:?}"
+        );
         let json = agent.run(&["freeze", "--target", "wiki", "--output", "json"]).await.json();
         assert_eq!((json["frozen"].as_str(), json["revoked"].as_bool()), (Some("target wiki"), Some(false)));
         for wrong in [&["freeze"][..], &["freeze", "--all", "--task", "t"], &["thaw", "--revoke", "--all"]] {

@@ -106,7 +106,14 @@ mod tests {
     #[tokio::test]
     async fn a_kill_says_what_it_did_and_fails_when_something_lives_on() {
         let agent = Agent::start();
-        let did = FreezeResult { tasks: 2, credentials: 3, scopes: 1, scopes_not_held: 0, micros: 1_500, ..Default::default() };
+        let did = FreezeResult {
+            tasks: 2,
+            credentials: 3,
+            scopes: 1,
+            scopes_not_held: 0,
+            micros: 1_500,
+            ..Default::default()
+        };
         *agent.script.frozen.lock().expect("lock") = Ok(did.clone());
         let ran = agent.run(&["kill", "--task", "tsk_1", "--reason", "incident"]).await;
         let want = "frozen: task tsk_1\n2 tasks ended (kill_switch), 3 credentials refused, 1 process killed, in 1.500 ms\n";
@@ -119,7 +126,8 @@ mod tests {
         assert_eq!(ran.exit, Exit::Failed, "{ran:?}");
         assert!(ran.err.contains("1 process lives on"), "{}", ran.err);
         assert_eq!(ran.json()["not_killed"], 1);
-        *agent.script.frozen.lock().expect("lock") = Ok(FreezeResult { unknown: "none".to_owned(), ..Default::default() });
+        *agent.script.frozen.lock().expect("lock") =
+            Ok(FreezeResult { unknown: "none".to_owned(), ..Default::default() });
         let ran = agent.run(&["kill", "--target", "wikki"]).await;
         assert_eq!(ran.err, "mayfly: warning: this stops nobody now: none\n", "{ran:?}");
         assert_eq!(agent.run(&["kill"]).await.exit, Exit::Usage);

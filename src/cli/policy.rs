@@ -215,7 +215,8 @@ fn both(file: &Path, policy: &[PathBuf]) -> Result<(PolicySet, Vec<Case>), Probl
     let shown = file.display().to_string();
     if file.is_dir() {
         let (what, example) = ("is a directory, and a file of cases is wanted", file.join("cases.yaml"));
-        let why = format!("{what}: name it, such as `{}`; policies are named with --policy", example.display());
+        let why =
+            format!("{what}: name it, such as `{}`; policies are named with --policy", example.display());
         return Err(Problem::whole_file(&shown, why).into());
     }
     let unreadable = |error| Problem::whole_file(&shown, format!("cannot be read: {error}"));

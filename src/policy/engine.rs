@@ -323,7 +323,13 @@ mod tests {
                         let at = UNIX_EPOCH;
                         freezes.freeze(
                             what,
-                            Freeze { by: String::new(), reason: String::new(), at, revoke: false, audiences: [].into() },
+                            Freeze {
+                                by: String::new(),
+                                reason: String::new(),
+                                at,
+                                revoke: false,
+                                audiences: [].into(),
+                            },
                         );
                     } else {
                         freezes.thaw(&what, 0, UNIX_EPOCH);

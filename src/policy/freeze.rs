@@ -238,7 +238,13 @@ mod tests {
     }
 
     fn freeze(revoke: bool) -> Freeze {
-        Freeze { by: "uid 0".to_owned(), reason: String::new(), at: at(0), revoke, audiences: BTreeSet::new() }
+        Freeze {
+            by: "uid 0".to_owned(),
+            reason: String::new(),
+            at: at(0),
+            revoke,
+            audiences: BTreeSet::new(),
+        }
     }
 
     fn id(n: u8) -> SpiffeId {
@@ -361,7 +367,8 @@ mod tests {
             format!("[[targets]]\nname = \"{name}\"\naudience = \"{audience}\"\ndata_class = \"c\"\nowner = \"o\"\n")
         });
         let text: String = each.collect();
-        crate::policy::parse_catalogue(vec![("c.toml", text.as_bytes())], None).unwrap_or_else(|found| panic!("{found}"))
+        crate::policy::parse_catalogue(vec![("c.toml", text.as_bytes())], None)
+            .unwrap_or_else(|found| panic!("{found}"))
     }
 
     /// `None`: of the target by its name, as a task asks; else for that audience, as the Workload API asks.
@@ -387,7 +394,11 @@ mod tests {
         let first = catalogue(&[("wiki", "urn:wiki"), ("other", "urn:other")]);
         freezes.learn(&first);
         let wiki = Frozen::Target("wiki".to_owned());
-        assert_eq!(Freezes::to_freeze(Frozen::Target("urn:wiki".to_owned()), &first), wiki, "by its audience");
+        assert_eq!(
+            Freezes::to_freeze(Frozen::Target("urn:wiki".to_owned()), &first),
+            wiki,
+            "by its audience"
+        );
         freezes.freeze(wiki.clone(), freeze(true));
         freezes.learn(&first);
         let stopped = |freezes: &Freezes| {

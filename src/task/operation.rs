@@ -301,4 +301,27 @@ mod tests {
         assert!(Operation::http("GET", "h", "/", 0, &[0; 31]).is_err());
         assert!(Operation::mcp("s", "t\n", "").is_err());
     }
+
+    #[test]
+    fn what_is_carried_has_a_digest_where_it_was_said() {
+        let digest_of = |bytes: &[u8]| digest(&SHA256, bytes).as_ref().first_chunk().copied();
+        let http = |method, bytes, body: &[u8]| {
+            Operation::http(method, "h", "/", bytes, body).unwrap().body_sha256()
+        };
+        assert_eq!(http("PUT", 3, &[7; 32]), Some([7; 32]));
+        assert_eq!(http("GET", 0, &[7; 32]), Some([7; 32]));
+        for method in ["GET", "HEAD", "DELETE", "OPTIONS", "TRACE"] {
+            assert_eq!((http(method, 0, &[]), http(method, 1, &[])), (digest_of(b""), None), "{method}");
+        }
+        for method in ["PUT", "POST", "PATCH", "QUERY"] {
+            assert_eq!((http(method, 0, &[]), http(method, 1, &[])), (None, None), "{method}");
+        }
+        let mcp = |arguments| Operation::mcp("s", "t", arguments).unwrap().body_sha256();
+        assert_eq!(
+            (mcp(""), mcp("{ }"), mcp(r#"{"b":1,"a":2}"#)),
+            (None, digest_of(b"{}"), digest_of(br#"{"a":2,"b":1}"#))
+        );
+        let sql = |statement: &[u8]| Operation::sql("d", "r", statement).unwrap().body_sha256();
+        assert_eq!((sql(&[]), sql(&[1; 32])), (None, Some([1; 32])));
+    }
 }

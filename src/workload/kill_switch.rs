@@ -169,7 +169,9 @@ impl Workloads {
 
     /// A new catalogue may have said what else frozen targets stand for; that outlives a restart, too.
     pub(super) fn write_frozen_targets(&self) {
-        if self.freezes().has_targets() && let Err(error) = self.write_freezes() {
+        if self.freezes().has_targets()
+            && let Err(error) = self.write_freezes()
+        {
             tracing::error!(%error, "what frozen targets stand for cannot be written down");
         }
     }

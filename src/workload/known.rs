@@ -60,7 +60,10 @@ impl Shared {
             return None;
         }
         let known = catalogue.targets().flat_map(|target| [&target.name, &target.audience]).cloned();
-        Some(format!("no target has that name or audience, and no token is for it{}", near(word, known.collect())))
+        Some(format!(
+            "no target has that name or audience, and no token is for it{}",
+            near(word, known.collect())
+        ))
     }
 }
 
@@ -85,7 +88,8 @@ mod tests {
 
     #[test]
     fn what_was_meant_is_said_where_it_is_near() {
-        let known = || ["spiffe://example.org/agent/a".to_owned(), "spiffe://example.org/web".to_owned()].into();
+        let known =
+            || ["spiffe://example.org/agent/a".to_owned(), "spiffe://example.org/web".to_owned()].into();
         assert_eq!(
             near("spiffe://example.org/agnet/a", known()),
             "; did you mean `spiffe://example.org/agent/a`?"

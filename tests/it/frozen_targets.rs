@@ -32,7 +32,11 @@ fn a_freeze_by_audience_is_a_freeze_of_the_target_and_each_of_its_names_thaws_it
     let root = begin(&mut planner);
     for (freeze, thaw) in [("wiki", WIKI), (WIKI, "wiki"), (WIKI, WIKI)] {
         let answer = run(&world, &["freeze", "--target", freeze]);
-        assert_eq!((&answer["frozen"], answer.get("unknown")), (&Value::from("target wiki"), None), "{answer}");
+        assert_eq!(
+            (&answer["frozen"], answer.get("unknown")),
+            (&Value::from("target wiki"), None),
+            "{answer}"
+        );
         assert_eq!(issue(&mut planner, &root).unwrap_err().reason, "frozen", "by {freeze}");
         let concerns = world.agent.admin().status().concerns.join("\n");
         assert!(concerns.contains("frozen: target wiki"), "{concerns}");
@@ -107,7 +111,8 @@ fn another_audience_or_name_thaws_no_target() {
         assert_eq!([&before, &after].map(|token| status(&world.agent, token)), [SUSPENDED; 2], "{when}");
     };
     all_frozen(&world, &mut ann, "another audience");
-    let wanted = proto::IssueRequest { audience: vec![NEW.to_owned()], ..wanted(&root, proto::Format::AccessToken) };
+    let wanted =
+        proto::IssueRequest { audience: vec![NEW.to_owned()], ..wanted(&root, proto::Format::AccessToken) };
     let refused = planner.task_call::<_, proto::Credential>("Issue", &wanted).unwrap_err();
     assert_eq!(refused.reason, "frozen");
     // The name goes, too; and then the agent.

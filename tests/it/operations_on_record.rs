@@ -19,7 +19,9 @@ const CANARY: &str = "canary-4711";
 fn world() -> Agent {
     let mut agent = Plan::for_uids(&[own_uid()]).prepare();
     let logged = |id: &str, action: &str| {
-        format!("@id({id:?}) @log(\"body-hash\")\npermit(principal, action == Mayfly::Action::{action:?}, resource);")
+        format!(
+            "@id({id:?}) @log(\"body-hash\")\npermit(principal, action == Mayfly::Action::{action:?}, resource);"
+        )
     };
     Policies::open()
         .permit("read")
@@ -115,8 +117,19 @@ fn denials_are_filed_under_the_name_of_the_target_as_what_is_allowed_is() {
         agent.audited(&["decision.deny", &format!("\"reason\":{reason:?}"), "\"target\":\"wiki\"", &task.id]);
     }
     let of_target = |name: &str| {
-        let arguments =
-            ["audit", "query", "--target", name, "--action", "admin", "--result", "deny", "--output", "json", &log(&agent)];
+        let arguments = [
+            "audit",
+            "query",
+            "--target",
+            name,
+            "--action",
+            "admin",
+            "--result",
+            "deny",
+            "--output",
+            "json",
+            &log(&agent),
+        ];
         printed(&agent, &arguments).lines().count()
     };
     assert_eq!((of_target("wiki"), of_target(WIKI)), (2, 0));
@@ -147,14 +160,21 @@ fn what_was_decided_approved_and_issued_says_which_operation_it_was_and_not_what
     let arguments = format!("{{\"secret\":\"{CANARY}\"}}");
     issue(&mut holder, &task, (TOOLS, "read"), Some(tool("search", &arguments))).unwrap();
     assert_eq!(agent.audited(&["decision.allow", "\"mcp\""])["request"], search);
-    let sql = proto::SqlCall { db: "sales".to_owned(), role: "reader".to_owned(), statement_sha256: vec![9; 32].into() };
+    let sql = proto::SqlCall {
+        db: "sales".to_owned(),
+        role: "reader".to_owned(),
+        statement_sha256: vec![9; 32].into(),
+    };
     authorize(&mut holder, &task, ("crm", "read"), Some(Kind::Sql(sql)), false).unwrap();
     let line = agent.audited(&["decision.allow", "\"sql\""]);
     assert_eq!(line["request"], json!({"proto": "sql", "db": "sales", "role": "reader"}));
     // A refusal by the task itself, too.
     let delete = tool("purge\u{2028}", "");
     assert!(issue(&mut holder, &task, (TOOLS, "read"), Some(delete)).is_err(), "no plain name");
-    assert_eq!(issue(&mut holder, &task, (TOOLS, "read"), Some(tool("purge", ""))).unwrap_err().reason, "not_granted");
+    assert_eq!(
+        issue(&mut holder, &task, (TOOLS, "read"), Some(tool("purge", ""))).unwrap_err().reason,
+        "not_granted"
+    );
     assert_eq!(agent.audited(&["decision.deny", "not_granted"])["request"]["tool"], "purge");
     // For people, in the timeline and before they decide.
     let timeline = printed(&agent, &["audit", "task", &task.id, &log(&agent)]);
@@ -199,7 +219,8 @@ fn a_permit_that_wants_what_is_carried_on_record_gives_nothing_without() {
     assert_eq!(on_record(&agent, &["decision.allow", "\"execute\""]), canonical);
     // A body, if there may be one; a request of a kind that has none need not say so.
     for (bytes, digest, given) in [(3, &[][..], false), (3, &[7; 32], true), (0, &[], true)] {
-        let answer = issue(&mut holder, &task, (WIKI, "delete"), Some(http("DELETE", "/api/a", bytes, digest)));
+        let answer =
+            issue(&mut holder, &task, (WIKI, "delete"), Some(http("DELETE", "/api/a", bytes, digest)));
         assert_eq!(answer.is_ok(), given, "{bytes} {digest:?}: {answer:?}");
     }
     on_record(&agent, &["decision.allow", "\"delete\"", &"07".repeat(32)]);

@@ -56,9 +56,14 @@ fn end_of(said: &Said) -> String {
         .map_or_else(String::new, |n| format!(" and {}", count(n, "task below", "tasks below")));
     let credentials = count(end.credentials, "credential", "credentials");
     let notes = [("the agent says", &end.untrusted_note), ("the operator says", &end.operator_note)];
-    let notes: String =
-        notes.into_iter().flat_map(|(who, note)| note.iter().map(move |note| format!("; {who} {note:?}"))).collect();
-    format!("{}, by {}; {credentials}{tasks} with it, in {} ms{notes}", end.reason, end.initiator, end.latency_ms)
+    let notes: String = notes
+        .into_iter()
+        .flat_map(|(who, note)| note.iter().map(move |note| format!("; {who} {note:?}")))
+        .collect();
+    format!(
+        "{}, by {}; {credentials}{tasks} with it, in {} ms{notes}",
+        end.reason, end.initiator, end.latency_ms
+    )
 }
 
 fn credential(step: &str, said: &Said) -> String {
@@ -237,7 +242,8 @@ mod tests {
 
     #[test]
     fn what_is_decided_approved_and_issued_says_which_request_it_was() {
-        let request = r#""request":{"proto":"http","method":"PUT","host":"wiki.example.org","path":"/page/7"}"#;
+        let request =
+            r#""request":{"proto":"http","method":"PUT","host":"wiki.example.org","path":"/page/7"}"#;
         let line = |rest: &str| format!("{{{request},{rest}}}");
         let decision = line(
             r#""event":"decision.allow","decision":{"result":"allow","phase":"issue","action":"write","target":"wiki"}"#,
@@ -260,9 +266,11 @@ mod tests {
 
     #[test]
     fn an_end_says_in_whose_words_it_was_explained() {
-        let ended = |note: &str| format!(
-            r#"{{"event":"task.ended","revocation":{{"reason":"completed","initiator":"holder","credentials":0,"latency_ms":1,{note}}}}}"#
-        );
+        let ended = |note: &str| {
+            format!(
+                r#"{{"event":"task.ended","revocation":{{"reason":"completed","initiator":"holder","credentials":0,"latency_ms":1,{note}}}}}"#
+            )
+        };
         let end = "ends: completed, by holder; 0 credentials with it, in 1 ms";
         let agents = what(&said(&ended(r#""untrusted_note":"all\nwell""#)));
         assert_eq!(agents, format!("{end}; the agent says \"all\\nwell\""));

@@ -319,7 +319,13 @@ impl Admin for Script {
             }
             _ => String::new(),
         };
-        Ok(Response::new(adm::FreezeResponse { credentials: 3, scopes: 1, scopes_not_held: 2, unknown, ..Default::default() }))
+        Ok(Response::new(adm::FreezeResponse {
+            credentials: 3,
+            scopes: 1,
+            scopes_not_held: 2,
+            unknown,
+            ..Default::default()
+        }))
     }
 
     async fn thaw(&self, request: Request<adm::ThawRequest>) -> Answer<Response<adm::ThawResponse>> {

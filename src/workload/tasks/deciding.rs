@@ -193,7 +193,7 @@ impl Shared {
             }
             TaskError::Refused(refused) => {
                 refused_event(view.caller(admission), view, *refused, ask, &target)
-            },
+            }
             _ => return,
         };
         self.parts.audit.note(vec![event]);
