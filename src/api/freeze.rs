@@ -1,5 +1,7 @@
 //! `Freeze` and `Thaw`, of the admin service and of the operators' service for tasks: one code for both.
 
+use std::collections::BTreeSet;
+
 use mayfly_proto::admin as proto;
 use mayfly_proto::admin::frozen_thing::What;
 use mayfly_proto::task;
@@ -18,7 +20,7 @@ pub(super) async fn freeze(
     order: proto::FreezeRequest,
 ) -> Result<proto::FreezeResponse, Status> {
     let by = operator(workloads, caller)?;
-    let (what, freeze) = (thing(order.thing)?, of(&by, &order.reason, order.revoke)?);
+    let (what, freeze) = (workloads.to_freeze(thing(order.thing)?), of(&by, &order.reason, order.revoke)?);
     let frost = workloads.freeze(&what, freeze, by).await;
     let frost = frost.map_err(|error| unwritten("it is frozen", &error))?;
     Ok(proto::FreezeResponse {
@@ -26,6 +28,7 @@ pub(super) async fn freeze(
         scopes: count(frost.still),
         scopes_not_held: count(frost.not_still),
         unknown: frost.unknown.unwrap_or_default(),
+        what: what.to_string(),
     })
 }
 
@@ -35,8 +38,9 @@ pub(super) async fn thaw(
     order: &proto::ThawRequest,
 ) -> Result<proto::ThawResponse, Status> {
     let by = operator(workloads, caller)?;
-    let needs_another = thawed(workloads, by, &thing(order.thing.clone())?, &order.reason).await?;
-    Ok(proto::ThawResponse { needs_another })
+    let what = workloads.to_thaw(thing(order.thing.clone())?);
+    let needs_another = thawed(workloads, by, &what, &order.reason).await?;
+    Ok(proto::ThawResponse { needs_another, what: what.to_string() })
 }
 
 /// The same for tasks, or a kill.
@@ -53,7 +57,8 @@ pub(super) async fn task_freeze(
         Asked::TaskId(id) => What::TaskId(id),
         Asked::Target(name) => What::Target(name),
     });
-    let (what, freeze) = (thing(Some(proto::FrozenThing { what }))?, of(&by, &order.reason, order.kill)?);
+    let (what, freeze) =
+        (workloads.to_freeze(thing(Some(proto::FrozenThing { what }))?), of(&by, &order.reason, order.kill)?);
     if order.kill {
         let killed = workloads.kill(&what, freeze, by).await;
         let killed = killed.map_err(|error| unwritten("it is frozen and killed", &error))?;
@@ -64,6 +69,7 @@ pub(super) async fn task_freeze(
             scopes_not_held: count(killed.not_killed),
             micros: u64::try_from(killed.took.as_micros()).unwrap_or(u64::MAX),
             unknown: killed.unknown.unwrap_or_default(),
+            what: what.to_string(),
         });
     }
     let start = SystemClock.monotonic();
@@ -78,6 +84,7 @@ pub(super) async fn task_freeze(
         scopes_not_held: count(not_still),
         micros: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
         unknown: unknown.unwrap_or_default(),
+        what: what.to_string(),
     })
 }
 
@@ -94,10 +101,10 @@ pub(super) async fn task_thaw(
         Asked::TaskId(id) => What::TaskId(id),
         Asked::Target(name) => What::Target(name),
     });
-    let what = thing(Some(proto::FrozenThing { what }))?;
+    let what = workloads.to_thaw(thing(Some(proto::FrozenThing { what }))?);
     let needs_another = thawed(workloads, by, &what, &order.reason).await?;
     let tasks = if needs_another { 0 } else { workloads.tasks_named(&what) };
-    Ok(task::ThawResult { tasks: count(tasks), needs_another })
+    Ok(task::ThawResult { tasks: count(tasks), needs_another, what: what.to_string() })
 }
 
 /// Whether another person must say so, too.
@@ -111,7 +118,8 @@ async fn thawed(workloads: &Workloads, by: audit::Agent, what: &Frozen, why: &st
 }
 
 fn of(by: &audit::Agent, why: &str, revoke: bool) -> Result<Freeze, Status> {
-    Ok(Freeze { by: format!("uid {}", by.uid), reason: reason(why)?, at: SystemClock.wall(), revoke })
+    let (by, at) = (format!("uid {}", by.uid), SystemClock.wall());
+    Ok(Freeze { by, reason: reason(why)?, at, revoke, audiences: BTreeSet::new() })
 }
 
 fn count(n: usize) -> u32 {

@@ -16,7 +16,8 @@ use self::detail::{Detail, first};
 use self::task::{ApprovalPart, GrantPart, PolicyPart, TaskPart, UserPart};
 use super::chain::{Head, VERSION};
 use super::event::{Agent, Credential, Decision, Event, Found, Revocation, TokenPrint};
-use super::task::{PolicyDecision, TaskEnd, TaskFacts, TaskStep};
+use super::request::Request;
+use super::task::{EndWords, PolicyDecision, TaskEnd, TaskFacts, TaskStep};
 use super::text::{PlainJson, capped};
 use super::trace::{Stamp, Trace};
 use crate::ledger::Kind;
@@ -96,6 +97,8 @@ struct Body {
     #[serde(skip_serializing_if = "Option::is_none")]
     decision: Option<DecisionPart>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    request: Option<Request>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     credential: Option<CredentialPart>,
     #[serde(skip_serializing_if = "Option::is_none")]
     approval: Option<ApprovalPart>,
@@ -155,6 +158,12 @@ struct RevocationPart {
     crl_number: Option<u64>,
     /// Microsecond precision.
     latency_ms: f64,
+    /// The agent's own words, and no fact.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    untrusted_note: Option<String>,
+    /// The operator's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    operator_note: Option<String>,
 }
 
 impl Body {
@@ -192,12 +201,15 @@ impl Body {
                 revocation: end.as_ref().map(Into::into),
                 ..Self::of_task(agent, task)
             },
-            Event::Decided { agent, task, decision } => {
-                Self { decision: Some(decision.as_ref().into()), ..Self::of_task(agent, task) }
-            }
+            Event::Decided { agent, task, decision } => Self {
+                decision: Some(decision.as_ref().into()),
+                request: decision.request.as_ref().map(Request::capped),
+                ..Self::of_task(agent, task)
+            },
             Event::Approval { agent, approval, .. } => Self {
                 task: Some(TaskPart::named(approval.task)),
                 approval: Some(approval.as_ref().into()),
+                request: approval.request.as_ref().map(Request::capped),
                 ..of(agent)
             },
             Event::AdminRevoke { by, target, credentials } => {
@@ -223,6 +235,7 @@ impl Body {
         Self {
             agent: Some(agent.into()),
             task: credential.task.map(TaskPart::named),
+            request: credential.grant.as_ref().and_then(|grant| grant.request.as_ref()).map(Request::capped),
             credential: Some(credential.into()),
             ..Self::default()
         }
@@ -257,6 +270,11 @@ impl From<&PolicyDecision> for DecisionPart {
 
 impl From<&TaskEnd> for RevocationPart {
     fn from(end: &TaskEnd) -> Self {
+        let (untrusted_note, operator_note) = match &end.words {
+            Some(EndWords::Agent(words)) => (Some(capped(words)), None),
+            Some(EndWords::Operator(words)) => (None, Some(capped(words))),
+            None => (None, None),
+        };
         Self {
             reason: end.reason,
             initiator: capped(&end.initiator),
@@ -268,6 +286,8 @@ impl From<&TaskEnd> for RevocationPart {
             published_at: None,
             crl_number: None,
             latency_ms: (end.latency.as_secs_f64() * 1e6).round() / 1e3,
+            untrusted_note,
+            operator_note,
         }
     }
 }
@@ -306,6 +326,8 @@ impl From<&Revocation> for RevocationPart {
             published_at: revocation.published.map(timestamp),
             crl_number: revocation.crl_number,
             latency_ms: (revocation.latency.as_secs_f64() * 1e6).round() / 1e3,
+            untrusted_note: None,
+            operator_note: None,
         }
     }
 }

@@ -13,6 +13,7 @@ mod event;
 mod line;
 mod query;
 mod read;
+mod request;
 mod sink;
 mod tail;
 mod tailing;
@@ -35,10 +36,13 @@ pub use self::counts::Counted;
 pub use self::event::{Agent, Credential, Cut, Decision, Event, Found, Grant, Pod, Revocation, TokenPrint};
 pub use self::query::Query;
 pub use self::read::{Reading, read};
+pub use self::request::Request;
 pub use self::tail::{Filter, TailOptions, human, tail};
 pub use self::tailing::{NumberedLine, Tailing, TailingError};
 pub use self::tally::{Tally, times};
-pub use self::task::{ApprovalFacts, ApprovalStep, PolicyDecision, TaskEnd, TaskFacts, TaskStep, UserPrint};
+pub use self::task::{
+    ApprovalFacts, ApprovalStep, EndWords, PolicyDecision, TaskEnd, TaskFacts, TaskStep, UserPrint,
+};
 pub use self::text::visible;
 pub use self::timeline::{
     Moment, Said, SaidAgent, SaidApproval, SaidCredential, SaidDecision, SaidPod, TaskLife, Timeline,

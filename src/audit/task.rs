@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::digest::{SHA256, digest};
 
+use super::request::Request;
 use super::text::hex;
 use crate::id::TaskId;
 
@@ -86,6 +87,8 @@ pub struct PolicyDecision {
     pub tool: Option<String>,
     /// SHA-256 of the operation in canonical form, hex, if it was named.
     pub args_hash: Option<String>,
+    /// The operation, if it was named.
+    pub request: Option<Request>,
     /// Those that decided.
     pub policy_ids: Vec<String>,
     /// The set that was asked.
@@ -128,6 +131,8 @@ pub struct ApprovalFacts {
     pub target: String,
     /// Of the operation in canonical form, hex.
     pub operation_sha256: Option<String>,
+    /// The operation, if it was named.
+    pub request: Option<Request>,
     /// The evaluation that asked for it.
     pub evaluation_id: String,
     /// Who answered.
@@ -153,4 +158,15 @@ pub struct TaskEnd {
     pub descendants: u64,
     /// From the cause to the last local effect.
     pub latency: Duration,
+    /// What whoever ended it had to say.
+    pub words: Option<EndWords>,
+}
+
+/// Said of an end.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum EndWords {
+    /// By the agent itself: its own words, and no fact.
+    Agent(String),
+    /// By the operator who ended it.
+    Operator(String),
 }

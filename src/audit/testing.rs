@@ -10,8 +10,11 @@ use super::LogOpenError;
 use super::chain::Head;
 use super::event::{Agent, Credential, Cut, Decision, Event, Found, Grant, Pod, Revocation, TokenPrint};
 use super::line::Origin;
+use super::request::Request;
 use super::sink::{Opened, Sink};
-use super::task::{ApprovalFacts, ApprovalStep, PolicyDecision, TaskEnd, TaskFacts, TaskStep, UserPrint};
+use super::task::{
+    ApprovalFacts, ApprovalStep, EndWords, PolicyDecision, TaskEnd, TaskFacts, TaskStep, UserPrint,
+};
 use super::trace::Trace;
 use crate::authority::{AuthorityKind, State as AuthorityState};
 use crate::clock::{Clock, from_unix_seconds};
@@ -80,6 +83,12 @@ pub(super) fn every_event() -> Vec<Event> {
             action: "write",
             target: "wiki".to_owned(),
             operation_sha256: Some("12".repeat(32)),
+            request: Some(Request {
+                method: Some("PUT".to_owned()),
+                host: Some("wiki.example.org".to_owned()),
+                path: Some("/page/7".to_owned()),
+                ..Request { proto: "http".to_owned(), ..Request::default() }
+            }),
             evaluation_id: "evl_00".to_owned(),
             by: Some("uid:1000 (bob)".to_owned()),
             reason: Some("looks right".to_owned()),
@@ -282,6 +291,13 @@ fn task_events() -> Vec<Event> {
         chain: vec![name("planner"), name("fetcher")],
         user: Some(UserPrint::of("https://idp.example.org", "alice")),
     });
+    let mcp = Request {
+        proto: "mcp".to_owned(),
+        server: Some(format!("kb\n\u{202e}{}", "b".repeat(300))),
+        tool: Some("edit_page".to_owned()),
+        body_sha256: Some("56".repeat(32)),
+        ..Request::default()
+    };
     let decision = Box::new(PolicyDecision {
         evaluation_id: Some(format!("evl_{}", "0".repeat(32))),
         result: "requestable",
@@ -290,6 +306,7 @@ fn task_events() -> Vec<Event> {
         target: "wiki".to_owned(),
         tool: Some("edit_page".to_owned()),
         args_hash: Some("34".repeat(32)),
+        request: Some(mcp.clone()),
         policy_ids: vec!["writes-need-human".to_owned()],
         policy_version: Some("ef".repeat(32)),
         reason: "approval_required",
@@ -301,9 +318,15 @@ fn task_events() -> Vec<Event> {
         credentials: 7,
         descendants: 2,
         latency: Duration::from_micros(4_200),
+        words: Some(EndWords::Agent("done\n\u{202e}\u{1b}[2J".to_owned())),
     };
-    let allow =
-        Box::new(PolicyDecision { result: "allow", reason: "allowed", tool: None, ..(*decision).clone() });
+    let allow = Box::new(PolicyDecision {
+        result: "allow",
+        reason: "allowed",
+        tool: None,
+        request: None,
+        ..(*decision).clone()
+    });
     let agent = Agent { spiffe_id: Some(name("fetcher")), ..bare() };
     let ended = Box::new(TaskFacts { state: "ended", user: None, ..(*task).clone() });
     let grant = Box::new(Grant {
@@ -311,6 +334,7 @@ fn task_events() -> Vec<Event> {
         scope: "read write".to_owned(),
         binding: "dpop",
         evaluations: vec![format!("evl_{}", "1".repeat(32)), format!("evl_{}", "2".repeat(32))],
+        request: Some(Request { server: Some("kb".to_owned()), body_sha256: None, ..mcp }),
     });
     let access = Row { kind: Kind::Access, task: Some(id), ..row(3, 1_790_000_300) };
     let credential = Credential { grant: Some(grant), ..Credential::of(&access) };
@@ -359,6 +383,7 @@ pub(crate) fn task_story() -> Vec<Event> {
         credentials: 7,
         descendants: 2,
         latency: Duration::from_micros(4_200),
+        words: Some(EndWords::Operator("ticket 17".to_owned())),
     };
     let ended = Box::new(TaskFacts { state: "ended", ..*root });
     story.push(Event::Task {

@@ -9,6 +9,8 @@ use std::collections::HashMap;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::Request;
+
 /// A line, as far as it tells of tasks. A member that an older or newer agent does not write is simply not there.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
@@ -22,6 +24,7 @@ pub struct Said {
     pub task: Option<SaidTask>,
     pub chain: Vec<String>,
     pub decision: Option<SaidDecision>,
+    pub request: Option<Request>,
     pub credential: Option<SaidCredential>,
     pub approval: Option<SaidApproval>,
     pub revocation: Option<SaidRevocation>,
@@ -124,6 +127,8 @@ pub struct SaidRevocation {
     pub credentials: u64,
     pub descendants: Option<u64>,
     pub latency_ms: f64,
+    pub untrusted_note: Option<String>,
+    pub operator_note: Option<String>,
 }
 
 /// One event of the tree.

@@ -75,7 +75,7 @@ pub(super) struct Thing {
     /// One task and everything below it
     #[arg(long, value_name = "TASK")]
     task: Option<String>,
-    /// One target, for everybody
+    /// One target, for everybody: its name, or an audience
     #[arg(long, value_name = "NAME")]
     target: Option<String>,
 }
@@ -121,6 +121,7 @@ pub(super) async fn freeze(args: Freeze, context: &mut Context) -> Result<Exit, 
     let request = FreezeRequest { thing: Some(thing), reason: args.reason, revoke: args.revoke };
     let connection = target.connect().await?;
     let done = answer(connection.admin().freeze(request)).await?.into_inner();
+    let name = known_as(name, &done.what);
     warn_of_unknown(&done.unknown, context);
     if args.output.is_json() {
         let json = FrozenJson {
@@ -135,11 +136,8 @@ pub(super) async fn freeze(args: Freeze, context: &mut Context) -> Result<Exit, 
         return Ok(Exit::Ok);
     }
     let out = count(done.credentials.into(), "live credential", "live credentials");
-    let what_of = if args.revoke {
-        "being revoked"
-    } else {
-        "suspended where tasks have them, else good till they expire"
-    };
+    let what_of =
+        if args.revoke { "being revoked" } else { "tokens suspended, certificates good till they expire" };
     context.console.line(&format!("frozen: {} ({out}, {what_of})", super::render::cell(&name)))?;
     if done.scopes + done.scopes_not_held > 0 {
         let still = count(done.scopes.into(), "cgroup stands still", "cgroups stand still");
@@ -147,6 +145,11 @@ pub(super) async fn freeze(args: Freeze, context: &mut Context) -> Result<Exit, 
         context.console.line(&format!("{still}, {runs}"))?;
     }
     Ok(Exit::Ok)
+}
+
+/// As the agent keeps it, where it says so: who calls a target by its audience is told which one that is.
+pub(super) fn known_as(called: String, what: &str) -> String {
+    if what.is_empty() { called } else { what.to_owned() }
 }
 
 /// Nobody bears the name: it may be meant for somebody to come, or be mistyped.
@@ -161,7 +164,8 @@ pub(super) async fn thaw(args: Thaw, context: &mut Context) -> Result<Exit, Fail
     let (name, thing) = args.thing.named();
     let connection = target.connect().await?;
     let request = ThawRequest { thing: Some(thing), reason: args.reason };
-    let needs_another = answer(connection.admin().thaw(request)).await?.into_inner().needs_another;
+    let done = answer(connection.admin().thaw(request)).await?.into_inner();
+    let (name, needs_another) = (known_as(name, &done.what), done.needs_another);
     if args.output.is_json() {
         context.console.json(&ThawedJson { thawed: name, needs_another })?;
     } else if !needs_another {

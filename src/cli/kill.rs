@@ -63,6 +63,7 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<Exit, Failu
     let connection = target.connect().await?;
     let request = FreezeRequest { reason: args.reason, kill: true, what };
     let done = answer(connection.task_admin().freeze(request)).await?.into_inner();
+    let name = super::freeze::known_as(name, &done.what);
     super::freeze::warn_of_unknown(&done.unknown, context);
     if args.output.is_json() {
         context.console.json(&KilledJson {
@@ -111,7 +112,7 @@ mod tests {
             scopes: 1,
             scopes_not_held: 0,
             micros: 1_500,
-            unknown: String::new(),
+            ..Default::default()
         };
         *agent.script.frozen.lock().expect("lock") = Ok(did.clone());
         let ran = agent.run(&["kill", "--task", "tsk_1", "--reason", "incident"]).await;

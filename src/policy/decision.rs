@@ -5,7 +5,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::id::hex_text;
-use crate::policy::Action;
+use crate::policy::{Action, Circumstances};
 
 /// An answer. The operator may see all of it, the caller [`Decision::code`] and the evaluation id.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -33,12 +33,23 @@ impl Decision {
         self.verdict == Verdict::Allow
     }
 
+    /// The same, as far as the record can hold what the policies that decided want in it: a yes, or a no that people
+    /// could lift, is a plain no where the question does not say what the operation carries.
+    pub fn with_what_is_logged(self, circumstances: &Circumstances) -> Self {
+        let misses = self.obligations.log.contains(&Log::BodyHash) && circumstances.body_sha256.is_none();
+        if self.verdict == Verdict::Deny || !misses {
+            return self;
+        }
+        let obligations = Obligations { approval: None, ..self.obligations };
+        Self { verdict: Verdict::Deny, reason: Reason::BodyHash, obligations, ..self }
+    }
+
     /// What the caller may know of the reason.
     pub fn code(&self) -> &'static str {
         match self.verdict {
             Verdict::Allow => "allowed",
             Verdict::Requestable => "approval_required",
-            Verdict::Deny if self.reason == Reason::Frozen => "frozen",
+            Verdict::Deny if matches!(self.reason, Reason::Frozen | Reason::BodyHash) => self.reason.as_str(),
             Verdict::Deny => "policy_denied",
         }
     }
@@ -91,6 +102,8 @@ pub enum Reason {
     EvaluationError,
     /// Obligations cannot be kept together, or not by what was asked for.
     Obligations,
+    /// What is to be carried must be on record, and was not said.
+    BodyHash,
     /// An operator has frozen it.
     Frozen,
     /// The question does not fit itself: our mistake.
@@ -112,6 +125,7 @@ impl Reason {
             Self::TemplateNotAllowed => "template_not_allowed",
             Self::EvaluationError => "evaluation_error",
             Self::Obligations => "conflicting_obligations",
+            Self::BodyHash => "body_hash_required",
             Self::Frozen => "frozen",
             Self::Malformed => "malformed_question",
         }
@@ -173,7 +187,7 @@ impl Binding {
 /// What the record must hold besides the usual.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub enum Log {
-    /// The SHA-256 of the request's body, or of the tool call's arguments.
+    /// The SHA-256 of the request's body, of the tool call's arguments, or of the statement. Nothing is issued without.
     BodyHash,
 }
 

@@ -141,7 +141,10 @@ impl Engine {
         all: bool,
     ) -> Result<GrantedActions, Box<RefusedActions>> {
         let set = self.in_force();
-        let decided = questions.iter().map(|asked| (asked.action, set.decide(asked, new_evaluation())));
+        let decided = questions.iter().map(|asked| {
+            let decision = set.decide(asked, new_evaluation());
+            (asked.action, decision.with_what_is_logged(&asked.circumstances))
+        });
         let (allowed, denied): (Vec<_>, Vec<_>) = decided.partition(|(_, decision)| decision.is_allowed());
         if allowed.is_empty() || all && !denied.is_empty() {
             return Err(Box::new(RefusedActions { denied: Denied::Policy, allowed, refused: denied }));
@@ -320,7 +323,13 @@ mod tests {
                         let at = UNIX_EPOCH;
                         freezes.freeze(
                             what,
-                            Freeze { by: String::new(), reason: String::new(), at, revoke: false },
+                            Freeze {
+                                by: String::new(),
+                                reason: String::new(),
+                                at,
+                                revoke: false,
+                                audiences: [].into(),
+                            },
                         );
                     } else {
                         freezes.thaw(&what, 0, UNIX_EPOCH);

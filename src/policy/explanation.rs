@@ -54,7 +54,7 @@ impl fmt::Display for Explanation {
             writeln!(f, "  binding {}", binding.as_str())?;
         }
         for log in &obligations.log {
-            writeln!(f, "  recorded with {}", log.as_str())?;
+            writeln!(f, "  only with the operation named, and recorded with {}", log.as_str())?;
         }
         for policy in &self.considered {
             let effect = if policy.permits { "permit" } else { "forbid" };

@@ -1,9 +1,10 @@
 //! The kill switch: nothing is decided in favour of what is frozen. Pure: no clock, no disk.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
 
-use super::{Object, Principal, Question};
+use super::reach::Reach;
+use super::{Catalogue, Object, Principal, Question};
 
 /// What stands still.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -14,7 +15,7 @@ pub enum Frozen {
     Agent(String),
     /// One task and every one below it.
     Task(String),
-    /// One target, for everybody.
+    /// One target, for everybody: by its name, or by an audience that is no target's.
     Target(String),
 }
 
@@ -29,6 +30,8 @@ pub struct Freeze {
     pub at: SystemTime,
     /// What was given already is taken back, too.
     pub revoke: bool,
+    /// Of a target: every audience that it has had since it was frozen.
+    pub audiences: BTreeSet<String>,
 }
 
 /// What a thaw did.
@@ -47,6 +50,8 @@ pub enum Thawed {
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Freezes {
     all: BTreeMap<Frozen, Freeze>,
+    /// What its targets stand for.
+    reach: Reach,
     /// The first who wants everything to go on, and when that was said.
     first: Option<(u32, SystemTime)>,
     /// The flag file is there.
@@ -60,6 +65,29 @@ impl Freezes {
         self.all.entry(what).or_insert(freeze).revoke |= revoke;
         // Whoever wanted everything to go on did not know of this.
         self.first = None;
+    }
+
+    /// Finds out what frozen targets stand for now.
+    pub(super) fn learn(&mut self, catalogue: &Catalogue) {
+        self.reach = Reach::learn(&mut self.all, catalogue);
+    }
+
+    /// What an operator wants frozen, as it is kept: a target by its name, so that it stays frozen whatever its audience.
+    pub fn to_freeze(what: Frozen, catalogue: &Catalogue) -> Frozen {
+        let Frozen::Target(word) = &what else { return what };
+        let named = catalogue.target_for(word).filter(|_| catalogue.target(word).is_none());
+        named.map_or_else(|| what.clone(), |target| Frozen::Target(target.name.clone()))
+    }
+
+    /// What an operator wants thawed: of a target whatever was frozen that stops it, by what it is called now or was.
+    pub fn to_thaw(&self, what: Frozen, catalogue: &Catalogue) -> Frozen {
+        let named = Self::to_freeze(what.clone(), catalogue);
+        if self.all.contains_key(&what) || self.all.contains_key(&named) {
+            return if self.all.contains_key(&what) { what } else { named };
+        }
+        let (Frozen::Target(word), Frozen::Target(name)) = (&what, &named) else { return what };
+        let mut stops = self.reach.of_name(name).chain(self.reach.of_audience(word));
+        stops.next().map_or_else(|| named.clone(), |word| Frozen::Target(word.clone()))
     }
 
     /// Lets something go on. Everything only goes on when two different people have said so within ten minutes.
@@ -123,9 +151,9 @@ impl Freezes {
         }
         let agents = agents.into_iter().map(|id| Frozen::Agent(id.to_owned()));
         let tasks = tasks.into_iter().map(|id| Frozen::Task(id.to_owned()));
-        let target = target.map(|name| Frozen::Target(name.to_owned()));
-        let mut all = std::iter::once(Frozen::All).chain(agents).chain(tasks).chain(target);
-        self.flag || all.any(|what| self.all.contains_key(&what))
+        let mut all = std::iter::once(Frozen::All).chain(agents).chain(tasks);
+        let is_target = |name: &str| self.reach.of_name(name).next().is_some();
+        self.flag || all.any(|what| self.all.contains_key(&what)) || target.is_some_and(is_target)
     }
 
     /// Whether what was given for such a question is to be taken back.
@@ -133,12 +161,19 @@ impl Freezes {
         self.of(question).any(|freeze| freeze.revoke)
     }
 
-    /// Frozen targets.
-    pub fn targets(&self) -> impl Iterator<Item = &str> {
-        self.all.keys().filter_map(|what| match what {
-            Frozen::Target(name) => Some(name.as_str()),
-            _ => None,
-        })
+    /// Whether an audience is one of a frozen target.
+    pub fn stops_audience(&self, audience: &str) -> bool {
+        self.reach.of_audience(audience).next().is_some()
+    }
+
+    /// Whether some target is frozen.
+    pub fn has_targets(&self) -> bool {
+        self.all.keys().any(|what| matches!(what, Frozen::Target(_)))
+    }
+
+    /// The audiences that a frozen target stands for.
+    pub fn audiences(&self, what: &Frozen) -> BTreeSet<String> {
+        self.all.get(what).map(|freeze| freeze.audiences.clone()).unwrap_or_default()
     }
 
     /// Everything that is frozen by order.
@@ -166,11 +201,16 @@ impl Freezes {
         let own = question.task.iter().flat_map(|task| [&task.id, &task.root]);
         let tasks = own.chain(&question.circumstances.tasks_above);
         let tasks = tasks.map(|id| Frozen::Task(id.clone()));
-        let target = match &question.object {
-            Object::Target(name) => Some(Frozen::Target(name.clone())),
-            _ => None,
+        // By its name where a task asks, and by its audience where somebody asks for a token alone.
+        let targets: Vec<&String> = match &question.object {
+            Object::Target(name) => self.reach.of_name(name).collect(),
+            Object::Identity(identity) => {
+                identity.audiences.iter().flat_map(|audience| self.reach.of_audience(audience)).collect()
+            }
+            Object::Agent(_) | Object::Template(_) => Vec::new(),
         };
-        let all = std::iter::once(Frozen::All).chain(agents).chain(tasks).chain(target);
+        let targets = targets.into_iter().map(|word| Frozen::Target(word.clone()));
+        let all = std::iter::once(Frozen::All).chain(agents).chain(tasks).chain(targets);
         // Nothing is looked up where nothing is frozen, which is nearly always.
         let all = (!self.all.is_empty()).then_some(all).into_iter().flatten();
         all.filter_map(|what| self.all.get(&what))
@@ -206,7 +246,13 @@ mod tests {
     }
 
     fn freeze(revoke: bool) -> Freeze {
-        Freeze { by: "uid 0".to_owned(), reason: String::new(), at: at(0), revoke }
+        Freeze {
+            by: "uid 0".to_owned(),
+            reason: String::new(),
+            at: at(0),
+            revoke,
+            audiences: BTreeSet::new(),
+        }
     }
 
     fn id(n: u8) -> SpiffeId {
@@ -294,6 +340,7 @@ mod tests {
                     }
                     Step::Wait(seconds) => now += u64::from(seconds),
                 }
+                freezes.learn(&Catalogue::default());
                 for (n, t, c) in [(0, 0, 1), (1, 1, 2), (2, 0, 0), (2, 1, 2)] {
                     let concerns = |what: &Frozen| match what {
                         Frozen::All => true,
@@ -321,5 +368,91 @@ mod tests {
         assert_eq!(freezes.thaw(&Frozen::All, 2, at(602)), Thawed::NeedsAnother, "too late");
         assert_eq!(freezes.thaw(&Frozen::All, 1, at(603)), Thawed::Done);
         assert!(freezes.is_empty());
+    }
+
+    fn catalogue(targets: &[(&str, &str)]) -> Catalogue {
+        let each = targets.iter().map(|(name, audience)| {
+            format!("[[targets]]\nname = \"{name}\"\naudience = \"{audience}\"\ndata_class = \"c\"\nowner = \"o\"\n")
+        });
+        let text: String = each.collect();
+        crate::policy::parse_catalogue(vec![("c.toml", text.as_bytes())], None)
+            .unwrap_or_else(|found| panic!("{found}"))
+    }
+
+    /// `None`: of the target by its name, as a task asks; else for that audience, as the Workload API asks.
+    fn is_stopped(freezes: &Freezes, name: Option<&str>, audience: &str) -> bool {
+        let mut question = question(0, 0, 1);
+        question.object = match name {
+            Some(name) => Object::Target(name.to_owned()),
+            None => Object::Identity(crate::policy::IdentityFacts {
+                spiffe_id: id(0),
+                kind: crate::policy::Kind::Jwt,
+                audiences: [audience.to_owned(), "urn:more".to_owned()].into(),
+                entry: crate::id::EntryId::new("e"),
+            }),
+        };
+        let stops = freezes.stops(&question);
+        assert_eq!(freezes.revokes(&question), stops, "every freeze here revokes");
+        stops
+    }
+
+    #[test]
+    fn a_frozen_target_is_its_name_and_every_audience_that_it_has_had_since() {
+        let mut freezes = Freezes::default();
+        let first = catalogue(&[("wiki", "urn:wiki"), ("other", "urn:other")]);
+        freezes.learn(&first);
+        let wiki = Frozen::Target("wiki".to_owned());
+        assert_eq!(
+            Freezes::to_freeze(Frozen::Target("urn:wiki".to_owned()), &first),
+            wiki,
+            "by its audience"
+        );
+        freezes.freeze(wiki.clone(), freeze(true));
+        freezes.learn(&first);
+        let stopped = |freezes: &Freezes| {
+            let names = ["wiki", "other", "wiki2"].map(|name| is_stopped(freezes, Some(name), ""));
+            let audiences = ["urn:wiki", "urn:new", "urn:other"].map(|one| is_stopped(freezes, None, one));
+            assert_eq!(freezes.touches([], [], Some("wiki2")), names[2]);
+            assert_eq!(freezes.stops_audience("urn:new"), audiences[1]);
+            (names, audiences)
+        };
+        assert_eq!(stopped(&freezes), ([true, false, false], [true, false, false]));
+        // The same target with another audience: that one is frozen, and the one before still is.
+        freezes.learn(&catalogue(&[("wiki", "urn:new"), ("other", "urn:other")]));
+        assert_eq!(stopped(&freezes), ([true, false, false], [true, true, false]));
+        // Another name for the same audience thaws nothing.
+        let renamed = catalogue(&[("wiki2", "urn:new"), ("other", "urn:other")]);
+        freezes.learn(&renamed);
+        assert_eq!(stopped(&freezes), ([true, false, true], [true, true, false]));
+        for word in ["wiki", "wiki2", "urn:wiki", "urn:new"] {
+            assert_eq!(freezes.to_thaw(Frozen::Target(word.to_owned()), &renamed), wiki, "by {word}");
+        }
+        assert_eq!(freezes.thaw(&wiki, 0, at(0)), Thawed::Done);
+        freezes.learn(&renamed);
+        assert_eq!(stopped(&freezes), ([false; 3], [false; 3]));
+    }
+
+    #[test]
+    fn an_audience_of_no_target_is_frozen_by_itself_and_so_is_a_target_that_comes_to_have_it() {
+        let mut freezes = Freezes::default();
+        let word = Frozen::Target("urn:wiki".to_owned());
+        assert_eq!(Freezes::to_freeze(word.clone(), &Catalogue::default()), word);
+        freezes.freeze(word.clone(), freeze(true));
+        freezes.learn(&Catalogue::default());
+        assert!(is_stopped(&freezes, None, "urn:wiki") && !is_stopped(&freezes, Some("wiki"), ""));
+        let now = catalogue(&[("wiki", "urn:wiki")]);
+        freezes.learn(&now);
+        assert!(is_stopped(&freezes, None, "urn:wiki") && is_stopped(&freezes, Some("wiki"), ""));
+        let by_name = Frozen::Target("wiki".to_owned());
+        assert_eq!(freezes.to_thaw(by_name.clone(), &now), word);
+        // Frozen by its name beside that, it stays frozen when it has another audience.
+        assert_eq!(Freezes::to_freeze(word.clone(), &now), by_name);
+        freezes.freeze(by_name.clone(), freeze(true));
+        assert_eq!(freezes.to_thaw(by_name.clone(), &now), by_name);
+        let later = catalogue(&[("wiki", "urn:new")]);
+        freezes.learn(&later);
+        assert_eq!(freezes.thaw(&freezes.clone().to_thaw(word, &later), 0, at(0)), Thawed::Done);
+        freezes.learn(&later);
+        assert!(is_stopped(&freezes, Some("wiki"), "") && is_stopped(&freezes, None, "urn:new"));
     }
 }

@@ -1,5 +1,6 @@
 //! What is frozen, in a file: a restart thaws nothing.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 
@@ -30,6 +31,9 @@ struct Row {
     reason: String,
     at: u64,
     revoke: bool,
+    /// Of a target.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    audiences: BTreeSet<String>,
 }
 
 #[derive(Clone, Copy, Deserialize, Serialize)]
@@ -64,14 +68,15 @@ pub fn load_freezes(path: &Path) -> Result<Freezes, Problems> {
     }
     let mut freezes = Freezes::default();
     freezes.set_flag(document.flag);
-    for Row { what, name, by, reason, at, revoke } in document.frozen {
+    for Row { what, name, by, reason, at, revoke, audiences } in document.frozen {
         let what = match what {
             What::All => Frozen::All,
             What::Agent => Frozen::Agent(name),
             What::Task => Frozen::Task(name),
             What::Target => Frozen::Target(name),
         };
-        freezes.freeze(what, Freeze { by, reason, at: from_unix_seconds(at), revoke });
+        let at = from_unix_seconds(at);
+        freezes.freeze(what, Freeze { by, reason, at, revoke, audiences });
     }
     Ok(freezes)
 }
@@ -88,8 +93,8 @@ pub fn store_freezes(path: &Path, freezes: &Freezes) -> io::Result<()> {
             Frozen::Task(name) => (What::Task, name.as_str()),
             Frozen::Target(name) => (What::Target, name.as_str()),
         };
-        let Freeze { by, reason, at, revoke } = freeze.clone();
-        Row { what, name: name.to_owned(), by, reason, at: unix_seconds(at), revoke }
+        let Freeze { by, reason, at, revoke, audiences } = freeze.clone();
+        Row { what, name: name.to_owned(), by, reason, at: unix_seconds(at), revoke, audiences }
     });
     let document = Document { v: VERSION, frozen: rows.collect(), flag: freezes.is_flagged() };
     write_atomic(path, 0o600, &serde_json::to_vec(&document)?)
@@ -115,7 +120,8 @@ mod tests {
             (Frozen::Target("wiki".to_owned()), true),
         ] {
             let (by, reason) = ("uid 0".to_owned(), "\"odd\"\n".to_owned());
-            freezes.freeze(what, Freeze { by, reason, at, revoke });
+            let audiences = BTreeSet::from(["urn:a".to_owned()]);
+            freezes.freeze(what, Freeze { by, reason, at, revoke, audiences });
         }
         for flag in [true, false] {
             freezes.set_flag(flag);

@@ -22,6 +22,7 @@ mod freeze_file;
 mod lint;
 mod permit;
 mod question;
+mod reach;
 mod set;
 mod sketch;
 mod source;

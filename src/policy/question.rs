@@ -47,6 +47,8 @@ pub struct Circumstances {
     pub mcp: Option<McpFacts>,
     /// The database session itself, where we see it.
     pub sql: Option<SqlFacts>,
+    /// SHA-256 of what the operation carries, where that was said. For the record, not for policies.
+    pub body_sha256: Option<[u8; 32]>,
     /// 0 to 100: the weight of the heaviest anomaly rule that fired, 0 when none did.
     pub risk: u8,
     /// This agent has never had to do with this target before.

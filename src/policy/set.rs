@@ -147,7 +147,8 @@ impl PolicySet {
     }
 
     /// The same policies with other things frozen.
-    pub(super) fn with_freezes(self, freezes: Freezes) -> Self {
+    pub(super) fn with_freezes(self, mut freezes: Freezes) -> Self {
+        freezes.learn(&self.catalogue);
         Self { freezes: Arc::new(freezes), ..self }
     }
 

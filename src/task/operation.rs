@@ -140,8 +140,22 @@ impl Operation {
         }
     }
 
+    /// SHA-256 of what it carries: the body, the arguments, the statement. `None` where that was not said. A request of
+    /// a kind that has no body usually need not say so.
+    pub fn body_sha256(&self) -> Option<[u8; 32]> {
+        let of = |bytes: &[u8]| digest(&SHA256, bytes).as_ref().first_chunk().copied();
+        match self {
+            Self::Http { body_sha256: Some(digest), .. } => Some(*digest),
+            Self::Http { method, bytes: 0, .. } if BODILESS.contains(&method.as_str()) => of(b""),
+            Self::Http { .. } => None,
+            Self::Mcp { arguments, .. } => of(arguments.as_ref()?.as_bytes()),
+            Self::Sql { statement_sha256, .. } => *statement_sha256,
+        }
+    }
+
     /// Tells policy what a credential can be held to, or what must be approved: no more, since policy believes it.
     pub fn tell(&self, circumstances: &mut Circumstances) {
+        circumstances.body_sha256 = self.body_sha256();
         match self.clone() {
             Self::Http { method, host, path, .. } => {
                 let path = path.to_string();
@@ -220,6 +234,9 @@ fn is_plain(value: &Value) -> bool {
     }
 }
 
+/// Methods whose requests carry nothing, unless they say so.
+const BODILESS: [&str; 5] = ["GET", "HEAD", "DELETE", "OPTIONS", "TRACE"];
+
 /// The actions of a credential in one order, as `scope` has them.
 pub fn scope(actions: &BTreeSet<Action>) -> String {
     actions.iter().map(|action| action.as_str()).collect::<Vec<_>>().join(" ")
@@ -283,5 +300,28 @@ mod tests {
         assert!(Operation::http("GET", "h\u{1b}[2J", "/", 0, &[]).is_err());
         assert!(Operation::http("GET", "h", "/", 0, &[0; 31]).is_err());
         assert!(Operation::mcp("s", "t\n", "").is_err());
+    }
+
+    #[test]
+    fn what_is_carried_has_a_digest_where_it_was_said() {
+        let digest_of = |bytes: &[u8]| digest(&SHA256, bytes).as_ref().first_chunk().copied();
+        let http = |method, bytes, body: &[u8]| {
+            Operation::http(method, "h", "/", bytes, body).unwrap().body_sha256()
+        };
+        assert_eq!(http("PUT", 3, &[7; 32]), Some([7; 32]));
+        assert_eq!(http("GET", 0, &[7; 32]), Some([7; 32]));
+        for method in ["GET", "HEAD", "DELETE", "OPTIONS", "TRACE"] {
+            assert_eq!((http(method, 0, &[]), http(method, 1, &[])), (digest_of(b""), None), "{method}");
+        }
+        for method in ["PUT", "POST", "PATCH", "QUERY"] {
+            assert_eq!((http(method, 0, &[]), http(method, 1, &[])), (None, None), "{method}");
+        }
+        let mcp = |arguments| Operation::mcp("s", "t", arguments).unwrap().body_sha256();
+        assert_eq!(
+            (mcp(""), mcp("{ }"), mcp(r#"{"b":1,"a":2}"#)),
+            (None, digest_of(b"{}"), digest_of(br#"{"a":2,"b":1}"#))
+        );
+        let sql = |statement: &[u8]| Operation::sql("d", "r", statement).unwrap().body_sha256();
+        assert_eq!((sql(&[]), sql(&[1; 32])), (None, Some([1; 32])));
     }
 }

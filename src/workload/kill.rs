@@ -172,16 +172,14 @@ impl Shared {
         count
     }
 
-    /// Live credentials of tasks that a freeze is about; of a target, every token for it and what its tasks have that
-    /// says no audience. Those of the Workload API are judged again by themselves.
+    /// Live credentials of tasks that a freeze is about; of a target, every token for it, whoever asked, and what its
+    /// tasks have that says no audience. What else the Workload API gave is judged again by itself.
     pub(super) fn frozen_leases(&self, state: &State, what: &Frozen) -> Vec<LeaseId> {
-        if let Frozen::Target(name) = what {
-            let set = self.parts.policy.in_force();
-            let audience =
-                set.catalogue().target(name).map_or(name.as_str(), |target| target.audience.as_str());
+        if let Frozen::Target(_) = what {
+            let audiences = self.parts.policy.in_force().freezes().audiences(what);
             let is_for = |row: &&Row| {
-                row.audience.iter().any(|one| one == audience)
-                    || row.audience.is_empty() && state.tasks.has_to_do_with(row.task, audience)
+                row.audience.iter().any(|one| audiences.contains(one))
+                    || row.audience.is_empty() && state.tasks.has_to_do_with(row.task, &audiences)
             };
             return state.rows.values().filter(is_for).map(|row| row.id).collect();
         }
@@ -215,8 +213,9 @@ impl super::tasks::Tasks {
         !tops.is_empty() && self.tree.lineage(task).iter().any(|above| tops.contains(&above.id))
     }
 
-    fn has_to_do_with(&self, task: Option<TaskId>, audience: &str) -> bool {
-        task.and_then(|id| self.tree.get(id)).is_some_and(|task| task.audiences.contains(audience))
+    fn has_to_do_with(&self, task: Option<TaskId>, audiences: &BTreeSet<String>) -> bool {
+        let task = task.and_then(|id| self.tree.get(id));
+        task.is_some_and(|task| task.may_have_asked_for(|one| audiences.contains(one)))
     }
 }
 

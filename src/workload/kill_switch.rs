@@ -44,6 +44,17 @@ impl Workloads {
         self.policy().in_force().freezes().clone()
     }
 
+    /// What an operator wants frozen, as it is kept: a target by its name in the catalogue, also where he says its audience.
+    pub fn to_freeze(&self, what: Frozen) -> Frozen {
+        Freezes::to_freeze(what, self.policy().in_force().catalogue())
+    }
+
+    /// What an operator wants thawed, as it is kept.
+    pub fn to_thaw(&self, what: Frozen) -> Frozen {
+        let set = self.policy().in_force();
+        set.freezes().to_thaw(what, set.catalogue())
+    }
+
     /// Freezes. `by` is the operator's process.
     ///
     /// # Errors
@@ -145,6 +156,19 @@ impl Workloads {
             };
             if let Err(error) = workloads.at_disk(record).await.and_then(|written| written) {
                 tracing::error!(%error, "what is frozen cannot be written down");
+            }
+        });
+    }
+
+    /// A new catalogue may have said what else frozen targets stand for; that outlives a restart, too.
+    pub(super) fn write_frozen_targets(&self) {
+        if !self.freezes().has_targets() {
+            return;
+        }
+        let workloads = self.clone();
+        self.0.spawn(async move {
+            if let Err(error) = workloads.at_disk(Self::write_freezes).await.and_then(|written| written) {
+                tracing::error!(%error, "what frozen targets stand for cannot be written down");
             }
         });
     }

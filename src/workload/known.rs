@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use super::{Shared, State};
 use crate::diag::near_enough;
 use crate::id::TaskId;
-use crate::policy::{Catalogue, Frozen};
+use crate::policy::Frozen;
 use crate::task::{Standing, Task};
 
 impl Shared {
@@ -16,7 +16,7 @@ impl Shared {
             Frozen::All => None,
             Frozen::Agent(id) => self.unknown_agent(id),
             Frozen::Task(id) => self.unknown_task(id),
-            Frozen::Target(name) => unknown_target(self.parts.policy.in_force().catalogue(), name),
+            Frozen::Target(word) => self.unknown_target(word),
         }
     }
 
@@ -49,6 +49,22 @@ impl Shared {
             }
         }
     }
+
+    fn unknown_target(&self, word: &str) -> Option<String> {
+        let set = self.parts.policy.in_force();
+        let catalogue = set.catalogue();
+        let is_out = || self.lock().rows.values().any(|row| row.audience.iter().any(|one| one == word));
+        let had_another = || set.freezes().audiences(&Frozen::Target(word.to_owned())).len() > 1;
+        let is_target = catalogue.target(word).is_some() || catalogue.target_for(word).is_some();
+        if is_target || had_another() || is_out() {
+            return None;
+        }
+        let known = catalogue.targets().flat_map(|target| [&target.name, &target.audience]).cloned();
+        Some(format!(
+            "no target has that name or audience, and no token is for it{}",
+            near(word, known.collect())
+        ))
+    }
 }
 
 /// The identities that somebody or something has now.
@@ -59,17 +75,6 @@ fn borne(state: &State) -> BTreeSet<String> {
     let tasks = state.tasks.tree.all().into_iter().filter(|task| task.ended_at.is_none());
     let tasks = tasks.map(|task| task.charter.spiffe_id.to_string());
     members.chain(leased).chain(tasks).collect()
-}
-
-fn unknown_target(catalogue: &Catalogue, name: &str) -> Option<String> {
-    if catalogue.target(name).is_some() {
-        return None;
-    }
-    if let Some(target) = catalogue.target_for(name) {
-        return Some(format!("that is the audience of the target `{}`: freeze that name", target.name));
-    }
-    let near = near(name, catalogue.targets().map(|target| target.name.clone()).collect());
-    Some(format!("the catalogue has no target of that name{near}"))
 }
 
 /// What may have been meant.

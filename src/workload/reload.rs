@@ -17,6 +17,7 @@ impl Workloads {
         loop {
             let set = Arc::clone(&entries.borrow_and_update());
             let policy = Arc::clone(&policies.borrow_and_update());
+            self.write_frozen_targets();
             self.0.match_all_again();
             self.0.match_left_again();
             self.0.settle_allowed();

@@ -1,16 +1,15 @@
-//! What a freeze makes of credentials that tasks have already: nothing is taken back, and nobody is to believe them until
-//! it is thawed. Derived from what is frozen at the moment of the question, so that a thaw needs no second step.
+//! What a freeze makes of tokens that are out already: nothing is taken back, and nobody is to believe them until it is
+//! thawed. Derived from what is frozen at the moment of the question, so that a thaw needs no second step.
 
-use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::{Shared, State, Workloads, lock};
 use crate::id::LeaseId;
 use crate::ledger::{Row, StatusIndex};
-use crate::policy::PolicySet;
+use crate::policy::{Freezes, PolicySet};
 
 impl Workloads {
-    /// Whether the credential is a live one of a task, and something that it rests on is frozen: an agent in the chain, a
+    /// Whether the credential is a live one, and something that it rests on is frozen: its agent or one in the chain, a
     /// task in the lineage, its target, or everything.
     pub fn is_suspended(&self, lease: LeaseId) -> bool {
         let set = self.policy().in_force();
@@ -51,37 +50,32 @@ fn in_turn<T>(
 
 /// What is frozen, as far as credentials that are out are concerned.
 struct Suspension<'a> {
-    set: &'a PolicySet,
-    /// Of frozen targets.
-    audiences: BTreeSet<&'a str>,
+    freezes: &'a Freezes,
 }
 
 impl<'a> Suspension<'a> {
     fn of(set: &'a PolicySet) -> Self {
-        let audience = |name: &'a str| match set.catalogue().target(name) {
-            Some(target) => target.audience.as_str(),
-            None => name,
-        };
-        Self { set, audiences: set.freezes().targets().map(audience).collect() }
+        Self { freezes: set.freezes() }
     }
 
     fn covers(&self, state: &State, row: &Row) -> bool {
-        let Some(id) = row.task else { return false };
+        let is_frozen = |audience: &str| self.freezes.stops_audience(audience);
+        if row.audience.iter().any(|audience| is_frozen(audience)) {
+            return true;
+        }
+        let Some(id) = row.task else {
+            return self.freezes.touches([row.spiffe_id.as_str()], [], None);
+        };
         let tree = &state.tasks.tree;
         let Some(task) = tree.get(id) else { return false };
         let (chain, lineage) = (tree.chain(id), tree.lineage(id));
         let tasks: Vec<String> = lineage.iter().map(|task| task.id.to_string()).collect();
         let agents = chain.iter().map(|agent| agent.as_str());
-        if self.set.freezes().touches(agents, tasks.iter().map(String::as_str), None) {
+        if self.freezes.touches(agents, tasks.iter().map(String::as_str), None) {
             return true;
         }
         // A form that says no audience may be for any that the task ever asked for.
-        let is_frozen = |audience: &String| self.audiences.contains(audience.as_str());
-        if row.audience.is_empty() {
-            task.audiences.iter().any(is_frozen)
-        } else {
-            row.audience.iter().any(is_frozen)
-        }
+        row.audience.is_empty() && self.freezes.has_targets() && task.may_have_asked_for(is_frozen)
     }
 }
 

@@ -23,6 +23,8 @@ mod freeze;
 #[cfg(test)]
 mod frozen_ahead;
 #[cfg(test)]
+mod frozen_targets;
+#[cfg(test)]
 mod given_up;
 #[cfg(test)]
 mod hanging_disk;
@@ -40,6 +42,8 @@ mod judged_again;
 mod lifecycle;
 #[cfg(test)]
 mod mtls;
+#[cfg(test)]
+mod operations_on_record;
 #[cfg(test)]
 mod operator;
 #[cfg(test)]

@@ -12,11 +12,11 @@ use serde_json::Value;
 use crate::children::{ANN, BEN, WIKI, World, begin, child, end, get, issue, wanted};
 use crate::http::local;
 
-const VALID: u8 = 0;
-const INVALID: u8 = 1;
-const SUSPENDED: u8 = 2;
+pub(crate) const VALID: u8 = 0;
+pub(crate) const INVALID: u8 = 1;
+pub(crate) const SUSPENDED: u8 = 2;
 
-fn world() -> World {
+pub(crate) fn world() -> World {
     World::prepared(|agent| {
         agent.plan().settings += "\n[status_list]\nuri = \"https://id.example.org/statuslists\"\n";
         agent.write_config();
@@ -29,7 +29,7 @@ fn claims(token: &str) -> Value {
 }
 
 /// What the published list says of a token.
-fn status(agent: &Agent, token: &str) -> u8 {
+pub(crate) fn status(agent: &Agent, token: &str) -> u8 {
     let place = claims(token)["status"]["status_list"].clone();
     let index = usize::try_from(place["idx"].as_u64().unwrap()).unwrap();
     let uri = place["uri"].as_str().unwrap();

@@ -388,7 +388,7 @@ fn what_never_began_and_what_a_task_does_not_cover_are_on_record_with_their_inte
         "decision.deny",
         "\"reason\":\"not_granted\"",
         "\"action\":\"delete\"",
-        VAULT,
+        "\"target\":\"vault\"",
         of_task,
     ]);
     let probe = proto::AuthorizeRequest {

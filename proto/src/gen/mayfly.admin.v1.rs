@@ -435,6 +435,7 @@ pub mod frozen_thing {
         SpiffeId(::prost::alloc::string::String),
         #[prost(string, tag = "3")]
         TaskId(::prost::alloc::string::String),
+        /// By name, or by audience.
         #[prost(string, tag = "4")]
         Target(::prost::alloc::string::String),
     }
@@ -464,6 +465,9 @@ pub struct FreezeResponse {
     /// known instead. Empty: something does.
     #[prost(string, tag = "4")]
     pub unknown: ::prost::alloc::string::String,
+    /// What it is, as `mayfly status` lists it: a target by its name, also when it was called by its audience.
+    #[prost(string, tag = "5")]
+    pub what: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ThawRequest {
@@ -472,11 +476,14 @@ pub struct ThawRequest {
     #[prost(string, tag = "2")]
     pub reason: ::prost::alloc::string::String,
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ThawResponse {
     /// A thaw of everything needs two people; this one was the first.
     #[prost(bool, tag = "1")]
     pub needs_another: bool,
+    /// What it is, as `mayfly status` lists it: a target by its name, also when it was called by its audience.
+    #[prost(string, tag = "2")]
+    pub what: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ExplainRequest {

@@ -284,7 +284,7 @@ pub struct EndRequest {
     /// `completed` (the default) or `failed`.
     #[prost(string, tag = "2")]
     pub reason: ::prost::alloc::string::String,
-    /// For people.
+    /// For people: in the record of the end, as the agent's own words; cut to 256 characters there.
     #[prost(string, tag = "3")]
     pub note: ::prost::alloc::string::String,
 }
@@ -736,7 +736,7 @@ pub mod freeze_request {
         SpiffeId(::prost::alloc::string::String),
         #[prost(string, tag = "3")]
         TaskId(::prost::alloc::string::String),
-        /// No decision for this target in anybody's favour.
+        /// No decision for this target in anybody's favour, and no token for its audience; by name or by audience.
         #[prost(string, tag = "4")]
         Target(::prost::alloc::string::String),
     }
@@ -759,6 +759,9 @@ pub struct FreezeResult {
     /// known instead. Empty: something does.
     #[prost(string, tag = "6")]
     pub unknown: ::prost::alloc::string::String,
+    /// What it is, as `mayfly status` lists it: a target by its name, also when it was called by its audience.
+    #[prost(string, tag = "7")]
+    pub what: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ThawRequest {
@@ -781,13 +784,16 @@ pub mod thaw_request {
         Target(::prost::alloc::string::String),
     }
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ThawResult {
     #[prost(uint32, tag = "1")]
     pub tasks: u32,
     /// A thaw of everything needs two people; this one was the first.
     #[prost(bool, tag = "2")]
     pub needs_another: bool,
+    /// What it is, as `mayfly status` lists it: a target by its name, also when it was called by its audience.
+    #[prost(string, tag = "3")]
+    pub what: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]

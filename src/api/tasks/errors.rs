@@ -104,6 +104,11 @@ fn of_decision(decision: &Decision) -> Status {
             let message = "an operator has frozen this";
             reason(Code::FailedPrecondition, "frozen", message, &metadata)
         }
+        Verdict::Deny if decision.reason == crate::policy::Reason::BodyHash => {
+            let message = "this is allowed for a named operation only, with what it carries: say `operation`, with \
+                           `http.body_sha256`, `mcp.arguments` or `sql.statement_sha256`";
+            reason(Code::FailedPrecondition, "body_hash_required", message, &metadata)
+        }
         Verdict::Deny | Verdict::Allow => {
             let message = "policy does not allow this: an operator finds out why by the evaluation id";
             reason(Code::PermissionDenied, "policy_denied", message, &metadata)

@@ -159,7 +159,7 @@ impl TaskApi for TaskService {
             _ => return Err(malformed("reason")),
         };
         let admitted = self.admit_in(&request, "End", task, Errand::Tend).await?;
-        let ended = self.gate.workloads().end_task(task, admitted.admission(), ending).await;
+        let ended = self.gate.workloads().end_task(task, admitted.admission(), ending, &asked.note).await;
         ended.map(|summary| Response::new(wire::summary(&summary))).map_err(of_error)
     }
 

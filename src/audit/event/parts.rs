@@ -95,6 +95,8 @@ pub struct Grant {
     pub binding: &'static str,
     /// The evaluations that allowed it, one an action class.
     pub evaluations: Vec<String>,
+    /// The operation that it was asked for, if it was named.
+    pub request: Option<crate::audit::Request>,
 }
 
 /// First 8 bytes of a token's SHA-256: enough to find a leaked token's lease, useless otherwise.

@@ -28,7 +28,7 @@ pub(super) fn what(said: &Said) -> String {
             Some(("decision", _)) => join([policy(said)]),
             Some(("credential", step)) => credential(step, said),
             Some(("approval", step)) => {
-                said.approval.as_ref().map(|approval| asked(step, approval)).unwrap_or_default()
+                said.approval.as_ref().map(|approval| asked(step, approval, said)).unwrap_or_default()
             }
             _ => String::new(),
         },
@@ -73,14 +73,22 @@ fn end_of(said: &Said) -> String {
         .descendants
         .map_or_else(String::new, |n| format!(" and {}", count(n, "task below", "tasks below")));
     let credentials = count(end.credentials, "credential", "credentials");
-    format!("{}, by {}; {credentials}{tasks} with it, in {} ms", end.reason, end.initiator, end.latency_ms)
+    let notes = [("the agent says", &end.untrusted_note), ("the operator says", &end.operator_note)];
+    let notes: String = notes
+        .into_iter()
+        .flat_map(|(who, note)| note.iter().map(move |note| format!("; {who} {note:?}")))
+        .collect();
+    format!(
+        "{}, by {}; {credentials}{tasks} with it, in {} ms{notes}",
+        end.reason, end.initiator, end.latency_ms
+    )
 }
 
 fn credential(step: &str, said: &Said) -> String {
     let Some(credential) = &said.credential else { return String::new() };
     let name = named(credential);
     match step {
-        "issue" => format!("gets {name}, for {} s{}", credential.ttl, granted(credential)),
+        "issue" => format!("gets {name}, for {} s{}", credential.ttl, granted(credential, said)),
         "renew" => format!("gets {name} in place of one that runs out, for {} s", credential.ttl),
         "expire" => format!("{name} ran out"),
         "revoke" => match &said.revocation {
@@ -95,11 +103,11 @@ fn credential(step: &str, said: &Said) -> String {
 }
 
 /// `: read write on wiki, binding dpop; evaluations evl_…`.
-fn granted(credential: &SaidCredential) -> String {
+fn granted(credential: &SaidCredential, said: &Said) -> String {
     let Some(target) = &credential.target else { return String::new() };
     let scope = credential.scope.as_deref().unwrap_or("?");
     let binding = credential.binding.as_deref().unwrap_or("?");
-    let mut out = format!(": {scope} on {target}, binding {binding}");
+    let mut out = format!(": {scope} on {target}{}, binding {binding}", request(said));
     if !credential.evaluations.is_empty() {
         out = format!("{out}; evaluations {}", credential.evaluations.join(", "));
     }
@@ -143,8 +151,9 @@ fn killed(said: &Said) -> String {
     }
 }
 
-fn asked(step: &str, approval: &SaidApproval) -> String {
-    let wanted = format!("{} on {} ({})", approval.action, approval.target, approval.id);
+fn asked(step: &str, approval: &SaidApproval, said: &Said) -> String {
+    let SaidApproval { action, target, id, .. } = approval;
+    let wanted = format!("{action} on {target}{} ({id})", request(said));
     let by = approval.by.as_ref().map_or_else(String::new, |by| format!(" by {by}"));
     let why = approval.reason.as_ref().map_or_else(String::new, |why| format!(", {why:?}"));
     let until = approval.until.as_ref().map_or_else(String::new, |until| format!(", until {}", short(until)));
@@ -162,10 +171,15 @@ fn asked(step: &str, approval: &SaidApproval) -> String {
 
 /// `allowed: read on wiki (tool get_page) when asked at issue; policies kb-read; evl_…`.
 fn policy(said: &Said) -> Option<String> {
-    said.decision.as_ref().map(decided)
+    said.decision.as_ref().map(|decision| decided(decision, said))
 }
 
-fn decided(decision: &SaidDecision) -> String {
+/// `: PUT wiki.example.org/page/7`.
+fn request(said: &Said) -> String {
+    said.request.as_ref().map_or_else(String::new, |request| format!(": {}", request.words()))
+}
+
+fn decided(decision: &SaidDecision, said: &Said) -> String {
     let verdict = match decision.result.as_str() {
         "allow" => "allowed".to_owned(),
         "requestable" => format!("denied unless people approve ({})", decision.reason),
@@ -174,9 +188,10 @@ fn decided(decision: &SaidDecision) -> String {
     let mut out = format!("{verdict}, at {}", decision.phase);
     if let Some(action) = &decision.action {
         let target = decision.target.as_deref().unwrap_or("?");
-        out = format!("{verdict}: {action} on {target}, at {}", decision.phase);
+        out = format!("{verdict}: {action} on {target}{}, at {}", request(said), decision.phase);
     }
-    for (label, text) in [("tool", &decision.tool), ("evaluation", &decision.evaluation_id)] {
+    let tool = decision.tool.clone().filter(|_| said.request.is_none());
+    for (label, text) in [("tool", &tool), ("evaluation", &decision.evaluation_id)] {
         out.extend(text.iter().map(|text| format!("; {label} {text}")));
     }
     for (label, list) in [("policies", &decision.policy_ids), ("obligations", &decision.obligations)] {
@@ -250,6 +265,44 @@ mod tests {
         let expected =
             "is something else now: pid 7, uid 0, image sha256:9a, pod web/front-7d9 (service account front)";
         assert_eq!(what(&said(line)), expected);
+    }
+
+    #[test]
+    fn what_is_decided_approved_and_issued_says_which_request_it_was() {
+        let request =
+            r#""request":{"proto":"http","method":"PUT","host":"wiki.example.org","path":"/page/7"}"#;
+        let line = |rest: &str| format!("{{{request},{rest}}}");
+        let decision = line(
+            r#""event":"decision.allow","decision":{"result":"allow","phase":"issue","action":"write","target":"wiki"}"#,
+        );
+        assert_eq!(what(&said(&decision)), "allowed: write on wiki: PUT wiki.example.org/page/7, at issue");
+        let approval = line(
+            r#""event":"approval.granted","approval":{"id":"apr_1","action":"write","target":"wiki","by":"ann"}"#,
+        );
+        let approved = "approved by ann: write on wiki: PUT wiki.example.org/page/7 (apr_1)";
+        assert_eq!(what(&said(&approval)), approved);
+        let issue = line(
+            r#""event":"credential.issue","credential":{"format":"at+jwt","jti":"ab","ttl":300,"target":"wiki","scope":"write","binding":"none"}"#,
+        );
+        let gets = "gets at+jwt ab, for 300 s: write on wiki: PUT wiki.example.org/page/7, binding none";
+        assert_eq!(what(&said(&issue)), gets);
+        let tool = r#"{"event":"decision.deny","request":{"proto":"mcp","server":"kb","tool":"edit"},
+            "decision":{"result":"deny","phase":"issue","reason":"no_permit","action":"write","target":"wiki","tool":"edit"}}"#;
+        assert_eq!(what(&said(tool)), "denied (no_permit): write on wiki: tool edit of kb, at issue");
+    }
+
+    #[test]
+    fn an_end_says_in_whose_words_it_was_explained() {
+        let ended = |note: &str| {
+            format!(
+                r#"{{"event":"task.ended","revocation":{{"reason":"completed","initiator":"holder","credentials":0,"latency_ms":1,{note}}}}}"#
+            )
+        };
+        let end = "ends: completed, by holder; 0 credentials with it, in 1 ms";
+        let agents = what(&said(&ended(r#""untrusted_note":"all\nwell""#)));
+        assert_eq!(agents, format!("{end}; the agent says \"all\\nwell\""));
+        let operators = what(&said(&ended(r#""operator_note":"ticket 17""#)));
+        assert_eq!(operators, format!("{end}; the operator says \"ticket 17\""));
     }
 
     #[test]

@@ -319,12 +319,18 @@ impl Admin for Script {
             }
             _ => String::new(),
         };
-        Ok(Response::new(adm::FreezeResponse { credentials: 3, scopes: 1, scopes_not_held: 2, unknown }))
+        Ok(Response::new(adm::FreezeResponse {
+            credentials: 3,
+            scopes: 1,
+            scopes_not_held: 2,
+            unknown,
+            ..Default::default()
+        }))
     }
 
     async fn thaw(&self, request: Request<adm::ThawRequest>) -> Answer<Response<adm::ThawResponse>> {
         self.note(&request);
-        Ok(Response::new(adm::ThawResponse { needs_another: true }))
+        Ok(Response::new(adm::ThawResponse { needs_another: true, ..Default::default() }))
     }
 
     async fn list_entries(

@@ -1,10 +1,11 @@
 //! What a task uses up, and what it holds: budgets up the tree, credentials in flight, leases.
 
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 use super::Tree;
 use crate::id::{LeaseId, TaskId};
-use crate::task::{Caller, Cost, Refused, Task, Usage};
+use crate::task::{Caller, Cost, Refused, Usage};
 
 /// A credential in the making. Never used twice.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -18,6 +19,13 @@ pub enum Landing {
     Stands,
     /// Never hand it over: revoke its lease.
     Doomed(Refused),
+}
+
+impl Task {
+    /// Whether it may have asked for one of these audiences. Not all of many are remembered: any may be among them.
+    pub fn may_have_asked_for(&self, is_one: impl Fn(&str) -> bool) -> bool {
+        may_be_among(&self.audiences, is_one)
+    }
 }
 
 impl Tree {
@@ -133,11 +141,25 @@ impl Tree {
 }
 
 /// So many audiences of a task are told apart.
-impl Task {
-    /// It had to do with so many audiences that not all of them are known: it may have had to do with any.
-    pub fn is_full_of_audiences(&self) -> bool {
-        self.audiences.len() >= MAX_AUDIENCES
-    }
+const MAX_AUDIENCES: usize = 64;
+
+fn may_be_among(audiences: &BTreeSet<String>, is_one: impl Fn(&str) -> bool) -> bool {
+    audiences.len() >= MAX_AUDIENCES || audiences.iter().any(|audience| is_one(audience))
 }
 
-const MAX_AUDIENCES: usize = 64;
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_has_asked_for_more_than_is_remembered_may_have_asked_for_anything() {
+        let mut audiences = BTreeSet::new();
+        let frozen = |audience: &str| audience == "urn:frozen";
+        for n in 0..MAX_AUDIENCES {
+            assert!(!may_be_among(&audiences, frozen), "after {n}");
+            audiences.insert(format!("urn:{n}"));
+        }
+        assert!(may_be_among(&audiences, frozen));
+        assert!(may_be_among(&BTreeSet::from(["urn:frozen".to_owned()]), frozen));
+    }
+}

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use super::approval_facts::{Fact, Place, facts};
 use super::deciding::find_target;
 use super::issue::Ask;
+use super::named::about;
 use super::users::user_of;
 use super::{TaskError, TaskView, Tasks};
 use crate::audit::{self, ApprovalStep, Event};
@@ -138,8 +139,9 @@ impl Desk {
 
     /// A step that whoever asked, or time, has taken; `None` of one that is forgotten.
     pub(super) fn step(&self, id: ApprovalId, step: ApprovalStep) -> Option<Event> {
-        let agent = self.askers.get(&id)?.agent.clone();
-        Some(event(step, agent, self.book.get(id)?, None))
+        let asker = self.askers.get(&id)?;
+        let event = event(step, asker.agent.clone(), self.book.get(id)?, None);
+        Some(about(event, asker.operation.as_ref()))
     }
 }
 
@@ -157,6 +159,7 @@ pub(super) fn event(
         action: subject.action.as_str(),
         target: subject.target.clone(),
         operation_sha256: subject.operation.as_ref().map(|digest| hex_text(digest)),
+        request: None,
         evaluation_id: evaluation.clone(),
         by: vote.map(|vote| vote.shown_by.clone()),
         reason: vote.map(|vote| vote.reason.clone()).filter(|reason| !reason.is_empty()),
@@ -285,7 +288,8 @@ impl Shared {
             expires_at: approval.expires_at,
             binding_token: known.binding_token.clone(),
         };
-        Ok((asked, new.then(|| event(ApprovalStep::Requested, agent, approval, None))))
+        let event = || event(ApprovalStep::Requested, agent, approval, None);
+        Ok((asked, new.then(|| about(event(), known.operation.as_ref()))))
     }
 
     fn new_approval_id(&self) -> Result<ApprovalId, TaskError> {

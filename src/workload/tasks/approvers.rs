@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 
 use super::TaskView;
 use super::approvals::{ApprovalView, ROOT, event};
+use super::named::about;
 use crate::audit::{self, ApprovalStep, Event};
 use crate::id::{ApprovalId, SpiffeId};
 use crate::policy::{
@@ -164,6 +165,7 @@ impl Shared {
         let person = Person { name: &who.name, groups: &who.groups };
         let weighed = book.weigh(answer.approval, person, answer.shown, vote.clone(), now)?;
         let event = event(step, audit::Agent::new(by.key(), by.uid()), &weighed, Some(&vote));
+        let event = about(event, matter.operation.as_ref());
         Ok(Weighed { who, vote, event })
     }
 

@@ -186,6 +186,7 @@ pub(super) fn recorded(decision: &Decision, phase: Phase, action: Action, target
         target: target.to_owned(),
         tool: None,
         args_hash: None,
+        request: None,
         policy_ids: decision.policy_ids.clone(),
         policy_version: decision.policy_version.map(|version| version.to_string()),
         reason: decision.reason.as_str(),

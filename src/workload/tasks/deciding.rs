@@ -9,6 +9,7 @@ use super::approval_use::Approved;
 use super::begin::recorded;
 use super::credential::Form;
 use super::issue::Ask;
+use super::named::request_of;
 use super::probes::refused_event;
 use super::{TaskError, TaskView, caller};
 use crate::audit::Event;
@@ -169,6 +170,7 @@ impl Shared {
         let mut recorded = recorded(decision, Phase::Issue, action, target);
         recorded.tool = operation.and_then(Operation::tool).map(str::to_owned);
         recorded.args_hash = operation.map(|operation| crate::id::hex_text(&operation.digest()));
+        recorded.request = operation.map(|operation| request_of(operation, decision));
         Event::Decided { agent: view.caller(admission), task: view.facts(), decision: Box::new(recorded) }
     }
 
@@ -181,12 +183,15 @@ impl Shared {
     ) {
         let Some(view) = view else { return };
         self.count_denial(view.task.id);
+        let target = self.target_name(ask);
         let event = match error {
             TaskError::Denied(decision) | TaskError::Unbound(decision) => {
                 let decided = (decision.action, decision.as_ref());
-                self.decided(admission, view, decided, &ask.target, ask.operation.as_ref())
+                self.decided(admission, view, decided, &target, ask.operation.as_ref())
             }
-            TaskError::Refused(refused) => refused_event(view.caller(admission), view, *refused, ask),
+            TaskError::Refused(refused) => {
+                refused_event(view.caller(admission), view, *refused, ask, &target)
+            }
             _ => return,
         };
         self.parts.audit.note(vec![event]);

@@ -29,7 +29,7 @@ pub struct TaskSummary {
 
 impl Workloads {
     /// Ends the caller's task and everything below it. When it returns every credential of them is refused, and the
-    /// ledger knows.
+    /// ledger knows. `note`: the agent's own words, for the record.
     ///
     /// # Errors
     /// [`Refused`]: it is not the caller's to end, or has ended.
@@ -38,6 +38,7 @@ impl Workloads {
         id: TaskId,
         admission: &Admission,
         ending: Ending,
+        note: &str,
     ) -> Result<TaskSummary, TaskError> {
         let (now, wall) = (self.0.parts.clock.monotonic(), self.0.parts.clock.wall());
         let (tasks, credentials, view) = {
@@ -48,7 +49,8 @@ impl Workloads {
             }
             let cascade = state.tasks.tree.end(id, ending, now, wall);
             let counts = (cascade.ended.len(), cascade.leases().count());
-            self.0.carry_out(&mut state, &cascade, Initiator::Holder, now, None);
+            let words = (!note.is_empty()).then(|| audit::EndWords::Agent(note.to_owned()));
+            self.0.carry_out_saying(&mut state, &cascade, Initiator::Holder, now, None, words);
             let view = state.tasks.view(id, now, wall).ok_or(Refused::NoSuchTask)?;
             (counts.0, counts.1, view)
         };
@@ -133,6 +135,19 @@ impl Shared {
         seen: Instant,
         kept: Option<WorkloadId>,
     ) {
+        self.carry_out_saying(state, cascade, initiator, seen, kept, None);
+    }
+
+    /// The same, with what whoever ended the topmost task had to say.
+    pub(super) fn carry_out_saying(
+        self: &Arc<Self>,
+        state: &mut State,
+        cascade: &Cascade,
+        initiator: Initiator,
+        seen: Instant,
+        kept: Option<WorkloadId>,
+        mut words: Option<audit::EndWords>,
+    ) {
         if cascade.is_empty() {
             return;
         }
@@ -175,6 +190,7 @@ impl Shared {
                     credentials: count(toll.credentials),
                     descendants: count(toll.descendants),
                     latency: self.parts.clock.monotonic().saturating_duration_since(seen),
+                    words: words.take(),
                 }),
             });
         }

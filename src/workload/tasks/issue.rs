@@ -10,6 +10,7 @@ use super::TaskError;
 use super::approvals::AccessRequest;
 use super::credential::{Form, TaskCredential};
 use super::deciding::Decided;
+use super::named::request;
 use crate::audit::{self, Event};
 use crate::id::{ApprovalId, LeaseId, TaskId};
 use crate::issue::access::Binding;
@@ -87,7 +88,7 @@ impl Workloads {
                 (view, target.name.clone(), (action, decision))
             }
             Err((TaskError::Denied(decision), Some(view))) => {
-                (view, ask.target.clone(), (decision.action, *decision))
+                (view, self.0.target_name(&ask), (decision.action, *decision))
             }
             Err((error, view)) => {
                 self.0.note_task_denial(admission, &error, view.as_ref(), &ask);
@@ -151,6 +152,7 @@ impl Shared {
             scope: scope(&grants.actions()),
             binding: bound.as_str(),
             evaluations: granted.allowed.iter().map(|(_, one)| one.evaluation_id.to_string()).collect(),
+            request: ask.operation.as_ref().map(request),
         };
         let (_, decision) = first(granted.allowed)?;
         let taken_off = self.take_off(&view, subject.process.uid(), &target.audience);

@@ -21,6 +21,7 @@ mod judging;
 mod keeper;
 mod keeping;
 mod landing;
+mod named;
 mod operator;
 mod pending;
 mod piece;

@@ -104,7 +104,9 @@ impl Workloads {
                 by: by.clone(),
             };
             self.0.parts.audit.note(vec![order]);
-            self.0.carry_out(&mut state, &cascade, Initiator::OperatorUid(by.uid), now, None);
+            let words = (!reason.is_empty()).then(|| audit::EndWords::Operator(reason.to_owned()));
+            let by = Initiator::OperatorUid(by.uid);
+            self.0.carry_out_saying(&mut state, &cascade, by, now, None, words);
             counts
         };
         self.flush().await;

@@ -3,20 +3,28 @@
 
 use super::TaskView;
 use super::issue::Ask;
+use super::named::request;
 use crate::audit::{Agent, Event, PolicyDecision};
 use crate::policy::{Phase, Verdict};
 use crate::task::{Operation, Refused};
 
-/// The event of a request that the task itself does not cover.
-pub(super) fn refused_event(agent: Agent, view: &TaskView, refused: Refused, ask: &Ask) -> Event {
+/// The event of a request that the task itself does not cover. `target`: by the name that the record uses.
+pub(super) fn refused_event(
+    agent: Agent,
+    view: &TaskView,
+    refused: Refused,
+    ask: &Ask,
+    target: &str,
+) -> Event {
     let decision = PolicyDecision {
         evaluation_id: None,
         result: Verdict::Deny.as_str(),
         phase: Phase::Issue.as_str(),
         action: action(ask),
-        target: ask.target.clone(),
+        target: target.to_owned(),
         tool: ask.operation.as_ref().and_then(Operation::tool).map(str::to_owned),
         args_hash: ask.operation.as_ref().map(|operation| crate::id::hex_text(&operation.digest())),
+        request: ask.operation.as_ref().map(request),
         policy_ids: Vec::new(),
         policy_version: None,
         reason: refused.as_str(),
