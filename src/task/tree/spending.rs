@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::Tree;
 use crate::id::{LeaseId, TaskId};
-use crate::task::{Caller, Cost, Refused, Usage};
+use crate::task::{Caller, Cost, Refused, Task, Usage};
 
 /// A credential in the making. Never used twice.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
