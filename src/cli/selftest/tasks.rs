@@ -132,8 +132,11 @@ fn keyed(bound: &Result<(String, String), String>) -> Attempt {
         Err(why) => (Verdict::NotTried, format!("none was issued: {}", clean(why))),
         Ok((token, print)) => match confirmed(token) {
             Some(named) if named == *print => (
-                Verdict::Held,
-                "it names the key of its holder: whoever checks `cnf` takes it from nobody else".to_owned(),
+                // Nothing that runs here is shown tokens together with keys.
+                Verdict::Limit,
+                "it names its holder's key (`cnf`): a receiver that checks that takes it from nobody else, one that does \
+                 not takes it from anybody"
+                    .to_owned(),
             ),
             _ => (Verdict::NotHeld, "it does not name the key that it was asked for with".to_owned()),
         },
