@@ -201,17 +201,3 @@ async fn a_directory_of_cases_is_told_what_is_wanted_instead() {
     );
     assert!(said.contains(&wanted), "{said}");
 }
-
-#[tokio::test]
-async fn a_directory_of_cases_is_told_what_is_wanted_instead() {
-    let desk = Desk::new();
-    desk.put("cases.yaml", CASES);
-    let ran = desk.policy(&["test", desk.dir()]).await;
-    assert_eq!(ran.exit, Exit::Invalid, "{ran:?}");
-    let said = format!("{}{}", ran.out, ran.err);
-    let wanted = format!(
-        "{0}: is a directory, and a file of cases is wanted: name it, such as `{0}/cases.yaml`",
-        desk.dir()
-    );
-    assert!(said.contains(&wanted), "{said}");
-}

@@ -68,7 +68,7 @@ impl Shared {
     }
 
     /// Brings what is shown in line with what is frozen; what there is to record of it.
-    fn look_at_suspended(&self, state: &mut State) -> Vec<Event> {
+    pub(super) fn look_at_suspended(&self, state: &mut State) -> Vec<Event> {
         self.show_suspended(state, self.parts.policy.in_force())
     }
 
