@@ -500,3 +500,20 @@ fn while_the_record_cannot_be_written_nothing_begins_is_given_or_gets_more_time(
     }
     assert_eq!(issue(&mut planner, &root).unwrap_err().reason, "limit_calls");
 }
+
+/// What was given in the last minute counts: a crash is no way to get more.
+#[test]
+fn a_restart_is_no_new_minute() {
+    let mut world = World::prepared(|agent| {
+        agent.plan().settings += "\n[tasks]\nissues_per_minute = 3\n";
+        agent.write_config();
+    });
+    let mut planner = world.planner();
+    let root = begin(&mut planner);
+    for _ in 0..2 {
+        issue(&mut planner, &root).unwrap();
+    }
+    again(&mut world, &mut [&mut planner], killed);
+    issue(&mut planner, &root).unwrap();
+    assert_eq!(issue(&mut planner, &root).unwrap_err().reason, "limit_rate");
+}
