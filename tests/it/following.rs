@@ -86,7 +86,10 @@ fn a_renewal_is_a_new_decision_and_never_a_revival() {
     let kept = renew(&mut planner, &root, 100).unwrap();
     assert!(same(&kept.deadline, &longer.deadline), "who asks for less than is left keeps that");
     assert_eq!(renew(&mut planner, &root, 9 * 3600).unwrap_err().reason, "limit_life");
-    put_in_force(&world, &POLICY.replace("@id(\"begin\") permit", "@id(\"begin\") forbid"));
+    // A policy that fails denies, and is no clear no, by which the task would end.
+    let fails = "@id(\"fails\") forbid(principal, action == Mayfly::Action::\"begin\", resource)\n\
+                 when { context.task.depth + 9223372036854775807 + 1 > 0 };";
+    put_in_force(&world, &format!("{POLICY}\n{fails}\n"));
     assert_eq!(renew(&mut planner, &root, 1200).unwrap_err().reason, "policy_denied");
     assert!(same(&get(&mut planner, &root).unwrap().deadline, &longer.deadline));
     end(&mut planner, &root).unwrap();

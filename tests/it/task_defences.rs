@@ -28,9 +28,9 @@ fn a_renewal_is_for_no_longer_than_the_template_says() {
     assert!(lasts(&renewed) < 600, "two minutes and no hour: {}", lasts(&renewed));
 }
 
-/// What its agent may not use any more is not renewed either.
+/// What its agent may not use any more ends, and is not renewed either.
 #[test]
-fn a_child_by_a_template_that_was_taken_from_its_agent_is_not_renewed() {
+fn a_child_by_a_template_that_was_taken_from_its_agent_ends_and_is_not_renewed() {
     let world = World::new();
     let (mut planner, mut ann, mut twin) = (world.planner(), world.ann(), world.ann());
     let root = begin(&mut planner);
@@ -53,11 +53,10 @@ fn a_child_by_a_template_that_was_taken_from_its_agent_is_not_renewed() {
         let refused = planner.task_call::<proto::Delegation>("Delegate", &by_template).err()?;
         (refused.reason == "policy_denied").then_some(())
     });
-    let before = seconds(get(&mut ann, &joined).unwrap().deadline.as_ref());
+    world.agent.audited(&["decision.deny", &joined.id, "template_not_allowed"]);
+    world.agent.audited(&["task.ended", &joined.id, "\"reason\":\"policy\""]);
     let longer = proto::RenewRequest { ttl: lasting(600), ..renew };
-    let refused = ann.task_call::<proto::Task>("Renew", &longer).unwrap_err();
-    assert_eq!((refused.code, refused.reason.as_str()), (7, "policy_denied"));
-    assert_eq!(seconds(get(&mut ann, &joined).unwrap().deadline.as_ref()), before);
+    assert_eq!(ann.task_call::<proto::Task>("Renew", &longer).unwrap_err().reason, "task_ended");
     assert_eq!(get(&mut planner, &plain).unwrap().state(), proto::TaskState::Active, "by no template");
 }
 
