@@ -233,6 +233,7 @@ fn read_circumstances(table: &mut Table<'_>) -> Circumstances {
         sql: table
             .has("sql")
             .then(|| table.section("sql", |t| SqlFacts { db: text(t, "db"), role: text(t, "role") })),
+        body_sha256: None,
         risk: risk.and_then(|risk| u8::try_from(risk).ok()).unwrap_or_default(),
         new_destination: table.boolean("new_destination").is_some_and(|found| found.value),
     }
