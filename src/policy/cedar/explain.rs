@@ -147,6 +147,9 @@ fn changes(decision: &Decision, considered: &[Considered]) -> Vec<String> {
         Reason::TemplateNotAllowed => {
             vec!["name the template in `templates` of the `[[agents]]` that fits this SPIFFE ID".to_owned()]
         }
+        Reason::BodyHash => {
+            vec!["an operation that says what it carries (`body_sha256`, the tool's arguments, `statement_sha256`)".to_owned()]
+        }
         Reason::NoPolicy => vec!["load a policy set".to_owned()],
         Reason::Frozen => vec!["it must be thawed".to_owned()],
         Reason::Malformed if decision.verdict == Verdict::Allow => Vec::new(),
