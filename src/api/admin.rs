@@ -100,11 +100,8 @@ impl Admin for AdminService {
         let order = format!("{target:?}: {}", asked.reason);
         let credentials = u64::try_from(self.workloads.count_matching(&target)).unwrap_or(u64::MAX);
         self.audit.note(vec![Event::AdminRevoke { by, target: order, credentials }]);
-        let revoked = self.workloads.revoke(&target).await.map_err(|error| {
-            Status::unavailable(format!(
-                "it is refused, and that could not be written down ({error}): a crash of the agent would undo it"
-            ))
-        })?;
+        let revoked = self.workloads.revoke(&target).await;
+        let revoked = revoked.map_err(|error| Status::unavailable(error.to_string()))?;
         Ok(Response::new(proto::RevokeLeasesResponse {
             lease_ids: revoked.leases.iter().map(ToString::to_string).collect(),
             crl_number: revoked.crl_number,

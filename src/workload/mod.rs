@@ -65,7 +65,7 @@ pub use self::keeper::{Order, OrderError};
 pub use self::kill::Killed;
 pub use self::kill_switch::Frost;
 pub use self::launches::LaunchRefusal;
-pub use self::operator::{Explained, LeaseFilter, Revoked, Target};
+pub use self::operator::{Explained, LeaseFilter, RevokeError, Revoked, Target};
 pub use self::pulse::Pulse;
 pub use self::restore::Restored;
 pub use self::revoker::{PublishedCrl, RevokerSettings};

@@ -65,6 +65,22 @@ pub struct Explained {
     pub policy: Vec<Fetched>,
 }
 
+/// What an order to revoke has not done.
+#[derive(Debug, thiserror::Error)]
+pub enum RevokeError {
+    /// All is refused from now on, but the ledger has not taken that.
+    #[error("it is refused, and that could not be written down ({0}): a crash of the agent would undo it")]
+    Ledger(#[from] LedgerError),
+    /// What holds no lease yet has to be looked at to be barred, and could not be.
+    #[error("process {pid} keeps nothing, and is not barred either, since it cannot be looked at now ({why}): give the order again")]
+    NotBarred {
+        /// Which.
+        pid: u32,
+        /// For operators.
+        why: String,
+    },
+}
+
 impl Workloads {
     /// Live leases, soonest end first.
     pub fn leases(&self, filter: &LeaseFilter) -> Vec<Row> {
@@ -133,12 +149,14 @@ impl Workloads {
     /// Revokes and resolves when the CRL is published.
     ///
     /// # Errors
-    /// All is refused from now on, but the ledger has not taken that: a crash would undo it.
-    pub async fn revoke(&self, target: &Target) -> Result<Revoked, LedgerError> {
+    /// [`RevokeError`] says what the order has not done.
+    pub async fn revoke(&self, target: &Target) -> Result<Revoked, RevokeError> {
         let start = self.0.parts.clock.monotonic();
-        if let Target::Pid(pid) = target {
-            self.hold_stranger(*pid).await;
-        }
+        // Whether or not it can be barred, what it has is taken back.
+        let held = match target {
+            Target::Pid(pid) => self.hold_stranger(*pid).await,
+            Target::Lease(_) | Target::SpiffeId(_) => Ok(()),
+        };
         let (done, published) = tokio::sync::oneshot::channel();
         let (leases, bars) = {
             let mut state = self.0.lock();
@@ -155,6 +173,7 @@ impl Workloads {
         let crl_number = published.await.unwrap_or_default();
         written?;
         self.0.is_in_ledger()?;
+        held?;
         let took = self.0.parts.clock.monotonic().saturating_duration_since(start);
         let barred = bars.iter().map(|bar| bar.process).collect::<BTreeSet<_>>().len();
         Ok(Revoked { leases, barred, crl_number, took })
@@ -178,23 +197,34 @@ impl Workloads {
         published.await.ok();
     }
 
-    /// Takes in a process that never called, so that it can be barred: it is watched from here on.
-    async fn hold_stranger(&self, pid: u32) {
+    /// Takes in a process that never called, so that it can be barred: it is watched from here on. One that has exited needs
+    /// no bar.
+    async fn hold_stranger(&self, pid: u32) -> Result<(), RevokeError> {
         if self.0.lock().by_pid.contains_key(&pid) {
-            return;
+            return Ok(());
         }
-        let Ok(process) = Process::of_pid(&self.0.parts.host, pid).map(Arc::new) else { return };
-        let Ok(attestation) = self.0.parts.attestors.attest(&process).await else { return };
+        let not_barred = |why: String| RevokeError::NotBarred { pid, why };
+        let process = match Process::of_pid(&self.0.parts.host, pid) {
+            Ok(process) => Arc::new(process),
+            Err(PinError::Exited) => return Ok(()),
+            Err(error) => return Err(not_barred(error.to_string())),
+        };
+        let attestation = match self.0.parts.attestors.attest(&process).await {
+            Ok(attestation) => attestation,
+            Err(AttestError::Exited) => return Ok(()),
+            Err(error) => return Err(not_barred(error.to_string())),
+        };
         let now = self.0.parts.clock.monotonic();
         let mut state = self.0.lock();
         if state.by_key.contains_key(&process.key()) {
-            return;
+            return Ok(());
         }
         let id = state.insert(super::admit::member(&process, Arc::new(attestation), Vec::new(), now));
-        if self.0.reaper.watch(&process, id.0).is_err() {
+        self.0.reaper.watch(&process, id.0).map_err(|error| {
             state.core.end(id, crate::lease::Cause::WatchLost);
             state.remove(id);
-        }
+            not_barred(error.to_string())
+        })
     }
 
     /// Attests a process as if it had called. A number nobody has is [`Refusal::NoProcess`].

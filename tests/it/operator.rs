@@ -54,6 +54,22 @@ fn bar_of_a_process_the_agent_does_not_know_holds_and_outlives_a_restart() {
     refused_from_now_on(&mut stranger);
 }
 
+/// An order that was not carried out says so: nobody must take it for done.
+#[test]
+fn whoever_cannot_be_looked_at_is_not_said_to_be_barred() {
+    let mut agent = Plan::with_entries(&[own_entry("/web")]).prepare();
+    let fails = agent.jam_at("attest.hash");
+    agent.launch();
+    let mut stranger = client(&agent);
+    fails.set();
+    let refused = agent.admin().revoke(Target::Pid(stranger.pid())).unwrap_err();
+    assert_eq!(refused.code() as i32, 14, "{refused:?}");
+    assert!(refused.message().contains("is not barred either"), "{refused:?}");
+    fails.clear();
+    agent.admin().revoke(Target::Pid(stranger.pid())).unwrap();
+    refused_from_now_on(&mut stranger);
+}
+
 #[test]
 fn bar_by_spiffe_id_outlives_a_restart_and_leaves_the_other_identity() {
     let entries = [own_entry("/taken"), own_entry("/kept")];
