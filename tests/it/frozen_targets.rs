@@ -121,6 +121,9 @@ fn another_audience_or_name_thaws_no_target() {
     world.agent.write_catalogue(&catalogue.replace("\"wiki\"", "\"pages\""));
     mayfly_harness::until("another catalogue", || (version(&world) != was).then_some(()));
     all_frozen(&world, &mut ann, "another name");
+    let written = world.agent.data_dir().join("freezes.json");
+    let is_written = || std::fs::read_to_string(&written).is_ok_and(|text| text.contains(NEW));
+    mayfly_harness::until("what it stands for is written down", || is_written().then_some(()));
     world.agent.crash_and_restart();
     ann.connect();
     all_frozen(&world, &mut ann, "a restart");
