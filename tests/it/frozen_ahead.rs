@@ -35,10 +35,6 @@ fn a_freeze_of_what_nobody_bears_says_so_and_holds_all_the_same() {
         (["--task", &other.id], Some("has ended (completed)")),
         (["--task", unheard_of], Some("no task has that name")),
         (["--target", "wikki"], Some("did you mean `wiki`?")),
-        (
-            ["--target", "https://wiki.example.org"],
-            Some("the audience of the target `wiki`: freeze that name"),
-        ),
     ] {
         let (answer, warned) = run(&world.agent, &["freeze", words[0], words[1]]);
         let said = answer["unknown"].as_str().unwrap_or_default();

@@ -113,7 +113,7 @@ fn another_audience_or_name_thaws_no_target() {
     all_frozen(&world, &mut ann, "another audience");
     let wanted =
         proto::IssueRequest { audience: vec![NEW.to_owned()], ..wanted(&root, proto::Format::AccessToken) };
-    let refused = planner.task_call::<_, proto::Credential>("Issue", &wanted).unwrap_err();
+    let refused = planner.task_call::<proto::Credential>("Issue", &wanted).unwrap_err();
     assert_eq!(refused.reason, "frozen");
     // The name goes, too; and then the agent.
     let catalogue = policies().catalogue.replace(&moved.0, &moved.1);

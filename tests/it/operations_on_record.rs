@@ -241,7 +241,7 @@ fn a_permit_that_wants_what_is_carried_on_record_gives_nothing_without() {
 
 fn ended(holder: &mut Holder, task: &proto::Task, note: &str) {
     let request = proto::EndRequest { task_id: task.id.clone(), note: note.to_owned(), ..Default::default() };
-    holder.task_call::<_, proto::TaskSummary>("End", &request).unwrap();
+    holder.task_call::<proto::TaskSummary>("End", &request).unwrap();
 }
 
 #[test]
