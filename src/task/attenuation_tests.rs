@@ -3,7 +3,9 @@
 
 use super::grant::TARGET_ACCESS;
 use super::place::{Location, PathPattern};
-use super::{Access, Action, Detail, DetailError, Exceeds, Grants, Operation, RawDetail, Refused, Says, Wish};
+use super::{
+    Access, Action, Detail, DetailError, Exceeds, Grants, Operation, RawDetail, Refused, Says, Wish,
+};
 use crate::policy::parse_catalogue;
 
 fn texts(all: &[&str]) -> Vec<String> {

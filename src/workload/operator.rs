@@ -72,7 +72,9 @@ pub enum RevokeError {
     #[error("it is refused, and that could not be written down ({0}): a crash of the agent would undo it")]
     Ledger(#[from] LedgerError),
     /// What holds no lease yet has to be looked at to be barred, and could not be.
-    #[error("process {pid} keeps nothing, and is not barred either, since it cannot be looked at now ({why}): give the order again")]
+    #[error(
+        "process {pid} keeps nothing, and is not barred either, since it cannot be looked at now ({why}): give the order again"
+    )]
     NotBarred {
         /// Which.
         pid: u32,

@@ -304,7 +304,10 @@ fn what_is_killed_is_frozen_ends_and_dies_and_nobody_else_does() {
     let (mut other, others_task, others) = worker(&agent);
     let (pid, other_pid) = (doomed.pid(), other.pid());
     let said = run(&agent, &["kill", "--task", &task, "--reason", "incident 4711"]);
-    assert!(said.contains("1 task ended (kill_switch), 1 credential refused, 1 process or cgroup killed"), "{said}");
+    assert!(
+        said.contains("1 task ended (kill_switch), 1 credential refused, 1 process or cgroup killed"),
+        "{said}"
+    );
     until("the process is gone", || (!is_running(pid)).then_some(()));
     assert!(!is_active(&agent, &token));
     let frozen = agent.audited(&["\"event\":\"freeze\"", "incident 4711", &task]);

@@ -301,8 +301,9 @@ fn k_a_task_that_waits_lives_no_longer_than_policy_lets_it() {
     let lasts = |task: &proto::Task| {
         task.deadline.as_ref().unwrap().seconds - task.begun_at.as_ref().unwrap().seconds
     };
-    let capped =
-        |most: &str| POLICY.replace("@id(\"begin\")", &format!("@id(\"begin\") @max_ttl(\"{most}\")"));
+    let capped = |most: &str| {
+        policies().rules.replace("@id(\"begin\")", &format!("@id(\"begin\") @max_ttl(\"{most}\")"))
+    };
     world.put("a.cedar", &capped("300s"));
     let task = world.begin();
     assert!((299..=301).contains(&lasts(&task)), "{}", lasts(&task));

@@ -82,7 +82,8 @@ impl Shared {
         } else {
             let active = state.tasks.tree.all().into_iter().filter(|task| task.standing == Standing::Active);
             let view = |task: &Task| state.tasks.view(task.id, now, wall);
-            let is_frozen = |task: &&Task| view(task).is_some_and(|view| view.is_frozen_by(set.freezes(), None));
+            let is_frozen =
+                |task: &&Task| view(task).is_some_and(|view| view.is_frozen_by(set.freezes(), None));
             active.filter(is_frozen).map(|task| task.id).collect()
         };
         let before =

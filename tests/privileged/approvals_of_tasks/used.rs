@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
-use mayfly_harness::Idp;
 use mayfly_harness::pki::claims;
+use mayfly_harness::{Idp, Jam};
 
 use super::*;
 
@@ -55,7 +55,10 @@ fn k_a_yes_of_others_than_are_asked_for_now_begins_nothing_and_hands_nothing_on(
 #[test]
 fn k_what_policy_has_taken_meanwhile_is_not_in_the_task_that_goes_on() {
     let mut world = World::new();
-    world.put("b.toml", &policies().catalogue.replace("actions = [\"read\"]", "actions = [\"read\", \"write\"]"));
+    world.put(
+        "b.toml",
+        &policies().catalogue.replace("actions = [\"read\"]", "actions = [\"read\", \"write\"]"),
+    );
     let task = world.begin();
     let actions = |task: &proto::Task| -> Vec<String> {
         let mut all: Vec<String> = task.details.iter().flat_map(|one| one.actions.clone()).collect();

@@ -100,7 +100,8 @@ fn may_approve(
         return true;
     }
     let Ok(asked) = rules.types.ask(&question, catalogue) else { return false };
-    let mut candidates = rules.index.buckets(Action::Approve, &asked.parties.principals, &asked.parties.resources);
+    let mut candidates =
+        rules.index.buckets(Action::Approve, &asked.parties.principals, &asked.parties.resources);
     candidates.any(|bucket| {
         bucket.policies().any(|policy| {
             let id: &str = policy.id().as_ref();
