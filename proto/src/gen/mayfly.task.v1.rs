@@ -34,12 +34,12 @@ pub struct Limits {
     /// Credentials and mediated calls.
     #[prost(uint64, tag = "1")]
     pub max_calls: u64,
-    /// Bytes that mediated calls move.
+    /// Bytes that mediated calls move, and their price: refused unless 0, as long as nobody counts them.
     #[prost(uint64, tag = "2")]
     pub max_bytes: u64,
     #[prost(uint64, tag = "3")]
     pub max_cost_microusd: u64,
-    /// Live children of one task.
+    /// Live children of one task. The answer says what is in force.
     #[prost(uint32, tag = "4")]
     pub max_children: u32,
     /// Depth of the tree; the root has depth 0.
@@ -53,6 +53,7 @@ pub struct Limits {
 pub struct Usage {
     #[prost(uint64, tag = "1")]
     pub calls: u64,
+    /// Of mediated calls: 0 as long as nobody counts them.
     #[prost(uint64, tag = "2")]
     pub bytes: u64,
     #[prost(uint64, tag = "3")]
@@ -273,7 +274,8 @@ pub struct JoinRequest {
 pub struct RenewRequest {
     #[prost(string, tag = "1")]
     pub task_id: ::prost::alloc::string::String,
-    /// From now. Ends no later than the parent, and not after the longest life of a task.
+    /// From now. Ends no later than the parent, and not after the longest life of a task. Who asks for no more than is left
+    /// keeps what is left.
     #[prost(message, optional, tag = "2")]
     pub ttl: ::core::option::Option<::prost_types::Duration>,
 }
@@ -358,7 +360,8 @@ pub struct CredentialRevoked {
     #[prost(string, tag = "3")]
     pub reason: ::prost::alloc::string::String,
 }
-/// The operation itself, as far as it is known: what an approval is bound to.
+/// The operation itself, as far as it is known: what an approval is bound to, and what an access token is limited to that
+/// it is named for. Policy sees of it what a token can say: method, host and path, or the tool.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Operation {
     #[prost(oneof = "operation::Kind", tags = "1, 2, 3")]
@@ -564,6 +567,7 @@ pub struct IssueRequest {
     /// At most one hour, never past the task's deadline; default: as long as policy allows, 300 s otherwise.
     #[prost(message, optional, tag = "5")]
     pub ttl: ::core::option::Option<::prost_types::Duration>,
+    /// The credential is for this alone, and only an access token can be: else `operation_not_held`.
     #[prost(message, optional, tag = "8")]
     pub operation: ::core::option::Option<Operation>,
     /// Use an approval: it is gone then, whatever comes of it. The same target, action and operation as were approved;
