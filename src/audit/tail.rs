@@ -282,7 +282,7 @@ mod tests {
         assert_eq!(with(event("task")), [25, 28]);
         assert_eq!(with(event("decision")), [26]);
         assert_eq!(with(event("cred")), [0; 0]);
-        assert_eq!(with(Filter { pid: Some(4242), ..event("agent") }), [3, 4, 29, 34]);
+        assert_eq!(with(Filter { pid: Some(4242), ..event("agent") }), [3, 4, 29, 34, 35, 36, 37]);
         let web = Filter { spiffe_id: Some("spiffe://example.org/web".to_owned()), ..Filter::default() };
         assert_eq!(with(web), [4, 6, 7, 8, 9]);
         let jti = crate::ledger::testing::id(2).to_string();

@@ -77,7 +77,7 @@ fn nobody_is_asked_for_a_task_that_has_ended_meanwhile() {
     pause.arm();
     holder.task_begin_call("Delegate", &request);
     pause.hit();
-    let (code, _, err) = agent.mayfly(&["task", "end", &parent.id]);
+    let (code, _, err) = agent.mayfly(&["task", "end", &parent.id, "--reason", "over"]);
     assert_eq!(code, Some(0), "{err}");
     pause.release();
     let refused = holder.task_answer::<proto::Delegation>().unwrap_err();
