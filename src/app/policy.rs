@@ -101,7 +101,7 @@ pub(super) async fn follow_flag(config: Config, workloads: Workloads, mut drain:
         .inspect_err(|error| tracing::warn!(%error, "the flag file is only seen when something is asked for"))
         .ok();
     loop {
-        workloads.look_at_flag();
+        workloads.look_at_flag().await;
         let changed = async {
             match &mut watch {
                 Some(watch) => watch.changed().await,

@@ -123,15 +123,27 @@ impl Workloads {
         Concerned { credentials: fetched + given, tasks: all.len(), processes: processes.len(), cgroups }
     }
 
-    /// Looks whether the flag file came or went, and records it.
-    pub fn look_at_flag(&self) {
+    /// Looks whether the flag file came or went, and records it. So that the next run knows what is on record, that is
+    /// written down first. The flag file is for when nothing else works: it freezes whether or not that can be done.
+    pub async fn look_at_flag(&self) {
+        let Some(event) = self.flag_news() else { return };
+        let record = |workloads: &Self| {
+            let written = workloads.write_freezes();
+            workloads.0.parts.audit.note(vec![event]);
+            workloads.0.tell_suspended();
+            written
+        };
+        if let Err(error) = self.at_disk(record).await.and_then(|written| written) {
+            tracing::error!(%error, "what is frozen cannot be written down");
+        }
+    }
+
+    fn flag_news(&self) -> Option<Event> {
         let _one_at_a_time = lock(&self.0.freezing);
         let flagged = self.policy().in_force().freezes().is_flagged();
-        let mut told = lock(&self.0.flag_told);
-        if std::mem::replace(&mut *told, flagged) == flagged {
-            return;
+        if std::mem::replace(&mut *lock(&self.0.flag_told), flagged) == flagged {
+            return None;
         }
-        drop(told);
         let (what, reason) = (Frozen::All.to_string(), "the flag file".to_owned());
         let event = if flagged {
             tracing::error!("everything is frozen by the flag file");
@@ -140,24 +152,7 @@ impl Workloads {
             tracing::warn!("the flag file is gone: what is not frozen by order goes on");
             Event::Thaw { by: None, what, reason, needs_another: false }
         };
-        self.record_flag(event);
-    }
-
-    /// So that the next run knows what is on record, that it is on record is written down first. The flag file is for when
-    /// nothing else works: it freezes whether or not that can be done.
-    fn record_flag(&self, event: Event) {
-        let workloads = self.clone();
-        self.0.spawn(async move {
-            let record = |workloads: &Self| {
-                let written = workloads.write_freezes();
-                workloads.0.parts.audit.note(vec![event]);
-                workloads.0.tell_suspended();
-                written
-            };
-            if let Err(error) = workloads.at_disk(record).await.and_then(|written| written) {
-                tracing::error!(%error, "what is frozen cannot be written down");
-            }
-        });
+        Some(event)
     }
 
     /// A new catalogue may have said what else frozen targets stand for; that outlives a restart, too.

@@ -137,7 +137,7 @@ impl Workloads {
         let TasksRestored { live, ended, lost } = self.0.restore_tasks(tasks, shared, &scopes, &held);
         restored.adopted -= lost.min(restored.adopted);
         // What was frozen, or goes on, since the run before.
-        self.look_at_flag();
+        self.look_at_flag().await;
         self.0.tell_suspended();
         self.flush().await;
         Restored { revoked: restored.revoked + lost, tasks: live, tasks_ended: ended, ..restored }

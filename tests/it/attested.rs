@@ -95,7 +95,9 @@ fn after_a_restart_whoever_holds_something_is_told_of_at_once() {
         (lines.len() == 2).then_some(lines)
     });
     assert_eq!(told[1]["detail"]["reason"], "first", "of this run");
-    assert_eq!(told[0]["agent"], told[1]["agent"]);
+    // Its ancestors may have been measured in time, or not.
+    let same = ["spiffe_id", "instance", "pid", "start_time", "uid", "cgroup", "exe_sha256"];
+    assert!(same.iter().all(|part| told[0]["agent"][part] == told[1]["agent"][part]), "{told:?}");
     holder.connect();
     holder.jwt("urn:a").unwrap();
     assert_eq!(attested(&agent, holder.pid()).len(), 2);

@@ -12,6 +12,11 @@ use crate::support::{client, own_uid};
 
 const TOOLS: &str = "https://tools.example.org";
 
+/// What a task may have, and is never given a credential for.
+const ADMIN_IN_NAME: &str = r#"
+@id("admin-in-name") permit(principal, action == Mayfly::Action::"admin", resource) when { context.phase == "begin" };
+"#;
+
 /// Nobody needs to know it who reads the record.
 const CANARY: &str = "canary-4711";
 
@@ -27,6 +32,7 @@ fn world() -> Agent {
         .permit("read")
         .permit("write")
         .rule(WRITES_NEED_A_PERSON)
+        .rule(ADMIN_IN_NAME)
         .rule(&logged("runs", "execute"))
         .rule(&logged("deletes", "delete"))
         .target("wiki", &[])

@@ -445,7 +445,7 @@ fn the_self_test_tries_tasks_where_policy_lets_it() {
         .map(|one| (one["kind"].as_str().unwrap(), one["verdict"].as_str().unwrap()))
         .collect();
     let want =
-        [("copy", "held"), ("copy", "limit"), ("copy", "held"), ("reuse", "held"), ("outlive", "held")];
+        [("copy", "held"), ("copy", "limit"), ("copy", "limit"), ("reuse", "held"), ("outlive", "held")];
     assert_eq!(of_tasks, want, "{report:#}");
     assert_eq!(report["ok"], true);
     assert_eq!(json(&agent, &["status"])["live_tasks"], 0, "it leaves nothing behind");
