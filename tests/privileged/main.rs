@@ -48,6 +48,8 @@ mod runc;
 #[cfg(test)]
 mod scale;
 #[cfg(test)]
+mod starters;
+#[cfg(test)]
 mod support;
 #[cfg(test)]
 mod task_admin;
