@@ -74,7 +74,25 @@ pub(super) fn every_event() -> Vec<Event> {
         reason: "the flag file".to_owned(),
         needs_another: false,
     });
-    events.push(Event::Approval {
+    events.push(granted());
+    events.extend(attested());
+    events.push(Event::Killed {
+        agent: Some(bare()),
+        cgroup: None,
+        initiator: "operator uid 0".to_owned(),
+        failed: None,
+    });
+    events.push(Event::Killed {
+        agent: None,
+        cgroup: Some("/system.slice/agent.service".to_owned()),
+        initiator: "operator uid 0".to_owned(),
+        failed: Some("Permission denied (os error 13)".to_owned()),
+    });
+    events
+}
+
+fn granted() -> Event {
+    Event::Approval {
         step: ApprovalStep::Granted,
         agent: bare(),
         approval: Box::new(ApprovalFacts {
@@ -95,7 +113,10 @@ pub(super) fn every_event() -> Vec<Event> {
             at: at(0),
             until: at(300_000),
         }),
-    });
+    }
+}
+
+fn attested() -> Vec<Event> {
     let pod =
         Pod { ns: Some("web".to_owned()), pod: Some("front-7d9".to_owned()), sa: Some("front".to_owned()) };
     let attested = Agent {
@@ -106,22 +127,9 @@ pub(super) fn every_event() -> Vec<Event> {
         selectors_hash: Some("cd".repeat(32)),
         ..bare()
     };
-    for found in [Found::First, Found::Changed, Found::More] {
-        events.push(Event::Attested { agent: attested.clone(), found });
-    }
-    events.push(Event::Killed {
-        agent: Some(bare()),
-        cgroup: None,
-        initiator: "operator uid 0".to_owned(),
-        failed: None,
-    });
-    events.push(Event::Killed {
-        agent: None,
-        cgroup: Some("/system.slice/agent.service".to_owned()),
-        initiator: "operator uid 0".to_owned(),
-        failed: Some("Permission denied (os error 13)".to_owned()),
-    });
-    events
+    [Found::First, Found::Changed, Found::More]
+        .map(|found| Event::Attested { agent: attested.clone(), found })
+        .to_vec()
 }
 
 /// One line of each, all written in the first second of 1970.
@@ -275,6 +283,33 @@ fn bundle_events() -> Vec<Event> {
     ]
 }
 
+fn tool_call() -> Request {
+    Request {
+        proto: "mcp".to_owned(),
+        server: Some(format!("kb\n\u{202e}{}", "b".repeat(300))),
+        tool: Some("edit_page".to_owned()),
+        body_sha256: Some("56".repeat(32)),
+        ..Request::default()
+    }
+}
+
+fn requestable(call: &Request) -> PolicyDecision {
+    PolicyDecision {
+        evaluation_id: Some(format!("evl_{}", "0".repeat(32))),
+        result: "requestable",
+        phase: "issue",
+        action: "write",
+        target: "wiki".to_owned(),
+        tool: Some("edit_page".to_owned()),
+        args_hash: Some("34".repeat(32)),
+        request: Some(call.clone()),
+        policy_ids: vec!["writes-need-human".to_owned()],
+        policy_version: Some("ef".repeat(32)),
+        reason: "approval_required",
+        obligations: vec!["requires_approval: oncall".to_owned()],
+    }
+}
+
 fn task_events() -> Vec<Event> {
     let (root, id) = (TaskId::from_bytes([1; 16]), TaskId::from_bytes([2; 16]));
     let name = |name: &str| format!("spiffe://example.org/agent/{name}");
@@ -291,27 +326,8 @@ fn task_events() -> Vec<Event> {
         chain: vec![name("planner"), name("fetcher")],
         user: Some(UserPrint::of("https://idp.example.org", "alice")),
     });
-    let mcp = Request {
-        proto: "mcp".to_owned(),
-        server: Some(format!("kb\n\u{202e}{}", "b".repeat(300))),
-        tool: Some("edit_page".to_owned()),
-        body_sha256: Some("56".repeat(32)),
-        ..Request::default()
-    };
-    let decision = Box::new(PolicyDecision {
-        evaluation_id: Some(format!("evl_{}", "0".repeat(32))),
-        result: "requestable",
-        phase: "issue",
-        action: "write",
-        target: "wiki".to_owned(),
-        tool: Some("edit_page".to_owned()),
-        args_hash: Some("34".repeat(32)),
-        request: Some(mcp.clone()),
-        policy_ids: vec!["writes-need-human".to_owned()],
-        policy_version: Some("ef".repeat(32)),
-        reason: "approval_required",
-        obligations: vec!["requires_approval: oncall".to_owned()],
-    });
+    let mcp = tool_call();
+    let decision = Box::new(requestable(&mcp));
     let end = TaskEnd {
         reason: "process_exit",
         initiator: "kernel".to_owned(),

@@ -109,6 +109,7 @@ pub fn outside<T>(work: impl FnOnce() -> T) -> T {
 }
 
 #[cfg(test)]
+#[expect(clippy::string_slice, reason = "every text here is ASCII")]
 mod tests {
     use proptest::prelude::*;
 
@@ -205,6 +206,7 @@ mod tests {
     }
 
     #[tokio::test]
+    #[expect(clippy::disallowed_methods, reason = "what is spawned is waited for")]
     async fn a_trace_is_that_of_the_call_and_of_nothing_that_goes_on_by_itself() {
         let trace = Trace::parse(GOOD.as_bytes());
         assert_eq!(current(), None);

@@ -76,7 +76,7 @@ pub fn main() -> ExitCode {
     let mut context = Context { console: Console::stdio(), env: Env::of_process() };
     let result = match parse(args, &mut context) {
         Ok(Command::Local(command)) => command.run(&mut context),
-        Ok(Command::Client(command)) => block_on(command, &mut context),
+        Ok(Command::Client(command)) => block_on(*command, &mut context),
         Err(exit) => Ok(exit),
     };
     finish(result, &mut context).into()
@@ -103,7 +103,7 @@ struct Cli {
 #[derive(clap::Subcommand, Debug)]
 enum Command {
     #[command(flatten)]
-    Client(Client),
+    Client(Box<Client>),
     #[command(flatten)]
     Local(Local),
 }
@@ -193,7 +193,7 @@ enum Local {
     /// Run the agent
     Agent(agent::Args),
     /// Read the audit log, or check that nobody changed it
-    Audit(audit::Args),
+    Audit(Box<audit::Args>),
     /// Check a configuration file
     Config(config::Args),
     /// Check, test and explain policies

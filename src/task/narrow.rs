@@ -90,8 +90,11 @@ mod tests {
             .prop_map(|(paths, methods, tools)| detail(&paths, &methods, &tools))
     }
 
+    /// An operation that can be named, and the request or the tool that it is.
+    type Accessed = (Option<Operation>, Option<(&'static str, PathPattern)>, Option<&'static str>);
+
     /// Requests and tool calls, the first of which are operations that can be named.
-    fn accesses() -> Vec<(Option<Operation>, Option<(&'static str, PathPattern)>, Option<&'static str>)> {
+    fn accesses() -> Vec<Accessed> {
         let path = |text| PathPattern::parse(text).unwrap();
         let http = METHODS.into_iter().flat_map(|method| {
             PATHS.into_iter().take(2).map(move |text| {

@@ -250,7 +250,7 @@ mod tests {
     fn whoever_names_an_operation_gets_that_and_nothing_else() {
         let get = Operation::http("GET", "wiki.example.org", "/api/x", 0, &[]).unwrap();
         for own in [detail(API, &["read", "write"], &[]), detail(API, &["read"], &["/api/*"])] {
-            let left = part(&[own.clone()], &[], Some(&get), Says::Details).unwrap();
+            let left = part(std::slice::from_ref(&own), &[], Some(&get), Says::Details).unwrap();
             let raw = left.details()[0].raw();
             assert_eq!((raw.actions, raw.methods), (vec!["read".to_owned()], vec!["GET".to_owned()]));
             assert_eq!(raw.paths, ["/api/x"]);

@@ -69,7 +69,7 @@ impl Workloads {
         let (written, stilled) = self
             .at_disk(move |workloads| {
                 let written = workloads.write_freezes();
-                (written, workloads.make_still(&what, cgroups, by_pid))
+                (written, workloads.make_still(&what, &cgroups, by_pid))
             })
             .await?;
         written?;

@@ -73,6 +73,38 @@ enum Missing {
     Later,
 }
 
+/// What was found when everybody was looked at.
+#[derive(Default)]
+struct Sorted {
+    adopted: usize,
+    /// Rows of whoever is gone.
+    gone: Vec<Row>,
+    /// Who is.
+    ended: Vec<ProcessKey>,
+    /// Who could not be looked at yet.
+    later: BTreeMap<ProcessKey, Vec<Row>>,
+}
+
+fn sorted(outcomes: Vec<Outcome>, held: &mut BTreeSet<ProcessKey>) -> Sorted {
+    let mut all = Sorted::default();
+    for outcome in outcomes {
+        match outcome {
+            Outcome::Found(key, adopted, lost) => {
+                held.insert(key);
+                all.adopted += adopted;
+                all.gone.extend(lost);
+            }
+            Outcome::Gone(key, lost) => {
+                all.ended.push(key);
+                all.gone.extend(lost);
+            }
+            Outcome::Unknown(lost) => all.gone.extend(lost),
+            Outcome::Later(key, live) => drop(all.later.insert(key, live)),
+        }
+    }
+    all
+}
+
 impl Workloads {
     /// Goes through the ledger's rows; `kept` are the pidfds that the service manager held meanwhile. Must be done before anybody is served: whoever died while the
     /// agent was down is refused, and in the published CRL, when this returns. While no descriptor is free to look
@@ -104,23 +136,8 @@ impl Workloads {
                 self.0.adopt(key, live, claims, kept)
             });
             let outcomes: Vec<Outcome> = looked.buffer_unordered(AT_ONCE).collect().await;
-            pending = BTreeMap::new();
-            let (mut gone, mut ended) = (Vec::new(), Vec::new());
-            for outcome in outcomes {
-                match outcome {
-                    Outcome::Found(key, adopted, lost) => {
-                        held.insert(key);
-                        restored.adopted += adopted;
-                        gone.extend(lost);
-                    }
-                    Outcome::Gone(key, lost) => {
-                        ended.push(key);
-                        gone.extend(lost);
-                    }
-                    Outcome::Unknown(lost) => gone.extend(lost),
-                    Outcome::Later(key, live) => drop(pending.insert(key, live)),
-                }
-            }
+            let Sorted { adopted, gone, ended, later } = sorted(outcomes, &mut held);
+            (pending, restored.adopted) = (later, restored.adopted + adopted);
             restored.revoked += gone.len();
             self.0.forget_bars(&mut self.0.lock(), &ended);
             self.refuse_gone(gone).await;

@@ -149,7 +149,7 @@ pub(super) struct Stilled {
 
 impl Workloads {
     /// Makes cgroups stand still, as long as that is frozen. Never our own, nor that of whoever orders it.
-    pub(super) fn make_still(&self, what: &Frozen, places: BTreeSet<Place>, by: u32) -> Stilled {
+    pub(super) fn make_still(&self, what: &Frozen, places: &BTreeSet<Place>, by: u32) -> Stilled {
         let mut stilled = Stilled::default();
         if places.is_empty() {
             return stilled;
@@ -160,7 +160,7 @@ impl Workloads {
             return Stilled { not_still: places.len(), ..stilled };
         }
         let done = all.order(
-            &places,
+            places,
             what,
             |all| self.0.store_standstill(all),
             |place| self.0.scope_apart_from(place, by)?.freeze(true),

@@ -1,5 +1,7 @@
 //! Lines of the record that say which trace of the caller they are part of, and which span of it asked.
 
+#![expect(clippy::string_slice, reason = "what is cut is ASCII")]
+
 use std::collections::BTreeSet;
 
 use mayfly_harness::{Holder, TaskRefusal};

@@ -105,7 +105,7 @@ proptest! {
             prop_assert_eq!(again.request.principal(), fresh.request.principal());
             prop_assert_eq!(again.request.resource(), fresh.request.resource());
             prop_assert_eq!(again.entities, fresh.entities);
-            let all = |parties: &super::parties::Parties| -> std::collections::HashSet<_> {
+            let all = |parties: &parties::Parties| -> std::collections::HashSet<_> {
                 parties.principals.iter().chain(&parties.resources).cloned().collect()
             };
             prop_assert_eq!(all(&again.parties), all(&fresh.parties));

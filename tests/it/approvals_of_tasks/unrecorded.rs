@@ -54,7 +54,7 @@ fn an_offer_that_waits_and_is_not_on_record_is_none_and_nobody_is_asked_about_it
     jam.clear();
     let offered =
         until("offers are made again", || holder.task_call::<proto::Delegation>("Delegate", &request).ok());
-    assert_eq!(waiting(&agent), [offered.approval_id.clone()]);
+    assert_eq!(waiting(&agent), std::slice::from_ref(&offered.approval_id));
     agent.audited(&["approval.requested", &offered.approval_id]);
 }
 
