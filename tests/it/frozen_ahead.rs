@@ -78,7 +78,7 @@ fn what_the_flag_file_froze_while_the_agent_was_down_is_on_record_when_it_starts
     world.agent.kill();
     std::fs::write(&flag, "").unwrap();
     world.agent.launch();
-    let line = world.agent.audited(&["task.suspend", &root.id]);
+    let line = world.agent.audited(&["task.suspend", &format!("{:?}:{:?}", "id", root.id)]);
     assert_eq!(line["task"]["state"], "suspended", "{line}");
     let frozen = world.agent.audited(&["\"event\":\"freeze\"", "the flag file"]);
     assert!(frozen["seq"].as_u64() < line["seq"].as_u64(), "first what froze it: {frozen} {line}");
