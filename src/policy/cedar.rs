@@ -7,6 +7,8 @@ mod asking;
 mod explain;
 mod index;
 mod lint;
+#[cfg(test)]
+mod load_tests;
 mod moments;
 mod notes;
 mod parse;

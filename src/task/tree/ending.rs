@@ -3,10 +3,10 @@
 use std::collections::{BTreeSet, HashMap};
 use std::time::{Instant, SystemTime};
 
-use super::{Repeat, Timer, Tree, wakes_at};
+use super::{Repeat, Timer, Tree};
 use crate::id::{DelegationId, LeaseId, TaskId};
 use crate::lease::WorkloadId;
-use crate::task::{Ending, Scope, Standing};
+use crate::task::{Ending, Scope, Standing, Task};
 
 /// What an end has done to the tree, and what the shell has to do about it, in this order: refuse every lease, top
 /// down; write down that tasks and offers are gone; tell whoever watches; record.
@@ -205,6 +205,15 @@ impl Tree {
             self.keys.remove(&name);
         }
     }
+}
+
+/// When to look at the task again.
+pub(super) fn wakes_at(task: &Task) -> Instant {
+    // Whoever waits for people is not idle.
+    let idle = task.charter.limits.idle.filter(|_| task.standing != Standing::Pending);
+    // A length that no clock can add is never over.
+    let idle = idle.and_then(|idle| task.last_call.checked_add(idle));
+    idle.map_or(task.deadline, |idle| idle.min(task.deadline))
 }
 
 /// Takes one name out of an index.

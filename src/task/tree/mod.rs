@@ -16,13 +16,13 @@ use std::time::{Duration, Instant, SystemTime};
 use mayfly_attestors::ProcessKey;
 
 use self::beside::Beside;
+use self::ending::wakes_at;
 pub use self::ending::{Cascade, Ended, Toll};
+use self::offered::Offers;
 pub use self::offers::{NewOffer, Offer};
+use self::remembered::Remembered;
 pub use self::restoring::Past;
 pub use self::spending::{Flight, Landing};
-
-use self::offered::Offers;
-use self::remembered::Remembered;
 use super::{Bounds, Caller, Charter, Key, Limit, Refused, Scope, Seat, Standing, Task, Usage};
 use crate::id::{DelegationId, LeaseId, SpiffeId, TaskId};
 use crate::lease::{Timers, WorkloadId};
@@ -391,13 +391,4 @@ struct Parent {
 struct Times {
     deadline: Instant,
     latest: Instant,
-}
-
-/// When to look at the task again.
-fn wakes_at(task: &Task) -> Instant {
-    // Whoever waits for people is not idle.
-    let idle = task.charter.limits.idle.filter(|_| task.standing != Standing::Pending);
-    // A length that no clock can add is never over.
-    let idle = idle.and_then(|idle| task.last_call.checked_add(idle));
-    idle.map_or(task.deadline, |idle| idle.min(task.deadline))
 }

@@ -16,6 +16,7 @@ mod deciding;
 mod ending;
 mod explain;
 mod following;
+mod going_on;
 mod issue;
 mod judging;
 mod keeper;
