@@ -1,11 +1,12 @@
 //! What policy may know of a process.
 
 use std::collections::BTreeSet;
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use mayfly_attestors::{Attestation, Process};
 
 use super::{Admission, Shared, Workloads};
+use crate::clock::unix_millis;
 use crate::id::EntryId;
 use crate::policy::{Decision, Engine, PostureFacts, WorkloadFacts};
 use crate::registration::Identity;
@@ -62,10 +63,17 @@ impl Shared {
                 no_new_privs: says("no_new_privs"),
                 isolated: false,
             },
-            attested_at: now.checked_sub(age).unwrap_or(now),
+            attested_at: to_a_tenth(now.checked_sub(age).unwrap_or(now)),
             groups: BTreeSet::new(),
         }
     }
+}
+
+/// To a tenth of a second, rounded down: it comes of two clocks, and must be the same each time for one process, so that
+/// what was made of it is found again.
+fn to_a_tenth(at: SystemTime) -> SystemTime {
+    let millis = unix_millis(at);
+    UNIX_EPOCH + Duration::from_millis(millis - millis % 100)
 }
 
 /// Why, for the record: what the operator finds again in `mayfly policy explain`.

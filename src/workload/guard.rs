@@ -78,17 +78,22 @@ impl Shared {
     /// Whether policy gives a workload the JWT-SVID of that row. One whose identity it has not any more is not ours to
     /// judge: the core has taken it back.
     pub(super) fn gives_token(&self, set: &PolicySet, state: &State, id: WorkloadId, row: &Row) -> bool {
-        if !is_guarded(set) {
-            return true;
-        }
-        let Some(member) = state.members.get(&id) else { return false };
-        let Some(identity) = member.identity(&row.entry) else { return false };
+        !is_guarded(set) || self.token_question(state, id, row).is_some_and(|question| set.gives(&question))
+    }
+
+    /// Whether a freeze stops the JWT-SVID of that row from being handed over. One that is out is suspended by it, and stays.
+    pub(super) fn holds_token_back(&self, set: &PolicySet, state: &State, id: WorkloadId, row: &Row) -> bool {
+        let stops = |question: Question| set.freezes().stops(&question);
+        !set.freezes().is_empty() && self.token_question(state, id, row).is_none_or(stops)
+    }
+
+    fn token_question(&self, state: &State, id: WorkloadId, row: &Row) -> Option<Question> {
+        let member = state.members.get(&id)?;
+        let identity = member.identity(&row.entry)?;
         let who = self.facts(&member.process, &member.attestation, member.attested_at, identity);
         let audiences = row.audience.iter().cloned().collect();
         let wanted = IdentityFacts { audiences, ..facts_of(identity, Kind::Jwt) };
-        let question =
-            Question::fetch(who, wanted, self.ttl_of(Kind::Jwt, identity), self.parts.clock.wall());
-        set.gives(&question)
+        Some(Question::fetch(who, wanted, self.ttl_of(Kind::Jwt, identity), self.parts.clock.wall()))
     }
 }
 

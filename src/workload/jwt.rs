@@ -169,7 +169,10 @@ impl Shared {
         let mut state = self.lock();
         // A reload looks at every lease under this lock, and these are none yet.
         let set = self.parts.policy.in_force();
-        let gone = |draft: &Draft| !self.gives_token(&set, &state, id, &draft.row);
+        let gone = |draft: &Draft| {
+            let row = &draft.row;
+            !self.gives_token(&set, &state, id, row) || self.holds_token_back(&set, &state, id, row)
+        };
         if !Arc::ptr_eq(&set, decided_by) && drafts.iter().any(gone) {
             drop(state);
             self.discard(drafts, true);

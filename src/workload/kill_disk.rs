@@ -26,12 +26,13 @@ impl Workloads {
         work: impl FnOnce(&Self) -> T + Send + 'static,
     ) -> io::Result<T> {
         let (to, answer) = oneshot::channel();
+        let trace = audit::trace::current();
         let (workloads, turn) = (self.clone(), Arc::clone(&self.0.freezes_disk));
         self.0.spawn(async move {
             let turn = turn.lock_owned().await;
             // Only one waits in a thread, however many wait.
             let work = tokio::task::spawn_blocking(move || {
-                let done = work(&workloads);
+                let done = audit::trace::within(trace, || work(&workloads));
                 drop(turn);
                 done
             });

@@ -45,7 +45,7 @@ impl Shared {
                 let live = |task: &&Task| task.ended_at.is_none();
                 let all = state.tasks.tree.all().into_iter().filter(live);
                 let near = near(id, all.map(|task| task.id.to_string()).collect());
-                Some(format!("no task has that name, or it has ended more than an hour ago{near}"))
+                Some(format!("no task has that name, or it has ended and is not remembered any more{near}"))
             }
         }
     }

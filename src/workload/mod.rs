@@ -257,6 +257,8 @@ struct Shared {
     freezing: Mutex<kill_disk::Freezing>,
     /// The same at the disk.
     freezes_disk: Arc<tokio::sync::Mutex<()>>,
+    /// Calls that run to their end, whoever waits: so many at once.
+    calls: Arc<tokio::sync::Semaphore>,
     /// Cgroups that stand still. Held at the disk, and by nobody who serves.
     standstill: Mutex<standstill::Standstill>,
     /// Whether the record says that the flag file is there.
@@ -312,6 +314,7 @@ impl Workloads {
             crl,
             freezing: Mutex::default(),
             freezes_disk: Arc::default(),
+            calls: Arc::new(tokio::sync::Semaphore::new(MOST_CALLS)),
             standstill: Mutex::new(still),
             flag_told,
             orders: OnceLock::new(),
@@ -385,6 +388,8 @@ impl Drop for Locked<'_> {
         self.0.tasks.tell_changes();
     }
 }
+
+const MOST_CALLS: usize = 4_096;
 
 /// A poisoned lock means that a panic was caught somewhere (never in a release build, which aborts). The
 /// tables are changed in single steps, so they are still whole.

@@ -128,6 +128,8 @@ struct Revoker {
 
 /// How long after a failure the next attempt follows.
 const RETRY: Duration = Duration::from_millis(500);
+/// Events that wait for the ledger before they are recorded.
+const MOST_HELD_BACK: usize = 10_000;
 /// How long after a CRL that could not be recorded the next one follows: slow enough for the supply of dates.
 const KEEP_AGAIN: Duration = Duration::from_secs(5);
 /// How often the clock is looked at when nothing else happens: a step back must not wait for a revocation.
@@ -177,7 +179,14 @@ impl Revoker {
                 }
                 self.waiting.push(job);
             }
-            Job::Record(events, trace) => self.unrecorded.push((events, trace)),
+            Job::Record(events, trace) => {
+                // A ledger that fails for long must not fill the memory.
+                if self.unrecorded.len() >= MOST_HELD_BACK {
+                    let (events, trace) = self.unrecorded.remove(0);
+                    audit::trace::within(trace, || self.audit.note(events));
+                }
+                self.unrecorded.push((events, trace));
+            }
             Job::Authorities { set, done } => {
                 // What was revoked before is in the lists that come with the set.
                 self.write_down();

@@ -1,6 +1,7 @@
 //! The kill switch: what is frozen gets nothing, whatever entries and policies say.
 
-use mayfly_harness::{Agent, until};
+use mayfly_harness::{Agent, Plan, until};
+use serde_json::json;
 
 use crate::support::{agent, client, own_uid};
 
@@ -16,6 +17,22 @@ fn own() -> String {
 
 fn concerns(agent: &Agent) -> String {
     agent.admin().status().concerns.join("\n")
+}
+
+/// Decided before the freeze, handed over after it: nothing is.
+#[test]
+fn a_token_that_was_on_its_way_when_everything_was_frozen_never_arrives() {
+    let mut agent = Plan::for_uids(&[own_uid()]).prepare();
+    let pause = agent.pause_at("issue.before_release");
+    agent.launch();
+    let mut holder = client(&agent);
+    holder.order(&json!({"do": "jwt", "audience": ["a"]}));
+    pause.hit();
+    run(&agent, &["freeze", "--all"]);
+    pause.release();
+    let answer = holder.expect("jwt");
+    assert_eq!(answer["code"], 7, "{answer}");
+    assert!(agent.admin().live_leases_of(holder.pid()).is_empty());
 }
 
 #[test]

@@ -132,6 +132,35 @@ fn a_part_ends_when_it_would_not_be_handed_on_any_more_and_all_below_it() {
     world.agent.audited(&["task.ended", &other.id, "parent_ended"]);
 }
 
+/// What a task has done since it began, and what is below it now, is no reason that it should not have begun: a reload for
+/// another reason ends nobody who keeps to the rules.
+#[test]
+fn what_a_task_has_done_since_it_began_ends_it_at_no_reload() {
+    let world = World::new();
+    let (mut planner, mut ann) = (world.planner(), world.ann());
+    let root = begin(&mut planner);
+    let below = child(&root, &mut planner, &mut ann, ANN, "/docs");
+    issue(&mut planner, &root).unwrap();
+    issue(&mut ann, &below).unwrap();
+    // As starter policies have it: no more than two children; and as long as nothing was asked for.
+    let fuses = "\n@id(\"two-children\") forbid(principal, action == Mayfly::Action::\"delegate\", resource) \
+                 when { context.task.children >= 2 };\n\
+                 @id(\"fuse\") forbid(principal, action, resource) \
+                 when { context has task && context.task.calls >= 1 };\n\
+                 @id(\"fresh\") forbid(principal, action in [Mayfly::Action::\"begin\", Mayfly::Action::\"delegate\"], resource) \
+                 when { principal is Mayfly::Workload && context.now.durationSince(principal.attested_at) > duration(\"1s\") };\n";
+    let ben = format!(
+        "@id(\"not-ben\") forbid(principal, action == Mayfly::Action::\"delegate\", resource == Mayfly::Agent::\"{BEN}\");"
+    );
+    let mut witness = world.ben();
+    let last = child(&root, &mut planner, &mut witness, BEN, "/docs");
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    world.agent.write_policies(&format!("{POLICY}\n{fuses}\n{ben}\n"));
+    world.agent.audited(&["task.ended", &last.id, "\"reason\":\"policy\""]);
+    assert_eq!(get(&mut planner, &root).unwrap().state(), proto::TaskState::Active);
+    assert_eq!(get(&mut ann, &below).unwrap().state(), proto::TaskState::Active);
+}
+
 /// A set that came while nobody ran is another set as well.
 #[test]
 fn what_was_forbidden_while_the_agent_was_down_ends_when_it_starts() {

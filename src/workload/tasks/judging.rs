@@ -9,7 +9,7 @@ use super::approval_use::Approved;
 use super::{TaskError, TaskView};
 use crate::audit::{Event, PolicyDecision};
 use crate::id::TaskId;
-use crate::policy::{Action, Decision, Freezes, PolicySet, PolicyVersion, Reason, Verdict};
+use crate::policy::{Action, Decision, Freezes, PolicySet, PolicyVersion, Reason, Verdict, WorkloadFacts};
 use crate::task::approval::{ApprovalState, Subject};
 use crate::task::{Ending, Refused, Seat, Standing};
 use crate::workload::revoker::Initiator;
@@ -105,9 +105,13 @@ impl Shared {
         let (seat, charter) = (&view.task.seat, &view.task.charter);
         let who = self.facts_of_seat(seat, &charter.entry).ok_or(Refusal::NotEntitled)?;
         let left = view.task.deadline.saturating_duration_since(self.parts.clock.monotonic());
-        let to_be = self.renewed(set, view, who, left);
         let given = self.given_at_begin(set, view);
-        self.decide_renewal(set, view, &to_be, given.as_ref()).map(Some)
+        // Who begins has just been attested, and has nothing below.
+        let who = WorkloadFacts { attested_at: self.parts.clock.wall(), ..who };
+        let mut began = view.clone().as_it_began();
+        began.task.children.clear();
+        let to_be = self.renewed(set, &began, who, left);
+        self.decide_renewal(set, &began, &to_be, given.as_ref(), true).map(Some)
     }
 
     /// Whether every attestor has said what it knows of whoever the seat rests on. One that is silent says nothing, and

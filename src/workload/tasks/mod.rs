@@ -65,7 +65,7 @@ use crate::id::{LeaseId, SpiffeId, TaskId};
 use crate::issue::user::WhyNot;
 use crate::policy::{self, Decision};
 use crate::task::approval::{ApprovalBounds, ApprovalError};
-use crate::task::{Bounds, Caller, Rates, Refused, Standing, Task, Tree};
+use crate::task::{Bounds, Caller, Rates, Refused, Scope, Standing, Task, Tree, Usage};
 
 /// Why a task gets something not, or is none. `api::tasks` has a reason for each.
 #[derive(Debug, thiserror::Error)]
@@ -246,6 +246,16 @@ impl TaskView {
             children: u64::try_from(children.len()).unwrap_or(u64::MAX),
             audiences: u64::try_from(audiences.len()).unwrap_or(u64::MAX),
         }
+    }
+
+    /// The task as policy saw it when it began: nothing used, nothing refused, alone in its cgroup if it is held by one.
+    /// What it has done since is no reason to end it.
+    pub(super) fn as_it_began(mut self) -> Self {
+        self.task.used = Usage::default();
+        self.task.denials = 0;
+        self.task.audiences.clear();
+        self.isolated |= matches!(self.task.seat.scope, Scope::Cgroup { .. });
+        self
     }
 
     /// Who delegated, from the parent to the root.

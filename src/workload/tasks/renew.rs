@@ -37,7 +37,7 @@ impl Workloads {
         let until = shared.lock().tasks.tree.renewed_until(id, life, &caller(admission), now)?;
         let who = self.facts(admission, &view.task.charter.entry).ok_or(Refusal::NotEntitled)?;
         let to_be = shared.renewed(&set, &view, who, until.saturating_duration_since(now));
-        let (decision, recorded) = shared.decide_renewal(&set, &view, &to_be, None)?;
+        let (decision, recorded) = shared.decide_renewal(&set, &view, &to_be, None, false)?;
         if !decision.is_allowed() {
             shared.count_denial(id);
             let (agent, task, recorded) = (view.caller(admission), view.facts(), Box::new(recorded));
@@ -89,12 +89,14 @@ impl Shared {
     }
 
     /// A root is decided as when it began; a child, as when it was handed on. `approved`: what people said to that.
+    /// `as_begun`: by what they were then, and not by what they have done since.
     pub(super) fn decide_renewal(
         &self,
         set: &Arc<PolicySet>,
         view: &TaskView,
         to_be: &ToBe<'_>,
         approved: Option<&Approved>,
+        as_begun: bool,
     ) -> Result<(Decision, PolicyDecision), TaskError> {
         let left = to_be.task.deadline.duration_since(to_be.now).unwrap_or_default();
         let charter = &view.task.charter;
@@ -107,10 +109,18 @@ impl Shared {
             let recorded = recorded(&decision, Phase::Begin, Action::Begin, target);
             return Ok((decision, recorded));
         };
-        let parent = self.task_now(parent)?;
+        let mut parent = self.task_now(parent)?;
+        // When it was handed on it was not there yet.
+        parent.task.children.remove(&view.task.id);
+        let mut who = None;
+        if as_begun {
+            parent = parent.as_it_began();
+            let known = self.facts_of_seat(&parent.task.seat, &parent.task.charter.entry);
+            who = known.map(|known| WorkloadFacts { attested_at: to_be.now, ..known });
+        }
         let decision = match template_denial(set, &charter.spiffe_id, charter.template.as_deref()) {
             Some(denied) => denied,
-            None => self.decide_delegation(set, &parent, None, &charter.spiffe_id, left, approved)?,
+            None => self.decide_delegation(set, &parent, who, &charter.spiffe_id, left, approved)?,
         };
         let recorded = recorded(&decision, Phase::Begin, Action::Delegate, charter.spiffe_id.as_str());
         Ok((decision, recorded))

@@ -7,6 +7,7 @@ use std::time::Instant;
 use mayfly_attestors::{CgroupScope, Process, ScopeError};
 
 use super::TaskError;
+use crate::audit;
 use crate::task::{Charter, Refused, Scope, Seat, Tree};
 use crate::workload::scopes::Watchable;
 use crate::workload::state::State;
@@ -120,9 +121,10 @@ impl Shared {
         has_keeper: bool,
     ) -> Result<Chosen, TaskError> {
         let (shared, admission) = (Arc::clone(self), admission.clone());
+        let trace = audit::trace::current();
         let looked = tokio::task::spawn_blocking(move || {
             mayfly_attestors::failpoint::hit("task.look_at_scope");
-            shared.choose_scope_now(&admission, wish, has_keeper)
+            audit::trace::within(trace, || shared.choose_scope_now(&admission, wish, has_keeper))
         });
         // It only fails when the agent stops.
         looked.await.unwrap_or_else(|_stopping| Err(Refusal::WatchLost.into()))
