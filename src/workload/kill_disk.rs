@@ -83,7 +83,9 @@ impl Workloads {
             vec![Event::Thaw { by, what, reason, needs_another }]
         };
         if thawed == Thawed::Done {
-            self.end_thaw(what, self.store(&after), event(false))?;
+            let written = self.store(&after);
+            failpoint::hit("freezes.before_lift");
+            self.end_thaw(what, written, event(false))?;
         }
         // What is not frozen may stand still all the same, where an earlier thaw could not have it go on.
         let stood_still = thawed != Thawed::NeedsAnother && self.let_go_on(what);

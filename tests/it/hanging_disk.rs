@@ -105,18 +105,61 @@ fn a_disk_that_hangs_keeps_no_order_from_killing_and_nobody_from_an_answer() {
 #[test]
 fn an_order_whose_giver_has_gone_is_written_down() {
     let (agent, pause) = paused("freezes.before_write");
-    let (_holder, task) = worker(&agent);
-    let mut order = std::process::Command::new(agent.binary())
-        .args(["freeze", "--task", &task, "--socket", &format!("unix://{}", agent.admin_socket().display())])
-        .spawn()
-        .unwrap();
+    let ((_holder, task), (mut other, later)) = (worker(&agent), worker(&agent));
+    let socket = format!("unix://{}", agent.admin_socket().display());
+    let order = |task: &str| {
+        let words = ["freeze", "--task", task, "--socket", socket.as_str()];
+        std::process::Command::new(agent.binary()).args(words).spawn().unwrap()
+    };
+    let mut orders = vec![order(&task)];
     pause.hit();
-    order.kill().unwrap();
-    order.wait().unwrap();
+    // One more, which waits for its turn.
+    orders.push(order(&later));
+    until("it is frozen", || (get(&mut other, &later).reason == "kill_switch").then_some(()));
+    for order in &mut orders {
+        order.kill().unwrap();
+        order.wait().unwrap();
+    }
+    // The agent has seen that they are gone.
+    serves(&agent);
     pause.release();
     let freezes = agent.data_dir().join("freezes.json");
-    let written = |path: &Path| std::fs::read_to_string(path).unwrap_or_default().contains(&task);
-    until("it is written down", || written(&freezes).then_some(()));
+    let written = |path: &Path, task: &str| std::fs::read_to_string(path).unwrap_or_default().contains(task);
+    for task in [&task, &later] {
+        until("it is written down", || written(&freezes, task).then_some(()));
+    }
+}
+
+/// A thaw is written down, and while that takes long somebody freezes again: the thaw is void, and says so.
+#[test]
+fn whoever_freezes_while_it_is_thawed_has_the_last_word() {
+    let (agent, pause) = paused("freezes.before_lift");
+    let (agent, (mut holder, task)) = (&agent, worker(&agent));
+    let order = |words: &'static str| {
+        let task = task.clone();
+        move || agent.mayfly(&[words, "--task", &task, "--reason", "incident"])
+    };
+    assert_eq!(order("freeze")().0, Some(0));
+    let frozen = || agent.audit().iter().filter(|line| line["event"] == "freeze").count();
+    scope(|scope| {
+        // Dropped, and with that released, before anybody is waited for.
+        let pause = pause;
+        let thaw = scope.spawn(order("thaw"));
+        pause.hit();
+        assert_eq!(get(&mut holder, &task).reason, "kill_switch", "it goes on when that is certain");
+        let freeze = scope.spawn(order("freeze"));
+        until("it is frozen again", || (frozen() == 2).then_some(()));
+        pause.release();
+        let (code, out, err) = thaw.join().unwrap();
+        assert!(code != Some(0) && err.contains("somebody froze it again meanwhile"), "{out}{err}");
+        assert_eq!(freeze.join().unwrap().0, Some(0));
+    });
+    assert_eq!(get(&mut holder, &task).reason, "kill_switch");
+    let written = std::fs::read_to_string(agent.data_dir().join("freezes.json")).unwrap();
+    assert!(written.contains(&task), "{written}");
+    assert!(!agent.audit().iter().any(|line| line["event"] == "thaw"), "nothing was thawed");
+    assert_eq!(order("thaw")().0, Some(0));
+    assert_eq!(get(&mut holder, &task).state(), proto::TaskState::Active);
 }
 
 /// How much there is to look at in a cgroup says whoever begins.
@@ -124,11 +167,14 @@ fn an_order_whose_giver_has_gone_is_written_down() {
 fn nobody_waits_while_the_cgroup_of_others_is_looked_at() {
     let (agent, pause) = paused("task.look_at_scope");
     let mut holders: Vec<Holder> = (0..4).map(|_| Holder::start(&agent, own_uid())).collect();
+    let mut other = Holder::start(&agent, own_uid());
     for holder in &mut holders {
         holder.task_begin_call("Begin", &request());
     }
     pause.hit();
     serves(&agent);
+    // Nor does whoever is given something.
+    other.x509();
     pause.release();
     for holder in &mut holders {
         holder.task_answer::<proto::Task>().unwrap();
@@ -146,6 +192,7 @@ fn nobody_waits_while_the_keys_of_an_issuer_of_users_are_read() {
     }
     pause.hit();
     serves(&world.agent);
+    world.start("worker").x509();
     pause.release();
     for holder in &mut holders {
         holder.task_answer::<proto::Task>().unwrap();

@@ -2,7 +2,9 @@
 //! somebody was told.
 
 use mayfly_harness::policies::WIKI;
+use mayfly_harness::tasks::detail;
 use mayfly_harness::{Agent, Entry, Holder, Jam, Plan, Policies, until};
+use mayfly_proto::task as proto;
 use serde_json::Value;
 
 use crate::http::local;
@@ -113,4 +115,62 @@ fn a_freeze_that_takes_back_is_done_when_the_ledger_has_it() {
     let (code, out, err) = world.agent.mayfly(&["freeze", "--task", &world.task, "--revoke"]);
     assert_ne!(code, Some(0), "{out}{err}");
     assert!(!world.is_active());
+}
+
+/// Of one credential: nobody is barred, so that the ledger alone says whether it is done.
+#[test]
+fn a_revocation_of_one_credential_is_done_when_the_ledger_has_it() {
+    let mut world = World::new();
+    let live = world.agent.admin().live_leases_of(world.holder.pid());
+    world.jam.set();
+    let (code, out, err) =
+        world.agent.mayfly(&["lease", "revoke", "--lease", &live[0].id, "--reason", "stolen"]);
+    assert_ne!(code, Some(0), "{out}{err}");
+    assert!(err.contains("could not be written down"), "{err}");
+    assert!(!world.is_active(), "memory refuses all the same");
+    world.jam.clear();
+    until("all is well", || world.agent.admin().status().ready.then_some(()));
+    world.agent.crash_and_restart();
+    assert!(!world.is_active(), "what was owed was written");
+}
+
+/// There is no credential to write down, and what has ended must not come back all the same.
+#[test]
+fn the_end_of_a_task_that_holds_nothing_is_on_record_when_the_ledger_has_it() {
+    let mut world = World::new();
+    let request = proto::BeginRequest {
+        details: vec![detail(&format!("{WIKI}/api"), &["read"])],
+        process_scope: proto::Scope::Process.into(),
+        ..Default::default()
+    };
+    let idle: proto::Task = world.holder.task_call("Begin", &request).unwrap();
+    world.jam.set();
+    world.agent.mayfly(&["task", "end", &idle.id, "--reason", "done"]);
+    assert_eq!(world.ended(), None, "a crash would undo it");
+    world.jam.clear();
+    let ended = until("it is on record", || world.ended());
+    assert_eq!(ended["task"]["id"], idle.id.as_str(), "{ended}");
+    until("all is well", || world.agent.admin().status().ready.then_some(()));
+    world.agent.crash_and_restart();
+    let (_, out, _) = world.agent.mayfly(&["task", "list"]);
+    assert!(!out.contains(&idle.id), "{out}");
+}
+
+/// The file says what is frozen when the agent starts: what goes on by memory alone would stop again.
+#[test]
+fn a_thaw_that_cannot_be_written_down_is_none() {
+    let world = World::new();
+    let freezes = world.agent.data_dir().join("freezes.json");
+    let order = |words: &str| world.agent.mayfly(&[words, "--task", &world.task]);
+    assert_eq!(order("freeze").0, Some(0));
+    assert!(!world.is_active());
+    std::fs::remove_file(&freezes).unwrap();
+    std::fs::create_dir_all(freezes.join("in the way")).unwrap();
+    let (code, out, err) = order("thaw");
+    assert!(code != Some(0) && err.contains("could not be written down"), "{out}{err}");
+    assert!(!world.is_active(), "it stays frozen");
+    assert!(!world.agent.audit().iter().any(|line| line["event"] == "thaw"), "nothing was thawed");
+    std::fs::remove_dir_all(&freezes).unwrap();
+    assert_eq!(order("thaw").0, Some(0));
+    assert!(world.is_active());
 }

@@ -633,6 +633,29 @@ fn k_a_repeated_delegate_learns_that_people_said_no() {
     assert_eq!(lines.iter().filter(|line| line["event"] == "approval.requested").count(), 1);
 }
 
+/// Whoever froze did not find it among those that go on: it is found when it does, and the record says so.
+#[test]
+fn k_what_is_frozen_while_it_goes_on_is_on_record_as_suspended() {
+    let (mut world, pause) = World::paused("task.before_spend");
+    let task = world.begin();
+    let id = world.asked(&task);
+    let (request, mut ann) = (world.yes(&id), Holder::start(&world.agent, ANN));
+    pause.arm();
+    let agent = &world.agent;
+    std::thread::scope(|scope| {
+        let answering = scope.spawn(|| decide(&mut ann, agent, &request));
+        pause.hit();
+        let (code, out, err) = agent.mayfly(&["freeze", "--agent", "spiffe://example.org/asker"]);
+        assert_eq!(code, Some(0), "{out}{err}");
+        pause.release();
+        answering.join().unwrap().unwrap();
+    });
+    let resumed = world.agent.audited(&["\"task.resume\"", &task.id]);
+    let suspended = world.agent.audited(&["\"task.suspend\"", &task.id]);
+    assert!(resumed["seq"].as_u64() < suspended["seq"].as_u64(), "{resumed} {suspended}");
+    assert!(world.issue(&task).is_err(), "it is frozen");
+}
+
 /// A yes that is on record as used, and is overtaken before it counts.
 fn overtaken(settings: &str, overtake: impl FnOnce(&Agent, &mut Holder, &proto::Task, &str)) -> Vec<Value> {
     let mut pause = None;

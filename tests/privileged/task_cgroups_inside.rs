@@ -43,6 +43,34 @@ fn what_is_in_flight_for_a_process_of_a_cgroup_that_is_barred_meanwhile_is_taken
     assert!(is_live(&agent, &task), "nobody else has lost anything");
 }
 
+/// The task goes on, and with it the stand-in: what nobody is there for any more is not left good.
+#[test]
+fn what_is_in_flight_for_a_process_of_a_cgroup_that_exits_meanwhile_is_taken_back() {
+    let mut agent = prepare(&[UID, OTHER].map(Entry::for_uid), None);
+    let (pause, spec) = Pause::at(agent.dir(), "task.before_land");
+    with(&mut agent, &spec);
+    agent.launch();
+    let group = Group::new("inside");
+    let (_founder, task) = founder(&agent, &group);
+    let mut helper = helper(&agent, &group);
+    let request = proto::IssueRequest {
+        task_id: task.clone(),
+        format: proto::Format::AccessToken.into(),
+        audience: vec![WIKI.to_owned()],
+        ..Default::default()
+    };
+    helper.jwt(WIKI).unwrap();
+    helper.task_begin_call("Issue", &request);
+    pause.hit();
+    let pid = helper.pid();
+    helper.kill();
+    until("the exit is seen", || (live_of(&agent, pid) == 0).then_some(()));
+    pause.release();
+    agent.audited(&["credential.revoke", "exited", &task]);
+    assert_eq!(live_of(&agent, pid), 0);
+    assert!(is_live(&agent, &task), "nobody else has lost anything");
+}
+
 /// Its founder is something else for so long that patience is over, and nobody can say what: others do not go on in its name.
 #[test]
 fn a_founder_that_cannot_be_looked_at_for_too_long_takes_its_cgroups_task_along() {
