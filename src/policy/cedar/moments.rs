@@ -54,3 +54,25 @@ fn remembered(
         known.entry(millis).or_insert_with(make).clone()
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_millisecond_is_a_moment_and_a_length_of_its_own_however_many_were_asked_for() {
+        let shown = |expression: RestrictedExpression| format!("{expression:?}");
+        let start = UNIX_EPOCH + Duration::from_secs(1_790_000_000);
+        for n in 0..u64::try_from(3 * MOST).unwrap() {
+            let (at, length) = (start + Duration::from_millis(n), Duration::from_millis(n));
+            let (second, milli) = (n / 1_000, n % 1_000);
+            for _again in 0..2 {
+                let moment = shown(datetime(at));
+                assert!(moment.contains(&format!("14:13:2{second}.{milli:03}Z")), "{moment}");
+                let length = shown(duration(length));
+                assert!(length.contains(&format!("\"{n}ms\"")), "{length}");
+            }
+        }
+        MOMENTS.with_borrow(|known| assert!(known.len() <= MOST));
+    }
+}
