@@ -108,7 +108,7 @@ impl Shared {
         let given = self.given_at_begin(set, view);
         // Who begins has just been attested, and has nothing below.
         let who = WorkloadFacts { attested_at: self.parts.clock.wall(), ..who };
-        let mut began = view.clone().as_it_began();
+        let mut began = view.clone().when_it_began();
         began.task.children.clear();
         let to_be = self.renewed(set, &began, who, left);
         self.decide_renewal(set, &began, &to_be, given.as_ref(), true).map(Some)

@@ -250,7 +250,7 @@ impl TaskView {
 
     /// The task as policy saw it when it began: nothing used, nothing refused, alone in its cgroup if it is held by one.
     /// What it has done since is no reason to end it.
-    pub(super) fn as_it_began(mut self) -> Self {
+    pub(super) fn when_it_began(mut self) -> Self {
         self.task.used = Usage::default();
         self.task.denials = 0;
         self.task.audiences.clear();

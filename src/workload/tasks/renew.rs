@@ -114,7 +114,7 @@ impl Shared {
         parent.task.children.remove(&view.task.id);
         let mut who = None;
         if as_begun {
-            parent = parent.as_it_began();
+            parent = parent.when_it_began();
             let known = self.facts_of_seat(&parent.task.seat, &parent.task.charter.entry);
             who = known.map(|known| WorkloadFacts { attested_at: to_be.now, ..known });
         }
